@@ -1,0 +1,69 @@
+"""The toolkit's errors: each message is one sentence that says what was expected, what came and what to do."""
+
+
+class LCTError(Exception):
+    """Any error the toolkit raises on purpose; the command line prints it and ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class BudgetError(LCTError, ValueError):
+    """A budget, or the text of one, is not a usable number."""
+
+
+class ProfileError(LCTError, ValueError):
+    """A profile.json is missing, unreadable or contradicts itself."""
+
+
+class NothingFitsError(LCTError, LookupError):
+    """No sub-model meets the budget; the message names the nearest alternatives."""
+
+    exit_code = 3
+
+
+class BundleError(LCTError, ValueError):
+    """An exported folder is missing, incomplete or altered."""
+
+
+class RecipeError(LCTError, ValueError):
+    """A training recipe holds an unknown key or a value out of range."""
+
+
+class DataError(LCTError, ValueError):
+    """A data set is missing or not what its name promises."""
+
+
+class ModelError(LCTError, ValueError):
+    """A network's name or option is unknown or does not suit the data."""
+
+
+class PartitionError(LCTError, ValueError):
+    """A network cannot be cut as asked."""
+
+
+class CriticError(LCTError, ValueError):
+    """A local critic's name or option is unknown or does not suit what crosses the cut."""
+
+
+class DivergenceError(LCTError, ArithmeticError):
+    """A loss stopped being finite; the message says in which group and step."""
+
+
+class CheckpointError(LCTError, ValueError):
+    """A run folder or checkpoint is missing, damaged or of another run."""
+
+
+class AnalysisError(LCTError, ValueError):
+    """A network could not be measured, for instance because an operator has no count."""
+
+
+class ExportError(LCTError, RuntimeError):
+    """A sub-model could not be exported, or its ONNX graph does not agree with torch."""
+
+
+class InputError(LCTError, ValueError):
+    """An input to be answered has the wrong shape, type or values."""
+
+
+class MissingExtraError(LCTError, ImportError):
+    """A command needs an optional dependency that is not installed."""

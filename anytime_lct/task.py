@@ -1,0 +1,56 @@
+"""What is learned: the facts of a data set, the loss of one sample, and the metric of an exit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TaskName = Literal["classification", "language-model"]
+MetricName = Literal["accuracy", "bpc"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the network, the critics and the runtime need to know of a data set.
+
+    `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
+    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1].
+    """
+
+    name: str
+    task: TaskName
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def metric(self) -> MetricName:
+        return "accuracy" if self.task == "classification" else "bpc"
+
+
+def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the loss l(Z, y) of every sample, shape (B,), float32, in nats (equations (1) and (6)).
+
+    Classification takes Z (B, K) and y (B,). A language model takes Z (B, T, K) and y (B, T); its loss is the sum
+    (6) divided by T, so that learning rates do not depend on the length of the minibatch.
+    """
+    if task == "classification":
+        return F.cross_entropy(Z.float(), y, reduction="none", label_smoothing=label_smoothing)
+    per_character = F.cross_entropy(
+        Z.float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return per_character.view(y.shape).mean(dim=1)
+
+
+def scores(task: TaskName, Z: Tensor, y: Tensor) -> Tensor:
+    """Return the metric of every sample, shape (B,): 1 or 0 for a right or wrong class, or bits per character."""
+    if task == "classification":
+        return (Z.argmax(dim=1) == y).to(torch.float32)
+    return losses(task, Z, y) / math.log(2.0)
