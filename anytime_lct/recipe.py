@@ -1,0 +1,296 @@
+"""What a training run is told: read from TOML and `--set key=value`, checked, completed with defaults, written back.
+
+A recipe that leaves a key out gets the paper's value for its task (Section V), or the value of the small built-in
+data sets. The completed recipe is written into the run folder and says everything there is to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anytime_lct.errors import RecipeError
+
+DataName = Literal[
+    "digits", "pydoc", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "text"
+]
+TEXT: frozenset[str] = frozenset({"pydoc", "text"})
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """One table of the file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(Section):
+    name: DataName = "digits"
+    root: str | None = None
+    path: str | None = None
+    download: bool = False
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    augment: Literal["auto", "none", "crop", "crop-flip", "imagenet"] = "auto"
+    batch_size: Count = 128
+    sequence_length: Count = 150
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class ModelRecipe(Section):
+    """The network by name; every other key of the table is an option of that network."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class CutRecipe(Section):
+    groups: Count = 4
+    by: Literal["layers", "balanced", "memory"] = "layers"
+    places: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _places_are_groups(self) -> CutRecipe:
+        if self.places and "groups" in self.model_fields_set and self.groups != len(self.places) + 1:
+            raise ValueError(
+                f"{len(self.places)} places make {len(self.places) + 1} groups, but groups = {self.groups}; "
+                f"leave one of them out"
+            )
+        return self
+
+
+class CriticRecipe(Section):
+    kind: Literal["slim", "paper", "paper-imagenet"] = "slim"
+    depth: Count | tuple[Count, ...] = 1
+
+
+class RuleRecipe(Section):
+    """How critics learn (lct.Rule): the form of (5), its l, and the weight of cross-entropy added to it."""
+
+    form: Literal["per-sample", "scalar"] = "per-sample"
+    matching: Literal["l1", "l2", "smooth-l1"] = "l1"
+    cross_entropy: NotNegative = 0.0
+
+
+class OptimizerRecipe(Section):
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: NotNegative = 0.0
+
+
+class ScheduleRecipe(Section):
+    """Learning rate over the run; milestones are shares of it, warm-up is counted in epochs."""
+
+    name: Literal["constant", "step", "cosine", "one-cycle"] = "constant"
+    milestones: tuple[Fraction, ...] = ()
+    gamma: Positive = 0.1
+    warmup: NotNegative = 0.0
+
+
+class TrainRecipe(Section):
+    epochs: Count
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    clip_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "auto"
+    keep: Literal["last", "best"] = "last"
+    checkpoint_minutes: Positive = 10.0
+
+
+class Recipe(Section):
+    """A whole run. `groups` and `critics` are the two optimizers, each with its schedule."""
+
+    data: DataRecipe
+    model: ModelRecipe
+    cut: CutRecipe
+    critic: CriticRecipe
+    rule: RuleRecipe
+    train: TrainRecipe
+    groups: OptimizerRecipe
+    groups_schedule: ScheduleRecipe
+    critics: OptimizerRecipe
+    critics_schedule: ScheduleRecipe
+
+
+# Section V-B of the paper: ResNets on CIFAR (80,000 minibatches of 128 are some 205 epochs) and LSTMs on the Penn
+# Treebank. The built-in data sets are small and get short runs.
+PAPER_IMAGES: dict[str, Any] = {
+    "model": {"name": "resnet20"},
+    "train": {"epochs": 205},
+    "groups": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+    "groups_schedule": {"name": "step", "milestones": [0.5, 0.75], "gamma": 0.1},
+    "critics": {"name": "adam", "lr": 1e-4},
+}
+PAPER_TEXT: dict[str, Any] = {
+    "model": {"name": "lstm", "layers": 4, "units": 600, "embedding": 128},
+    "train": {"epochs": 100},
+    "groups": {"name": "adam", "lr": 2.7e-3, "weight_decay": 1.2e-5},
+    "groups_schedule": {"name": "step", "milestones": [0.2, 0.4, 0.6, 0.8], "gamma": 0.33},
+    "critics": {"name": "adam", "lr": 2.7e-3},
+    "critics_schedule": {"name": "step", "milestones": [0.2, 0.4, 0.6, 0.8], "gamma": 0.33},
+}
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "digits": {
+        "data": {"batch_size": 64},
+        "model": {"name": "resnet", "depth": 14, "width": 16},
+        "train": {"epochs": 15},
+        "groups_schedule": {"name": "one-cycle"},
+        "critics": {"name": "adam", "lr": 1e-3},
+        "rule": {"cross_entropy": 0.5},
+    },
+    "pydoc": {
+        "data": {"batch_size": 32, "sequence_length": 100},
+        "model": {"layers": 2, "units": 128, "embedding": 64},
+        "cut": {"groups": 2},
+        "train": {"epochs": 3, "clip_norm": 1.0},
+    },
+}
+
+
+def complete(given: dict[str, Any]) -> Recipe:
+    """Fill what `given` leaves out with the defaults of its data set and check the whole.
+
+    >>> complete({"data": {"name": "cifar10"}, "train": {"epochs": 10}}).groups.lr
+    0.1
+
+    Raises RecipeError naming the first key that is unknown or out of range.
+    """
+    data = given.get("data", {})
+    name = data.get("name", "digits") if isinstance(data, dict) else "digits"
+    defaults = PAPER_TEXT if name in TEXT else PAPER_IMAGES
+    layers = [{key: {} for key in Recipe.model_fields}, defaults, BUILT_IN.get(str(name), {})]
+    if _says_model(given):  # options of a default network do not pass to another network
+        layers = [{**layer, "model": {}} for layer in layers]
+    merged: dict[str, Any] = {}
+    for layer in [*layers, given]:
+        for key, value in layer.items():
+            old = merged.get(key)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            merged[key] = {**cast(dict[str, Any], old), **value} if both else value
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error)) from None
+
+
+def read(source: str | Path | None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe from a TOML file, or from a shipped recipe's name, with `overrides` on top, and complete it.
+
+    `overrides` maps dotted keys to values, as `assignment` reads them. Raises RecipeError.
+    """
+    given = _parse(source) if source is not None else {}
+    for key, value in (overrides or {}).items():
+        table, _, entry = key.partition(".")
+        if not entry or "." in entry:
+            raise RecipeError(
+                f"Expected a setting like train.epochs=10, got the key '{key}'; its first part is one of "
+                f"{', '.join(Recipe.model_fields)}."
+            )
+        section = given.setdefault(table, {})
+        if isinstance(section, dict):
+            section[entry] = value
+    return complete(given)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as TOML would, or as a bare word.
+
+    >>> assignment("cut.places=layer1,layer2")
+    ('cut.places', ['layer1', 'layer2'])
+    >>> assignment("groups.lr=0.05")
+    ('groups.lr', 0.05)
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key or not value:
+        raise RecipeError(f"Expected a setting of the form key=value, got '{text}'; write for example train.epochs=10.")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        if key in ("cut.places", "critic.depth") or "," in value:
+            return key, [_word(part) for part in value.split(",") if part.strip()]
+        return key, value
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write the completed recipe as TOML (temporary name, then renamed), so that `read(path)` gives it back."""
+    import tomli_w
+
+    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the recipes that come with the toolkit."""
+    folder = resources.files("anytime_lct") / "recipes"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def _parse(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if str(source) in shipped() and not path.exists():
+        text = (resources.files("anytime_lct") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"Expected a recipe file or one of the shipped recipes ({', '.join(shipped())}), "
+            f"got '{source}', which cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"Expected TOML in the recipe '{source}', but it does not parse: {error}.") from None
+
+
+def _says_model(given: dict[str, Any]) -> bool:
+    model = given.get("model")
+    return isinstance(model, dict) and "name" in model
+
+
+def _word(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.strip()
+
+
+def _sentence(error: ValidationError) -> str:
+    """Say the first thing that is wrong with a recipe: where, what was expected, what came."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(path) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(path)
+        near = difflib.get_close_matches(path[-1], known, n=3)
+        return f"The recipe has an unknown key '{where}'; did you mean {' or '.join(near or known)}?"
+    if first["type"] == "missing":
+        return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
+    wanted = first["msg"].removeprefix("Value error, ")
+    return f"The recipe's '{where}' is {first['input']!r}, which does not do: {wanted[0].lower()}{wanted[1:]}."
+
+
+def _keys_beside(path: list[str]) -> list[str]:
+    if len(path) == 1:
+        return list(Recipe.model_fields)
+    annotation = Recipe.model_fields[path[0]].annotation
+    section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return list(cast(type[BaseModel], section).model_fields)
