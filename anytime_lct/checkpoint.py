@@ -1,0 +1,137 @@
+"""Checkpoints: one safetensors file a layer group, so that a run can go on with another number of workers.
+
+    RUN/checkpoints/step-00000320/group_1.safetensors .. group_N.safetensors, progress.json
+
+A checkpoint is written under another name, flushed to the disk and renamed when it is whole; the two newest are kept.
+progress.json holds the sums of the files and where in the run they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as format_safetensors
+from torch import Tensor
+
+from anytime_lct.errors import CheckpointError
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, groups: list[dict[str, Tensor]], progress: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` below `folder`; whatever fails, the checkpoints before it stay whole."""
+    final = folder / f"step-{step:08d}"
+    part = folder / f".step-{step:08d}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        sums = {}
+        for index, tensors in enumerate(groups, start=1):
+            name = f"group_{index}.safetensors"
+            sums[name] = write_bytes(part / name, _bytes(tensors))
+        write_bytes(part / "progress.json", json.dumps({"step": step, "sha256": sums, **progress}, indent=1).encode())
+        sync(part)
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+        sync(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(
+            f"Could not write the checkpoint '{final}': {error.strerror or error}; the checkpoints before it are whole, "
+            f"so make room and go on with --resume."
+        ) from None
+    for old in _all(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint below `folder`, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path, num_groups: int) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
+    """Read a checkpoint's tensors, group by group, and its progress; raises CheckpointError where it is damaged."""
+    try:
+        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        sums = progress["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(_damaged(path, "progress.json")) from None
+    if len(sums) != num_groups:
+        raise CheckpointError(f"The checkpoint '{path}' holds {len(sums)} layer groups, but the run has {num_groups}.")
+    groups = []
+    for name, expected in sums.items():
+        try:
+            content = (path / name).read_bytes()
+        except OSError:
+            raise CheckpointError(_damaged(path, name)) from None
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(_damaged(path, name))
+        groups.append(parse_safetensors(content))
+    return groups, progress
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a safetensors file under a temporary name, then rename it."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write_bytes(part, _bytes(tensors))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"Could not write '{path}': {error.strerror or error}; make room or choose another folder.") from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises CheckpointError where it is missing or damaged."""
+    try:
+        return parse_safetensors(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"Expected weights in '{path}', which cannot be read: {error.strerror or error}.") from None
+    except (SafetensorError, ValueError):
+        raise CheckpointError(
+            f"The weights '{path}' are truncated or no safetensors file; copy them again or train again."
+        ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write and flush to the disk; return the sha256 sum."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return format_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _damaged(path: Path, name: str) -> str:
+    return (
+        f"The checkpoint '{path}' is damaged: '{name}' is missing, truncated or altered; remove that folder to go on "
+        f"from the checkpoint before it, if there is one."
+    )

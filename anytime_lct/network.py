@@ -1,0 +1,160 @@
+"""LCTNetwork: layer groups f_1..f_N and local critics c_1..c_{N-1}, and the sub-models that they make.
+
+            x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
+                  |      |                                sub-model N = the main network
+                 c_1    c_2
+                  |      |
+                 Z_1    Z_2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct import critics, partition, placement
+from anytime_lct.errors import CheckpointError, CriticError, PartitionError
+from anytime_lct.task import TaskName
+
+
+class LCTNetwork(nn.Module):
+    """A main network cut into N layer groups, with a local critic behind each of the first N-1.
+
+    The groups run the network's own submodules: they share its parameters and keep their names, so `main_state()`
+    loads straight into the uncut network. `places` names the modules after which it is cut.
+    """
+
+    def __init__(self, groups: Sequence[nn.Module], critics: Sequence[nn.Module], places: Sequence[str] = ()) -> None:
+        super().__init__()
+        if len(critics) != len(groups) - 1:
+            raise CriticError(f"Expected one critic fewer than groups, got {len(groups)} groups, {len(critics)} critics.")
+        self.groups = nn.ModuleList(groups)
+        self.critics = nn.ModuleList(critics)
+        self.places = tuple(places)
+
+    @classmethod
+    def cut(
+        cls,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        num_groups: int = 4,
+        places: Sequence[str] = (),
+        by: placement.Strategy = "layers",
+        critic: critics.Kind = "slim",
+        depth: int | Sequence[int] = 1,
+        task: TaskName = "classification",
+    ) -> LCTNetwork:
+        """Cut a traceable network and put a local critic behind each cut.
+
+        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or `num_groups` groups placed `by`
+        layers, balanced training cost or memory. `depth` is every critic's, or one for each of them.
+        Raises PartitionError and CriticError.
+
+        >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
+        """
+        trace = partition.trace(model)
+        with probing(model):
+            outputs = model(example).shape[-1]
+
+        def make(hidden: Tensor, at_depth: int = 1) -> nn.Module:
+            return critics.build(critic, hidden, outputs, task, at_depth)
+
+        if not places:
+            first = depth if isinstance(depth, int) else max(depth, default=1)
+            places = placement.place(trace, example, num_groups, by, lambda hidden: make(hidden, first))
+        groups = partition.groups(trace, places)
+        depths = [depth] * len(places) if isinstance(depth, int) else list(depth)
+        if len(depths) != len(places):
+            raise CriticError(f"Expected one critic depth, or {len(places)} of them, one a critic; got {len(depths)}.")
+        made, hidden = [], example
+        for group, at_depth in zip(groups, depths, strict=False):
+            with probing(group):
+                hidden = group(hidden)
+            made.append(make(hidden, at_depth))
+        return cls(groups, made, places)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.groups)
+
+    def sub_model(self, i: int) -> nn.Sequential:
+        """Return sub-model i, f_1..f_i + c_i, for i = 1..N; it shares its weights with the network."""
+        if not 1 <= i <= self.num_groups:
+            raise PartitionError(f"Expected an exit from 1 to {self.num_groups}, got {i}.")
+        return nn.Sequential(*self.groups[:i], *self.critics[i - 1 : i])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs [Z_1, .., Z_N] of all exits, each (B, K) or (B, T, K)."""
+        outputs = []
+        for group, critic in zip(self.groups, self.critics, strict=False):
+            x = group(x)
+            outputs.append(critic(x))
+        return [*outputs, self.groups[-1](x)]
+
+    def main_state(self) -> dict[str, Tensor]:
+        """Weights of the main network, under the names of the uncut network."""
+        return {name: value for group in self.groups for name, value in group.state_dict().items()}
+
+    def critics_state(self) -> dict[str, Tensor]:
+        """Weights of the critics, as `critic_1.<name>`."""
+        return {
+            f"critic_{i}.{name}": value
+            for i, critic in enumerate(self.critics, start=1)
+            for name, value in critic.state_dict().items()
+        }
+
+    def load(self, main: dict[str, Tensor], critics: dict[str, Tensor]) -> None:
+        """Take over weights as `main_state` and `critics_state` give them; raises CheckpointError on any mismatch."""
+        _copy("main network", self.main_state(), main)
+        _copy("critics", self.critics_state(), critics)
+
+
+def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    if odd := sorted(own.keys() ^ given.keys()):
+        side = "missing" if odd[0] in own else "unknown"
+        raise CheckpointError(f"The weights do not belong to this {what}: '{odd[0]}' is {side} ({len(odd)} such names).")
+    for name, value in given.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(
+                f"The weights do not belong to this {what}: '{name}' has shape {tuple(value.shape)}, "
+                f"expected {tuple(own[name].shape)}."
+            )
+    with torch.no_grad():
+        for name, value in given.items():
+            own[name].copy_(value)
+
+
+@contextmanager
+def probing(module: nn.Module) -> Iterator[None]:
+    """Run a module for its shapes only: eval mode, no gradients, each submodule's mode put back afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def carriers(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the named submodules that can carry hidden state from minibatch to minibatch (`carry` and `state`)."""
+    return [(name, m) for name, m in module.named_modules() if hasattr(m, "carry") and hasattr(m, "state")]
+
+
+@contextmanager
+def carrying(module: nn.Module) -> Iterator[None]:
+    """Carry hidden state within this block, from zero; what was carried before comes back afterwards."""
+    before = [(m, m.carry, m.state) for _, m in carriers(module)]
+    for m, _, _ in before:
+        m.carry, m.state = True, None
+    try:
+        yield
+    finally:
+        for m, carry, state in before:
+            m.carry, m.state = carry, state

@@ -1,0 +1,141 @@
+"""The run folder: what a training run leaves behind, and the network it gives back.
+
+    RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
+    RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
+    RUN/main.safetensors  critics.safetensors         what came out
+    RUN/profile.json  exits.png                       what it is worth (analyze)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anytime_lct import __version__, models
+from anytime_lct import recipe as recipes
+from anytime_lct.checkpoint import load_tensors, save_tensors
+from anytime_lct.errors import CheckpointError
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipe import Recipe
+from anytime_lct.task import Facts
+
+RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
+MAIN, CRITICS, PROFILE, PICTURE = "main.safetensors", "critics.safetensors", "profile.json", "exits.png"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder opened: its recipe, the facts of its data, and the network with the weights that came out."""
+
+    path: Path
+    recipe: Recipe
+    facts: Facts
+    network: LCTNetwork
+
+
+def create(path: Path, recipe: Recipe, facts: Facts) -> None:
+    """Make a new run folder; raises CheckpointError where one with a run in it stands already."""
+    if (path / RECIPE).exists():
+        raise CheckpointError(
+            f"The folder '{path}' holds a run already; continue it with --resume or choose another --run-dir."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / FACTS).write_text(json.dumps(dataclasses.asdict(facts), indent=1), encoding="utf-8")
+        (path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
+        ) from None
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder with the weights that training left; raises CheckpointError where it is not whole."""
+    recipe, facts = read(path)
+    network = build_network(recipe, facts)
+    for name in (MAIN, CRITICS):
+        if not (path / name).exists():
+            raise CheckpointError(f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume.")
+    network.load(load_tensors(path / MAIN), load_tensors(path / CRITICS))
+    return Run(path, recipe, facts, network.eval())
+
+
+def read(path: Path) -> tuple[Recipe, Facts]:
+    """Read a run folder's recipe and the facts of its data."""
+    if not (path / RECIPE).exists():
+        raise CheckpointError(f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train.")
+    try:
+        raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        facts = Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    except (OSError, ValueError, TypeError):
+        raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
+    return recipes.read(path / RECIPE), facts
+
+
+def save_weights(path: Path, network: LCTNetwork) -> None:
+    """Write main.safetensors and critics.safetensors."""
+    save_tensors(path / MAIN, network.main_state())
+    save_tensors(path / CRITICS, network.critics_state())
+
+
+def build_network(recipe: Recipe, facts: Facts) -> LCTNetwork:
+    """Build, cut and initialise the network of a recipe; the weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        model = models.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
+        return LCTNetwork.cut(
+            model,
+            example_input(facts),
+            num_groups=recipe.cut.groups,
+            places=recipe.cut.places,
+            by=recipe.cut.by,
+            critic=recipe.critic.kind,
+            depth=recipe.critic.depth,
+            task=facts.task,
+        )
+
+
+def example_input(facts: Facts, batch: int = 2) -> Tensor:
+    """Return a batch of zeros of the network's input: float32 (B, C, H, W), or int64 (B, T) for text."""
+    return torch.zeros(batch, *facts.input_shape, dtype=torch.float32 if len(facts.input_shape) > 1 else torch.int64)
+
+
+def environment() -> dict[str, object]:
+    """Return the versions and the machine that a result depends on."""
+    return {
+        "anytime-lct": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run folder for one process; raises CheckpointError while another trains in it."""
+    try:
+        import fcntl
+    except ImportError:  # a system without flock: nothing to hold
+        yield
+        return
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"Another process is training in '{path}'; wait for it or choose another --run-dir."
+            ) from None
+        yield
