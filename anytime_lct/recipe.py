@@ -63,7 +63,7 @@ class CutRecipe(Section):
 
     @model_validator(mode="after")
     def _places_are_groups(self) -> CutRecipe:
-        if self.places and "groups" in self.model_fields_set and self.groups != len(self.places) + 1:
+        if self.places and self.groups != len(self.places) + 1:
             raise ValueError(
                 f"{len(self.places)} places make {len(self.places) + 1} groups, but groups = {self.groups}; "
                 f"leave one of them out"
@@ -184,6 +184,9 @@ def complete(given: dict[str, Any]) -> Recipe:
             old = merged.get(key)
             both = isinstance(value, dict) and isinstance(old, dict)
             merged[key] = {**cast(dict[str, Any], old), **value} if both else value
+    cut = given.get("cut")
+    if isinstance(cut, dict) and isinstance(cut.get("places"), list | tuple) and "groups" not in cut:
+        merged["cut"]["groups"] = len(cut["places"]) + 1
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:

@@ -1,0 +1,133 @@
+"""`anytime-lct train`: train a network by local critic training into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anytime_lct.training import Epoch, Progress
+
+
+def train(
+    recipe: Annotated[str | None, typer.Option(help="Recipe: a TOML file or the name of a shipped one.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm.")] = None,
+    groups: Annotated[int | None, typer.Option(help="Number of layer groups N.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other recipe key, e.g. groups.lr=0.05; may be repeated.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Train a network by local critic training; without arguments, a small one on the built-in digits.
+
+    Ctrl-C writes a checkpoint first; --resume goes on to the very weights of an undisturbed run.
+
+    Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
+    """
+    from anytime_lct import recipe as recipes
+    from anytime_lct.errors import RecipeError
+
+    flags = {
+        "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
+        "cut.groups": groups, "train.epochs": epochs, "train.seed": seed,
+    }  # fmt: skip
+    overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    overrides |= dict(recipes.assignment(text) for text in settings or [])
+    if resume:
+        if run_dir is None:
+            raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to go on with.")
+        if overrides or recipe:
+            raise RecipeError(
+                "Expected --resume with --run-dir alone, since a run goes on with its own recipe; leave the rest out."
+            )
+        from anytime_lct import run_folder
+
+        chosen = run_folder.read(run_dir)[0]
+    else:
+        chosen = recipes.read(recipe, overrides)
+    folder = run_dir or Path("runs") / f"{chosen.data.name}-{chosen.model.name}-{chosen.train.seed}"
+    last = run(chosen, folder, resume=resume, quiet=as_json)
+    if as_json:
+        import json
+
+        summary = None if last is None else last.as_json(metric_of(chosen.data.name))
+        typer.echo(json.dumps({"run": str(folder), "last_epoch": summary}))
+    else:
+        typer.echo(f"The run is in {folder}. Next: anytime-lct analyze {folder}")
+
+
+def run(recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False) -> Epoch | None:
+    """Train and show the progress; return the last epoch, or None where nothing was left to do."""
+    from anytime_lct import data as datasets
+    from anytime_lct import run_folder
+    from anytime_lct.errors import CheckpointError
+    from anytime_lct.training import train as training
+
+    if not resume and (folder / run_folder.RECIPE).exists():
+        raise CheckpointError(
+            f"The folder '{folder}' holds a run already; go on with it by --resume --run-dir {folder}, or choose "
+            f"another --run-dir."
+        )
+    events = training(recipe, datasets.from_recipe(recipe), folder, resume=resume)
+    try:
+        return show(events, metric_of(recipe.data.name), quiet=quiet)
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True)
+        raise
+
+
+def show(events: Iterable[Progress | Epoch], metric: str, *, quiet: bool = False) -> Epoch | None:
+    """Draw a bar with every exit's training loss and the time left, and a line an epoch; return the last epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from anytime_lct.training import Epoch
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[losses]}"),
+    )  # fmt: skip
+    last: Epoch | None = None
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("train", total=None, epoch="-", losses="-")
+        for event in events:
+            if isinstance(event, Epoch):
+                last = event
+                console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
+                continue
+            bar.update(
+                task,
+                total=event.epochs * event.batches,
+                completed=(event.epoch - 1) * event.batches + event.batch,
+                epoch=f"{event.epoch}/{event.epochs}",
+                losses=" ".join(f"{loss:.3f}" for loss in event.losses),
+            )
+    return last
+
+
+def epoch_line(epoch: Epoch, metric: str) -> str:
+    """Say what an epoch came to: training losses and the validation metric, one number an exit."""
+    losses = " ".join(f"{loss:.3f}" for loss in epoch.train_losses)
+    line = f"epoch {epoch.epoch:3d}  {epoch.seconds:6.1f} s  loss {losses}"
+    if epoch.scores:
+        shown = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
+        line += f"  validation {metric} {' '.join(shown)}"
+    return line
+
+
+def metric_of(data: str) -> str:
+    """Name the metric of a data set."""
+    from anytime_lct.recipe import TEXT
+
+    return "bpc" if data in TEXT else "accuracy"
