@@ -1,0 +1,91 @@
+"""Recipes: the paper's defaults, overrides, what is written is what is read, and clear refusals."""
+
+from __future__ import annotations
+
+import pytest
+
+from anytime_lct import recipe as recipes
+from anytime_lct.errors import RecipeError
+
+
+def test_the_papers_settings_are_the_defaults_of_their_task():
+    images = recipes.complete({"data": {"name": "cifar10"}})
+    assert (images.groups.name, images.groups.lr, images.groups.momentum, images.groups.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+    assert (images.critics.name, images.critics.lr) == ("adam", 1e-4)
+    assert images.groups_schedule.milestones == (0.5, 0.75)
+    assert (images.rule.form, images.rule.matching, images.rule.cross_entropy) == ("per-sample", "l1", 0.0)
+    text = recipes.complete({"data": {"name": "text"}})
+    assert (text.groups.name, text.groups.lr, text.groups.weight_decay) == ("adam", 2.7e-3, 1.2e-5)
+    assert (text.data.batch_size, text.data.sequence_length, text.model.options["embedding"]) == (128, 150, 128)
+    assert (text.groups_schedule.milestones, text.groups_schedule.gamma) == ((0.2, 0.4, 0.6, 0.8), 0.33)
+
+
+def test_options_of_a_default_network_do_not_pass_to_another():
+    assert recipes.complete({"model": {"name": "mlp"}}).model.options == {}
+    assert recipes.complete({"model": {"width": 8}}).model.options == {"depth": 14, "width": 8}
+
+
+def test_places_decide_the_number_of_groups():
+    assert recipes.complete({"cut": {"places": ["layer1", "layer2"]}}).cut.groups == 3
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_shipped_recipes_are_complete_and_survive_writing(name, tmp_path):
+    recipe = recipes.read(name)
+    recipes.write(recipe, tmp_path / "recipe.toml")
+    assert recipes.read(tmp_path / "recipe.toml") == recipe
+
+
+def test_what_is_written_is_what_is_read_for_every_data_set(tmp_path):
+    for data in recipes.TEXT | {"digits", "cifar10"}:
+        recipe = recipes.complete({"data": {"name": data}, "cut": {"places": ["a", "b", "c", "d"]}})
+        recipes.write(recipe, tmp_path / "recipe.toml")
+        assert recipes.read(tmp_path / "recipe.toml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("groups.lr=0.05", ("groups.lr", 0.05)),
+        ("train.epochs = 3", ("train.epochs", 3)),
+        ("train.compile=true", ("train.compile", True)),
+        ("cut.places=layer1,layer2", ("cut.places", ["layer1", "layer2"])),
+        ("cut.places=layer1", ("cut.places", ["layer1"])),
+        ("critic.depth=3,2,1", ("critic.depth", [3, 2, 1])),
+        ("model.name=mlp", ("model.name", "mlp")),
+        ('data.root="/x y"', ("data.root", "/x y")),
+    ],
+)
+def test_assignments_are_read_as_toml_or_bare_words(text, expected):
+    assert recipes.assignment(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"train.epoch": 3}, "did you mean epochs"),
+        ({"train.epochs": 0}, "train.epochs"),
+        ({"train.epochs": "many"}, "train.epochs"),
+        ({"data.name": "cifar"}, "cifar10"),
+        ({"data.validation": 1.0}, "data.validation"),
+        ({"groups.lr": -0.1}, "groups.lr"),
+        ({"groups.lr": float("nan")}, "groups.lr"),
+        ({"critics.name": "lion"}, "'sgd', 'adam' or 'adamw'"),
+        ({"cut.groups": 3, "cut.places": ["a"]}, "1 places make 2 groups"),
+        ({"rule.form": "per_sample"}, "per-sample"),
+        ({"epochs": 3}, "train.epochs=10"),
+    ],
+)
+def test_refusals_name_the_key_and_what_was_expected(overrides, says):
+    with pytest.raises(RecipeError, match=says):
+        recipes.read(None, overrides)
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path):
+    (tmp_path / "a.toml").write_text("[train\nepochs = 3")
+    with pytest.raises(RecipeError, match="does not parse"):
+        recipes.read(tmp_path / "a.toml")
+    with pytest.raises(RecipeError, match="shipped recipes"):
+        recipes.read("no-such")
+    with pytest.raises(RecipeError, match="key=value"):
+        recipes.assignment("epochs")
