@@ -1,0 +1,70 @@
+"""The character model of Tables V, IX and X: an embedding, LSTM layers, and a linear layer over every time step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct.errors import ModelError
+
+
+class CarriedLSTM(nn.LSTM):
+    """One LSTM layer, (B, T, F) to (B, T, units), that can start where the last minibatch ended.
+
+    Any module with the attributes `carry` and `state` can: while `carry` is True, its forward starts from `state` and
+    leaves its last state there, detached; the trainer sets `carry`, and `state` to None where a text starts anew.
+    With `carry` False, forward is a pure function that starts from zero. `state` is (h, c), each (1, B, units).
+    """
+
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__(features, units, batch_first=True)
+        self.carry = False
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        fits = self.carry and self.state is not None and self.state[0].shape[1] == x.shape[0]
+        output, state = super().forward(x, self.state if fits else None)
+        if self.carry:
+            self.state = (state[0].detach(), state[1].detach())
+        return output
+
+
+class CharacterLSTM(nn.Module):
+    """Predict the next character at every step: int64 (B, T) to logits (B, T, symbols)."""
+
+    def __init__(self, symbols: int, layers: int, units: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, embedding)
+        self.lstm = nn.Sequential(
+            *(_layer(embedding if k == 0 else units, units, dropout if k < layers - 1 else 0.0) for k in range(layers))
+        )
+        self.output = nn.Linear(units, symbols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.lstm(self.embedding(x)))
+
+
+def lstm(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    layers: int = 4,
+    units: int = 600,
+    embedding: int = 128,
+    dropout: float = 0.0,
+) -> CharacterLSTM:
+    """Make a character model; the default has the size of Table X, 10.4 M parameters with 50 symbols."""
+    if len(input_shape) != 1:
+        raise ModelError(f"The network 'lstm' reads text, but the data has inputs of shape {tuple(input_shape)}.")
+    for name, value in (("layers", layers), ("units", units), ("embedding", embedding)):
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f"Expected {name} of at least 1 for the network 'lstm', got {value!r}.")
+    if not 0 <= dropout < 1:
+        raise ModelError(f"Expected a dropout from 0 up to below 1 for the network 'lstm', got {dropout!r}.")
+    return CharacterLSTM(outputs, layers, units, embedding, dropout)
+
+
+def _layer(features: int, units: int, dropout: float) -> nn.Module:
+    layer = CarriedLSTM(features, units)
+    with torch.no_grad():
+        layer.bias_hh_l0.zero_()  # two biases are added; only one of them needs to start away from zero
+    return nn.Sequential(layer, nn.Dropout(dropout)) if dropout else layer
