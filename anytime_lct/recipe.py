@@ -139,6 +139,7 @@ PAPER_IMAGES: dict[str, Any] = {
     "critics": {"name": "adam", "lr": 1e-4},
 }
 PAPER_TEXT: dict[str, Any] = {
+    "data": {"validation": 0.05},
     "model": {"name": "lstm", "layers": 4, "units": 600, "embedding": 128},
     "train": {"epochs": 100},
     "groups": {"name": "adam", "lr": 2.7e-3, "weight_decay": 1.2e-5},
