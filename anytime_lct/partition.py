@@ -302,7 +302,8 @@ def _begins_group(module: nn.Module) -> bool:
 
 
 def _next_operation(nodes: Sequence[fx.Node], position: int) -> fx.Node:
-    return next(node for node in nodes[position + 1 :] if node.op != "get_attr")
+    skipped = (node for node in nodes[position + 1 :] if node.op != "get_attr" and "_by_mode_" not in str(node.target))
+    return next(skipped)
 
 
 def _end_name(nodes: Sequence[fx.Node], position: int) -> str:
