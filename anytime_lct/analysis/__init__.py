@@ -1,1 +1,1 @@
-"""What the sub-models of a trained network cost and are worth: operations, quality with its uncertainty, latency."""
+"""What the sub-models of a trained network cost and are worth: operations, quality, time."""

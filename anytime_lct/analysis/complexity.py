@@ -1,8 +1,8 @@
 """Multiply-adds and parameters of a module, counted by fvcore on one traced forward pass.
 
-One multiply-add counts one, as in fvcore, torchvision and timm. What fvcore counts is counted as it does (batch norm in
-evaluation mode, for instance, as two operations an element); what it leaves at zero with a log line is counted below,
-or listed as free, or is an error: a number that leaves something out is never returned.
+One multiply-add counts one, as in fvcore, torchvision and timm. What fvcore counts is counted as it does (in
+evaluation mode a batch norm is two operations an element). What it leaves at zero with a log line is counted
+below, listed as free, or an error: a number that leaves something out is never returned.
 """
 
 from __future__ import annotations
@@ -14,44 +14,48 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import elementwise_flop_counter, norm_flop_counter
 from torch import Tensor, nn
 
 from anytime_lct.errors import AnalysisError
-from anytime_lct.network import probing
+from anytime_lct.network import carrying, probing
 from anytime_lct.profile import Cost
 
-# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout): elementwise arithmetic and functions,
-# which have no weights to multiply by and which fvcore, torchvision and timm leave out as well; comparing and sorting;
-# looking rows up; moving, masking and padding.
-FREE = frozenset(
-    f"aten::{name}"
-    for name in (
-        "add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp log log1p erf sin cos "
-        "clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign floor_ floor_divide "
-        "sigmoid sigmoid_ tanh tanh_ gelu gelu_ silu silu_ mish mish_ elu elu_ selu selu_ celu celu_ softplus softsign "
-        "relu6 relu6_ leaky_relu leaky_relu_ prelu rrelu hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish "
-        "hardswish_ hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid glu softmax log_softmax _softmax "
-        "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin min "
-        "argmax argmin topk sort argsort ne lt le where logical_and logical_or logical_not __or__ isnan "
-        "embedding embedding_bag index_select one_hot take_along_dim scatter masked_fill_ tril triu "
-        "dropout_ feature_dropout alpha_dropout feature_alpha_dropout pad reflection_pad1d reflection_pad2d "
-        "replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle flip repeat repeat_interleave "
-        "tile movedim swapaxes view_as reshape_as expand_as unflatten unfold im2col clone alias lift_fresh detach_ "
-        "fill_ zero_ ones_like empty_like new_ones tensor scalar_tensor item numel dim Bool Float is_floating_point "
-        "tensor_split broadcast_tensors meshgrid squeeze_ transpose_ mT T "
-        "_pack_padded_sequence _pad_packed_sequence resolve_conj resolve_neg"
-    ).split()
-)
+with warnings.catch_warnings():  # fvcore compiles a loss, unasked, with a function that torch has deprecated
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import elementwise_flop_counter, norm_flop_counter
+
+# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout). Elementwise arithmetic and
+# functions have no weights to multiply by; fvcore, torchvision and timm leave them out as well.
+ELEMENTWISE = """
+    add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp log log1p erf
+    sin cos clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign sigmoid sigmoid_ tanh
+    tanh_ gelu gelu_ silu silu_ mish mish_ elu elu_ selu selu_ celu celu_ softplus softsign relu6
+    leaky_relu leaky_relu_ prelu rrelu hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_
+    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid glu softmax log_softmax dropout_
+    feature_dropout alpha_dropout feature_alpha_dropout
+"""
+COMPARING = """
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
+    min argmax argmin topk sort argsort ne lt le where logical_and logical_or logical_not __or__ isnan
+"""
+MOVING = """
+    embedding embedding_bag index_select one_hot take_along_dim scatter masked_fill_ tril triu pad
+    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle
+    channel_shuffle flip repeat repeat_interleave tile movedim swapaxes view_as reshape_as expand_as
+    unflatten unfold im2col clone alias lift_fresh detach_ fill_ zero_ ones_like empty_like new_ones
+    tensor scalar_tensor item numel dim Bool Float is_floating_point tensor_split broadcast_tensors
+    meshgrid squeeze_ transpose_ mT T _pack_padded_sequence _pad_packed_sequence resolve_conj resolve_neg
+"""
+FREE = frozenset(f"aten::{name}" for names in (ELEMENTWISE, COMPARING, MOVING) for name in names.split())
 
 
 def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Cost:
-    """Count the multiply-adds and the distinct parameters that a module spends on one sample, in evaluation mode.
+    """Count a module's distinct parameters, and its multiply-adds for one sample in evaluation mode.
 
-    `example` has batch 1. A sample of text is one character: the count is divided by `steps`, by default T where the
-    example is int64 (1, T), and otherwise 1; say steps=T for hidden sequences (1, T, F). The module is left as it was
-    found, random state included. Raises AnalysisError where an operator has no count, naming its module.
+    `example` has batch 1. A sample of text is one character: the count is divided by `steps`, by default T
+    where the example is int64 (1, T), and otherwise 1; say steps=T for hidden sequences (1, T, F). The module
+    and the random state are left as they were. Raises AnalysisError where an operator has no count.
 
     >>> count(nn.Linear(4, 3), torch.zeros(1, 4))
     Cost(flops=12, params=15)
@@ -64,8 +68,8 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
     total = _multiply_adds(module, example)
     if total % steps:
         raise AnalysisError(
-            f"Expected operations that are shared evenly by {steps} characters, got {total}; a network with a part that "
-            f"runs once for a whole text has no cost for one character."
+            f"Expected operations that {steps} characters share evenly, got {total}; a network with a part "
+            f"that runs once for a whole text has no cost for one character."
         )
     return Cost(flops=total // steps, params=sum(p.numel() for p in module.parameters()))
 
@@ -82,7 +86,7 @@ def components(
     for number, group in enumerate(groups):
         of_groups.append(count(group, hidden, steps=steps))
         if number < len(critics):
-            with probing(group):
+            with probing(group), carrying(group):
                 hidden = group(hidden.to(_device(group)))
             of_critics.append(count(critics[number], hidden, steps=steps))
     return tuple(of_groups), tuple(of_critics)
@@ -102,27 +106,26 @@ def _multiply_adds(module: nn.Module, example: Tensor) -> int:
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise AnalysisError(
-            f"A forward pass of {type(module).__name__} on an input of shape {tuple(example.shape)} could not be "
-            f"counted: {reason}."
+            f"Expected {type(module).__name__} to run on an input of shape {tuple(example.shape)} for "
+            f"counting, but: {reason}."
         ) from error
     if missing := analysis.unsupported_ops():
         operator = sorted(missing)[0]
-        path, owner = [(n, m) for n, m in module.named_modules() if operator in analysis.unsupported_ops(n)][
-            -1
-        ]
+        around = [item for item in module.named_modules() if operator in analysis.unsupported_ops(item[0])]
+        path, owner = around[-1]
         where = f"module '{path}' ({type(owner).__name__})" if path else type(owner).__name__
         raise AnalysisError(
-            f"The operator {operator} in {where} has no count of multiply-adds; give it one in analysis/complexity.py, "
-            f"or list it there as free."
+            f"The operator {operator} in {where} has no count of multiply-adds; give it one in "
+            f"analysis/complexity.py, or list it there as free."
         )
     return int(total)
 
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, plain attention, no warnings, the random state put back."""
+    """Evaluation mode, plain attention, no warnings; hidden and random state are put back."""
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    with probing(module), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with probing(module), carrying(module), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.backends.mha.set_fastpath_enabled(False)  # it would run one operator that hides its matrices
         try:
@@ -135,7 +138,7 @@ def _device(module: nn.Module) -> torch.device:
     return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-# A handle reads the shapes of an operator's inputs and outputs (TorchScript values) and returns its multiply-adds.
+# A handle reads the shapes of an operator's inputs and outputs (TorchScript values), and counts.
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -156,10 +159,12 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     if len(letters) > 2 or any(len(word) != len(shape) for word, shape in zip(letters, shapes, strict=True)):
         raise NotImplementedError("einsum with an ellipsis or more than two tensors")
-    sizes = {
-        letter: size for word, shape in zip(letters, shapes, strict=True) for letter, size in zip(word, shape)
-    }  # noqa: B905
-    return prod(sizes.values())
+    pairs = (
+        (name, size)
+        for word, shape in zip(letters, shapes, strict=True)
+        for name, size in zip(word, shape, strict=True)
+    )
+    return prod(dict(pairs).values())
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -169,7 +174,7 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
-    """Every weight matrix, of all gates, layers, directions and projections, is used once a sample and time step."""
+    """Each weight matrix (of gates, layers, directions, projection) is used once a sample and time step."""
     lists = [value.node() for value in inputs if value.node().kind() == "prim::ListConstruct"]
     weights = [_shape(value) for value in lists[-1].inputs()]
     return prod(_shape(inputs[0])[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
@@ -187,31 +192,16 @@ def _pooling(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 _READ_ONCE = elementwise_flop_counter(1, 0)
+_MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool3d", "mean", "sum", "cumsum", "linalg_vector_norm")
 
 HANDLES: dict[str, Callable[[list[Any], list[Any]], Any]] = {
-    "aten::matmul": _matmul,
-    "aten::mm": _matmul,
-    "aten::bmm": _matmul,
-    "aten::mv": _matmul,
-    "aten::dot": _matmul,
+    **{f"aten::{name}": _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")},
+    **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    **{f"aten::{name}_cell": _recurrent_cell for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    **{f"aten::{name}": _pooling for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")},
+    **{f"aten::{name}": _READ_ONCE for name in _MEANS},
     "aten::baddbmm": _added_matmul,
     "aten::einsum": _einsum,
     "aten::scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), _recurrent),
-    **dict.fromkeys(
-        ("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell"), _recurrent_cell
-    ),
-    **dict.fromkeys(("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"), _pooling),
-    **dict.fromkeys(
-        (
-            "aten::adaptive_avg_pool1d",
-            "aten::adaptive_avg_pool3d",
-            "aten::mean",
-            "aten::sum",
-            "aten::cumsum",
-            "aten::linalg_vector_norm",
-        ),
-        _READ_ONCE,
-    ),
     "aten::rms_norm": norm_flop_counter(2),
 }
