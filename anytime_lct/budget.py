@@ -1,25 +1,27 @@
-"""Budgets: upper bounds on what an answer may cost, and reading them from text."""
+"""What an answer may cost at most, and reading (and writing) amounts such as 20M, 5ms and 93%."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass
+from decimal import Decimal
 
 from anytime_lct.errors import BudgetError
 
-COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[eE][+-]?\d{1,3})?)\s*([A-Za-z%µ]*)")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds of one answer; what is None is not bounded.
+    """Upper bounds on a sub-model, for one sample: multiply-adds, parameters, seconds, and the deepest exit.
 
-    `flops` are multiply-adds for one sample (one character of a text), `params` weights, `latency` seconds for one
-    sample on one thread, `exit` the deepest exit allowed. Raises BudgetError for anything not positive.
+    None leaves a bound out. Raises BudgetError for a bound that is not a positive finite number.
 
-    >>> Budget(flops=20e6).flops
-    20000000.0
+    >>> Budget(flops=parse_count("20M"), latency=parse_seconds("5ms"))
+    Budget(flops=20000000.0, params=None, latency=0.005, exit=None)
     """
 
     flops: float | None = None
@@ -28,85 +30,90 @@ class Budget:
     exit: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or math.isinf(value):
-                raise BudgetError(f"Expected a positive number as the budget of {field.name}, got {value!r}.")
-        if self.exit is not None and int(self.exit) != self.exit:
-            raise BudgetError(f"Expected a whole number as the deepest exit, got {self.exit!r}.")
+        for name, bound in (("flops", self.flops), ("params", self.params), ("latency", self.latency)):
+            if bound is not None:
+                check_positive(bound, f"a budget of {name}")
+        if self.exit is not None and (type(self.exit) is not int or self.exit < 1):
+            raise BudgetError(f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1.")
 
-    def __str__(self) -> str:
-        shown = {"flops": show_count, "params": show_count, "latency": show_seconds, "exit": str}
-        told = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        return ", ".join(f"{name} <= {shown[name](value)}" for name, value in told if value is not None) or "no budget"
+
+def check_positive(number: object, what: str) -> None:
+    """Raise BudgetError unless `number` is a positive finite number."""
+    usable = isinstance(number, int | float) and not isinstance(number, bool)
+    if not usable or not math.isfinite(number) or number <= 0:
+        raise BudgetError(f"Expected {what} that is a positive finite number, got {number!r}; give another.")
 
 
 def parse_count(text: str) -> float:
-    """Read a count like 20M, 1.3G, 500k or 20000000; raises BudgetError.
+    """Read a count such as "20M", "1.5k", "2G" (or "2B"), "1T", "3e6" or "250000"; raises BudgetError.
 
     >>> parse_count("20M")
     20000000.0
     """
-    return _read(text, COUNTS, "a count like 20M, 1.3G or 500k")
+    number, unit = _split(text, "a count like 20M, 1.5G or 250000")
+    scale = COUNT_UNITS.get(unit if unit in COUNT_UNITS else unit.swapcase())
+    if scale is None:
+        raise BudgetError(f"Expected a count like 20M, 1.5G or 250000, got '{text}'; its unit is one of k, M, G, B, T.")
+    return _positive(number * scale, text)
 
 
 def parse_seconds(text: str) -> float:
-    """Read a time like 5ms, 0.2s or 300us; raises BudgetError.
+    """Read a time such as "800us", "5ms" or "0.1s" into seconds; raises BudgetError, for a missing unit too.
 
     >>> parse_seconds("5ms")
     0.005
     """
-    return _read(text, SECONDS, "a time with its unit like 5ms, 0.2s or 300us")
+    number, unit = _split(text, "a time like 5ms")
+    scale = SECOND_UNITS.get(unit.lower().replace("µ", "u"))
+    if scale is None:
+        raise BudgetError(f"Expected a time like 800us, 5ms or 0.1s, got '{text}'; its unit is one of us, ms, s.")
+    return _positive(number * scale, text)
 
 
-def parse_accuracy(text: str) -> float:
-    """Read an accuracy like 0.93 or 93%; raises BudgetError.
+def parse_quality(text: str) -> float:
+    """Read an accuracy, "0.93" or "93%", into a fraction of 0 to 1; raises BudgetError.
 
-    >>> parse_accuracy("93%")
+    >>> parse_quality("93%")
     0.93
     """
-    value = _read(text, {"": 1.0, "%": 0.01}, "an accuracy like 0.93 or 93%")
-    if value > 1:
-        raise BudgetError(f"Expected an accuracy like 0.93 or 93%, got '{text}', which is above 1.")
-    return round(value, 12)
+    number, unit = _split(text, "an accuracy like 0.93 or 93%")
+    value = float(number / 100 if unit == "%" else number)
+    if unit not in ("", "%") or value > 1.0:
+        raise BudgetError(f"Expected an accuracy like 0.93 or 93%, got '{text}'; give a fraction up to 1 or a percentage.")
+    return value
 
 
 def show_count(count: float) -> str:
-    """Write a count with three or four digits and a unit.
+    """Write a count with four digits and its unit.
 
-    >>> show_count(20_437_000)
-    '20.44M'
+    >>> show_count(40_812_345)
+    '40.81M'
     """
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.2f}{unit}" if count / size < 100 else f"{count / size:.1f}{unit}"
-    return f"{count:g}"
+    for unit in ("T", "G", "M", "k"):
+        if count >= COUNT_UNITS[unit]:
+            return f"{count / COUNT_UNITS[unit]:.4g}{unit}"
+    return f"{count:.4g}"
 
 
 def show_seconds(seconds: float) -> str:
-    """Write a time in its natural unit.
+    """Write a time in the unit that suits it.
 
     >>> show_seconds(0.00512)
     '5.12ms'
     """
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.2f}{unit}"
-    return f"{seconds / 1e-6:.0f}us"
+    unit = "s" if seconds >= 1 else "ms" if seconds >= 1e-3 else "us"
+    return f"{seconds / float(SECOND_UNITS[unit]):.4g}{unit}"
 
 
-def _read(text: str, units: dict[str, float], expected: str) -> float:
-    stripped = text.strip()
-    for unit in sorted(units, key=len, reverse=True):
-        if not stripped.endswith(unit):
-            continue
-        number = stripped[: len(stripped) - len(unit)].strip()
-        try:
-            value = float(number)
-        except ValueError:
-            continue
-        if value > 0 and math.isfinite(value):
-            return value * units[unit] if units[unit] >= 1 else value / round(1 / units[unit])
-    raise BudgetError(f"Expected {expected}, got '{text}'.")
+def _split(text: str, expected: str) -> tuple[Decimal, str]:
+    # Decimal, so that 1.1M is 1100000 and 93.1% is 0.931 to the bit.
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
+        raise BudgetError(f"Expected {expected}, got '{text}'; write a plain number with its unit.")
+    return Decimal(match[1] + match[2]), match[3]
+
+
+def _positive(number: Decimal, text: str) -> float:
+    value = float(number)
+    check_positive(value, f"an amount in '{text}'")
+    return value

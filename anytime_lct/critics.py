@@ -78,7 +78,7 @@ def _paper_imagenet(channels: int, height: int, width: int, outputs: int, depth:
 
 
 def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
-    inner = min(128, max(64, channels // 4))
+    inner = min(128, max(32, channels // 2))
     stride = max(1, -(-min(height, width) // POOLED_SIDE))
     layers: list[nn.Module] = [nn.AvgPool2d(stride)] if stride > 1 else []
     layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]

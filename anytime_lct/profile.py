@@ -1,145 +1,182 @@
-"""The profile of a trained network: what its groups and critics cost and what every exit is worth; profile.json.
-
-Groups and critics are kept apart: sub-model i costs f_1 + .. + f_i + c_i, while resumable execution pays every critic
-that it visits on the way.
-"""
+"""What every sub-model costs and how well it does: the file profile.json."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from anytime_lct.errors import ProfileError
+from anytime_lct.errors import LCTError, ProfileError
 
-NAME = "profile.json"
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Fact(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+FILE_NAME = "profile.json"
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
 
-class Cost(_Fact):
-    """Multiply-adds for one sample (for text: one character) and the number of weights."""
+class Record(BaseModel):
+    """A part of a file: unknown keys and values of another type are refused, and nothing changes it once read."""
 
-    flops: Annotated[int, Field(ge=0)]
-    params: Annotated[int, Field(ge=0)]
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Cost(Record):
+    """Multiply-adds for one sample (for text: one character) and parameters."""
+
+    flops: Count
+    params: Count
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(flops=self.flops + other.flops, params=self.params + other.params)
 
 
-class Quality(_Fact):
-    """The metric on a split with its 95% interval, and the mean loss in nats."""
+class Quality(Record):
+    """A metric with its 95% interval, and the mean loss in nats, over `samples` samples (for text: characters)."""
 
-    value: Number
-    low: Number
-    high: Number
-    loss: Number
+    value: Finite
+    low: Finite
+    high: Finite
+    loss: Finite
     samples: Annotated[int, Field(ge=1)]
 
+    @model_validator(mode="after")
+    def _value_in_interval(self) -> Quality:
+        if not self.low - 1e-6 <= self.value <= self.high + 1e-6:
+            raise ValueError(f"the value {self.value} lies outside its interval {self.low} to {self.high}")
+        return self
 
-class Latency(_Fact):
-    """Median seconds for one sample on one thread, and what measured it where."""
+
+class Latency(Record):
+    """Median seconds for one sample on one thread."""
 
     seconds: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     engine: Literal["torch", "onnxruntime"]
     machine: str
 
 
-class Exit(_Fact):
-    """What exit `index` (from 1) is worth."""
+class Exit(Record):
+    """What was measured of sub-model `index`."""
 
     index: Annotated[int, Field(ge=1)]
     validation: Quality | None
     test: Quality
-    latency: Latency | None = None
+    latency: Latency | None
 
 
-class Profile(_Fact):
-    """Costs and qualities of all N exits of one trained network.
+class Profile(Record):
+    """Costs of N groups and N-1 critics, kept apart, and quality of N exits, all counted from 1 in this order.
 
-    `p_worse[i-1][j-1]` is the one-sided p-value, on the same samples of `split`, of exit i being no worse than exit j:
-    where it is small, i is significantly worse. `split` is what choices are made on; the test split is only reported.
+    `p_worse[i-1][j-1]` is the one-sided p-value of "exit i is not worse than exit j" on the same samples of `split`:
+    small where i is significantly worse. `split` is the one that choices are made on.
     """
 
     format: Literal[1] = 1
     model: str
     data: str
     metric: Literal["accuracy", "bpc"]
-    groups: tuple[Cost, ...]
+    groups: Annotated[tuple[Cost, ...], Field(min_length=1)]
     critics: tuple[Cost, ...]
     exits: tuple[Exit, ...]
-    p_worse: tuple[tuple[Share, ...], ...]
-    split: Literal["validation", "test"] = "validation"
+    p_worse: tuple[tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...], ...]
+    split: Literal["validation", "test"]
 
     @model_validator(mode="after")
-    def _agrees(self) -> Profile:
-        n = len(self.groups)
-        if n < 1 or len(self.critics) != n - 1 or [e.index for e in self.exits] != list(range(1, n + 1)):
-            raise ValueError(f"{n} groups, {len(self.critics)} critics and {len(self.exits)} exits do not belong together")
-        if [len(row) for row in self.p_worse] != [n] * n:
-            raise ValueError(f"p_worse is not a table of {n} by {n}")
-        if self.split == "validation" and any(e.validation is None for e in self.exits):
-            raise ValueError("an exit has no quality on the validation split, which choices are made on")
+    def _parts_agree(self) -> Profile:
+        N = len(self.groups)
+        if len(self.critics) != N - 1:
+            raise ValueError(f"{N} groups need {N - 1} critics, not {len(self.critics)}")
+        if [exit.index for exit in self.exits] != list(range(1, N + 1)):
+            raise ValueError(f"{N} groups need the exits 1 to {N} in order")
+        if len(self.p_worse) != N or any(len(row) != N for row in self.p_worse):
+            raise ValueError(f"p_worse needs {N} rows of {N} p-values")
+        if self.split == "validation" and any(exit.validation is None for exit in self.exits):
+            raise ValueError("choices are to be made on the validation split, but an exit has no quality there")
         return self
 
     @property
     def num_groups(self) -> int:
         return len(self.groups)
 
-    def cost(self, i: int) -> Cost:
-        """Cost of sub-model i: f_1..f_i and c_i."""
-        return sum((*self.groups[:i], *self.critics[i - 1 : i]), Cost(flops=0, params=0))
+    def cost(self, index: int) -> Cost:
+        """Cost of sub-model i alone: f_1 + .. + f_i + c_i."""
+        total = sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0))
+        return total + self.critics[index - 1] if index < self.num_groups else total
 
-    def resumable_cost(self, i: int) -> Cost:
-        """Cost of answering at exit i after every exit before it: f_1..f_i and c_1..c_i."""
-        return sum((*self.groups[:i], *self.critics[:i]), Cost(flops=0, params=0))
+    def resumable_cost(self, index: int) -> Cost:
+        """Cost of reaching exit i through every exit before it: f_1 + .. + f_i and c_1 + .. + c_i."""
+        return sum(self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0)))
 
-    def critic(self, i: int) -> Cost | None:
-        """Cost of critic i; None for the main network, which has none."""
-        return self.critics[i - 1] if i < self.num_groups else None
-
-    def quality(self, i: int) -> Quality:
+    def quality(self, index: int) -> Quality:
         """Quality of exit i on the split that choices are made on."""
-        found = self.exits[i - 1]
-        return found.validation if self.split == "validation" and found.validation is not None else found.test
+        exit = self.exits[self._known(index) - 1]
+        return exit.test if self.split == "test" or exit.validation is None else exit.validation
 
-    def better(self, a: float, b: float) -> bool:
-        """Tell whether metric value `a` is better than `b`: accuracy grows, bits per character shrink."""
-        return a > b if self.metric == "accuracy" else a < b
+    def merit(self, index: int) -> float:
+        """Quality of exit i as a number of which more is better, whatever the metric."""
+        value = self.quality(index).value
+        return value if self.metric == "accuracy" else -value
 
     def save(self, path: Path) -> None:
-        """Write under a temporary name, flush, rename; raises ProfileError."""
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise ProfileError(f"Could not write the profile '{path}': {error.strerror or error}.") from None
+        """Write the profile as JSON; the file is there whole or not at all."""
+        write_whole(path, self.model_dump_json(indent=1) + "\n", ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Read a profile.json; raises ProfileError where it is missing, truncated or contradicts itself."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ProfileError(
-                f"Expected a profile in '{path}', which cannot be read ({error.strerror}); write one with anytime-lct analyze RUN."
-            ) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ProfileError(
-                f"The profile '{path}' is damaged at {where}: {first['msg'].removeprefix('Value error, ')}; write it again with "
-                f"anytime-lct analyze RUN."
-            ) from None
+        """Read a profile.json, or the one in a folder; raises ProfileError where it is missing or damaged."""
+        path = path / FILE_NAME if path.is_dir() else path
+        text = read_text(path, ProfileError, "write it with: anytime-lct analyze RUN")
+        return parse(cls, text, path, ProfileError, "write it anew with: anytime-lct analyze RUN")
+
+    def _known(self, index: int) -> int:
+        if not 1 <= index <= self.num_groups:
+            raise ProfileError(f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile.")
+        return index
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def write_whole(path: Path, text: str, error: type[LCTError]) -> None:
+    """Write a file under a temporary name, flush it to the disk, and only then give it its name."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as cause:
+        part.unlink(missing_ok=True)
+        raise error(f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder.") from None
+
+
+def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
+    """Read a UTF-8 file, or raise `error` with what to do about it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"Expected the file '{path}', which does not exist; {remedy}.") from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"Expected '{path}' to be a readable text file, got: {cause}; {remedy}.") from None
+
+
+def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], remedy: str) -> ModelT:
+    """Read JSON text into a model of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        raise error(f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}.") from None
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise error(
+            f"Expected '{path}' in format 1, got format {version}, which a newer anytime-lct wrote; update the package."
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        says = first["msg"].removeprefix("Value error, ")
+        raise error(f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}.") from None

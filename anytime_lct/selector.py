@@ -1,11 +1,9 @@
-"""The best sub-model under a budget, and the Pareto front.
-
-Nothing is assumed to grow with depth: where a critic is expensive, a deeper sub-model may be the cheaper one.
-"""
+"""The best sub-model under a budget, the cheapest above a floor, and the Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from anytime_lct.budget import Budget, show_count, show_seconds
@@ -13,11 +11,13 @@ from anytime_lct.errors import BudgetError, NothingFitsError
 from anytime_lct.profile import Cost, Profile, Quality
 
 SIGNIFICANCE = 0.05
+# A drop of 0.5 points is 0.5 points, though 0.95 - 0.945 is a little more in floating point.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The exit chosen, what its sub-model costs, its quality on the split that chose it, and why."""
+    """The chosen exit, the cost of its sub-model, its quality on the choosing split, and why it was chosen."""
 
     exit: int
     cost: Cost
@@ -33,66 +33,69 @@ def select(
     max_bpc: float | None = None,
     max_drop: float | None = None,
     within_noise: bool = False,
-    exits: Sequence[int] | None = None,
+    exits: Iterable[int] | None = None,
 ) -> Selection:
-    """Choose among a profile's exits (or those of `exits`); every condition given must hold.
+    """Choose an exit on `profile.split`; of conditions given together, all must hold.
 
-    With a budget only: the most accurate exit that fits, the cheapest of equals. With a floor, the cheapest that
-    reaches it: `min_accuracy` (a share) or `max_bpc`; `max_drop` against the best of all exits, in percentage points of
-    accuracy or in BPC; `within_noise`, exits whose loss against the best one that fits is not significant at 5%.
-    Cheapest means fewest multiply-adds, then fewest weights, then the shallowest. Raises NothingFitsError.
+    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below the best of
+    all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With `within_noise`: the
+    cheapest that is not significantly worse than the best one that fits. Cheaper means fewer FLOPs, then fewer
+    parameters, then a lower index; an exit without a latency fits no latency budget. `exits` are those to choose from.
+
+    Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
+
+    >>> select(profile, Budget(flops=20e6)).exit  # doctest: +SKIP
+    2
     """
     budget = budget or Budget()
-    _check(profile, budget, min_accuracy, max_bpc, max_drop)
-    offered = list(exits) if exits is not None else list(range(1, profile.num_groups + 1))
-    best_of_all = _best(profile, offered)
-    fitting = [i for i in offered if fits(profile, i, budget)]
-    wanted: list[str] = []
-    reaching = list(fitting)
-    if min_accuracy is not None or max_bpc is not None:
-        floor = min_accuracy if min_accuracy is not None else max_bpc
-        assert floor is not None
-        wanted.append(f"{profile.metric} {'at least' if min_accuracy is not None else 'at most'} {_show(profile, floor)}")
-        reaching = [i for i in reaching if not profile.better(floor, profile.quality(i).value)]
-    if max_drop is not None:
-        wanted.append(f"at most {max_drop:g} {'points' if profile.metric == 'accuracy' else 'BPC'} below exit {best_of_all}")
-        reaching = [i for i in reaching if _drop(profile, i, best_of_all) <= max_drop + 1e-9]
-    if within_noise and fitting:
-        best = _best(profile, fitting)
-        wanted.append(f"not significantly worse than exit {best}")
-        reaching = [i for i in reaching if i == best or profile.p_worse[i - 1][best - 1] >= SIGNIFICANCE]
+    floors = _floors(profile, min_accuracy, max_bpc, max_drop)
+    allowed = _allowed(profile, exits)
+    bounds = _bounds(profile, budget, allowed)
+    fitting = [i for i in allowed if all(need(i) <= bound for _, bound, need, _ in bounds)]
+    if not fitting:
+        raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
+    best = min(fitting, key=lambda i: (-profile.merit(i), *_price(profile, i)))
+    reaching = [i for i in fitting if all(profile.merit(i) >= floor for floor, _ in floors)]
     if not reaching:
-        raise NothingFitsError(_alternatives(profile, budget, wanted, offered, fitting))
-    chosen = min(reaching, key=lambda i: _price(profile, i)) if wanted else _best(profile, reaching)
-    what = f"the cheapest with {' and '.join(wanted)}" if wanted else f"the best {profile.metric}"
-    reason = f"{what}, among {len(reaching)} of {len(offered)} exits that fit ({budget})"
+        raise NothingFitsError(_nothing_reaches(profile, floors, bounds, allowed, best))
+    if within_noise:
+        row = [p[best - 1] for p in profile.p_worse]
+        reaching = [i for i in reaching if i == best or row[i - 1] >= SIGNIFICANCE]
+    cheapest = bool(floors) or within_noise
+    chosen = min(reaching, key=lambda i: _price(profile, i)) if cheapest else best
+    wishes = [says for _, says in floors]
+    if within_noise:
+        wishes.append(f"is not significantly worse than exit {best} (p >= {SIGNIFICANCE})")
+    reason = _reason(profile, cheapest, wishes, bounds)
     return Selection(chosen, profile.cost(chosen), profile.quality(chosen), reason)
 
 
-def fits(profile: Profile, i: int, budget: Budget) -> bool:
-    """Tell whether sub-model i stays within a budget."""
-    cost, latency = profile.cost(i), profile.exits[i - 1].latency
-    return (
-        (budget.flops is None or cost.flops <= budget.flops)
-        and (budget.params is None or cost.params <= budget.params)
-        and (budget.latency is None or (latency is not None and latency.seconds <= budget.latency))
-        and (budget.exit is None or i <= budget.exit)
-    )
-
-
 def pareto_front(profile: Profile) -> tuple[int, ...]:
-    """Return the exits that no other exit beats or equals in both test quality and multiply-adds, cheapest first."""
-    order = sorted(range(1, profile.num_groups + 1), key=lambda i: (profile.cost(i).flops, _worth(profile, i), i))
+    """Exits that no other one beats in FLOPs and quality, by rising FLOPs: what any budget of FLOPs can choose."""
     front: list[int] = []
-    for i in order:
-        if not front or profile.better(profile.exits[i - 1].test.value, profile.exits[front[-1] - 1].test.value):
+    cheapest_first = sorted(
+        range(1, profile.num_groups + 1),
+        key=lambda i: (profile.cost(i).flops, -profile.merit(i), *_price(profile, i)),
+    )
+    for i in cheapest_first:
+        if not front or profile.merit(i) > profile.merit(front[-1]):
             front.append(i)
     return tuple(front)
 
 
-def _worth(profile: Profile, i: int) -> float:
-    value = profile.exits[i - 1].test.value
-    return -value if profile.metric == "accuracy" else value
+def show_quality(profile: Profile, value: float) -> str:
+    """Write a metric's value as people read it.
+
+    >>> show_quality(profile, 0.9312)  # doctest: +SKIP
+    '93.12%'
+    """
+    return f"{100 * value:.2f}%" if profile.metric == "accuracy" else f"{value:.3f} BPC"
+
+
+# A bound: what it is called, how much is allowed, what an exit needs of it, and how amounts are written.
+Bound = tuple[str, float, Callable[[int], float], Callable[[float], str]]
+# A floor: the least merit (Profile.merit), and what an exit that reaches it does.
+Floor = tuple[float, str]
 
 
 def _price(profile: Profile, i: int) -> tuple[int, int, int]:
@@ -100,50 +103,98 @@ def _price(profile: Profile, i: int) -> tuple[int, int, int]:
     return cost.flops, cost.params, i
 
 
-def _best(profile: Profile, exits: Sequence[int]) -> int:
-    sign = -1 if profile.metric == "accuracy" else 1
-    return min(exits, key=lambda i: (sign * profile.quality(i).value, *_price(profile, i)))
+def _allowed(profile: Profile, exits: Iterable[int] | None) -> list[int]:
+    everything = range(1, profile.num_groups + 1)
+    allowed = list(everything) if exits is None else sorted(set(exits))
+    if not allowed or not set(allowed) <= set(everything):
+        raise BudgetError(f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others.")
+    return allowed
 
 
-def _drop(profile: Profile, i: int, best: int) -> float:
-    difference = profile.quality(best).value - profile.quality(i).value
-    return 100 * difference if profile.metric == "accuracy" else -difference
+def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]:
+    def seconds(i: int) -> float:
+        latency = profile.exits[i - 1].latency
+        return math.inf if latency is None else latency.seconds
+
+    bounds: list[Bound] = []
+    if budget.flops is not None:
+        bounds.append(("FLOPs", budget.flops, lambda i: profile.cost(i).flops, show_count))
+    if budget.params is not None:
+        bounds.append(("parameters", budget.params, lambda i: profile.cost(i).params, show_count))
+    if budget.latency is not None:
+        if all(math.isinf(seconds(i)) for i in allowed):
+            raise BudgetError(
+                "Expected a profile with latencies for a latency budget, got one without; measure them with: "
+                "anytime-lct analyze RUN, or anytime-lct export RUN."
+            )
+        bounds.append(("latency", budget.latency, seconds, show_seconds))
+    if budget.exit is not None:
+        bounds.append(("depth", budget.exit, float, lambda i: f"exit {i:.0f}"))
+    return bounds
 
 
-def _check(
-    profile: Profile, budget: Budget, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None
-) -> None:
-    if min_accuracy is not None and profile.metric != "accuracy":
-        raise BudgetError("Expected a floor in bits per character for a language model, got an accuracy; use --max-bpc.")
-    if max_bpc is not None and profile.metric != "bpc":
-        raise BudgetError("Expected a floor in accuracy for a classifier, got bits per character; use --min-accuracy.")
-    if max_drop is not None and not max_drop >= 0:
-        raise BudgetError(f"Expected a drop of at least 0, got {max_drop}.")
-    if budget.latency is not None and all(e.latency is None for e in profile.exits):
+def _floors(
+    profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None
+) -> list[Floor]:
+    wanted = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
+    for name, number in wanted.items():
+        if number is not None and not (math.isfinite(number) and number >= 0):
+            raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
+    other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
+    if wanted[other] is not None:
         raise BudgetError(
-            "Expected measured latencies for a latency budget, but the profile has none; run anytime-lct analyze or export."
+            f"Expected a condition on {profile.metric}, which this profile holds, got {other}; ask for "
+            f"{'min_accuracy' if other == 'max_bpc' else 'max_bpc'} or max_drop."
         )
+    floors: list[Floor] = []
+    if min_accuracy is not None:
+        if min_accuracy > 1:
+            raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
+        floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
+    if max_bpc is not None:
+        floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
+    if max_drop is not None:
+        best = max(range(1, profile.num_groups + 1), key=profile.merit)
+        drop, unit = (max_drop / 100, "points") if profile.metric == "accuracy" else (max_drop, "BPC")
+        floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
+    return floors
 
 
-def _alternatives(
-    profile: Profile, budget: Budget, wanted: list[str], offered: Sequence[int], fitting: Sequence[int]
+def _reason(profile: Profile, cheapest: bool, wishes: list[str], bounds: list[Bound]) -> str:
+    says = " and ".join(wishes + [f"fits {within}" for within in _within(bounds)])
+    if not says:
+        return f"the most accurate exit on the {profile.split} split"
+    return f"the {'cheapest' if cheapest else 'most accurate'} exit on the {profile.split} split that {says}"
+
+
+def _within(bounds: list[Bound]) -> list[str]:
+    return [show(bound) if name == "depth" else f"{show(bound)} {name}" for name, bound, _, show in bounds]
+
+
+def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> str:
+    """Name, for every bound, the exit that needs least of it."""
+    nearest: list[str] = []
+    for name, _, need, show in bounds:
+        least = min(allowed, key=lambda i: (need(i), *_price(profile, i)))
+        needs = show(need(least)) if name == "depth" else f"{show(need(least))} {name}"
+        nearest.append(f"exit {least} needs the least with {needs} ({_quality(profile, least)})")
+    return f"No exit fits {' and '.join(_within(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
+
+
+def _nothing_reaches(
+    profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int
 ) -> str:
-    """Say what comes nearest: the cheapest exit, and the best quality within reach."""
-    asked = " and ".join([*([str(budget)] if budget != Budget() else []), *wanted])
-    cheapest = min(offered, key=lambda i: _price(profile, i))
-    cost, latency = profile.cost(cheapest), profile.exits[cheapest - 1].latency
-    price = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
-    price += f" and {show_seconds(latency.seconds)}" if latency else ""
-    message = f"No sub-model has {asked}; the cheapest is exit {cheapest} with {price}"
-    if fitting:
-        best = _best(profile, fitting)
-        message += f", the best that fits the budget is exit {best} with {profile.metric} {_show(profile, profile.quality(best).value)}"
-    best = _best(profile, offered)
-    return (
-        message + f", the best of all is exit {best} with {profile.metric} {_show(profile, profile.quality(best).value)} "
-        f"at {show_count(profile.cost(best).flops)} FLOPs."
-    )
+    """Name the best exit that fits, and the cheapest one that would reach the floor if the budget were larger."""
+    who = f"No exit that fits {' and '.join(_within(bounds))}" if bounds else "No exit"
+    says = " and ".join(says for _, says in floors)
+    nearest = f"the best is exit {best} with {_quality(profile, best)}"
+    reaching = [i for i in allowed if all(profile.merit(i) >= floor for floor, _ in floors)]
+    if reaching:
+        cheapest = min(reaching, key=lambda i: _price(profile, i))
+        cost = profile.cost(cheapest)
+        nearest += f", and exit {cheapest} would do, with {show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
+    return f"{who} {says}; {nearest}."
 
 
-def _show(profile: Profile, value: float) -> str:
-    return f"{100 * value:.2f}%" if profile.metric == "accuracy" else f"{value:.3f}"
+def _quality(profile: Profile, i: int) -> str:
+    return f"{profile.split} {profile.metric} {show_quality(profile, profile.quality(i).value)}"

@@ -15,12 +15,15 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from anytime_lct.errors import AnalysisError
 from anytime_lct.network import carrying, probing
 from anytime_lct.profile import Cost
+
+with warnings.catch_warnings():  # fvcore compiles its jitter with the deprecated torch.jit.script when imported
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 # Operators that move, compare or make data, or touch each value once, and that fvcore, torchvision's and timm's tables
 # count as nothing beside convolutions and matrix products, too.
