@@ -117,11 +117,11 @@ class LCTNetwork(nn.Module):
 def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     if odd := sorted(own.keys() ^ given.keys()):
         side = "missing" if odd[0] in own else "unknown"
-        raise CheckpointError(f"The weights do not belong to this {what}: '{odd[0]}' is {side} ({len(odd)} such names).")
+        raise CheckpointError(f"The weights do not belong to the {what} of this run: '{odd[0]}' is {side} ({len(odd)} such names).")
     for name, value in given.items():
         if own[name].shape != value.shape:
             raise CheckpointError(
-                f"The weights do not belong to this {what}: '{name}' has shape {tuple(value.shape)}, "
+                f"The weights do not belong to the {what} of this run: '{name}' has shape {tuple(value.shape)}, "
                 f"expected {tuple(own[name].shape)}."
             )
     with torch.no_grad():

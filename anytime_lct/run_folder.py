@@ -77,7 +77,7 @@ def read(path: Path) -> tuple[Recipe, Facts]:
     try:
         raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
         facts = Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     return recipes.read(path / RECIPE), facts
 

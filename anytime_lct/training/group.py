@@ -94,7 +94,7 @@ class GroupInTraining:
             if self.critic is not None and self._critic_optimizer is not None:
                 self.critic.load_state_dict(_under("critic.", flat))
                 _load_optimizer(self._critic_optimizer, _under("critic_optimizer.", flat))
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise CheckpointError(f"The checkpoint does not belong to layer group {self.index}: {first}") from None
         device = next(self.group.parameters()).device
@@ -164,9 +164,13 @@ def _optimizer_state(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str,
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     whole = optimizer.state_dict()
+    parameters = optimizer.param_groups[0]["params"]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         number, _, slot = name.partition(".")
+        owner = parameters[int(number)]
+        if value.shape == owner.shape:  # fused kernels take it that weights and slots lie alike in memory
+            value = torch.empty_like(owner, requires_grad=False).copy_(value)
         slots.setdefault(int(number), {})[slot] = value
     optimizer.load_state_dict({**whole, "state": slots})
 

@@ -1,0 +1,95 @@
+"""`anytime-lct analyze`: measure what every exit of a trained run costs and what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from anytime_lct.profile import Profile, Quality
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Run folder that `train` wrote.")],
+    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
+) -> None:
+    """Measure every sub-model: multiply-adds, parameters, quality on validation and test data, latency.
+
+    Writes profile.json and exits.png into the run folder.
+
+    Example: anytime-lct analyze runs/digits-resnet-0
+    """
+    from rich.console import Console
+
+    profile = measure(run, data_root)
+    if as_json:
+        typer.echo(profile.model_dump_json())
+        return
+    console = Console()
+    console.print(table(profile))
+    console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+    console.print(f"Wrote {run / 'profile.json'} and {run / 'exits.png'}.", highlight=False, soft_wrap=True)
+
+
+NOTE = (
+    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Choices are made "
+    "on validation; test is only reported, with its 95% interval. Latency: torch, one thread, batch 1."
+)
+
+
+def measure(run: Path, data_root: str | None = None) -> Profile:
+    """Measure a run folder; write its profile and picture."""
+    from anytime_lct import analysis, run_folder
+    from anytime_lct import data as datasets
+
+    opened = run_folder.open_run(run)
+    recipe = opened.recipe
+    if data_root is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
+    profile = analysis.profile(opened.network, datasets.from_recipe(recipe), recipe.model.name)
+    profile.save(run / run_folder.PROFILE)
+    analysis.draw(profile, run / run_folder.PICTURE)
+    return profile
+
+
+def table(profile: Profile) -> Table:
+    """Lay a profile out, a line an exit, with the critic's share in parentheses as in Table VIII."""
+    from rich.table import Table
+
+    from anytime_lct.budget import show_count, show_seconds
+    from anytime_lct.selector import pareto_front
+
+    front = pareto_front(profile)
+    grid = Table(title=f"{profile.model} on {profile.data}", title_justify="left")
+    for name in ("exit", "FLOPs (critic)", "parameters (critic)", f"validation {profile.metric}", f"test {profile.metric}", "latency", "Pareto"):
+        grid.add_column(name, justify="left" if name == "exit" else "right", no_wrap=True)
+    for exit_ in profile.exits:
+        i = exit_.index
+        cost, critic = profile.cost(i), profile.critics[i - 1] if i < profile.num_groups else None
+        flops, params = show_count(cost.flops), show_count(cost.params)
+        if critic is not None:
+            flops += f" ({show_count(critic.flops)}, {100 * critic.flops / max(1, cost.flops):.0f}%)"
+            params += f" ({show_count(critic.params)}, {100 * critic.params / max(1, cost.params):.0f}%)"
+        grid.add_row(
+            f"{i} (main)" if i == profile.num_groups else str(i),
+            flops,
+            params,
+            show_quality(profile, exit_.validation) if exit_.validation else "-",
+            show_quality(profile, exit_.test, interval=True),
+            show_seconds(exit_.latency.seconds) if exit_.latency else "-",
+            "*" if i in front else "",
+        )
+    return grid
+
+
+def show_quality(profile: Profile, quality: Quality, *, interval: bool = False) -> str:
+    """Write a quality as a percentage or as bits per character."""
+    if profile.metric == "accuracy":
+        text = f"{100 * quality.value:.2f}%"
+        return f"{text} [{100 * quality.low:.2f}, {100 * quality.high:.2f}]" if interval else text
+    return f"{quality.value:.3f}" + (f" [{quality.low:.3f}, {quality.high:.3f}]" if interval else "")

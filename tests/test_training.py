@@ -1,0 +1,248 @@
+"""Training: one seed, one result; interrupted and resumed runs; what ends in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from anytime_lct import checkpoint, data, lct, run_folder
+from anytime_lct import recipe as recipes
+from anytime_lct import task as tasks
+from anytime_lct.errors import CheckpointError, DivergenceError, RecipeError
+from anytime_lct.recipe import ScheduleRecipe
+from anytime_lct.training import Epoch, Progress, train
+from anytime_lct.training.schedule import factor
+
+TINY = {
+    "model": {"name": "resnet", "depth": 8, "width": 4},
+    "cut": {"groups": 3},
+    "data": {"name": "digits", "batch_size": 256},
+    "train": {"epochs": 3},
+}
+TEXT = {
+    "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},
+    "model": {"name": "lstm", "layers": 2, "units": 8, "embedding": 4, "dropout": 0.2},
+    "cut": {"groups": 2},
+    "train": {"epochs": 1},
+}
+
+
+def tiny(base=TINY, **sections):
+    return recipes.complete({k: {**base.get(k, {}), **sections.get(k, {})} for k in base.keys() | sections.keys()})
+
+
+def run(recipe, path, stop_after=None, resume=False):
+    """Train, or stop by SIGINT after so many progress events; return the epochs seen."""
+    epochs = []
+    events = train(recipe, data.from_recipe(recipe), path, resume=resume)
+    for count, event in enumerate(events):
+        if isinstance(event, Epoch):
+            epochs.append(event)
+        if count == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+    return epochs
+
+
+def weights(path):
+    return {**checkpoint.load_tensors(path / "main.safetensors"), **checkpoint.load_tensors(path / "critics.safetensors")}
+
+
+def metrics(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(autouse=True)
+def every_step_is_shown(monkeypatch):
+    monkeypatch.setattr("anytime_lct.training.run.REPORT_SECONDS", -1.0)
+
+
+VARIANTS = [
+    tiny(),
+    tiny(rule={"form": "scalar", "cross_entropy": 0.0}, critics={"name": "adamw", "lr": 1e-3}),
+    tiny(train={"channels_last": True, "label_smoothing": 0.1}, groups={"name": "adam", "lr": 1e-3}),
+    tiny(train={"precision": "bfloat16", "clip_norm": 1.0}),
+    tiny(TEXT),
+]
+
+
+@pytest.mark.parametrize("recipe", VARIANTS, ids=["plain", "scalar", "channels-last", "bfloat16", "text"])
+def test_a_run_interrupted_twice_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path):
+    run(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "cut", stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "cut", stop_after=5, resume=True)
+    run(recipe, tmp_path / "cut", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    run(tiny(), tmp_path / "whole")
+    recipes.write(tiny(train={"checkpoint_minutes": 1e-9}), tmp_path / "recipe.toml")
+    command = [sys.executable, "-m", "anytime_lct.cli.main", "train", "--run-dir", str(tmp_path / "cut")]
+    process = subprocess.Popen([*command, "--recipe", str(tmp_path / "recipe.toml")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut" / "checkpoints").glob("step-*7")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut" / "metrics.jsonl").exists() or len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) < 3
+    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=120)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(7)  # the ambient random state must not matter
+        run(tiny(train={"epochs": 1, "seed": seed}), tmp_path / name)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_step_of_the_trainer_is_the_rule_with_sgd(tmp_path):
+    """One minibatch by hand: gradients of the rule, momentum SGD for groups and Adam for critics by torch."""
+    recipe = tiny(train={"epochs": 1}, data={"batch_size": 2000}, groups_schedule={"name": "constant"})
+    dataset = data.from_recipe(recipe)
+    run(recipe, tmp_path / "run")
+    network = run_folder.build_network(recipe, dataset.facts).train()
+    (x, y) = next(dataset.batches("train", 0))
+    loss, rule = partial(tasks.losses, "classification"), lct.Rule(cross_entropy=recipe.rule.cross_entropy)
+    descents, h = [], x
+    for f, c in zip(network.groups, [*network.critics, None], strict=True):
+        descents.append(lct.descend(f, c, h, y, loss, rule))
+        torch.optim.SGD(f.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4).step()
+        h = descents[-1].h
+    for c, here, after in zip(network.critics, descents, descents[1:], strict=False):
+        here.learn(after.L)
+        torch.optim.Adam(c.parameters(), lr=recipe.critics.lr).step()
+    expected = {**network.main_state(), **network.critics_state()}
+    for name, value in weights(tmp_path / "run").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_best_weights_are_kept_when_asked(tmp_path):
+    recipe = tiny(train={"keep": "best", "epochs": 4}, groups={"lr": 0.3})
+    best = max(run(recipe, tmp_path / "run"), key=lambda epoch: (epoch.scores[-1], -epoch.epoch))
+    found = evaluate_main(tmp_path / "run")
+    assert found == pytest.approx(best.scores[-1])
+
+
+def evaluate_main(path):
+    from anytime_lct.evaluation import evaluate
+
+    opened = run_folder.open_run(path)
+    return evaluate(opened.network, data.from_recipe(opened.recipe).batches("validation"), "classification").mean_scores()[-1]
+
+
+def test_training_learns(tmp_path):
+    epochs = run(tiny(train={"epochs": 6}, data={"batch_size": 64}), tmp_path / "run")
+    assert epochs[-1].train_losses[-1] < epochs[0].train_losses[-1] / 2
+    assert epochs[-1].scores[-1] > 0.5  # chance is 0.1
+
+
+def test_divergence_names_the_exit_and_the_step(tmp_path):
+    with pytest.raises(DivergenceError, match=r"exit 1 became (nan|inf) at step \d+ \(epoch 1\)"):
+        run(tiny(groups={"name": "sgd", "lr": 1e30}), tmp_path / "run")
+    assert not (tmp_path / "run" / "main.safetensors").exists()
+
+
+def test_progress_counts_minibatches_and_epochs(tmp_path):
+    recipe = tiny(train={"epochs": 2})
+    events = [e for e in train(recipe, data.from_recipe(recipe), tmp_path / "run") if isinstance(e, Progress)]
+    batches = -(-1293 // 256)
+    assert [(e.epoch, e.batch) for e in events] == [(k, b) for k in (1, 2) for b in range(1, batches + 1)]
+    assert all(len(e.losses) == 3 for e in events)
+
+
+def test_a_folder_with_a_run_is_not_overwritten_and_a_held_one_not_entered(tmp_path):
+    recipe = tiny(train={"epochs": 1})
+    run(recipe, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        run(recipe, tmp_path / "run")
+    with run_folder.locked(tmp_path / "run"), pytest.raises(CheckpointError, match="Another process"):
+        run(recipe, tmp_path / "run", resume=True)
+
+
+def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
+    recipe, path = tiny(train={"epochs": 1}), tmp_path / "run"
+    run(recipe, path)
+    found = checkpoint.newest(path / "checkpoints")
+    assert found is not None
+    file = found / "group_2.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[:-10], whole[:200] + b"x" + whole[201:], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="'group_2.safetensors' is missing, truncated or altered"):
+            run(recipe, path, resume=True)
+    file.write_bytes(whole)
+    (found / "progress.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"progress.json"):
+        run(recipe, path, resume=True)
+    (path / "main.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+        run_folder.open_run(path)
+    (path / "facts.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"facts.json is missing or altered"):
+        run_folder.open_run(path)
+
+
+def test_only_the_two_newest_checkpoints_are_kept_and_none_half_written(tmp_path, monkeypatch):
+    run(tiny(), tmp_path / "run")
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000012", "step-00000018"]
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        checkpoint.save(tmp_path / "run" / "checkpoints", 99, [{}], {})
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
+
+
+def test_an_unknown_device_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="device that this machine has"):
+        run(tiny(train={"device": "abacus"}), tmp_path / "run")
+    assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("total", [10, 57, 100])
+def test_schedules_are_torchs(total):
+    weight = torch.nn.Parameter(torch.zeros(1))
+
+    def rates(make):
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        schedule, found = make(optimizer), []
+        for _ in range(total):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    def ours(**options):
+        return [factor(ScheduleRecipe(**options), step, total, 10) for step in range(total)]
+
+    torchs = torch.optim.lr_scheduler
+    assert ours(name="cosine") == pytest.approx(rates(lambda o: torchs.CosineAnnealingLR(o, total)), abs=1e-9)
+    assert ours(name="step", milestones=(0.5, 0.75)) == pytest.approx(
+        rates(lambda o: torchs.MultiStepLR(o, [round(total * 0.5), round(total * 0.75)])), abs=1e-9
+    )
+    assert ours(name="one-cycle") == pytest.approx(rates(lambda o: torchs.OneCycleLR(o, 1.0, total + 0, div_factor=25))[:total], abs=1e-6)
+    warm = ours(name="constant", warmup=0.5)
+    assert warm[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(warm[5:]) == {1.0}
