@@ -34,13 +34,14 @@ class Budget:
             if bound is not None:
                 check_positive(bound, f"a budget of {name}")
         if self.exit is not None and (type(self.exit) is not int or self.exit < 1):
-            raise BudgetError(f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1.")
+            raise BudgetError(
+                f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1."
+            )
 
 
-def check_positive(number: object, what: str) -> None:
+def check_positive(number: float, what: str) -> None:
     """Raise BudgetError unless `number` is a positive finite number."""
-    usable = isinstance(number, int | float) and not isinstance(number, bool)
-    if not usable or not math.isfinite(number) or number <= 0:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise BudgetError(f"Expected {what} that is a positive finite number, got {number!r}; give another.")
 
 
@@ -53,7 +54,9 @@ def parse_count(text: str) -> float:
     number, unit = _split(text, "a count like 20M, 1.5G or 250000")
     scale = COUNT_UNITS.get(unit if unit in COUNT_UNITS else unit.swapcase())
     if scale is None:
-        raise BudgetError(f"Expected a count like 20M, 1.5G or 250000, got '{text}'; its unit is one of k, M, G, B, T.")
+        raise BudgetError(
+            f"Expected a count like 20M, 1.5G or 250000, got '{text}'; its unit is one of k, M, G, B, T."
+        )
     return _positive(number * scale, text)
 
 
@@ -66,7 +69,9 @@ def parse_seconds(text: str) -> float:
     number, unit = _split(text, "a time like 5ms")
     scale = SECOND_UNITS.get(unit.lower().replace("µ", "u"))
     if scale is None:
-        raise BudgetError(f"Expected a time like 800us, 5ms or 0.1s, got '{text}'; its unit is one of us, ms, s.")
+        raise BudgetError(
+            f"Expected a time like 800us, 5ms or 0.1s, got '{text}'; its unit is one of us, ms, s."
+        )
     return _positive(number * scale, text)
 
 
@@ -79,7 +84,9 @@ def parse_quality(text: str) -> float:
     number, unit = _split(text, "an accuracy like 0.93 or 93%")
     value = float(number / 100 if unit == "%" else number)
     if unit not in ("", "%") or value > 1.0:
-        raise BudgetError(f"Expected an accuracy like 0.93 or 93%, got '{text}'; give a fraction up to 1 or a percentage.")
+        raise BudgetError(
+            f"Expected an accuracy like 0.93 or 93%, got '{text}'; give a fraction up to 1 or a percentage."
+        )
     return value
 
 

@@ -1,35 +1,27 @@
 """The exported folder: everything a device needs to answer, with the sums to know that it is whole.
 
-    BUNDLE/manifest.json  profile.json
-    BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
-    BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
-    BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
+BUNDLE/manifest.json  profile.json
+BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
+BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
+BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from anytime_lct.errors import BundleError, ProfileError
-from anytime_lct.profile import NAME as PROFILE
-from anytime_lct.profile import Profile
+from anytime_lct.profile import Profile, Record, parse, read_text, write_whole
 
 MANIFEST = "manifest.json"
-FORMAT = 1
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class File(_Fact):
+class File(Record):
     """A file of the bundle, by its plain name, its sum and its size."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(onnx|json)$")]
@@ -37,7 +29,7 @@ class File(_Fact):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Preprocessing(_Fact):
+class Preprocessing(Record):
     """How raw inputs become network inputs.
 
     Images are resized to (height, width), scaled to [0, 1], and have `mean` subtracted and are divided by `std`, each
@@ -52,11 +44,26 @@ class Preprocessing(_Fact):
     std: tuple[float, ...] = ()
     symbols: str = ""
 
+    @model_validator(mode="after")
+    def _complete(self) -> Preprocessing:
+        sizes = (self.channels, self.height, self.width)
+        if self.kind == "text":
+            if not self.symbols or len(set(self.symbols)) != len(self.symbols):
+                raise ValueError("a text needs its symbols, each once")
+        elif any(size is None or size < 1 for size in sizes):
+            raise ValueError("an image needs channels, height and width")
+        elif (
+            any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std))
+            or 0.0 in self.std
+        ):
+            raise ValueError("an image needs a mean and a std, not zero, for every channel")
+        return self
 
-class Manifest(_Fact):
+
+class Manifest(Record):
     """What is in the bundle. `served` are the exits it can answer with; keys and numbers count from 1."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     toolkit: str
     task: Literal["classification", "language-model"]
     model: str
@@ -76,9 +83,14 @@ class Manifest(_Fact):
 
     @model_validator(mode="after")
     def _can_serve(self) -> Manifest:
+        if list(self.served) != sorted(set(self.served)):
+            raise ValueError("the served exits are not in rising order")
+        if len(self.classes) != self.outputs:
+            raise ValueError(f"{self.outputs} outputs need as many class names, not {len(self.classes)}")
         for i in self.served:
+            # A bundle with groups chains them to every exit, and one without has every exit whole.
             chained = len(self.groups) >= i and (i == self.num_groups or i in self.critics)
-            if not 1 <= i <= self.num_groups or not (chained or i in self.exits):
+            if not 1 <= i <= self.num_groups or not (chained if self.groups else i in self.exits):
                 raise ValueError(f"exit {i} is said to be served but has no files")
         return self
 
@@ -104,14 +116,24 @@ class Bundle:
             found = folder / file.name
             if not found.is_file():
                 raise BundleError(f"The bundle '{folder}' lacks '{file.name}'; copy or export it again.")
-            if found.stat().st_size != file.bytes or (verify and describe_file(found) != file):
-                raise BundleError(f"The bundle's file '{found}' is truncated or altered; copy or export the bundle again.")
+            try:
+                whole = found.stat().st_size == file.bytes and (not verify or describe_file(found) == file)
+            except OSError as error:
+                raise BundleError(
+                    f"The bundle's file '{found}' cannot be read: {error.strerror or error}; copy or export it again."
+                ) from None
+            if not whole:
+                raise BundleError(
+                    f"The bundle's file '{found}' is truncated or altered; copy or export the bundle again."
+                )
         try:
             profile = Profile.load(folder / manifest.profile.name)
         except ProfileError as error:
             raise BundleError(f"The bundle '{folder}' has no usable profile: {error}") from None
         if profile.num_groups != manifest.num_groups:
-            raise BundleError(f"The profile in the bundle '{folder}' is of another network; export the bundle again.")
+            raise BundleError(
+                f"The profile in the bundle '{folder}' is of another network; export the bundle again."
+            )
         return cls(folder, manifest, profile)
 
     def group(self, i: int) -> Path:
@@ -142,34 +164,16 @@ def describe_file(path: Path) -> File:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json and flush it to the disk."""
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Write manifest.json; it is there whole or not at all."""
+    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except OSError:
+    if not is_bundle(folder):
         raise BundleError(
-            f"Expected an exported bundle, got '{folder}', which has no {MANIFEST}; write one with anytime-lct export RUN."
-        ) from None
-    try:
-        told = json.loads(content).get("format")
-    except (ValueError, AttributeError):
-        raise BundleError(f"The manifest of the bundle '{folder}' is no JSON object; copy or export the bundle again.") from None
-    if isinstance(told, int) and told > FORMAT:
-        raise BundleError(
-            f"The bundle '{folder}' has format {told}, but this version reads format {FORMAT}; install a newer anytime-lct."
+            f"Expected an exported bundle, got '{folder}', which has no {MANIFEST}; write one with: "
+            f"anytime-lct export RUN."
         )
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise BundleError(
-            f"The manifest of the bundle '{folder}' is damaged at {where}: {first['msg'].removeprefix('Value error, ')}; "
-            f"copy or export the bundle again."
-        ) from None
+    remedy = "copy or export the bundle again"
+    text = read_text(folder / MANIFEST, BundleError, remedy)
+    return parse(Manifest, text, folder / MANIFEST, BundleError, remedy)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from anytime_lct.errors import LCTError, ProfileError
 
-FILE_NAME = "profile.json"
+NAME = "profile.json"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -62,7 +62,7 @@ class Exit(Record):
     index: Annotated[int, Field(ge=1)]
     validation: Quality | None
     test: Quality
-    latency: Latency | None
+    latency: Latency | None = None
 
 
 class Profile(Record):
@@ -80,7 +80,7 @@ class Profile(Record):
     critics: tuple[Cost, ...]
     exits: tuple[Exit, ...]
     p_worse: tuple[tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...], ...]
-    split: Literal["validation", "test"]
+    split: Literal["validation", "test"] = "validation"
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Profile:
@@ -92,7 +92,9 @@ class Profile(Record):
         if len(self.p_worse) != N or any(len(row) != N for row in self.p_worse):
             raise ValueError(f"p_worse needs {N} rows of {N} p-values")
         if self.split == "validation" and any(exit.validation is None for exit in self.exits):
-            raise ValueError("choices are to be made on the validation split, but an exit has no quality there")
+            raise ValueError(
+                "choices are to be made on the validation split, but an exit has no quality there"
+            )
         return self
 
     @property
@@ -106,7 +108,9 @@ class Profile(Record):
 
     def resumable_cost(self, index: int) -> Cost:
         """Cost of reaching exit i through every exit before it: f_1 + .. + f_i and c_1 + .. + c_i."""
-        return sum(self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0)))
+        return sum(
+            self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0))
+        )
 
     def quality(self, index: int) -> Quality:
         """Quality of exit i on the split that choices are made on."""
@@ -125,13 +129,15 @@ class Profile(Record):
     @classmethod
     def load(cls, path: Path) -> Profile:
         """Read a profile.json, or the one in a folder; raises ProfileError where it is missing or damaged."""
-        path = path / FILE_NAME if path.is_dir() else path
+        path = path / NAME if path.is_dir() else path
         text = read_text(path, ProfileError, "write it with: anytime-lct analyze RUN")
         return parse(cls, text, path, ProfileError, "write it anew with: anytime-lct analyze RUN")
 
     def _known(self, index: int) -> int:
         if not 1 <= index <= self.num_groups:
-            raise ProfileError(f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile.")
+            raise ProfileError(
+                f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile."
+            )
         return index
 
 
@@ -149,7 +155,9 @@ def write_whole(path: Path, text: str, error: type[LCTError]) -> None:
         part.replace(path)
     except OSError as cause:
         part.unlink(missing_ok=True)
-        raise error(f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder.") from None
+        raise error(
+            f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder."
+        ) from None
 
 
 def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
@@ -167,7 +175,9 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
-        raise error(f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}.") from None
+        raise error(
+            f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}."
+        ) from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > 1:
         raise error(
@@ -179,4 +189,6 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         says = first["msg"].removeprefix("Value error, ")
-        raise error(f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}.") from None
+        raise error(
+            f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}."
+        ) from None

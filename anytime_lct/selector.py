@@ -107,7 +107,9 @@ def _allowed(profile: Profile, exits: Iterable[int] | None) -> list[int]:
     everything = range(1, profile.num_groups + 1)
     allowed = list(everything) if exits is None else sorted(set(exits))
     if not allowed or not set(allowed) <= set(everything):
-        raise BudgetError(f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others.")
+        raise BudgetError(
+            f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others."
+        )
     return allowed
 
 
@@ -139,7 +141,9 @@ def _floors(
     wanted = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
     for name, number in wanted.items():
         if number is not None and not (math.isfinite(number) and number >= 0):
-            raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
+            raise BudgetError(
+                f"Expected {name} as a finite number of at least 0, got {number!r}; give another."
+            )
     other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
     if wanted[other] is not None:
         raise BudgetError(
@@ -149,14 +153,18 @@ def _floors(
     floors: list[Floor] = []
     if min_accuracy is not None:
         if min_accuracy > 1:
-            raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
+            raise BudgetError(
+                f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93."
+            )
         floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
     if max_bpc is not None:
         floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
     if max_drop is not None:
         best = max(range(1, profile.num_groups + 1), key=profile.merit)
         drop, unit = (max_drop / 100, "points") if profile.metric == "accuracy" else (max_drop, "BPC")
-        floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
+        floors.append(
+            (profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}")
+        )
     return floors
 
 
