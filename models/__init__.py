@@ -11,9 +11,12 @@ from typing import Any
 from torch import nn
 
 from anytime_lct.errors import ModelError
-from anytime_lct.models.lstm import lstm
-from anytime_lct.models.mlp import mlp
-from anytime_lct.models.resnet import BOTTLENECKS, bottleneck, small
+
+from .lstm import CarriedLSTM, lstm
+from .mlp import mlp
+from .resnet import BOTTLENECKS, bottleneck, small
+
+__all__ = ["NAMES", "CarriedLSTM", "build"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -26,11 +29,12 @@ NAMES = tuple(MODELS)
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
-    """Make a network by name for inputs of `input_shape`, (C, H, W) or (T,), and `outputs` classes or symbols.
+    """Make a network by name for inputs (C, H, W) or (T,) and `outputs` classes or symbols.
 
     Raises ModelError for an unknown name or option, or data that the network cannot read.
 
-    >>> build("resnet20", (3, 32, 32), 10, width=8)(torch.zeros(1, 3, 32, 32)).shape
+    >>> from torch import zeros
+    >>> build("resnet20", (3, 32, 32), 10, width=8)(zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
     if name not in MODELS:
@@ -38,10 +42,15 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any)
         raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(near or NAMES)}?")
     factory = MODELS[name]
     fixed = factory.keywords if isinstance(factory, partial) else {}
-    known = [key for key in inspect.signature(factory).parameters if key not in ("input_shape", "outputs", *fixed)]
+    taken = {"input_shape", "outputs", *fixed}
+    known = [option for option in inspect.signature(factory).parameters if option not in taken]
     for option in options:
         if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            meant = f", did you mean '{near[0]}'" if near else ""
             raise ModelError(
-                f"The network '{name}' has no option '{option}'; it takes {', '.join(known) or 'no options'}."
+                f"The network '{name}' has no option '{option}'{meant}; it takes {', '.join(known)}."
             )
+    if outputs < 1:
+        raise ModelError(f"Expected at least one class or symbol for the network '{name}', got {outputs}.")
     return factory(input_shape, outputs, **options)

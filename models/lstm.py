@@ -1,9 +1,9 @@
-"""The character model of Tables V, IX and X: an embedding, LSTM layers, and a linear layer over every time step."""
+"""The character model of Tables V, IX and X: an embedding, LSTM layers, and a linear layer at every step."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anytime_lct.errors import ModelError
 
@@ -11,13 +11,19 @@ from anytime_lct.errors import ModelError
 class CarriedLSTM(nn.LSTM):
     """One LSTM layer, (B, T, F) to (B, T, units), that can start where the last minibatch ended.
 
-    Any module with the attributes `carry` and `state` can: while `carry` is True, its forward starts from `state` and
-    leaves its last state there, detached; the trainer sets `carry`, and `state` to None where a text starts anew.
-    With `carry` False, forward is a pure function that starts from zero. `state` is (h, c), each (1, B, units).
+    Any module with the attributes `carry` and `state` can: while `carry` is True, its forward starts from
+    `state` and leaves its last state there, detached; the trainer sets `carry`, and `state` to None where a
+    text starts anew. With `carry` False, forward is a pure function that starts from zero; a changed batch size
+    starts from zero too. `state` is (h, c), each (1, B, units), and no part of the weights.
+
+    Dropout acts on the output alone and lives in the layer, so that parameters keep their names without it.
     """
 
-    def __init__(self, features: int, units: int) -> None:
+    def __init__(self, features: int, units: int, output_dropout: float = 0.0) -> None:
         super().__init__(features, units, batch_first=True)
+        second_bias: Tensor = self.bias_hh_l0  # type: ignore[assignment]
+        nn.init.zeros_(second_bias)  # it is added to the first, which starts away from zero
+        self.output_dropout = output_dropout
         self.carry = False
         self.state: tuple[Tensor, Tensor] | None = None
 
@@ -26,7 +32,7 @@ class CarriedLSTM(nn.LSTM):
         output, state = super().forward(x, self.state if fits else None)
         if self.carry:
             self.state = (state[0].detach(), state[1].detach())
-        return output
+        return F.dropout(output, self.output_dropout, self.training) if self.output_dropout else output
 
 
 class CharacterLSTM(nn.Module):
@@ -36,7 +42,10 @@ class CharacterLSTM(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(symbols, embedding)
         self.lstm = nn.Sequential(
-            *(_layer(embedding if k == 0 else units, units, dropout if k < layers - 1 else 0.0) for k in range(layers))
+            *(
+                CarriedLSTM(units if k else embedding, units, dropout if k < layers - 1 else 0.0)
+                for k in range(layers)
+            )
         )
         self.output = nn.Linear(units, symbols)
 
@@ -52,19 +61,15 @@ def lstm(
     embedding: int = 128,
     dropout: float = 0.0,
 ) -> CharacterLSTM:
-    """Make a character model; the default has the size of Table X, 10.4 M parameters with 50 symbols."""
+    """Make a character model; the default has the size of Table X, 10.4 M parameters with 50 symbols.
+
+    `dropout` acts between the LSTM layers.
+    """
     if len(input_shape) != 1:
-        raise ModelError(f"The network 'lstm' reads text, but the data has inputs of shape {tuple(input_shape)}.")
+        raise ModelError(f"The network 'lstm' reads text (T,), but the data has inputs {tuple(input_shape)}.")
     for name, value in (("layers", layers), ("units", units), ("embedding", embedding)):
         if not isinstance(value, int) or value < 1:
             raise ModelError(f"Expected {name} of at least 1 for the network 'lstm', got {value!r}.")
     if not 0 <= dropout < 1:
         raise ModelError(f"Expected a dropout from 0 up to below 1 for the network 'lstm', got {dropout!r}.")
     return CharacterLSTM(outputs, layers, units, embedding, dropout)
-
-
-def _layer(features: int, units: int, dropout: float) -> nn.Module:
-    layer = CarriedLSTM(features, units)
-    with torch.no_grad():
-        layer.bias_hh_l0.zero_()  # two biases are added; only one of them needs to start away from zero
-    return nn.Sequential(layer, nn.Dropout(dropout)) if dropout else layer

@@ -1,4 +1,4 @@
-"""Residual networks: the small CIFAR family of He et al. (2016), and bottleneck networks with a CIFAR or ImageNet stem."""
+"""Residual networks: the small CIFAR family of He et al. (2016), and bottleneck networks with either stem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CIFAR_STEM_BELOW = 64
 
 
 class SmallResNet(nn.Module):
-    """Three stages of basic blocks, `width`, 2 and 4 times as wide: images (B, C, H, W) to logits (B, outputs)."""
+    """Three stages of basic blocks, 1, 2 and 4 times `width` wide: (B, C, H, W) to logits (B, outputs)."""
 
     def __init__(self, channels: int, outputs: int, depth: int, width: int) -> None:
         super().__init__()
@@ -40,9 +40,11 @@ class SmallResNet(nn.Module):
 
 def small(input_shape: tuple[int, ...], outputs: int, depth: int = 20, width: int = 16) -> SmallResNet:
     """Make a residual network of 6n+2 layers for small images; 1x1 projections where the shape changes."""
-    channels, _, _ = _image("resnet", input_shape)
+    channels, _, _ = _image("resnet", input_shape, smallest=4)
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-        raise ModelError(f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}.")
+        raise ModelError(
+            f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}."
+        )
     if not isinstance(width, int) or width < 1:
         raise ModelError(f"Expected a width of at least 1 for 'resnet', got {width!r}.")
     return SmallResNet(channels, outputs, depth, width)
@@ -56,11 +58,11 @@ def bottleneck(
 ) -> ResNet:
     """Make torchvision's bottleneck ResNet of 50, 101, 152 or 182 layers, (B, C, H, W) to (B, outputs).
 
-    The ImageNet stem is torchvision's own network, so that its weights load. The CIFAR stem (images below 64x64) is a
-    3x3 convolution of stride 1 without max-pool, and the last map is flattened into the classifier, as the parameter
-    counts of Table VIII tell.
+    The ImageNet stem is torchvision's own network, so that its weights load. The CIFAR stem (images below
+    64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the classifier,
+    as the parameter counts of Table VIII tell.
     """
-    channels, height, width = _image(f"resnet{depth}", input_shape)
+    channels, height, width = _image(f"resnet{depth}", input_shape, smallest=32 if stem == "imagenet" else 8)
     if stem not in ("auto", "cifar", "imagenet"):
         raise ModelError(f"Expected the stem cifar, imagenet or auto for 'resnet{depth}', got {stem!r}.")
     network = ResNet(Bottleneck, list(BOTTLENECKS[depth]), num_classes=outputs)
@@ -81,7 +83,8 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(
-        BasicBlock(inputs, outputs, stride, shortcut), *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))
+        BasicBlock(inputs, outputs, stride, shortcut),
+        *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)),
     )
 
 
@@ -97,7 +100,16 @@ def _eighth(size: int) -> int:
     return size
 
 
-def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """Return (C, H, W); refuse text, and images that the network's strides would take below one pixel."""
     if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ModelError(f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
-    return input_shape[0], input_shape[1], input_shape[2]
+        raise ModelError(
+            f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}."
+        )
+    channels, height, width = input_shape
+    if min(height, width) < smallest:
+        raise ModelError(
+            f"The network '{name}' needs images of at least {smallest}x{smallest}, but the data has "
+            f"{height}x{width}; take another network or stem."
+        )
+    return channels, height, width
