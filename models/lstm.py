@@ -13,8 +13,8 @@ class CarriedLSTM(nn.LSTM):
 
     Any module with the attributes `carry` and `state` can: while `carry` is True, its forward starts from
     `state` and leaves its last state there, detached; the trainer sets `carry`, and `state` to None where a
-    text starts anew. With `carry` False, forward is a pure function that starts from zero; a changed batch size
-    starts from zero too. `state` is (h, c), each (1, B, units), and no part of the weights.
+    text starts anew. With `carry` False, forward is a pure function that starts from zero; a changed batch
+    size starts from zero too. `state` is (h, c), each (1, B, units), and no part of the weights.
 
     Dropout acts on the output alone and lives in the layer, so that parameters keep their names without it.
     """

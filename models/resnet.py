@@ -59,8 +59,8 @@ def bottleneck(
     """Make torchvision's bottleneck ResNet of 50, 101, 152 or 182 layers, (B, C, H, W) to (B, outputs).
 
     The ImageNet stem is torchvision's own network, so that its weights load. The CIFAR stem (images below
-    64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the classifier,
-    as the parameter counts of Table VIII tell.
+    64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the
+    classifier, as the parameter counts of Table VIII tell.
     """
     channels, height, width = _image(f"resnet{depth}", input_shape, smallest=32 if stem == "imagenet" else 8)
     if stem not in ("auto", "cifar", "imagenet"):
