@@ -1,0 +1,170 @@
+"""Data sets: splits, determinism from seed and epoch alone, streams of text, and clear refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anytime_lct import data
+from anytime_lct import recipe as recipes
+from anytime_lct.errors import DataError
+
+
+def load(**settings):
+    return data.from_recipe(recipes.read(None, {key.replace("__", "."): value for key, value in settings.items()}))
+
+
+def batches(dataset, split="train", epoch=0, start=0):
+    return list(dataset.batches(split, epoch, start))
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True))
+
+
+def image_folder(root, train=("cat", "dog"), test=("cat", "dog"), side=(6, 6), count=5):
+    for part, classes in (("train", train), ("test", test)):
+        for number, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.full((side[1], side[0], 3), 40 * number + k, np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{k}.png")
+    return root
+
+
+def test_the_digits_need_nothing_and_are_split_by_seed():
+    one, other = load(), load(train__seed=1)
+    assert one.facts.input_shape == (1, 8, 8)
+    assert one.facts.classes == tuple("0123456789")
+    assert [one.num_samples(s) for s in ("train", "validation", "test")] == [1293, 144, 360]
+    for split, alike in (("test", True), ("validation", False)):
+        labels = [torch.cat([y for _, y in dataset.batches(split)]) for dataset in (one, other)]
+        assert torch.equal(*labels) is alike
+    assert sum(len(y) for _, y in batches(one)) == 1293
+    assert len(batches(one)) == one.num_batches("train") == 21
+
+
+def test_no_training_image_is_in_the_validation_split():
+    dataset = load(data__augment="none", data__validation=0.3)
+    held = {x.numpy().tobytes() for batch, _ in dataset.batches("validation") for x in batch}
+    trained = {x.numpy().tobytes() for batch, _ in dataset.batches("train") for x in batch}
+    assert not held & trained
+    assert load(data__validation=0.0).num_samples("validation") == 0
+
+
+def test_batches_follow_from_seed_and_epoch_alone():
+    dataset = load()
+    torch.manual_seed(1)
+    whole = batches(dataset, epoch=3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert same(whole, batches(dataset, epoch=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(whole[5:], batches(dataset, epoch=3, start=5))
+    assert same(whole, batches(load(data__workers=2), epoch=3))
+    assert not same(whole, batches(dataset, epoch=4))
+    assert not same(whole, batches(load(train__seed=1), epoch=3))
+
+
+def test_images_are_normalised_by_the_training_part():
+    dataset = load(data__augment="none")
+    x = torch.cat([x for x, _ in dataset.batches("train")])
+    assert x.dtype == torch.float32
+    assert x.mean().item() == pytest.approx(0, abs=1e-4)
+    assert x.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_augmentation_moves_and_mirrors_training_images_only():
+    plain, moved = load(data__augment="none"), load(data__augment="crop-flip", data__batch_size=1)
+    assert same(batches(plain, "test"), batches(load(data__augment="crop-flip"), "test"))
+    original = {x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")}
+    kept = [x[0].numpy().tobytes() in original for x, _ in moved.batches("train")]
+    assert 0.02 < sum(kept) / len(kept) < 0.2  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
+
+
+def test_text_streams_go_on_from_batch_to_batch(tmp_path):
+    text = "".join(chr(97 + k % 26) for k in range(3000))
+    (tmp_path / "a.txt").write_text(text)
+    dataset = load(data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10)
+    assert dataset.facts.classes == tuple("abcdefghijklmnopqrstuvwxyz")
+    found = batches(dataset)
+    x, y = torch.cat([x for x, _ in found], 1), torch.cat([y for _, y in found], 1)
+    assert torch.equal(y[:, :-1], x[:, 1:])
+    assert torch.equal((x + 1) % 26, y)
+    length = (2700 - 1) // 4
+    assert "".join(dataset.facts.classes[k] for k in x[1][:30]) == text[length : length + 30]
+    assert same(found[3:], batches(dataset, start=3))
+    for split, characters in (("validation", 150), ("test", 150)):
+        windows = batches(dataset, split)
+        assert {tuple(x.shape) for x, _ in windows} == {(4, 9)}
+        assert dataset.num_samples(split) == sum(y.numel() for _, y in windows) > 0.9 * characters
+
+
+def test_a_folder_of_texts_is_split_by_its_files(tmp_path):
+    for name, text in (("train", "abc" * 100), ("valid", "ab" * 50), ("test", "cb" * 50)):
+        (tmp_path / f"ptb.char.{name}.txt").write_text(text)
+    dataset = load(data__name="text", data__path=str(tmp_path), data__batch_size=2, data__sequence_length=8)
+    assert dataset.facts.classes == ("a", "b", "c")
+    assert dataset.num_samples("train") == 288
+    assert (tmp_path / "ptb.char.valid.txt").unlink() is None
+    with pytest.raises(DataError, match=r"valid.txt or"):
+        load(data__name="text", data__path=str(tmp_path), data__batch_size=2, data__sequence_length=8)
+
+
+def test_text_that_is_not_utf8_is_read_by_the_byte(tmp_path):
+    (tmp_path / "b").write_bytes(bytes([0xFF, 0x41]) * 500)
+    assert load(data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5).facts.classes == ("A", "ÿ")
+
+
+def test_pydoc_needs_nothing():
+    dataset = load(data__name="pydoc")
+    assert dataset.facts.task == "language-model"
+    assert dataset.num_samples("train") > 200_000
+
+
+def test_an_image_folder_of_small_images_is_held_in_memory(tmp_path):
+    dataset = load(data__name="imagefolder", data__root=str(image_folder(tmp_path)), data__augment="none", data__batch_size=4)
+    assert dataset.facts.classes == ("cat", "dog")
+    assert dataset.facts.input_shape == (3, 6, 6)
+    assert sorted(torch.cat([y for _, y in dataset.batches("test")]).tolist()) == [0] * 5 + [1] * 5
+
+
+def test_an_image_folder_of_large_images_is_cropped_and_read_as_needed(tmp_path):
+    root = image_folder(tmp_path, side=(300, 260), count=2)
+    dataset = load(data__name="imagefolder", data__root=str(root), data__batch_size=2)
+    assert dataset.facts.input_shape == (3, 224, 224)
+    for split in ("train", "test"):
+        x, _ = batches(dataset, split)[0]
+        assert x.shape == (2, 3, 224, 224)
+    assert same(batches(dataset, "train"), batches(load(data__name="imagefolder", data__root=str(root), data__batch_size=2, data__workers=1)))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("anytime_lct.data.images.DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"'{name}' was looked for in '{tmp_path}'.*--data-root.*--download"):
+        load(data__name=name, data__root=str(tmp_path))
+
+
+def test_image_folders_that_are_none_are_refused(tmp_path):
+    with pytest.raises(DataError, match="train/ and test/"):
+        load(data__name="imagefolder", data__root=str(tmp_path))
+    root = image_folder(tmp_path / "a", test=("cat", "cow"))
+    with pytest.raises(DataError, match="'cow' is in one of them only"):
+        load(data__name="imagefolder", data__root=str(root))
+    root = image_folder(tmp_path / "b")
+    (root / "train" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0.png' cannot be read"):
+        load(data__name="imagefolder", data__root=str(root))
+
+
+def test_texts_that_cannot_be_learnt_are_refused(tmp_path):
+    with pytest.raises(DataError, match="needs a file"):
+        load(data__name="text")
+    with pytest.raises(DataError, match="looked for in"):
+        load(data__name="text", data__path=str(tmp_path / "none"))
+    (tmp_path / "short").write_text("too short")
+    with pytest.raises(DataError, match="too few"):
+        load(data__name="text", data__path=str(tmp_path / "short"))

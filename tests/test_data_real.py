@@ -1,0 +1,41 @@
+"""Fashion-MNIST as Debian or torchvision lays it out: found, right, and learnt from for a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from anytime_lct import data, recipe, run_folder
+from anytime_lct.data.images import DEBIAN_FASHION_MNIST
+from anytime_lct.training import train
+
+ROOT = Path(os.environ.get(data.ROOT_VARIABLE, ".data"))
+found = (ROOT / "FashionMNIST").is_dir() or DEBIAN_FASHION_MNIST.is_dir()
+pytestmark = pytest.mark.skipif(not found, reason="Fashion-MNIST is not on this machine")
+
+
+def test_fashion_mnist_is_all_there():
+    dataset = data.from_recipe(recipe.read(None, {"data.name": "fashion-mnist", "data.augment": "none"}))
+    assert [dataset.num_samples(s) for s in ("train", "validation", "test")] == [54_000, 6_000, 10_000]
+    assert dataset.facts.input_shape == (1, 28, 28)
+    assert dataset.facts.classes[0] == "T-shirt/top"
+    labels = torch.cat([y for _, y in dataset.batches("test")])
+    assert torch.bincount(labels).tolist() == [1000] * 10
+    assert dataset.facts.mean == pytest.approx((0.2860,), abs=2e-3)
+
+
+def test_one_epoch_of_local_critic_training_learns_real_images(tmp_path):
+    chosen = recipe.read(
+        "fashion-mnist",
+        {
+            "train.epochs": 1, "model.depth": 8, "model.width": 4, "data.augment": "none", "critic.depth": 1,
+        },
+    )  # fmt: skip
+    for _ in train(chosen, data.from_recipe(chosen), tmp_path / "run"):
+        pass
+    last = json.loads((tmp_path / "run" / run_folder.METRICS).read_text())
+    assert min(last["validation"]["accuracy"]) > 0.6  # chance is 0.1
