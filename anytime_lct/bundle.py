@@ -32,8 +32,8 @@ class File(Record):
 class Preprocessing(Record):
     """How raw inputs become network inputs.
 
-    Images are resized to (height, width), scaled to [0, 1], and have `mean` subtracted and are divided by `std`, each
-    per channel. Character k of `symbols` is number k of a text.
+    Images are resized to (height, width), scaled to [0, 1], and have `mean` subtracted and are divided by `std`,
+    each per channel. Character k of `symbols` is number k of a text.
     """
 
     kind: Literal["image", "text"]
@@ -120,7 +120,7 @@ class Bundle:
                 whole = found.stat().st_size == file.bytes and (not verify or describe_file(found) == file)
             except OSError as error:
                 raise BundleError(
-                    f"The bundle's file '{found}' cannot be read: {error.strerror or error}; copy or export it again."
+                    f"The bundle's file '{found}' cannot be read: {error.strerror or error}; export it again."
                 ) from None
             if not whole:
                 raise BundleError(

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
-    """A part of a file: unknown keys and values of another type are refused, and nothing changes it once read."""
+    """A part of a file: it refuses unknown keys and values of another type, and never changes once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -33,7 +33,7 @@ class Cost(Record):
 
 
 class Quality(Record):
-    """A metric with its 95% interval, and the mean loss in nats, over `samples` samples (for text: characters)."""
+    """A metric with its 95% interval and the mean loss in nats, over `samples` samples."""
 
     value: Finite
     low: Finite
@@ -66,10 +66,10 @@ class Exit(Record):
 
 
 class Profile(Record):
-    """Costs of N groups and N-1 critics, kept apart, and quality of N exits, all counted from 1 in this order.
+    """Costs of N groups and N-1 critics, kept apart, and quality of N exits, all in order from 1.
 
-    `p_worse[i-1][j-1]` is the one-sided p-value of "exit i is not worse than exit j" on the same samples of `split`:
-    small where i is significantly worse. `split` is the one that choices are made on.
+    `p_worse[i-1][j-1]` is the one-sided p-value of "exit i is not worse than exit j" on the same samples of
+    `split`: small where i is significantly worse. `split` is the one that choices are made on.
     """
 
     format: Literal[1] = 1
@@ -171,7 +171,7 @@ def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
 
 
 def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], remedy: str) -> ModelT:
-    """Read JSON text into a model of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
+    """Read JSON text of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
@@ -181,7 +181,7 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
     version = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > 1:
         raise error(
-            f"Expected '{path}' in format 1, got format {version}, which a newer anytime-lct wrote; update the package."
+            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the package."
         )
     try:
         return kind.model_validate_json(text)

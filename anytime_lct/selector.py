@@ -17,7 +17,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen exit, the cost of its sub-model, its quality on the choosing split, and why it was chosen."""
+    """The chosen exit, its sub-model's cost, its quality on the choosing split, and why it was chosen."""
 
     exit: int
     cost: Cost
@@ -37,10 +37,11 @@ def select(
 ) -> Selection:
     """Choose an exit on `profile.split`; of conditions given together, all must hold.
 
-    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below the best of
-    all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With `within_noise`: the
-    cheapest that is not significantly worse than the best one that fits. Cheaper means fewer FLOPs, then fewer
-    parameters, then a lower index; an exit without a latency fits no latency budget. `exits` are those to choose from.
+    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below the
+    best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
+    `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means fewer
+    FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget. `exits`
+    are those to choose from.
 
     Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
 
@@ -71,7 +72,7 @@ def select(
 
 
 def pareto_front(profile: Profile) -> tuple[int, ...]:
-    """Exits that no other one beats in FLOPs and quality, by rising FLOPs: what any budget of FLOPs can choose."""
+    """Exits that no other beats in FLOPs and quality, by rising FLOPs: what any budget of FLOPs can choose."""
     front: list[int] = []
     cheapest_first = sorted(
         range(1, profile.num_groups + 1),
@@ -192,7 +193,7 @@ def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> 
 def _nothing_reaches(
     profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int
 ) -> str:
-    """Name the best exit that fits, and the cheapest one that would reach the floor if the budget were larger."""
+    """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
     who = f"No exit that fits {' and '.join(_within(bounds))}" if bounds else "No exit"
     says = " and ".join(says for _, says in floors)
     nearest = f"the best is exit {best} with {_quality(profile, best)}"
@@ -200,7 +201,8 @@ def _nothing_reaches(
     if reaching:
         cheapest = min(reaching, key=lambda i: _price(profile, i))
         cost = profile.cost(cheapest)
-        nearest += f", and exit {cheapest} would do, with {show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
+        needs = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
+        nearest += f", and exit {cheapest} would do, with {needs}"
     return f"{who} {says}; {nearest}."
 
 

@@ -1,0 +1,193 @@
+"""Raw inputs become network inputs, as a bundle's manifest says: image files, arrays of pixels, and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anytime_lct.bundle import Manifest, Preprocessing
+from anytime_lct.errors import InputError
+
+
+def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
+    """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 of images, (1, T) int64 of text.
+
+    A .npy file is an array as `from_array` takes it, any other an image file or, for a network on text, a UTF-8 text.
+    Raises InputError for a file that is missing, damaged or of the wrong kind.
+
+    >>> read_input(Path("digit.png"), session.manifest).shape  # doctest: +SKIP
+    (1, 1, 28, 28)
+    """
+    try:
+        size = path.stat().st_size if not path.is_dir() else None
+    except OSError as error:
+        raise InputError(f"Expected an input file, got '{path}': {error.strerror}; check its name.") from None
+    if size is None:
+        raise InputError(f"Expected an input file, got the folder '{path}'; name the files in it.")
+    if size == 0:
+        raise InputError(f"Expected an input file, got '{path}', which is empty; name another.")
+    rules = manifest.preprocessing
+    try:
+        if rules.kind == "text":
+            return from_text(_read_text(path, rules), rules)
+        if path.suffix.lower() == ".npy":
+            return from_array(_read_array(path), rules)
+        return normalise(_read_image(path, rules)[None], rules)
+    except InputError as error:
+        # The rules do not know which of many files they look at.
+        told = str(error)
+        raise InputError(told if str(path) in told else f"In '{path}': {told[0].lower()}{told[1:]}") from None
+
+
+def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
+    """Number the characters of a text: (1, T); raises InputError for an unknown symbol or no text.
+
+    >>> from_text("abba", Preprocessing(kind="text", symbols="ab"))
+    array([[0, 1, 1, 0]])
+    """
+    if rules.kind != "text":
+        raise InputError("Expected images for this network, got text; name image files or .npy arrays.")
+    if not text:
+        raise InputError("Expected at least one character of text, got none; give some text to go on from.")
+    number = {symbol: k for k, symbol in enumerate(rules.symbols)}
+    for place, symbol in enumerate(text, start=1):
+        if symbol not in number:
+            raise InputError(
+                f"Expected the {len(number)} symbols that the network knows, got {symbol!r} as character {place}; "
+                f"leave it out or write it otherwise."
+            )
+    return np.array([[number[symbol] for symbol in text]], dtype=np.int64)
+
+
+def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
+    """Make a batch (B, C, H, W) float32 of an array.
+
+    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised; float32 and
+    float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError for any other.
+    """
+    channels, height, width = _image_shape(rules)
+    if array.size == 0:
+        raise InputError(f"Expected at least one image, got an array of shape {array.shape}; fill it.")
+    if array.dtype == np.uint8:
+        pixels = _batch_of_pixels(array, channels, (height, width))
+        return normalise(np.stack([_resize(image, height, width) for image in pixels]), rules)
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+        raise InputError(
+            f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to one of the two."
+        )
+    batch = array[None] if array.ndim == 3 else array
+    if batch.shape[1:] != (channels, height, width):
+        raise InputError(
+            f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch before, "
+            f"got {array.shape}; give raw pixels as uint8."
+        )
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(batch, dtype=np.float32)
+    if not np.isfinite(floats).all():
+        raise InputError(
+            "Expected finite numbers in the range of float32, got NaN or infinity; clean the array first."
+        )
+    return floats
+
+
+def normalise(pixels: NDArray[np.uint8], rules: Preprocessing) -> NDArray[np.float32]:
+    """Scale pixels (B, H, W, C) to [0, 1], subtract the mean, divide by the std, and put channels first."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    mean = np.array(rules.mean or (0.0,), dtype=np.float32)
+    std = np.array(rules.std or (1.0,), dtype=np.float32)
+    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+
+
+def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bring pixels to (B, H, W, C). Three dimensions are one image where the last counts the channels."""
+    if array.ndim == 3 and array.shape[-1] == channels and not (channels == 1 and array.shape[1:] == size):
+        return array[None]
+    if array.ndim == 4 and array.shape[-1] == channels:
+        return array
+    if channels == 1 and array.ndim in (2, 3):
+        return array.reshape(-1, *array.shape[-2:], 1)
+    shapes = (
+        "(H, W), (B, H, W), (H, W, 1) or (B, H, W, 1)" if channels == 1 else "(H, W, {0}) or (B, H, W, {0})"
+    )
+    raise InputError(
+        f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, got an array of "
+        f"shape {array.shape}; convert its channels."
+    )
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError):
+        raise InputError(
+            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it again with numpy.save."
+        ) from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(
+            f"Expected '{path}' to hold one array, got an archive of several; save one with numpy.save."
+        )
+    return array
+
+
+def _read_text(path: Path, rules: Preprocessing) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            f"Expected '{path}' to hold UTF-8 text, got other bytes; save it as UTF-8."
+        ) from None
+    # Editors end files by a line feed, which is no part of the text where the network knows none.
+    return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
+
+
+def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
+    """Open an image file as (H, W, C) pixels of the network's size and channels."""
+    from PIL import Image
+
+    channels, height, width = _image_shape(rules)
+    if channels not in (1, 3):
+        raise InputError(
+            f"Expected a .npy array for a network on {channels} channels, got '{path}'; save one."
+        )
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"Expected 8 bits a channel, got mode {image.mode} in '{path}'; convert the image."
+                )
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"Expected '{path}' to be an image file or a .npy array, got something damaged or of another kind; "
+            f"save it anew, as PNG for instance."
+        ) from None
+    return _resize(pixels.reshape(*pixels.shape[:2], channels), height, width)
+
+
+def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize (H, W, C) pixels bilinearly, channel by channel; the same size costs nothing."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    from PIL import Image
+
+    planes = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR)
+        )
+        for plane in np.moveaxis(pixels, -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
+
+
+def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:
+    if rules.channels is None or rules.height is None or rules.width is None:
+        raise InputError(
+            "Expected text for this network, got an image or an array; give a text file or --text."
+        )
+    return rules.channels, rules.height, rules.width
