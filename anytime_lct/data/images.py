@@ -75,6 +75,7 @@ def _training_transform(augment: str, shape: tuple[int, ...]) -> Callable[[Any],
     steps: dict[str, list[Any]] = {
         "none": [],
         "crop": [v2.RandomCrop((height, width), padding=padding)],
+        "flip": [v2.RandomHorizontalFlip()],
         "crop-flip": [v2.RandomCrop((height, width), padding=padding), v2.RandomHorizontalFlip()],
         "imagenet": [v2.RandomResizedCrop((height, width)), v2.RandomHorizontalFlip()],
     }

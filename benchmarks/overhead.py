@@ -1,0 +1,154 @@
+"""What local critic training and resumable execution cost beside what a user would take instead.
+
+1. Training in one process with 4 layer groups and slim critics, against backprop on the same network: time of a step,
+   alternated, medians of ratios.
+2. Bytes of activations saved for backward at the peak of a step, cut in 4 by memory, against backprop's.
+3. Resumable answers from the bundle (`stream`, every critic on the way; `run`, the one critic it needs) against the
+   whole exit_i.onnx in a plain onnxruntime session, batch 1, one thread.
+
+    python benchmarks/overhead.py [--rounds 15] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from measuring import SavedBytes, ratios, write
+from torch import nn
+
+from anytime_lct import models
+from anytime_lct import recipe as recipes
+from anytime_lct.analysis.complexity import components
+from anytime_lct.export import export
+from anytime_lct.network import LCTNetwork
+from anytime_lct.profile import Exit, Profile, Quality
+from anytime_lct.recipe import Recipe
+from anytime_lct.run_folder import build_network, example_input
+from anytime_lct.runtime import AnytimeSession
+from anytime_lct.task import Facts
+from anytime_lct.training.group import Clock
+from anytime_lct.training.worker import Worker
+
+FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+
+
+def recipe_for(model: dict[str, Any], **cut: Any) -> Recipe:
+    return recipes.complete({"data": {"name": "cifar10"}, "model": model, "cut": {"groups": 4, **cut}})
+
+
+class Backprop:
+    """One step of backprop on the uncut network with the same optimizer."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.manual_seed(0)
+        self.model = models.build(recipe.model.name, FACTS.input_shape, FACTS.outputs, **recipe.model.options).train()
+        told = recipe.groups
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), told.lr, told.momentum, nesterov=True, weight_decay=told.weight_decay, fused=True
+        )
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(self.model(x), y).backward()
+        self.optimizer.step()
+
+
+def lct_worker(recipe: Recipe) -> tuple[LCTNetwork, Worker]:
+    network = build_network(recipe, FACTS).train()
+    return network, Worker.of(network, recipe, "classification", Clock(10_000, 100))
+
+
+def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    x, y = torch.randn(batch, *FACTS.input_shape), torch.randint(0, 10, (batch,))
+    forms = {}
+    for form in ("per-sample", "scalar"):
+        told = recipe_for(model)
+        told = told.model_copy(update={"rule": told.rule.model_copy(update={"form": form})})
+        forms[form] = lct_worker(told)[1]
+    backprop = Backprop(recipe_for(model))
+    found = ratios(
+        [lambda: backprop.step(x, y), *(lambda w=worker: w.step(x, y, 0) for worker in forms.values())], rounds
+    )
+    rows = []
+    for form, row in zip(forms, found[1:], strict=True):
+        rows.append({"network": name, "batch": batch, "form": form, "backprop_seconds": found[0]["median_seconds"], **row})
+        print(f"training {name:16s} {form:11s} {row['median_ratio']:.3f} times backprop", flush=True)
+    return rows
+
+
+def saved_bytes(name: str, model: dict[str, Any], batch: int) -> dict[str, Any]:
+    x, y = torch.randn(batch, *FACTS.input_shape), torch.randint(0, 10, (batch,))
+    backprop = Backprop(recipe_for(model))
+    with SavedBytes(backprop.model) as whole:
+        backprop.step(x, y)
+    row: dict[str, Any] = {"network": name, "batch": batch, "backprop_peak_bytes": whole.peak}
+    for by in ("memory", "layers"):
+        network, worker = lct_worker(recipe_for(model, by=by))
+        with SavedBytes(network) as cut:
+            worker.step(x, y, 0)
+        row[by] = {"places": network.places, "peak_bytes": cut.peak, "share": cut.peak / whole.peak}
+        print(f"saved bytes {name} by {by}: {cut.peak / whole.peak:.3f} of backprop's, after {', '.join(network.places)}", flush=True)
+    return row
+
+
+def resumable(name: str, model: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
+    network = build_network(recipe_for(model), FACTS).eval()
+    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))
+    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
+    exits = tuple(Exit(index=i, validation=quality, test=quality, latency=None) for i in range(1, 5))
+    profile = Profile(
+        model=name, data="random", metric="accuracy", groups=groups, critics=critics, exits=exits, p_worse=((1.0,) * 4,) * 4
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export(network, FACTS, profile, Path(folder) / "bundle", model_name=name)
+        session = AnytimeSession(bundle, threads=1)
+        x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape)).astype(np.float32)
+        for i in range(1, 5):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            whole = onnxruntime.InferenceSession(str(bundle.exit(i)), options, providers=["CPUExecutionProvider"])
+
+            def stream(i: int = i) -> Any:
+                return next(answer for answer in session.stream(x) if answer.exit == i)
+
+            from anytime_lct.budget import Budget
+
+            def straight(i: int = i) -> Any:
+                return session.run(x, budget=Budget(exit=i))
+
+            found = ratios([lambda w=whole: w.run(None, {"input": x}), stream], rounds)
+            same = bool(np.array_equal(whole.run(None, {"input": x})[0], stream().logits))
+            row = {"network": name, "exit": i, "whole_seconds": found[0]["median_seconds"], "stream": found[1], "bit_identical": same}
+            rows.append(row)
+            print(f"stream {name} to exit {i}: {found[1]['median_ratio']:.3f} times exit_{i}.onnx, same bits {same}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    large, small = {"name": "resnet50"}, {"name": "resnet20"}
+    result = {
+        "training_time": [
+            *training_time("resnet50", large, 32, told.rounds),
+            *training_time("resnet20", small, 128, 2 * told.rounds),
+        ],
+        "saved_bytes": [saved_bytes("resnet50", large, 16), saved_bytes("resnet20", small, 128)],
+        "resumable": resumable("resnet50", large, 10 * told.rounds),
+    }
+    print(f"wrote {write('overhead', result)}")
+
+
+if __name__ == "__main__":
+    main()
