@@ -93,6 +93,30 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
     return floats
 
 
+def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
+    """Return a batch as the network takes it: C-contiguous float32 or int64; raises InputError for any other.
+
+    Takes float32 and float64 of any byte order, or for text any whole numbers from 0 to the number of symbols.
+    """
+    expected = manifest.input_shape
+    if not isinstance(x, np.ndarray):
+        raise InputError(
+            f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert it first."
+        )
+    matches = x.ndim == len(expected) and all(
+        isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
+    )
+    if not matches:
+        raise InputError(
+            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first dimension is the batch."
+        )
+    if x.size == 0:
+        raise InputError(
+            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; fill it."
+        )
+    return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
+
+
 def normalise(pixels: NDArray[np.uint8], rules: Preprocessing) -> NDArray[np.float32]:
     """Scale pixels (B, H, W, C) to [0, 1], subtract the mean, divide by the std, and put channels first."""
     scaled = pixels.astype(np.float32) / np.float32(255)
@@ -191,3 +215,35 @@ def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:
             "Expected text for this network, got an image or an array; give a text file or --text."
         )
     return rules.channels, rules.height, rules.width
+
+
+def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
+    if x.dtype.kind != "f" or x.dtype.itemsize not in (4, 8):
+        raise InputError(
+            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
+        )
+    # A sum is finite only if every number is, and costs a fraction of looking at each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        floats = np.ascontiguousarray(x, dtype=np.float32)
+        finite = np.isfinite(floats.sum()) or np.isfinite(floats).all()
+    if not finite:
+        raise InputError(
+            "Expected finite numbers in the range of float32, got NaN or infinity; clean the input first."
+        )
+    return floats
+
+
+def _as_ids(x: NDArray[Any], outputs: int) -> NDArray[np.int64]:
+    if x.dtype.kind not in "iu":
+        raise InputError(f"Expected whole numbers of symbols, got {x.dtype.name}; encode the text first.")
+    low, high = x.min(), x.max()
+    if low < 0 or high >= outputs:
+        raise InputError(
+            f"Expected symbols of 0 to {outputs - 1}, got {low if low < 0 else high}; encode the text anew."
+        )
+    return np.ascontiguousarray(x, dtype=np.int64)
+
+
+def show_shape(shape: tuple[int | str, ...]) -> str:
+    """Write a shape as numpy does, without quotes around named dimensions."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

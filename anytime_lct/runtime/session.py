@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from anytime_lct.budget import Budget
 from anytime_lct.bundle import Bundle, Manifest
 from anytime_lct.errors import BundleError, InputError
+from anytime_lct.runtime.preprocess import check_batch, show_shape
 from anytime_lct.selector import select
 
 # Buffers kept for the next request: one chain serves one request at a time, for one input shape.
@@ -75,6 +76,8 @@ class AnytimeSession:
         self._spare: list[_Chain] = []
         self._spare_lock = threading.RLock()
         self._chosen: dict[Budget, int] = {}
+        self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
+        self._paid = self._stream_flops()
 
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one whose sub-model fits the budget.
@@ -100,10 +103,10 @@ class AnytimeSession:
         """Answer a batch by served exit `exit`, as `run` does with the exit that it chooses; raises InputError."""
         if exit not in self.served:
             raise InputError(
-                f"Expected one of the served exits {_shape(self.served)}, got {exit!r}; choose among them."
+                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
             )
         x = self.check(x)
-        flops = self.profile.cost(exit).flops
+        flops = self._flops[exit]
         if not self.manifest.groups:
             return Answer(exit, self._graphs.run(self.manifest.exits[exit].name, x), flops)
         chain = self._take(x)
@@ -128,18 +131,23 @@ class AnytimeSession:
     def _stream(self, x: NDArray[Any]) -> Iterator[Answer]:
         chain = self._take(x)
         try:
-            flops, passed = 0, 0
-            for exit in self.served:
-                flops += sum(group.flops for group in self.profile.groups[passed:exit])
-                flops += sum(critic.flops for critic in self.profile.critics[exit - 1 : exit])
-                passed = exit
+            for exit, flops in self._paid.items():
                 yield Answer(exit, chain.logits(exit), flops)
         finally:
             self._give_back(chain)
 
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a batch as the network takes it: C-contiguous float32 or int64; raises InputError for any other."""
-        return _check(x, self.manifest.input_shape, self.manifest.input_dtype, self.manifest.outputs)
+        return check_batch(x, self.manifest)
+
+    def _stream_flops(self) -> dict[int, int]:
+        """Multiply-adds of reaching each served exit by way of the served ones before it, unserved critics left out."""
+        groups, critics = self.profile.groups, self.profile.critics
+        return {
+            exit: sum(cost.flops for cost in groups[:exit])
+            + sum(critics[i - 1].flops for i in self.served if i <= min(exit, len(critics)))
+            for exit in self.served
+        }
 
     def _take(self, x: NDArray[Any]) -> _Chain:
         with self._spare_lock:
@@ -175,7 +183,7 @@ class _Graphs:
     def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
         graph = self.load(name)
         try:
-            return graph.run(None, {graph.get_inputs()[0].name: x})[0]
+            return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x})[0])
         except Exception as error:
             raise _failed(name, error) from None
 
@@ -275,53 +283,3 @@ def _failed(name: str, error: Exception) -> BundleError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _check(x: object, expected: tuple[int | str, ...], dtype: str, outputs: int) -> NDArray[Any]:
-    if not isinstance(x, np.ndarray):
-        raise InputError(
-            f"Expected a numpy array of shape {_shape(expected)}, got a {type(x).__name__}; convert it first."
-        )
-    matches = x.ndim == len(expected) and all(
-        isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
-    )
-    if not matches:
-        raise InputError(
-            f"Expected an input of shape {_shape(expected)}, got {_shape(x.shape)}; the first dimension is the batch."
-        )
-    if x.size == 0:
-        raise InputError(
-            f"Expected at least one sample of shape {_shape(expected)}, got {_shape(x.shape)}; fill it."
-        )
-    return _as_ids(x, outputs) if dtype == "int64" else _as_floats(x)
-
-
-def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
-    if x.dtype.kind != "f" or x.dtype.itemsize not in (4, 8):
-        raise InputError(
-            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
-        )
-    # A sum is finite only if every number is, and costs a fraction of looking at each.
-    with np.errstate(over="ignore", invalid="ignore"):
-        floats = np.ascontiguousarray(x, dtype=np.float32)
-        finite = np.isfinite(floats.sum()) or np.isfinite(floats).all()
-    if not finite:
-        raise InputError(
-            "Expected finite numbers in the range of float32, got NaN or infinity; clean the input first."
-        )
-    return floats
-
-
-def _as_ids(x: NDArray[Any], outputs: int) -> NDArray[np.int64]:
-    if x.dtype.kind not in "iu":
-        raise InputError(f"Expected whole numbers of symbols, got {x.dtype.name}; encode the text first.")
-    low, high = x.min(), x.max()
-    if low < 0 or high >= outputs:
-        raise InputError(
-            f"Expected symbols of 0 to {outputs - 1}, got {low if low < 0 else high}; encode the text anew."
-        )
-    return np.ascontiguousarray(x, dtype=np.int64)
-
-
-def _shape(shape: tuple[int | str, ...]) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

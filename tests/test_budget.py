@@ -1,0 +1,72 @@
+"""Budgets, and amounts as people write them."""
+
+import math
+
+import pytest
+
+from anytime_lct.budget import Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
+from anytime_lct.errors import BudgetError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("20M", 20e6), ("1.5k", 1500), ("1.1M", 1100000), ("2G", 2e9), ("2B", 2e9), ("1T", 1e12), ("3e6", 3e6),
+        ("250000", 250000), (" 7 K ", 7000), ("20m", 20e6), (".5k", 500),
+    ],
+)  # fmt: skip
+def test_counts(text: str, count: float) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5ms", 0.005), ("300us", 0.0003), ("0.1s", 0.1), ("2 S", 2.0)]
+)
+def test_seconds(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.93", 0.93), ("93%", 0.93), ("93.1%", 0.931), ("1", 1.0), ("0", 0.0)]
+)
+def test_qualities(text: str, value: float) -> None:
+    assert parse_quality(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "20Q", "-3M", "0", "nan", "inf", "1e999", "20 M M", "0x10", "1,5M", "5%"]
+)
+def test_no_counts(text: str) -> None:
+    with pytest.raises(BudgetError):
+        parse_count(text)
+
+
+@pytest.mark.parametrize("text", ["5", "5m", "0ms", "-1s", "ms", "5 minutes"])
+def test_no_seconds(text: str) -> None:
+    with pytest.raises(BudgetError):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["93", "1.01", "101%", "-0.5", "0.9M", "high"])
+def test_no_qualities(text: str) -> None:
+    with pytest.raises(BudgetError):
+        parse_quality(text)
+
+
+@pytest.mark.parametrize("bound", [0, -1, math.nan, math.inf, True, "20M"])
+@pytest.mark.parametrize("name", ["flops", "params", "latency"])
+def test_bounds_are_positive_finite_numbers(name: str, bound: object) -> None:
+    with pytest.raises(BudgetError, match=name):
+        Budget(**{name: bound})  # pyright: ignore
+
+
+@pytest.mark.parametrize("exit", [0, -1, 1.5, True, "2"])
+def test_exits_count_from_one(exit: object) -> None:
+    with pytest.raises(BudgetError, match="exit"):
+        Budget(exit=exit)  # pyright: ignore
+
+
+def test_amounts_are_written_with_their_unit() -> None:
+    written = [show_count(n) for n in (0, 999, 1000, 40_812_345, 2e9, 3e12)]
+    assert written == ["0", "999", "1k", "40.81M", "2G", "3T"]
+    assert [show_seconds(s) for s in (2.0, 0.00512, 0.0000300)] == ["2s", "5.12ms", "30us"]
