@@ -76,7 +76,7 @@ def test_mcnemar_without_discordant_samples():
 
 
 def test_t_by_hand():
-    """Differences 1, 2, 3 of mean 2 and deviation 1: t = 2 sqrt(3); with two degrees of freedom p has a closed form."""
+    """Differences 1, 2, 3: t = 2 sqrt(3), and with two degrees of freedom p has a closed form."""
     scores = np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 3.0]])
     t = 2 * math.sqrt(3)
     p = p_worse(scores, "bpc")
@@ -86,7 +86,7 @@ def test_t_by_hand():
 
 
 def test_t_agrees_with_flipped_signs():
-    """Against all 2^12 ways to exchange the exits within windows, the exact test that the t-test stands in for."""
+    """All 2^12 ways to exchange the exits within windows give the test that the t-test stands in for."""
     rng = np.random.default_rng(3)
     difference = rng.normal(0.3, 0.5, 12)
     signs = 1 - 2 * ((np.arange(2**12)[:, None] >> np.arange(12)) & 1)
