@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from anytime_lct.budget import show_count
 from anytime_lct.errors import AnalysisError
@@ -17,48 +17,65 @@ LOG_RANGE = 10
 
 
 def draw(profile: Profile, path: Path) -> None:
-    """Draw the test quality of every exit with its 95% interval over its FLOPs, into a PNG file at `path`."""
+    """Write `figure(profile)` as a PNG file; it is there whole or not at all. Raises AnalysisError."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure(profile).savefig(part, format="png")
+        part.replace(path)
+    except OSError as error:
+        raise AnalysisError(f"Could not write the picture '{path}': {error.strerror or error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def figure(profile: Profile) -> Figure:
+    """Draw the test quality of every exit, with its 95% interval, over its multiply-adds.
+
+    The axis is logarithmic beyond a factor of 10. The front is that of the split that choices are made on.
+    """
     exits = range(1, profile.num_groups + 1)
     front = pareto_front(profile)
     flops = {i: profile.cost(i).flops for i in exits}
-    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
+    made = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
+    axes = made.add_subplot()
     axes.plot(
         [flops[i] for i in front],
         [_value(profile, i) for i in front],
-        color=BLUE, linewidth=1.8, zorder=2, label="Pareto front",
+        color=BLUE, linewidth=1.8, zorder=2, label=f"Pareto front ({profile.split})",
     )  # fmt: skip
     for i in exits:
         value, below, above = _bars(profile, profile.exits[i - 1].test)
-        colour = BLUE if i in front else GREY
+        on_front = (
+            i in front
+        )  # the front rises to the right: free above and to the left, other exits lie below it
+        colour = BLUE if on_front else GREY
         axes.errorbar(
             flops[i], value, yerr=[[below], [above]],
             fmt="o", color=colour, ecolor=colour, markersize=7, capsize=3, elinewidth=1.1, zorder=3,
         )  # fmt: skip
         axes.annotate(
-            f"exit {i}" + (" (main)" if i == profile.num_groups else ""),
-            (flops[i], value), xytext=(9, -13), textcoords="offset points", fontsize=9, color=INK,
+            "main" if i == profile.num_groups else f"exit {i}",
+            (flops[i], value), xytext=(-9, 7) if on_front else (9, -7), textcoords="offset points",
+            fontsize=9, color=INK, ha="right" if on_front else "left", va="bottom" if on_front else "top",
         )  # fmt: skip
     if max(flops.values()) > LOG_RANGE * min(flops.values()):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     accuracy = profile.metric == "accuracy"
     if not accuracy:
         axes.invert_yaxis()
     axes.set_ylabel("test accuracy, %" if accuracy else "test bits per character (better is up)")
     axes.set_xlabel(f"multiply-adds for one {'sample' if accuracy else 'character'}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_count(x)))
-    axes.set_title(f"{profile.model} on {profile.data}: every exit, 95% intervals", fontsize=11, color=INK, loc="left")
+    axes.set_title(
+        f"{profile.model} on {profile.data}: every exit, 95% intervals", fontsize=11, color=INK, loc="left"
+    )
     axes.margins(x=0.14, y=0.16)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise AnalysisError(f"Could not write the picture '{path}': {error.strerror or error}.") from None
+    return made
 
 
 def _value(profile: Profile, i: int) -> float:
@@ -68,4 +85,8 @@ def _value(profile: Profile, i: int) -> float:
 
 def _bars(profile: Profile, quality: Quality) -> tuple[float, float, float]:
     scale = 100 if profile.metric == "accuracy" else 1
-    return scale * quality.value, scale * (quality.value - quality.low), scale * (quality.high - quality.value)
+    return (
+        scale * quality.value,
+        scale * (quality.value - quality.low),
+        scale * (quality.high - quality.value),
+    )

@@ -15,7 +15,7 @@ Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
 
 
 def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, float, float]:
-    """Return the mean of the scores (S,) and its 95% interval: Wilson's for accuracy, the normal one for BPC."""
+    """Return the mean of scores (S,) and its 95% interval: Wilson's for accuracy, the normal one for BPC."""
     scores = np.asarray(scores, dtype=np.float64)
     n, mean = len(scores), float(scores.mean())
     if metric == "accuracy":
@@ -27,13 +27,14 @@ def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, f
 
 
 def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float]]:
-    """Return the one-sided p-values of "exit i is no worse than exit j" on the same samples; scores are (N, S).
+    """Return the one-sided p-values of "exit i is no worse than exit j" on the same samples, scores (N, S).
 
-    Accuracy: the exact test of McNemar, the chance of as few discordant samples in favour of i, or fewer, if both
-    were equally likely. BPC: a paired t-test. The diagonal is 1.
+    Accuracy: the exact test of McNemar, the chance of as few discordant samples in favour of i, or fewer, if
+    both were equally likely. BPC: a paired t-test. The diagonal is 1.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    return [[_p(scores[i], scores[j], metric) if i != j else 1.0 for j in range(len(scores))] for i in range(len(scores))]
+    exits = range(len(scores))
+    return [[1.0 if i == j else _p(scores[i], scores[j], metric) for j in exits] for i in exits]
 
 
 def _p(a: NDArray[np.floating], b: NDArray[np.floating], metric: MetricName) -> float:
