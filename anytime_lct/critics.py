@@ -42,7 +42,8 @@ def build(kind: Kind, hidden: Tensor, outputs: int, task: TaskName = "classifica
     if depth < 1:
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     if hidden.dim() == 4 and task == "classification":
-        return MAPS[kind](*hidden.shape[1:], outputs, depth)
+        channels, height, width = hidden.shape[1:]
+        return MAPS[kind](channels, height, width, outputs, depth)
     fits = (hidden.dim() == 2 and task == "classification") or (hidden.dim() == 3 and task == "language-model")
     if not fits or kind == "paper-imagenet":
         raise CriticError(

@@ -15,6 +15,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ def read(path: Path) -> tuple[Recipe, Facts]:
         raise CheckpointError(f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train.")
     try:
         raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        facts = Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        facts = Facts(**given)
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     return recipes.read(path / RECIPE), facts

@@ -22,7 +22,7 @@ def profile(network: LCTNetwork, data: Dataset, model: str) -> Profile:
     """
     facts = data.facts
     example = example_input(facts, batch=1)
-    groups, critics = complexity.components(network.groups, network.critics, example)
+    groups, critics = complexity.components(list(network.groups), list(network.critics), example)
     test = evaluate(network, data.batches("test"), facts.task)
     held_out = evaluate(network, data.batches("validation"), facts.task) if data.num_samples("validation") else None
     chosen_on = held_out or test

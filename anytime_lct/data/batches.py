@@ -1,16 +1,20 @@
-"""Data sets as minibatches: the same ones for a seed, whoever asks, in whatever process, from wherever in an epoch."""
+"""Data sets as minibatches: the same for a seed, in whatever process, wherever in an epoch they start."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
+from anytime_lct.data.augment import Augment, fit, mirror, mix, move, zoom
+from anytime_lct.errors import DataError
 from anytime_lct.task import Facts
 
 Split = Literal["train", "validation", "test"]
@@ -20,12 +24,16 @@ Batch = tuple[Tensor, Tensor]
 class Dataset(Protocol):
     """What training and analysis ask of data; images and text answer alike.
 
-    `batches("train", epoch, start)` follows from the seed and the epoch alone, augmentation included: never from the
-    number of worker processes, from `start` (minibatches skipped without being made) or from torch's random state.
+    `batches("train", epoch, start)` follows from the seed and the epoch alone, augmentation included: never
+    from the number of worker processes, from `start` (minibatches skipped without being made) or from torch's
+    random state. `num_samples` counts images, or the characters predicted. `augment` is what "auto" became.
     """
 
     @property
     def facts(self) -> Facts: ...
+
+    @property
+    def augment(self) -> Augment: ...
 
     def num_batches(self, split: Split) -> int: ...
 
@@ -35,11 +43,32 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images of one part of the data: `image(i)` gives number i as the transform takes it."""
+class Images:
+    """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` read when asked for.
 
-    image: Callable[[int], object]
+    `shape` is what a network gets, (C, H, W); where `fitted`, files are resized and cropped to it.
+    """
+
     labels: Tensor
+    shape: tuple[int, ...]
+    pixels: Tensor | None = None
+    files: Sequence[str] = ()
+    fitted: bool = False
+
+    def original(self, index: int) -> Tensor:
+        return decode(self.files[index]) if self.pixels is None else self.pixels[index]
+
+    def view(self, indices: Tensor) -> Tensor:
+        """Return the images as evaluation sees them, uint8 (B, C, H, W)."""
+        if self.pixels is not None:
+            return self.pixels[indices]
+        size = (self.shape[1], self.shape[2])
+        made = [self.original(index) for index in indices.tolist()]
+        if self.fitted:
+            return torch.stack([fit(image, size) for image in made])
+        for index, image in zip(indices.tolist(), made, strict=True):
+            expect_size(str(self.files[index]), image, size)
+        return torch.stack(made)
 
 
 @dataclass(frozen=True)
@@ -47,9 +76,8 @@ class ImageBatches:
     """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,)."""
 
     facts: Facts
-    parts: dict[Split, tuple[Samples, Tensor]]
-    train_transform: Callable[[object], Tensor]
-    evaluation_transform: Callable[[object], Tensor]
+    augment: Augment
+    parts: dict[Split, tuple[Images, Tensor]]
     batch_size: int
     seed: int
     workers: int
@@ -61,98 +89,88 @@ class ImageBatches:
         return -(-self.num_samples(split) // self.batch_size)
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        samples, chosen = self.parts[split]
+        images, chosen = self.parts[split]
         if split == "train":
-            order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(_mix(self.seed, epoch, 0)))
-            chosen = chosen[order]
-        augmented = split == "train"
-        made = _Made(
-            samples,
+            order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
+            chosen = chosen[torch.randperm(len(chosen), generator=order)]
+        luck = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
+        made = _Epoch(
+            images,
             chosen.split(self.batch_size) if len(chosen) else (),
-            self.train_transform if augmented else self.evaluation_transform,
+            self.augment if split == "train" else "none",
+            torch.rand(3, len(images.labels), generator=luck),
+            mix(self.seed, epoch, 2),
             torch.tensor(self.facts.mean).view(-1, 1, 1) * 255,
             torch.tensor(self.facts.std).view(-1, 1, 1) * 255,
-            _mix(self.seed, epoch, 1),
         )
         numbers = range(start, len(made.chosen))
-        if self.workers == 0:
-            return (made[number] for number in numbers)
+        found = (made[number] for number in numbers) if self.workers == 0 else self._in_workers(made, numbers)
+        for batch in found:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def _in_workers(self, made: _Epoch, numbers: range) -> Iterator[Batch | DataError]:
         return iter(
             data.DataLoader(
-                made, batch_size=None, sampler=numbers, num_workers=self.workers, worker_init_fn=_ignore_interrupt
+                made,
+                batch_size=None,
+                sampler=numbers,
+                num_workers=self.workers,
+                worker_init_fn=_ignore_interrupt,
+                generator=torch.Generator(),  # or else the loader draws a seed from torch's random state
             )
         )
 
 
 @dataclass(frozen=True)
-class _Made(data.Dataset[Batch]):
-    """Minibatch number k of an epoch, whole, so that what is random in it follows from its number."""
+class _Epoch(data.Dataset["Batch | DataError"]):
+    """The minibatches of an epoch by number; column i of `luck` befalls image i, in whichever batch."""
 
-    samples: Samples
+    images: Images
     chosen: Sequence[Tensor]
-    transform: Callable[[object], Tensor]
+    augment: Augment
+    luck: Tensor
+    seed: int
     mean: Tensor
     std: Tensor
-    seed: int
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | DataError:
         indices = self.chosen[number]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, number, 2))
-            x = torch.stack([self.transform(self.samples.image(i)) for i in indices.tolist()])
-        return x.float().sub_(self.mean).div_(self.std), self.samples.labels[indices]
+        try:
+            x = self._augmented(indices)
+        except DataError as error:
+            return error  # a loader's worker would wrap what is raised in its traceback
+        return x.float().sub_(self.mean).div_(self.std), self.images.labels[indices]
+
+    def _augmented(self, indices: Tensor) -> Tensor:
+        if self.augment == "imagenet":
+            size = (self.images.shape[1], self.images.shape[2])
+            zoomed = (zoom(self.images.original(i), size, mix(self.seed, i)) for i in indices.tolist())
+            return torch.stack(list(zoomed))
+        x, luck = self.images.view(indices), self.luck[:, indices]
+        if self.augment in ("crop", "crop-flip"):
+            x = move(x, luck[:2])
+        return mirror(x, luck[2]) if self.augment in ("flip", "crop-flip") else x
 
 
-@dataclass(frozen=True)
-class TextBatches:
-    """A text as B parallel streams in windows of T characters; x and y are int64 (B, T), y the next character.
-
-    Row b of a minibatch goes on in row b of the next one, so that hidden state can be carried. Training drops the
-    remainder of each stream; evaluation divides the streams into equal windows of at most T instead.
-    """
-
-    facts: Facts
-    parts: dict[Split, Tensor]
-    batch_size: int
-    sequence_length: int
-
-    def num_samples(self, split: Split) -> int:
-        streams, window, windows = self._layout(split)
-        return streams * window * windows
-
-    def num_batches(self, split: Split) -> int:
-        return self._layout(split)[2]
-
-    def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        streams, window, windows = self._layout(split)
-        if not windows:
-            return
-        ids = self.parts[split].long()
-        length = (len(ids) - 1) // streams
-        x = ids[: streams * length].view(streams, length)
-        y = ids[1 : streams * length + 1].view(streams, length)
-        for k in range(start, windows):
-            place = slice(k * window, (k + 1) * window)
-            yield x[:, place].contiguous(), y[:, place].contiguous()
-
-    def _layout(self, split: Split) -> tuple[int, int, int]:
-        """Return the number of streams, the characters of a window and the number of windows."""
-        characters, streams = len(self.parts[split]) - 1, self.batch_size
-        if split == "train":
-            return streams, self.sequence_length, max(0, characters // streams) // self.sequence_length
-        streams = max(1, min(streams, characters // self.sequence_length))
-        windows = -(-(characters // streams) // self.sequence_length) if characters > 0 else 0
-        return streams, (characters // streams) // windows if windows else 0, windows
+def decode(path: str) -> Tensor:
+    """Read an image file as uint8 (3, H, W), RGB; raises DataError."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"The image '{path}' cannot be read: {error}; repair or remove it.") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _mix(seed: int, number: int, purpose: int) -> int:
-    """Make one seed of three numbers, far apart for neighbours (a 64-bit multiply and shift, as SplitMix does)."""
-    value = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB) % 2**64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    return (value ^ (value >> 27)) % 2**63
+def expect_size(path: str, image: Tensor, size: tuple[int, int]) -> None:
+    """Raise DataError unless an image (C, H, W) has `size`, (H, W)."""
+    if tuple(image.shape[1:]) != size:
+        raise DataError(
+            f"Expected images of {size[1]}x{size[0]} like the first, but '{path}' is "
+            f"{image.shape[2]}x{image.shape[1]}; bring all of a folder of small images to one size."
+        )
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -3,93 +3,79 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision import datasets
-from torchvision.transforms import v2
 
-from anytime_lct.data.batches import ImageBatches, Samples, Split
+from anytime_lct.data.augment import Augment
+from anytime_lct.data.batches import ImageBatches, Images, Split, decode, expect_size
 from anytime_lct.errors import DataError
 from anytime_lct.task import Facts
 
-AUGMENT = {"digits": "crop", "mnist": "crop"}  # what "auto" means; crop-flip for the other small images
+Found = tuple[Images, Images, tuple[str, ...]]  # training part, test part, names of the classes
+
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_TEST, DIGITS_SPLIT_SEED = 360, 0
 SMALL_SIDE, IN_MEMORY_BYTES = 64, 2**30
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_SIDE, IMAGENET_RESIZE = 224, 256
-
-
-@dataclass(frozen=True)
-class Part:
-    """Training or test part: uint8 images (N, C, H, W) in memory, or None with a folder to read them from."""
-
-    labels: Tensor
-    images: Tensor | None
-    folder: datasets.ImageFolder | None = None
-
-    def samples(self) -> Samples:
-        if self.images is not None:
-            return Samples(self.images.__getitem__, self.labels)
-        assert self.folder is not None
-        folder = self.folder
-        return Samples(lambda i: _open(Path(folder.samples[i][0])), self.labels)
+IMAGENET_SIDE = 224
+STATISTICS = {  # mean and deviation of each channel; those of the other sets are computed
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 def load(
-    name: str, root: Path, *, seed: int, validation: float, batch_size: int, augment: str, download: bool, workers: int
+    name: str,
+    root: Path,
+    *,
+    seed: int,
+    validation: float,
+    batch_size: int,
+    augment: str,
+    download: bool,
+    workers: int,
+    image_size: int | None = None,
 ) -> ImageBatches:
-    """Load an image data set and hold a validation split out of its training part by seed; raises DataError."""
-    train, test, classes = SOURCES[name](name, root, download)
+    """Load an image set and hold a validation split out of its training part by seed; raises DataError."""
+    if augment not in ("auto", *get_args(Augment)):
+        raise DataError(f"Expected augment to be auto, {', '.join(get_args(Augment))}; got '{augment}'.")
+    train, test, classes = SOURCES[name](name, root, download, image_size)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
     held = round(validation * len(order))
-    indices: dict[Split, Tensor] = {"validation": order[:held].sort().values, "train": order[held:].sort().values}
-    parts: dict[Split, tuple[Samples, Tensor]] = {
-        "train": (train.samples(), indices["train"]),
-        "validation": (train.samples(), indices["validation"]),
-        "test": (test.samples(), torch.arange(len(test.labels))),
+    if held == len(order):
+        raise DataError(
+            f"A validation share of {validation} leaves none of {held} training images to train on; lower it."
+        )
+    trained = order[held:].sort().values
+    parts: dict[Split, tuple[Images, Tensor]] = {
+        "train": (train, trained),
+        "validation": (train, order[:held].sort().values),
+        "test": (test, torch.arange(len(test.labels))),
     }
-    if train.images is None:
-        shape, mean, std = (3, IMAGENET_SIDE, IMAGENET_SIDE), IMAGENET_MEAN, IMAGENET_STD
+    if train.pixels is not None and name not in STATISTICS:
+        mean, std = _mean_and_std(train.pixels[trained])
     else:
-        shape = tuple(train.images.shape[1:])
-        mean, std = _mean_and_std(train.images[indices["train"]])
-    facts = Facts(name, "classification", shape, len(classes), classes, mean, std)
-    chosen = AUGMENT.get(name, "crop-flip" if train.images is not None else "imagenet") if augment == "auto" else augment
-    return ImageBatches(
-        facts, parts, _training_transform(chosen, shape), _evaluation_transform(train.images is None), batch_size, seed, workers
-    )
+        mean, std = STATISTICS.get(name, STATISTICS["imagenet"])
+    facts = Facts(name, "classification", train.shape, len(classes), classes, mean, std)
+    chosen: Augment = _auto(name, train) if augment == "auto" else augment  # type: ignore[assignment]
+    return ImageBatches(facts, chosen, parts, batch_size, seed, workers)
 
 
-def _training_transform(augment: str, shape: tuple[int, ...]) -> Callable[[Any], Tensor]:
-    height, width = shape[1:]
-    padding = [max(1, width // 8), max(1, height // 8)]
-    steps: dict[str, list[Any]] = {
-        "none": [],
-        "crop": [v2.RandomCrop((height, width), padding=padding)],
-        "flip": [v2.RandomHorizontalFlip()],
-        "crop-flip": [v2.RandomCrop((height, width), padding=padding), v2.RandomHorizontalFlip()],
-        "imagenet": [v2.RandomResizedCrop((height, width)), v2.RandomHorizontalFlip()],
-    }
-    return v2.Compose([v2.ToImage(), *steps[augment], v2.ToPureTensor()]) if steps[augment] else _as_is
-
-
-def _evaluation_transform(large: bool) -> Callable[[Any], Tensor]:
-    if not large:
-        return _as_is
-    return v2.Compose([v2.ToImage(), v2.Resize(IMAGENET_RESIZE), v2.CenterCrop(IMAGENET_SIDE), v2.ToPureTensor()])
-
-
-def _as_is(image: Any) -> Tensor:
-    return image
+def _auto(name: str, images: Images) -> Augment:
+    if name in ("digits", "mnist"):
+        return "crop"  # a mirrored digit is none
+    return "imagenet" if images.fitted else "crop-flip"
 
 
 def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -101,110 +87,159 @@ def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
         mean = (counts * levels).sum() / counts.sum()
         deviation = ((counts * (levels - mean) ** 2).sum() / counts.sum()).sqrt()
         means.append(round(mean.item(), 6))
-        deviations.append(round(max(deviation.item(), 1e-3), 6))
+        deviations.append(round(max(deviation.item(), 1e-3), 6))  # a channel of one level stays finite
     return tuple(means), tuple(deviations)
 
 
-def _digits(name: str, root: Path, download: bool) -> tuple[Part, Part, tuple[str, ...]]:
+def _in_memory(pixels: Tensor, labels: Tensor) -> Images:
+    return Images(labels, tuple(pixels.shape[1:]), pixels)
+
+
+def _digits(name: str, root: Path, download: bool, image_size: int | None) -> Found:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     found: Any = load_digits()
-    images = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    pixels = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(found.target).long()
     train, test = train_test_split(
         np.arange(len(labels)), test_size=DIGITS_TEST, random_state=DIGITS_SPLIT_SEED, stratify=labels.numpy()
     )
-    return Part(labels[train], images[train]), Part(labels[test], images[test]), tuple(map(str, range(10)))
+    classes = tuple(map(str, range(10)))
+    return _in_memory(pixels[train], labels[train]), _in_memory(pixels[test], labels[test]), classes
 
 
-def _mnist_like(name: str, root: Path, download: bool) -> tuple[Part, Part, tuple[str, ...]]:
+def _mnist_like(name: str, root: Path, download: bool, image_size: int | None) -> Found:
+    """Read torchvision's layout, gzipped or not, or Debian's folder of Fashion-MNIST."""
     kind = datasets.FashionMNIST if name == "fashion-mnist" else datasets.MNIST
-    classes = tuple(entry.split(" - ")[0] for entry in kind.classes)
-    if name == "fashion-mnist" and not (root / "FashionMNIST").exists() and DEBIAN_FASHION_MNIST.is_dir():
-        return _idx("train"), _idx("t10k"), classes
-    train, test = (_torchvision(kind, name, root, download, train=train) for train in (True, False))
-    return Part(train.targets, train.data.unsqueeze(1)), Part(test.targets, test.data.unsqueeze(1)), classes
+    raw = root / kind.__name__ / "raw"
+    places = [raw, DEBIAN_FASHION_MNIST] if name == "fashion-mnist" else [raw]
+    files = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    complete = [found for place in places if (found := _files(place, files))]
+    if not complete:
+        if download:
+            _torchvision(kind, name, root, download=True)
+        elif raw.is_dir():
+            raise _damaged(name, raw, "a file is missing")
+        else:
+            raise _missing(name, root)
+        complete = [[raw / file for file in files]]
+    parts = []
+    for paths in (complete[0][:2], complete[0][2:]):
+        pixels, labels = (_idx(name, path) for path in paths)
+        if pixels.dim() != 3 or labels.shape != pixels.shape[:1] or not len(labels) or labels.max() > 9:
+            raise _damaged(name, raw, f"labels {tuple(labels.shape)} for images {tuple(pixels.shape)}")
+        parts.append(_in_memory(pixels.unsqueeze(1), labels.long()))
+    return parts[0], parts[1], tuple(entry.split(" - ")[0] for entry in kind.classes)
 
 
-def _idx(prefix: str) -> Part:
-    """Read Debian's gzipped IDX files: a header of 16 (images) or 8 (labels) bytes, then the bytes themselves."""
-    raw = {}
-    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
-        path = DEBIAN_FASHION_MNIST / f"{prefix}-{kind}-ubyte.gz"
-        try:
-            raw[kind] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy()
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"The file '{path}' is missing or damaged ({error}); install dataset-fashion-mnist again.") from None
-    return Part(torch.from_numpy(raw["labels-idx1"]).long(), torch.from_numpy(raw["images-idx3"].reshape(-1, 1, 28, 28)))
+def _files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the paths of all these files in a folder, gzipped or not, or nothing where one is missing."""
+    paths = [path for name in names for path in (folder / name, folder / f"{name}.gz")]
+    found = {path.name.removesuffix(".gz"): path for path in reversed(paths) if path.is_file()}
+    return [found[name] for name in names] if len(found) == len(names) else []
 
 
-def _cifar(name: str, root: Path, download: bool) -> tuple[Part, Part, tuple[str, ...]]:
+def _idx(name: str, path: Path) -> Tensor:
+    """Read an IDX file: 0, 0, 8 (for uint8), the number of axes, their big-endian sizes, and the values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, axes = struct.unpack(">HBB", content[:4])
+        if (zero, kind) != (0, 8):
+            raise ValueError("it is no IDX file of bytes")
+        shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise _damaged(name, path, str(error)) from None
+
+
+def _cifar(name: str, root: Path, download: bool, image_size: int | None) -> Found:
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    parts, classes = [], ()
-    for train in (True, False):
-        found = _torchvision(kind, name, root, download, train=train)
-        classes = tuple(found.classes)
-        parts.append(Part(torch.tensor(found.targets), torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()))
-    return parts[0], parts[1], classes
+    if not download and not (root / kind.base_folder).is_dir():
+        raise _missing(name, root)
+    train, test = (_torchvision(kind, name, root, train=train, download=download) for train in (True, False))
+    train_images, test_images = (
+        _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    )
+    return train_images, test_images, tuple(train.classes)
 
 
-def _torchvision(kind: Any, name: str, root: Path, download: bool, *, train: bool) -> Any:
+def _torchvision(kind: Any, name: str, root: Path, *, train: bool = True, download: bool = False) -> Any:
+    """Let torchvision check, and fetch where asked, the files of a data set."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind(str(root), train=train, download=download)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        hint = ", or install Debian's dataset-fashion-mnist" if name == "fashion-mnist" else ""
-        raise DataError(
-            f"The data set '{name}' was looked for in '{root.absolute()}' in torchvision's layout and could not be read "
-            f"({str(error).strip().splitlines()[0]}); name its folder with --data-root, or let it be fetched with --download{hint}."
-        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if download:
+            raise DataError(
+                f"The data set '{name}' could not be downloaded to '{root.absolute()}' ({reason}); "
+                f"put torchvision's files there, or name a folder that has them with --data-root."
+            ) from None
+        raise _damaged(name, root, reason) from None
 
 
-def _imagefolder(name: str, root: Path, download: bool) -> tuple[Part, Part, tuple[str, ...]]:
+def _missing(name: str, root: Path) -> DataError:
+    debian, hint = "", ""
+    if name == "fashion-mnist":
+        debian, hint = f" and in {DEBIAN_FASHION_MNIST}", ", or install Debian's dataset-fashion-mnist"
+    return DataError(
+        f"The data set '{name}' was looked for in '{root.absolute()}'{debian} and is not there; name its "
+        f"folder with --data-root, or let it be fetched with --download{hint}."
+    )
+
+
+def _damaged(name: str, place: Path, reason: str) -> DataError:
+    return DataError(
+        f"The data set '{name}' in '{place.absolute()}' is damaged or incomplete ({reason}); remove it "
+        f"there and get it anew, for instance with --download."
+    )
+
+
+def _imagefolder(name: str, root: Path, download: bool, image_size: int | None) -> Found:
     evaluated = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if not (root / "train").is_dir() or evaluated is None:
         raise DataError(
-            f"An image folder was looked for in '{root.absolute()}', which needs the folders train/ and test/ (or val/), "
-            f"each with one folder a class; name another with --data-root."
+            f"An image folder was looked for in '{root.absolute()}', which needs the folders train/ and "
+            f"test/ (or val/), each with one folder a class; name another with --data-root."
         )
     try:
         train, test = datasets.ImageFolder(str(root / "train")), datasets.ImageFolder(str(evaluated))
-    except (FileNotFoundError, OSError) as error:
-        raise DataError(f"The image folder '{root.absolute()}' cannot be read: {error}.") from None
+    except OSError as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise DataError(f"The image folder '{root.absolute()}' cannot be read: {reason}.") from None
     if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise DataError(f"Expected the same classes in '{root}/train' and '{evaluated}', but '{odd}' is in one of them only.")
-    width, height = _open(Path(train.samples[0][0])).size
-    fits = (len(train.samples) + len(test.samples)) * 3 * width * height <= IN_MEMORY_BYTES
+        odd = min(set(train.classes) ^ set(test.classes))
+        raise DataError(
+            f"Expected the same classes in '{root}/train' and '{evaluated}', but '{odd}' is in one of them "
+            f"only; add or remove its folder."
+        )
+    first = decode(train.samples[0][0])
+    height, width = first.shape[1:]
+    small = height == width == image_size if image_size else max(height, width) < SMALL_SIDE
+    in_memory = small and (len(train.samples) + len(test.samples)) * first.numel() <= IN_MEMORY_BYTES
+    side = image_size or IMAGENET_SIDE
+    shape = tuple(first.shape) if small else (3, side, side)
     parts = []
     for folder in (train, test):
-        labels = torch.tensor(folder.targets)
-        small = max(width, height) < SMALL_SIDE and fits
-        parts.append(Part(labels, _decode(folder, width, height)) if small else Part(labels, None, folder))
+        files = [path for path, _ in folder.samples]
+        pixels = _decoded(files, shape) if in_memory else None
+        parts.append(Images(torch.tensor(folder.targets), shape, pixels, files, fitted=not small))
     return parts[0], parts[1], tuple(train.classes)
 
 
-def _decode(folder: datasets.ImageFolder, width: int, height: int) -> Tensor:
-    images = torch.empty(len(folder.samples), 3, height, width, dtype=torch.uint8)
-    for number, (path, _) in enumerate(folder.samples):
-        image = _open(Path(path))
-        if image.size != (width, height):
-            raise DataError(f"Expected images of {width}x{height} like the first, but '{path}' is {image.width}x{image.height}.")
-        images[number] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+def _decoded(files: list[str], shape: tuple[int, ...]) -> Tensor:
+    images = torch.empty(len(files), *shape, dtype=torch.uint8)
+    for number, path in enumerate(files):
+        image = decode(path)
+        expect_size(path, image, (shape[1], shape[2]))
+        images[number] = image
     return images
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"The image '{path}' cannot be read: {error}; repair or remove it.") from None
-
-
-SOURCES: dict[str, Callable[[str, Path, bool], tuple[Part, Part, tuple[str, ...]]]] = {
+SOURCES: dict[str, Callable[[str, Path, bool, int | None], Found]] = {
     "digits": _digits,
     "mnist": _mnist_like,
     "fashion-mnist": _mnist_like,

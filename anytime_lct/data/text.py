@@ -1,13 +1,17 @@
-"""Character-level text: CPython's own help texts, or any text file."""
+"""Character-level text: CPython's own help texts, or any text file, as parallel streams."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from anytime_lct.data.batches import Split, TextBatches
+from anytime_lct.data.augment import Augment
+from anytime_lct.data.batches import Batch, Split
 from anytime_lct.errors import DataError
 from anytime_lct.task import Facts
 
@@ -19,14 +23,61 @@ PARTS: dict[Split, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class TextBatches:
+    """A text as B parallel streams in windows of T characters; x and y int64 (B, T), y the next character.
+
+        stream 1   | window 1 | window 2 | ..      row 1 of minibatch k+1 goes on where row 1 of
+        stream 2   | window 1 | window 2 | ..      minibatch k ended: hidden state can be carried
+
+    Training drops the remainder of each stream; evaluation divides the streams into equal windows of at most
+    T instead, and takes fewer streams where the text is short.
+    """
+
+    facts: Facts
+    parts: dict[Split, Tensor]
+    batch_size: int
+    sequence_length: int
+    augment: Augment = "none"
+
+    def num_samples(self, split: Split) -> int:
+        streams, window, windows = self._layout(split)
+        return streams * window * windows
+
+    def num_batches(self, split: Split) -> int:
+        return self._layout(split)[2]
+
+    def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        streams, window, windows = self._layout(split)
+        if not windows:
+            return
+        ids = self.parts[split]
+        length = (len(ids) - 1) // streams
+        x = ids[: streams * length].view(streams, length)
+        y = ids[1 : streams * length + 1].view(streams, length)
+        for k in range(start, windows):
+            place = slice(k * window, (k + 1) * window)
+            yield x[:, place].long().contiguous(), y[:, place].long().contiguous()
+
+    def _layout(self, split: Split) -> tuple[int, int, int]:
+        """Return the number of streams, the characters of a window and the number of windows."""
+        characters, streams = len(self.parts[split]) - 1, self.batch_size
+        if split == "train":
+            return streams, self.sequence_length, max(0, characters // streams) // self.sequence_length
+        streams = max(1, min(streams, characters // self.sequence_length))
+        windows = -(-(characters // streams) // self.sequence_length) if characters > 0 else 0
+        return streams, (characters // streams) // windows if windows else 0, windows
+
+
 def load(
     name: str, path: Path | None, *, validation: float, batch_size: int, sequence_length: int
 ) -> TextBatches:
     """Load a text as characters; raises DataError.
 
-    `path` is a file, whose last 5% are the test part and the `validation` share before them the validation part, or a
-    folder with train.txt, valid.txt and test.txt (the Penn Treebank's names too). UTF-8, or else one character a byte.
-    The symbols are those of the whole text, sorted.
+    `path` is a file, whose last 5% are the test part and the `validation` share before them the validation
+    part, or a folder with train.txt, valid.txt and test.txt (the Penn Treebank's names too; valid.txt is left
+    out where `validation` is 0). UTF-8, or else one character a byte (Latin-1). The symbols are those of the
+    whole text, sorted, so that none is unknown in the test part.
     """
     if name == "pydoc":
         from pydoc_data.topics import topics
@@ -35,21 +86,26 @@ def load(
     elif path is None:
         raise DataError("The data set 'text' needs a file; name it with --set data.path=FILE.")
     elif path.is_dir():
-        parts = {split: _read(_part(path, split)) for split in PARTS}
+        wanted: list[Split] = ["train", "validation", "test"] if validation else ["train", "test"]
+        parts = _split("", 0.0) | {split: _read(_part(path, split)) for split in wanted}
     else:
         parts = _split(_read(path), validation)
-    symbols = sorted(set().union(*parts.values()))
-    number = {symbol: k for k, symbol in enumerate(symbols)}
-    ids: dict[Split, torch.Tensor] = {
-        split: torch.from_numpy(np.fromiter((number[c] for c in text), np.int32, len(text))) for split, text in parts.items()
+    codes: dict[Split, np.ndarray] = {
+        split: np.frombuffer(parts[split].encode("utf-32-le"), np.uint32) for split in PARTS
     }
-    facts = Facts(name, "language-model", (sequence_length,), len(symbols), tuple(symbols))
+    present = np.zeros(0x110000, bool)
+    for code in codes.values():
+        present[code] = True
+    symbols = tuple(map(chr, np.flatnonzero(present)))
+    number = (np.cumsum(present) - 1).astype(np.int32)
+    ids: dict[Split, Tensor] = {split: torch.from_numpy(number[code]) for split, code in codes.items()}
+    facts = Facts(name, "language-model", (sequence_length,), len(symbols), symbols)
     made = TextBatches(facts, ids, batch_size, sequence_length)
     for split in PARTS:
         if made.num_batches(split) < 1 and (split != "validation" or validation > 0):
             raise DataError(
-                f"The text has {len(ids[split])} characters for {split}, too few for {batch_size} streams of "
-                f"{sequence_length}; lower data.batch_size or data.sequence_length."
+                f"The text has {len(ids[split])} characters for {split}, too few for {batch_size} streams "
+                f"of {sequence_length}; lower data.batch_size or data.sequence_length."
             )
     return made
 
@@ -65,8 +121,8 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"The text was looked for in '{path.absolute()}', which cannot be read ({error.strerror}); name a file with "
-            f"--set data.path=FILE."
+            f"The text was looked for in '{path.absolute()}', which cannot be read ({error.strerror}); name "
+            f"a file with --set data.path=FILE."
         ) from None
     try:
         return content.decode("utf-8")
@@ -78,4 +134,6 @@ def _part(folder: Path, split: Split) -> Path:
     for name in PARTS[split]:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', found none of them.")
+    raise DataError(
+        f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', found none of them."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,8 @@ class GroupInTraining:
         self._loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_optimizer = _optimizer(recipe.groups, group)
         self._critic_optimizer = _optimizer(recipe.critics, critic) if critic is not None else None
-        self._f = _forward(group, recipe)
-        self._c = _forward(critic, recipe) if critic is not None else None
+        self._f = _forward(torch.compile(group) if recipe.train.compile else group, recipe)
+        self._c = _forward(critic, recipe) if critic is not None else None  # small, and run backward twice
 
     def descend(self, x: Tensor, y: Tensor, step: int) -> lct.Descent:
         """Run the group and its critic on h_{i-1} and step the group's weights, (1)-(3)."""
@@ -139,9 +140,8 @@ class _Autocast(nn.Module):
             return self.module(x)
 
 
-def _forward(module: nn.Module, recipe: Recipe) -> nn.Module:
-    compiled = torch.compile(module) if recipe.train.compile else module
-    return _Autocast(compiled) if recipe.train.precision == "bfloat16" else compiled  # type: ignore[arg-type]
+def _forward(module: Any, recipe: Recipe) -> nn.Module:
+    return _Autocast(module) if recipe.train.precision == "bfloat16" else module
 
 
 def _optimizer(recipe: OptimizerRecipe, module: nn.Module) -> torch.optim.Optimizer:

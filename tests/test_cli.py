@@ -1,0 +1,120 @@
+"""The program as a user runs it: versions, missing extras, interruption, the whole way, and the options it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from anytime_lct import __version__
+from anytime_lct.cli.main import VERBS, app
+
+PROGRAM = [sys.executable, "-m", "anytime_lct.cli.main"]
+WITHOUT = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+from anytime_lct.cli.main import run
+run({arguments})
+"""
+OPTIONS = {
+    "quickstart": "--epochs --folder --force --json",
+    "train": "--data --data-root --download --epochs --groups --json --model --recipe --resume --run-dir --seed --set",
+    "analyze": "--data-root --json",
+    "export": "--exits --force --json --only --out",
+    "select": (
+        "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
+    ),
+    "predict": (
+        "--budget-flops --budget-latency --budget-params --exit --json --stream --text --threads --top"
+    ),
+}
+
+
+def call(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=280, **options)
+
+
+def without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(blocked=blocked, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_the_version_is_the_packages():
+    assert call("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_options_are_those_promised(verb):
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    found = {name for p in command.params for name in p.opts if name.startswith("--")}
+    assert sorted(found) == OPTIONS[verb].split()
+
+
+@pytest.mark.parametrize("arguments", [("train",), ("analyze", "x"), ("quickstart",), ("export", "x", "--out", "y")])
+def test_a_missing_extra_is_named(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = without({"torch"}, *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.split() == (
+        "This command needs the package 'torch', which is not installed; install it with: "
+        "pip install 'anytime-lct[train]'"
+    ).split()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_path):
+    made = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2", "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    flops = [answer["budget_flops"] for answer in told["answers"]]
+    assert flops == sorted(flops)
+    assert len(flops) == 4
+    exits = {exit_["index"]: exit_["test"]["value"] for exit_ in told["profile"]["exits"]}
+    for answer in told["answers"]:
+        assert answer["accuracy"] == pytest.approx(exits[answer["exit"]], abs=1 / 360 + 1e-9)
+    assert (tmp_path / "demo" / "run" / "exits.png").read_bytes().startswith(b"\x89PNG")
+    again = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+
+    blocked = {"torch", "torchvision", "fvcore", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"}
+    bundle = str(tmp_path / "demo" / "bundle")
+    chosen = without(blocked, "select", bundle, "--budget-flops", str(flops[0]), "--json")
+    assert chosen.returncode == 0, chosen.stderr
+    answered = without(blocked, "predict", bundle, str(tmp_path / "demo" / "run" / "exits.png"), "--json")
+    assert answered.returncode == 0, answered.stderr
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "run"
+    options = "--set model.depth=8 --set model.width=4 --groups 2 --epochs 200 --run-dir".split()
+    process = subprocess.Popen([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume --run-dir {folder}" in said
+    assert "Traceback" not in said
+    assert any(Path(folder / "checkpoints").glob("step-*"))
+
+
+def test_compiled_training_runs(tmp_path):
+    options = "--model mlp --set model.hidden=16,8 --groups 2 --epochs 1 --set train.compile=true --json --run-dir"
+    ended = call("train", *options.split(), tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["last_epoch"]["epoch"] == 1

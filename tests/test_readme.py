@@ -1,0 +1,55 @@
+"""The README's commands and code are run as they stand, in order, in an empty folder; its tree is the tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HOUSE = Path(__file__).parent.parent
+README = (HOUSE / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_runs_as_it_stands(tmp_path):
+    """`console` blocks show installing and long runs and are not run; `bash` and `python` blocks are."""
+    assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for kind, block in BLOCKS:
+        command = ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [sys.executable, "-c", block]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PATH": programs}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_command_has_an_example_here_and_in_its_help():
+    from anytime_lct.cli.main import VERBS
+
+    for verb in VERBS:
+        assert re.search(rf"^anytime-lct {verb}\b", README, re.MULTILINE), f"the README shows no 'anytime-lct {verb}'"
+        help_text = subprocess.run(
+            [sys.executable, "-m", "anytime_lct.cli.main", verb, "--help"], check=True, capture_output=True, text=True
+        ).stdout
+        assert f"Example: anytime-lct {verb}" in " ".join(help_text.split())
+        assert "--json" in help_text
+
+
+def test_the_tree_names_every_file():
+    tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
+    listed = set(re.findall(r"^\s*([\w.]+\.(?:py|toml|json|md)|[\w.]+/)", tree, re.MULTILINE))
+    for folder in ("anytime_lct", "cli", "models", "benchmarks"):
+        for path in (HOUSE / folder).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert path.name in listed, f"the README's tree lacks {path.relative_to(HOUSE)}"
+    for name in listed:
+        assert list(HOUSE.rglob(name.rstrip("/"))), f"the README's tree names {name}, which is not there"
+
+
+def test_the_table_is_that_of_the_committed_result():
+    found = json.loads((HOUSE / "benchmarks" / "results" / "fashion_mnist.json").read_text(encoding="utf-8"))
+    for exit_ in found["profile"]["exits"]:
+        assert f"{100 * exit_['test']['value']:.2f}%" in README
