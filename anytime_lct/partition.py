@@ -1,40 +1,46 @@
 """Cut any traceable network into layer groups that run, and share, its own submodules.
 
-torch.fx records the operations of a forward pass in order. A *legal cut* is a place between two of them that exactly
-one tensor crosses:
+A *legal cut* lies between two steps of the forward pass that exactly one tensor crosses:
 
     conv1 bn1 relu | layer1.0.conv1 ... layer1.0.relu | layer1.1.conv1 ...     | legal, at the end of a block
                                   ^ not here: the branch and the shortcut are both alive
 
-A *candidate* is a legal cut at the end of a block, where what follows begins a block or is a layer with weights. The
-operations between two cuts become a group, an fx.GraphModule over the original submodules: composed groups compute
-what the uncut network computes, to the bit, and parameters keep their names.
+A *candidate* is a legal cut at the end of a block, where what follows begins a block or is a layer with
+weights. The steps between two cuts become a group, an fx.GraphModule over the original submodules: composed
+groups compute what the uncut network computes, to the bit, and parameters keep their names.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
-import operator
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
+from anytime_lct.blocks import ends_of_blocks
 from anytime_lct.errors import PartitionError
+from anytime_lct.tracing import IN_PLACE, Recording, calls, is_tensor, record
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
-BODY_SHARE = 0.5  # a module with at least this share of the parameters is the body of the network, not a block
 SHOWN_PLACES = 12
+
+ALIASING = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)  # may return their very input, or a view of it
+ALIASING_NAMES = {
+    "flatten", "unflatten", "view", "view_as", "reshape", "squeeze", "unsqueeze", "transpose", "permute",
+    "movedim", "swapaxes", "t", "getattr", "getitem", "expand", "narrow", "select", "contiguous", "to",
+    "float", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_alpha_dropout", "stochastic_depth",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A place between two operations: after node number `position`, where `name` (a module or node) ends."""
+    """A legal cut: after `position` steps, where the module (or operation) `name` ends."""
 
     position: int
     name: str
@@ -42,315 +48,237 @@ class Cut:
 
 @dataclass(frozen=True)
 class Trace:
-    """A network as a list of operations, its legal cuts (positions) and its candidates, in order of execution."""
+    """A recorded network, what crosses each legal cut, and the candidates in order of execution."""
 
     model: nn.Module
-    nodes: tuple[fx.Node, ...]
-    attributes: dict[str, Any]
+    recording: Recording
     crossing: dict[int, fx.Node]
-    candidates: tuple[Cut, ...]
+    candidates: tuple[Cut, ...] = ()
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Position where each named thing ends: modules by path, other operations by their name in the graph.
+
+        A module called several times also has `path@1`, `path@2`, ..; its plain path is where the last call
+        ends.
+        """
+        ends = {call: position for position, step in self._numbered() for call in calls(step)}
+        last = {path: n for path, n in sorted(ends)}
+        found = {path: ends[path, n] for path, n in last.items()}
+        found |= {f"{path}@{n}": position for (path, n), position in ends.items() if last[path] > 1}
+        operations = {step.name: position for position, step in self._numbered() if step.op != "call_module"}
+        return operations | found
+
+    @property
+    def legal(self) -> tuple[Cut, ...]:
+        """Every legal cut, under the name of the outermost module that ends there."""
+        return tuple(Cut(position, self.name(position)) for position in self.crossing)
+
+    def name(self, position: int) -> str:
+        """Name the outermost module that ends after `position` steps, or else the operation itself."""
+        step = self.recording.steps[position - 1]
+        names = [name for path, n in calls(step) for name in (path, f"{path}@{n}")]
+        return next((name for name in [*names, step.name] if self.places.get(name) == position), step.name)
 
     def find(self, name: str) -> Cut:
         """Return the legal cut where the module (or operation) `name` ends; raises PartitionError."""
-        ends = [p for p, node in enumerate(self.nodes[:-1]) if name in _chain(node) or name == node.name]
-        if not ends:
-            known = [path for path, _ in self.model.named_modules() if path]
-            near = difflib.get_close_matches(name, known, n=3) or [cut.name for cut in self.candidates[:SHOWN_PLACES]]
-            raise PartitionError(f"The network has no place '{name}' to cut after; did you mean {' or '.join(near)}?")
-        position = ends[-1]
-        while position not in self.crossing and _is_item_of(self.nodes[position + 1], self.nodes[position]):
-            position += 1
+        if name not in self.places:
+            near = difflib.get_close_matches(name, self.places, n=3)
+            guess = f"did you mean {' or '.join(near)}?" if near else f"cut after {listed(self.candidates)}."
+            raise PartitionError(f"The network has no place '{name}' to cut after; {guess}")
+        position = self.places[name]
         if position not in self.crossing:
-            crossing = ", ".join(str(node) for node in _live(self.nodes, position)) or "nothing"
             raise PartitionError(
-                f"The network cannot be cut after '{name}', where not one tensor crosses but {crossing}; cut after "
-                f"the end of a block, for example {_listed(self.candidates)}."
+                f"The network cannot be cut after '{name}', {self._objection(position)}; cut at the end of "
+                f"a block, for example after {listed(self.candidates)}."
             )
         return Cut(position, name)
 
+    def _numbered(self) -> Iterator[tuple[int, fx.Node]]:
+        return iter(enumerate(self.recording.steps, start=1))
 
-class _Tracer(fx.Tracer):
-    """Recurrent layers are leaves wherever they are defined, as torch's own modules are."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _ByMode(nn.Module):
-    """A constant of the forward pass that depends on train or eval mode, as in F.dropout(x, p, self.training)."""
-
-    def __init__(self, in_training: Any, in_evaluation: Any) -> None:
-        super().__init__()
-        self.in_training, self.in_evaluation = in_training, in_evaluation
-
-    def forward(self) -> Any:
-        return self.in_training if self.training else self.in_evaluation
+    def _objection(self, position: int) -> str:
+        if position == len(self.recording.steps):
+            return "where it ends"
+        live = _live(self.recording)[position - 1]
+        if len(live) != 1:
+            named = (str(step.target) if step.op == "call_module" else step.name for step in live)
+            return f"where {len(live)} values cross ({', '.join(named)}), not one"
+        if not is_tensor(live[0]):
+            return f"where what crosses ({live[0].name}) is not one tensor"
+        return "where the next group would overwrite the tensor in place"
 
 
 def trace(model: nn.Module) -> Trace:
-    """Record a network's operations and find where it can be cut; raises PartitionError where it cannot be recorded."""
-    graph, extra = _both_modes(model)
-    nodes = tuple(graph.nodes)
-    result = nodes[-1].args[0]
-    if not isinstance(result, fx.Node):
-        raise PartitionError("Expected a network that returns one tensor, got one that returns several values.")
-    inputs = [node for node in nodes if node.op == "placeholder" and not node.args]
-    if len(inputs) != 1:
-        raise PartitionError(
-            f"Expected a network with one input, got one with {len(inputs)}: {', '.join(map(str, inputs))}."
-        )
-    attributes = {**{node.target: _attribute(model, node.target) for node in nodes if node.op in _NAMED and node.target not in extra}, **extra}
-    crossing = {}
-    for position in range(len(nodes) - 2):
-        live = _live(nodes, position)
-        if len(live) == 1 and _may_cross(live[0], nodes[position + 1 :], attributes):
-            crossing[position] = live[0]
-    traced = Trace(model, nodes, attributes, crossing, ())
-    return Trace(model, nodes, attributes, crossing, _candidates(traced))
+    """Record a network's steps and find where it can be cut; raises PartitionError where fx cannot.
+
+    >>> [cut.name for cut in trace(torchvision.models.resnet18()).candidates][:3]
+    ['maxpool', 'layer1.0', 'layer1']
+    """
+    recording = record(model)
+    crossing = {
+        position: live[0]
+        for position, live in enumerate(_live(recording), start=1)
+        if position < len(recording.steps)
+        and len(live) == 1
+        and live[0] is not recording.input
+        and is_tensor(live[0])
+        and not _overwritten(live[0], recording, position)
+    }
+    found = Trace(model, recording, crossing)
+    ends = ends_of_blocks(model, recording, crossing)
+    return replace(found, candidates=tuple(Cut(position, found.name(position)) for position in ends))
 
 
 def groups(traced: Trace, places: Sequence[str]) -> list[fx.GraphModule]:
-    """Cut at the named places into len(places) + 1 groups; raises PartitionError.
+    """Cut at the named places into len(places) + 1 groups; group i ends where places[i - 1] does.
+
+    Every name of the network's state_dict is in exactly one group's: weights that the forward pass never uses
+    go to the last group. Raises PartitionError for unknown, illegal or unordered places, tied weights and
+    empty groups.
 
     >>> f1, f2 = groups(trace(torchvision.models.resnet18()), ["layer2"])
     """
     cuts = [traced.find(name) for name in places]
-    for before, after in zip(cuts, cuts[1:], strict=False):
+    for before, after in pairwise(cuts):
         if after.position <= before.position:
             raise PartitionError(
-                f"Expected places in the order of execution, each once; '{after.name}' does not come after '{before.name}'."
+                f"Expected places in the order of execution, each once; '{after.name}' does not come after "
+                f"'{before.name}'."
             )
     made = segments(traced, [cut.position for cut in cuts])
-    _refuse_shared(made, places)
+    owner = _owners(made)
     for number, group in enumerate(made, start=1):
-        if not any(p.requires_grad for p in group.parameters()):
-            raise PartitionError(f"Layer group {number} of the places {', '.join(places)} has no weights; leave a place out.")
-    _adopt_unused(traced.model, made)
+        if places and not any(p.requires_grad for p in group.parameters()):
+            raise PartitionError(
+                f"Layer group {number} of the places {', '.join(places)} has no weights to train; leave a "
+                "place out."
+            )
+    _adopt_unused(traced.model, made, owner)
     return made
 
 
 def segments(traced: Trace, positions: Sequence[int]) -> list[fx.GraphModule]:
-    """Make one GraphModule of the operations between each two neighbouring positions, ends included."""
-    bounds = [-1, *positions, len(traced.nodes) - 2]
-    made = []
-    for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False), start=1):
-        result = traced.crossing[end] if end in traced.crossing and end != bounds[-1] else traced.nodes[-1].args[0]
-        entry = traced.crossing[start] if start >= 0 else None
-        made.append(_subgraph(traced, start + 1, end, entry, result, f"Group{number}"))  # type: ignore[arg-type]
+    """Make one GraphModule of the steps between each two neighbouring positions, ends included."""
+    end = len(traced.recording.steps)
+    values = {0: traced.recording.input, **traced.crossing, end: traced.recording.result}
+    made, taken = [], set()
+    for number, (start, stop) in enumerate(pairwise([0, *positions, end]), start=1):
+        group = _subgraph(traced, start, stop, values[start], values[stop], f"Group{number}", taken)
+        taken |= {id(module) for module in group.modules()}
+        made.append(group)
     return made
 
 
-def _subgraph(traced: Trace, first: int, last: int, entry: fx.Node | None, result: fx.Node, name: str) -> fx.GraphModule:
-    graph, copies = fx.Graph(), {}
-    if entry is not None:
-        copies[entry] = graph.placeholder("hidden")
+def _subgraph(
+    traced: Trace, start: int, stop: int, entry: fx.Node, result: fx.Node, name: str, taken: set[int]
+) -> fx.GraphModule:
+    graph, attributes = fx.Graph(), {}
+    copies = {entry: graph.placeholder("input")}
 
     def copy_of(node: fx.Node) -> fx.Node:
-        if node not in copies:  # constants made in an earlier group are fetched again where they are used
+        if node not in copies:  # what is fetched, not computed, comes with the step that needs it
             copies[node] = graph.node_copy(node, copy_of)
+            copies[node].meta = {}
         return copies[node]
 
-    for node in traced.nodes[first : last + 1]:
-        if node.op != "get_attr" and not (node.op == "placeholder" and node.args):
-            copy_of(node)
+    for step in traced.recording.steps[start:stop]:
+        copy_of(step)
     graph.output(copy_of(result))
-    used = {node.target: traced.attributes[node.target] for node in graph.nodes if node.op in _NAMED}
-    made = fx.GraphModule(used, graph, name)
-    made.training = traced.model.training
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = traced.recording.attributes[node.target]
+            if isinstance(value, nn.Module) and id(value) in taken and not value.state_dict():
+                value = copy.deepcopy(
+                    value
+                )  # a ReLU or Dropout of several groups: train() of one leaves the others
+            attributes[node.target] = value
+    made = fx.GraphModule(attributes, graph, name)
+    modes = {path: module.training for path, module in traced.model.named_modules()}
+    for path, module in made.named_modules():
+        module.training = modes.get(path, module.training)
+    _keep_out_of_state(made, attributes, traced.model.state_dict().keys())
     return made
 
 
-_NAMED = ("call_module", "get_attr")
+def _keep_out_of_state(made: fx.GraphModule, attributes: dict[str, Any], names: Any) -> None:
+    """Constants and non-persistent buffers, which fx makes buffers, stay out of the state_dict."""
+    for target, value in attributes.items():
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and target not in names:
+            path, _, field = target.rpartition(".")
+            made.get_submodule(path)._non_persistent_buffers_set.add(field)
 
 
-def _both_modes(model: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """Trace in train and in eval mode and join the two: constants that differ are looked up when the group runs."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        in_training = _record(model.train())
-        in_evaluation = _record(model.eval())
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    different = PartitionError(
-        "The network takes another path in training than in evaluation (auxiliary outputs, perhaps), so that it cannot "
-        "be cut; switch that off, for example by aux_logits=False."
-    )
-    if len(in_training.nodes) != len(in_evaluation.nodes):
-        raise different
-    extra: dict[str, nn.Module] = {}
-    for node, twin in zip(list(in_training.nodes), in_evaluation.nodes, strict=True):
-        if (node.op, node.target) != (twin.op, twin.target):
-            raise different
-
-        def join(a: Any, b: Any, node: fx.Node = node) -> Any:
-            if isinstance(a, fx.Node):
-                if not isinstance(b, fx.Node) or a.name != b.name:
-                    raise different
-                return a
-            if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-                return type(a)(join(x, y, node) for x, y in zip(a, b, strict=True))
-            if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-                return {key: join(a[key], b[key], node) for key in a}
-            if type(a) is type(b) and (a is b or bool(a == b)):
-                return a
-            name = f"_by_mode_{len(extra)}"
-            extra[name] = _ByMode(a, b).train(model.training)
-            with in_training.inserting_before(node):
-                return in_training.create_node("call_module", name)
-
-        node.args, node.kwargs = join(node.args, twin.args), join(node.kwargs, twin.kwargs)
-    return in_training, extra
+def _live(recording: Recording) -> list[list[fx.Node]]:
+    """Values known and still needed after 1, 2, .. steps."""
+    last_use = {source: step for step in recording.steps for source in step.all_input_nodes}
+    needed, after = [recording.input], []
+    for step in recording.steps:
+        needed = [value for value in needed if value is recording.result or last_use.get(value) is not step]
+        if step in last_use or step is recording.result:
+            needed.append(step)
+        after.append(needed)
+    return after
 
 
-def _record(model: nn.Module) -> fx.Graph:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _Tracer().trace(model)
-    except Exception as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _inside_torch(frame.filename)]
-        where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} ({own[-1].line})" if own else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PartitionError(
-            f"The network cannot be traced by torch.fx{where}: {reason}; take data-dependent control flow out of its "
-            f"forward pass."
-        ) from error
-
-
-def _inside_torch(filename: str) -> bool:
-    return str(Path(torch.__file__).parent) in filename or filename == __file__ or filename.startswith("<")
-
-
-def _chain(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the modules around a node from the outermost in, its own module last."""
-    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
-    if node.op == "call_module" and node.target not in paths:
-        paths.append(str(node.target))
-    return tuple(paths)
-
-
-def _live(nodes: Sequence[fx.Node], position: int) -> list[fx.Node]:
-    """Values computed up to `position` and used after it; constants can be fetched anew and do not count."""
-    after = set(nodes[position + 1 :])
-    return [
-        node
-        for node in nodes[: position + 1]
-        if node.op != "get_attr" and not (node.op == "placeholder" and node.args) and any(u in after for u in node.users)
-    ]
-
-
-def _may_cross(value: fx.Node, after: Sequence[fx.Node], attributes: dict[str, Any]) -> bool:
-    """Refuse tuples, and tensors that the next group would overwrite in place under the critic's feet."""
-    users = [user for user in value.users if user in after]
-    if all(_is_item_of(user, value) for user in users):
-        return False
-    for user in users:
-        module = attributes.get(str(user.target)) if user.op == "call_module" else None
-        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-        in_place = getattr(module, "inplace", False) or user.kwargs.get("inplace", False)
-        in_place = in_place or (user.op == "call_method" and name.endswith("_") and not name.endswith("__"))
-        in_place = in_place or (user.op == "call_function" and user.target in _IN_PLACE)
-        if in_place and user.args and user.args[0] is value:
-            return False
-    return value.op != "placeholder"
-
-
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-
-
-def _is_item_of(node: fx.Node, value: fx.Node) -> bool:
-    return node.target is operator.getitem and node.args[0] is value and isinstance(node.args[1], int)
-
-
-def _candidates(traced: Trace) -> tuple[Cut, ...]:
-    nodes, modules = traced.nodes, dict(traced.model.named_modules())
-    in_all = sum(p.numel() for p in traced.model.parameters())
-
-    def is_block(path: str) -> bool:
-        module = modules[path]
-        share = sum(p.numel() for p in module.parameters()) / max(1, in_all)
-        return type(module) is not nn.Sequential and any(True for _ in module.children()) and share < BODY_SHARE
-
-    blocks = {path for path in modules if path and is_block(path)}
-    weighted = [position for position, node in enumerate(nodes) if weighs(node, traced.attributes)]
-    found: list[Cut] = []
-    for position in sorted(traced.crossing):
-        before, after = _chain(nodes[position]), _chain(_next_operation(nodes, position))
-        shared = [path for path in before if path in after]
-        entered = next((path for path in after if path not in shared), None)
-        since = found[-1].position if found else -1
-        if any(path in blocks for path in shared) or entered is None or not any(since < w <= position for w in weighted):
+def _overwritten(value: fx.Node, recording: Recording, position: int) -> bool:
+    """Tell whether a later step writes into the tensor, which critic and backward pass still need."""
+    same = {value}
+    for step in recording.steps[position:]:
+        source = step.args[0] if step.args else step.kwargs.get("input")
+        if not isinstance(source, fx.Node) or source not in same:
             continue
-        if not _begins_group(modules[entered]):
-            continue
-        found.append(Cut(position, _end_name(nodes, position)))
-    return tuple(found)
+        module = recording.attributes.get(str(step.target)) if step.op == "call_module" else None
+        name = str(getattr(step.target, "__name__", step.target))
+        if getattr(module, "inplace", False) or step.kwargs.get("inplace") or step.target in IN_PLACE:
+            return True
+        if module is None and name.endswith("_") and not name.endswith("__"):
+            return True
+        if isinstance(module, ALIASING) or (module is None and name in ALIASING_NAMES):
+            same.add(step)
+    return False
 
 
-def weighs(node: fx.Node, attributes: dict[str, Any]) -> bool:
-    """Tell whether an operation is a layer in the sense of a network's depth: weights, but no norm and no embedding."""
-    if node.op != "call_module":
-        return False
-    module = attributes[str(node.target)]
-    return not isinstance(module, (*NORMS, nn.Embedding)) and any(True for _ in module.parameters())
-
-
-def _begins_group(module: nn.Module) -> bool:
-    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
-    leaf = not any(True for _ in module.children())
-    return bool(layers) and not (leaf and isinstance(module, NORMS))
-
-
-def _next_operation(nodes: Sequence[fx.Node], position: int) -> fx.Node:
-    skipped = (node for node in nodes[position + 1 :] if node.op != "get_attr" and "_by_mode_" not in str(node.target))
-    return next(skipped)
-
-
-def _end_name(nodes: Sequence[fx.Node], position: int) -> str:
-    """Name the outermost module that ends at a position, or the operation itself outside all modules."""
-    later = {path for node in nodes[position + 1 :] for path in _chain(node)}
-    return next((path for path in _chain(nodes[position]) if path not in later), nodes[position].name)
-
-
-def _attribute(model: nn.Module, target: Any) -> Any:
-    value: Any = model
-    for part in str(target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _refuse_shared(made: Sequence[fx.GraphModule], places: Sequence[str]) -> None:
+def _owners(made: Sequence[fx.GraphModule]) -> dict[int, tuple[int, str]]:
+    """Group and name of every weight and buffer; raises PartitionError where two groups hold one."""
     owner: dict[int, tuple[int, str]] = {}
     for number, group in enumerate(made, start=1):
-        for name, value in [*group.named_parameters(remove_duplicate=False), *group.named_buffers(remove_duplicate=False)]:
+        for name, value in group.state_dict(keep_vars=True).items():
             first, other = owner.setdefault(id(value), (number, name))
             if first != number:
                 raise PartitionError(
-                    f"Weights tied across a cut cannot be trained apart: '{other}' in layer group {first} and '{name}' "
-                    f"in layer group {number} are the same tensor; cut so that both fall into one group, or untie them."
+                    f"Weights tied across a cut cannot be trained apart: '{other}' in layer group {first} "
+                    f"and '{name}' in layer group {number} are the same tensor; cut so that both fall into "
+                    "one group, or untie them."
                 )
+    return owner
 
 
-def _adopt_unused(model: nn.Module, made: Sequence[fx.GraphModule]) -> None:
-    """Give weights that the forward pass never uses to the last group, so that the groups hold every name."""
+def _adopt_unused(
+    model: nn.Module, made: Sequence[fx.GraphModule], owner: dict[int, tuple[int, str]]
+) -> None:
+    """Give unused weights to the last group, a weight's second name to the group with its first."""
     held = {name for group in made for name in group.state_dict()}
-    for path, module in model.named_modules():
-        own: list[tuple[str, Tensor | None]] = [*module._parameters.items(), *module._buffers.items()]
-        for name, value in own:
-            full = f"{path}.{name}" if path else name
-            if value is None or full in held or name in module._non_persistent_buffers_set:
-                continue
-            holder: nn.Module = made[-1]
-            for part in path.split(".") if path else []:
-                if not hasattr(holder, part):
-                    holder.add_module(part, nn.Module())
-                holder = getattr(holder, part)
-            if isinstance(value, nn.Parameter):
-                holder.register_parameter(name, value)
-            else:
-                holder.register_buffer(name, value)
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name in held:
+            continue
+        if not isinstance(value, Tensor):
+            raise PartitionError(
+                f"The state '{name}' of the network is no tensor and no layer's own; it has no group."
+            )
+        holder: nn.Module = made[owner.get(id(value), (len(made), name))[0] - 1]
+        *path, field = name.split(".")
+        for part in path:
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = getattr(holder, part)
+        if isinstance(value, nn.Parameter):
+            holder.register_parameter(field, value)
+        else:
+            holder.register_buffer(field, value)
 
 
-def _listed(cuts: Sequence[Cut]) -> str:
+def listed(cuts: Sequence[Cut]) -> str:
+    """Names of the first dozen cuts, for messages."""
     names = [cut.name for cut in cuts]
-    return ", ".join(names[:SHOWN_PLACES]) + (" .." if len(names) > SHOWN_PLACES else "")
+    return (", ".join(names[:SHOWN_PLACES]) + (" .." if len(names) > SHOWN_PLACES else "")) or "no place"

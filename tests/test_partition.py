@@ -6,7 +6,6 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anytime_lct import models, partition
 from anytime_lct.errors import PartitionError
@@ -31,52 +30,150 @@ def test_candidates_are_the_ends_of_blocks():
     assert names(partition.trace(models.build("lstm", (9,), 20, layers=3))) == ["lstm.0", "lstm.1", "lstm"]
 
 
+def test_candidates_are_found_in_networks_of_other_makes():
+    vgg = names(partition.trace(torchvision.models.vgg11()))
+    assert vgg[:3] == ["features.2", "features.5", "features.7"]
+    assert vgg[-3:] == ["flatten", "classifier.2", "classifier.5"]
+    encoder = [f"encoder.layers.encoder_layer_{k}" for k in range(11)]
+    assert names(partition.trace(torchvision.models.vit_b_16()))[1:-1] == encoder
+    regnet = names(partition.trace(torchvision.models.regnet_y_400mf()))
+    assert regnet[1:4] == [
+        "trunk_output.block1",
+        "trunk_output.block2.block2-0",
+        "trunk_output.block2.block2-1",
+    ]
+    assert names(partition.trace(nn.Sequential(torchvision.models.resnet18())))[:2] == [
+        "0.maxpool",
+        "0.layer1.0",
+    ]
+
+
 NETWORKS = [
-    "resnet18", "densenet121", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0",
-    "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16", "googlenet", "mnasnet0_5",
+    "resnet18", "resnet50", "vgg11", "densenet121", "mobilenet_v3_small", "squeezenet1_1",
+    "shufflenet_v2_x0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny",
+    "swin_t", "vit_b_16", "googlenet", "mnasnet0_5",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_composed_groups_equal_the_uncut_network_to_the_bit(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    options |= {"image_size": 32} if name == "vit_b_16" else {}
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(**options)
+    model = getattr(torchvision.models, name)(**options).eval()
     trace = partition.trace(model)
     found = names(trace)
-    groups = partition.groups(trace, [found[len(found) * k // 4] for k in (1, 2, 3)])
-    x = torch.randn(2, 3, 224 if name == "vit_b_16" else 64, 224 if name == "vit_b_16" else 64)
-    for module in [model, *groups]:
-        module.eval()
+    x = torch.randn(2, 3, 32 if name == "vit_b_16" else 64, 32 if name == "vit_b_16" else 64)
     with torch.no_grad():
-        assert torch.equal(compose(groups, x), model(x))
-    keys = [key for group in groups for key in group.state_dict()]
-    assert sorted(keys) == sorted(model.state_dict())
-    own = dict(model.named_parameters())
-    assert all(own[key] is p for group in groups for key, p in group.named_parameters())
+        expected = model(x)
+    for places in ([found[len(found) // 2]], [found[len(found) * k // 4] for k in (1, 2, 3)], found):
+        groups = partition.groups(trace, places)
+        with torch.no_grad():
+            assert torch.equal(compose(groups, x), expected)
+        keys = [key for group in groups for key in group.state_dict()]
+        assert sorted(keys) == sorted(model.state_dict())
+        own = dict(model.named_parameters())
+        assert all(own[key] is p for group in groups for key, p in group.named_parameters())
 
 
-def test_functional_dropout_follows_train_and_eval():
-    class Dropping(nn.Module):
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "efficientnet_b0"])
+def test_composed_groups_train_as_the_uncut_network_does(name):
+    """Batch norm, dropout and stochastic depth included; gradients too, for nothing is detached here."""
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(num_classes=7)
+    groups = partition.groups(trace := partition.trace(model), names(trace)[1::3])
+    x, start = torch.randn(2, 3, 64, 64), {k: v.clone() for k, v in model.state_dict().items()}
+    results = []
+    for run in (model, lambda x: compose(groups, x)):
+        model.load_state_dict(start)
+        model.zero_grad()
+        torch.manual_seed(1)
+        y = run(x)
+        y.square().sum().backward()
+        results.append(
+            [y, *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_resnet_is_cut_after_its_stages():
+    model = torchvision.models.resnet50()
+    groups = partition.groups(partition.trace(model), ["layer1", "layer2", "layer3"])
+    stages = [{key.split(".")[0] for key in group.state_dict()} for group in groups]
+    assert stages == [{"conv1", "bn1", "layer1"}, {"layer2"}, {"layer3"}, {"layer4", "fc"}]
+    assert {key: v.shape for group in groups for key, v in group.state_dict().items()} == {
+        key: v.shape for key, v in model.state_dict().items()
+    }
+
+
+class Unpacked(nn.Module):
+    """Layers of torch itself, which return (output, state)."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.first, self.second = layer(4, 6, batch_first=True), layer(6, 6, batch_first=True)
+        self.output = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.first(self.embedding(x))
+        return self.output(self.second(x)[0])
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_end_where_their_output_leaves_the_tuple(layer):
+    model, x = Unpacked(layer), torch.randint(0, 5, (2, 7))
+    trace = partition.trace(model)
+    assert names(trace) == ["first", "second"]
+    assert torch.equal(compose(partition.groups(trace, ["first", "second"]), x), model(x))
+
+
+class OneReLU(nn.Module):
+    """One activation module for all layers, as many networks are written, and an input with a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.act(self.a(x))
+        if mask is not None:
+            x = x * mask
+        return self.c(self.act(self.b(x)))
+
+
+def test_each_call_of_a_module_has_a_place_and_each_group_its_own_mode():
+    model = OneReLU()
+    trace = partition.trace(model)
+    assert names(trace) == ["act@1", "act"]
+    first, second, third = partition.groups(trace, names(trace))
+    assert [list(g.state_dict()) for g in (first, second, third)] == [
+        [f"{name}.weight", f"{name}.bias"] for name in "abc"
+    ]
+    first.eval()  # leaves the others as they were
+    assert second.get_submodule("act").training
+    x = torch.randn(2, 4)
+    for module in (model, second, third):
+        module.eval()
+    assert torch.equal(third(second(first(x))), model(x))
+
+
+def test_what_a_group_reads_is_never_overwritten():
+    """The critic reads the same tensor, which writing into a view of it would change."""
+
+    class Viewing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = F.dropout(F.relu(self.a(x)), 0.5 if self.training else 0.1, self.training)
-            return self.c(F.dropout(F.relu(self.b(x)), p=0.3, training=self.training))
+            return self.b(self.relu(torch.flatten(self.a(x), 1)))
 
-    model = Dropping()
-    groups = partition.groups(partition.trace(model), ["dropout"])
-    x = torch.randn(6, 4)
-    for mode in (True, False):
-        for module in [model, *groups]:
-            module.train(mode)
-        torch.manual_seed(1)
-        expected = model(x)
-        torch.manual_seed(1)
-        assert torch.equal(compose(groups, x), expected)
-    assert model.training is False
+    trace = partition.trace(Viewing())
+    assert [cut.name for cut in trace.legal] == ["relu"]
+    for place in ("a", "flatten"):
+        with pytest.raises(PartitionError, match="overwrite the tensor in place"):
+            trace.find(place)
 
 
 def test_the_last_place_of_a_module_counts_and_operations_have_names_too():
@@ -85,24 +182,11 @@ def test_the_last_place_of_a_module_counts_and_operations_have_names_too():
     assert trace.find("flatten").name == "flatten"
 
 
-def test_constants_and_weights_outside_modules_are_found_again():
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(4))
-            self.register_buffer("shift", torch.zeros(4))
-            self.a, self.b, self.never = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(F.relu(self.a(x)) * self.scale + self.shift)
-
-    model = Odd()
-    groups = partition.groups(partition.trace(model), ["relu"])
-    x = torch.randn(3, 4)
-    assert torch.equal(compose(groups, x), model(x))
-    assert sorted(k for g in groups for k in g.state_dict()) == sorted(model.state_dict())
-    assert "scale" in groups[1].state_dict()
-    assert "never.weight" in groups[1].state_dict()
+def test_a_frozen_beginning_is_never_a_group_of_its_own():
+    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(4, 4), nn.PReLU())])
+    assert names(partition.trace(model)) == ["1", "3", "5"]
+    model[:2].requires_grad_(False)
+    assert names(partition.trace(model)) == ["3", "5"]
 
 
 class Tied(nn.Module):
@@ -124,59 +208,21 @@ class OneNormTwice(nn.Module):
         return self.norm(self.b(torch.relu(self.norm(self.a(x)))))
 
 
-@pytest.mark.parametrize(("model", "says"), [(Tied(), "'a.weight'.*'b.weight'"), (OneNormTwice(), "norm.weight")])
+@pytest.mark.parametrize(
+    ("model", "says"), [(Tied(), "'a.weight'.*'b.weight'"), (OneNormTwice(), "norm.weight")]
+)
 def test_weights_tied_across_a_cut_are_refused(model, says):
     with pytest.raises(PartitionError, match=says):
         partition.groups(partition.trace(model), ["relu"])
-
-
-class Branching(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
-            return x
-        return -x
-
-
-class Auxiliary(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        return x * 2 if self.training else x
-
-
-class TwoOutputs(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
-
-
-class TwoInputs(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (Branching(), r"test_partition.py, line \d+ \(if x.sum\(\) > 0:\)"),
-        (Auxiliary(), "another path in training"),
-        (TwoOutputs(), "returns one tensor"),
-        (TwoInputs(), "one input"),
-    ],
-)
-def test_networks_that_cannot_be_cut_say_why(model, says):
-    with pytest.raises(PartitionError, match=says):
-        partition.trace(model)
 
 
 @pytest.mark.parametrize(
     ("places", "says"),
     [
         (["layer9"], "did you mean layer"),
-        (["layer1.0.bn1"], "not one tensor crosses"),
-        (["bn1"], "not one tensor"),  # what follows would overwrite the tensor in place
+        (["layer1.0.bn1"], r"2 values cross \(relu, layer1.0.bn1\), not one"),
+        (["bn1"], "overwrite the tensor in place"),
+        (["fc"], "where it ends"),
         (["layer2", "layer1"], "order of execution"),
         (["layer1", "layer1"], "each once"),
         (["avgpool", "flatten"], "no weights"),

@@ -7,11 +7,29 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch import nn
+import torchvision
+from torch import Tensor, nn
 
 from anytime_lct import critics, models, partition, placement
 from anytime_lct.errors import PartitionError
-from anytime_lct.models.lstm import CarriedLSTM
+
+
+class Recurrent(nn.LSTM):
+    """A layer that returns its output alone, like those of a character model."""
+
+    def __init__(self, features: int, units: int, bidirectional: bool = False) -> None:
+        super().__init__(features, units, batch_first=True, bidirectional=bidirectional)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+class RecurrentGRU(nn.GRU):
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__(features, units, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
 
 
 def groups_of(bounds, S):
@@ -24,14 +42,20 @@ def test_the_best_bounds_are_those_of_brute_force(minimax):
     for _ in range(200):
         S = draw.randint(1, 8)
         n = draw.randint(1, S)
-        table = [[float(draw.randint(0, 9)) for _ in range(S + 1)] for _ in range(S)]  # neither monotone nor additive
+        table = [[draw.randint(0, 9) for _ in range(S + 1)] for _ in range(S)]  # not monotone, not additive
 
         def value(bounds, table=table, S=S):
             costs = [table[a][b] for a, b in groups_of(bounds, S)]
-            return (max(costs) if minimax else 0.0, sum(c * c for c in costs), bounds)
+            return (max(costs) if minimax else 0, sum(c * c for c in costs), bounds)
 
         best = min(combinations(range(1, S), n - 1), key=value)
-        assert value(placement.best_bounds(table, n, minimax=minimax)) == value(best)
+        assert placement.best_bounds(table, n, minimax=minimax) == best
+
+
+def test_sums_of_squares_are_exact_beyond_the_digits_of_a_float():
+    c = 10**12
+    table = [[0, c + 1, c, 0], [0, 0, 0, c - 1], [0, 0, 0, c]]  # 2 c^2 + 2 or 2 c^2
+    assert placement.best_bounds(table, 2, minimax=False) == (2,)
 
 
 def test_training_cost_is_that_of_hand_arithmetic():
@@ -41,9 +65,16 @@ def test_training_cost_is_that_of_hand_arithmetic():
     assert placement.training_cost(nn.Linear(F, H), x, input_grad=False) == 2 * B * F * H
     conv = nn.Conv2d(3, 8, 3, padding=1, stride=2)
     assert placement.training_cost(conv, torch.zeros(2, 3, 9, 9)) == 3 * 2 * 8 * 25 * 27
+    block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    assert placement.training_cost(block, torch.zeros(2, 3, 9, 9), input_grad=False) == 2 * 2 * 8 * 81 * 27
     forward = B * T * 4 * H * (F + H)
-    no_gradient_of_the_first_state = B * 4 * H * H
-    assert placement.training_cost(CarriedLSTM(F, H), torch.zeros(B, T, F)) == 3 * forward - no_gradient_of_the_first_state
+    first_state = B * 4 * H * H  # zeros, whose gradient nobody asks for
+    sequence = torch.zeros(B, T, F)
+    assert placement.training_cost(Recurrent(F, H), sequence) == 3 * forward - first_state
+    both = Recurrent(F, H, bidirectional=True)
+    assert placement.training_cost(both, sequence) == 2 * (3 * forward - first_state)
+    gated = placement.training_cost(RecurrentGRU(F, H), sequence)
+    assert gated == 3 * (B * T * 3 * H * (F + H)) - B * 3 * H * H
 
 
 def test_saved_bytes_count_each_activation_once():
@@ -51,47 +82,91 @@ def test_saved_bytes_count_each_activation_once():
     x = torch.zeros(2, 3, 9, 9)
     values = 2 * 81 * (3 + 8 + 8) + 2 * 8  # into conv, into norm, out of ReLU; mean and deviation of the norm
     assert placement.saved_bytes(block, x) == 4 * values
-    assert placement.saved_bytes(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), torch.zeros(7, 5)) == 4 * 7 * (5 + 4)
+    two = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
+    assert placement.saved_bytes(two, torch.zeros(7, 5)) == 4 * 7 * (5 + 4)
+    assert placement.saved_bytes(nn.ReLU(), torch.zeros(7, 5)) == 4 * 7 * 5
+    assert placement.saved_bytes(nn.ReLU(), torch.zeros(7, 5), input_grad=False) == 0
 
 
-def small_network():
+def test_saved_bytes_are_those_that_a_real_forward_pass_saves():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 12, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(12, 3, 1), nn.ReLU(), nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(20 * 16, 10),
-    )  # fmt: skip
+    model = models.build("resnet", (1, 8, 8), 10, depth=8, width=4).train()
+    x, weights = torch.randn(2, 1, 8, 8), {p.data_ptr() for p in model.parameters()}
+    weights |= {b.data_ptr() for b in model.buffers()}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert placement.saved_bytes(model, x, input_grad=False) == real
+
+
+def random_network(draw):
+    """Widths and resolutions go up and down, so that costs are far from monotone."""
+    layers, channels = [], 2
+    for _ in range(draw.randint(4, 6)):
+        width = draw.choice([1, 3, 4, 12, 20])
+        layers += [nn.Conv2d(channels, width, draw.choice([1, 3]), draw.choice([1, 1, 2]), 1)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=draw.random() < 0.5)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 10))
 
 
 @pytest.mark.parametrize("by", ["balanced", "memory"])
-@pytest.mark.parametrize("num_groups", [2, 3, 4, 5])
-def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, num_groups):
-    model, x = small_network(), torch.zeros(2, 2, 8, 8)
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, seed):
+    draw = random.Random(seed)
+    model, x = random_network(draw), torch.zeros(2, 2, 8, 8)
     trace = partition.trace(model)
 
     def critic(hidden):
-        return critics.build("slim", hidden, 10)
+        return critics.build("slim", hidden, 10) if hidden.dim() == 4 else None
+
+    known = {}
 
     def cost(places):
-        worst, h = 0, x
-        for number, group in enumerate(partition.groups(trace, places), start=1):
-            after = group(h).detach()
-            whole = nn.Sequential(group, critic(after)) if number <= len(places) else group
-            if by == "memory":
-                worst = max(worst, placement.saved_bytes(whole, h))
-            else:
-                own = placement.training_cost(group, h, input_grad=False)
-                worst = max(worst, own + (placement.training_cost(critic(after), after) if number <= len(places) else 0))
-            h = after
-        return worst
+        """Costs of the very groups that LCT trains, each with its own critic, measured whole."""
+        h = x
+        ends = list(zip((None, *places), (*places, None), strict=True))
+        for group, end in zip(partition.groups(trace, places), ends, strict=True):
+            if end not in known:
+                after = group(h).detach()
+                known[end] = (cost_of(group, None if end[1] is None else critic(after), h, after), after)
+            h = known[end][1]
+        costs = [known[end][0] for end in ends]
+        return max(costs), sum(c * c for c in costs)
+
+    def cost_of(group, small, h, after):
+        if by == "memory":
+            whole = group if small is None else nn.Sequential(group, small)
+            return placement.saved_bytes(whole, h, input_grad=False)
+        own = placement.training_cost(group, h, input_grad=False)
+        return own + (0 if small is None else placement.training_cost(small, after))
 
     names = [cut.name for cut in trace.candidates]
-    best = min(cost(choice) for choice in combinations(names, num_groups - 1))
-    assert cost(placement.place(trace, x, num_groups, by, critic)) == best
+    for num_groups in range(2, len(names) + 2):
+        best = min(combinations(names, num_groups - 1), key=cost)  # the first, and so earliest, of equals
+        assert placement.place(trace, x, num_groups, by, critic) == best
+
+
+DEPTHS = {"resnet18": 18, "resnet50": 50, "vgg11": 11, "densenet121": 121, "googlenet": 22, "alexnet": 8}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_a_network_has_as_many_layers_as_its_name_says(name):
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    trace = partition.trace(getattr(torchvision.models, name)(**options))
+    assert placement._layers(trace)[0][-1] == DEPTHS[name]
 
 
 def test_layers_are_spread_as_evenly_as_possible():
     trace = partition.trace(models.build("resnet50", (3, 32, 32), 10))
-    places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h: nn.Identity())
+    places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h: None)
     sizes = [
         sum(isinstance(m, nn.Conv2d | nn.Linear) and "downsample" not in n for n, m in g.named_modules())
         for g in partition.groups(trace, places)
@@ -99,17 +174,22 @@ def test_layers_are_spread_as_evenly_as_possible():
     assert sum(sizes) == 50
     ends = [1, *range(4, 50, 3)]  # layers up to each end of a block
     even = min(
-        sum((b - a) ** 2 for a, b in zip((0, *choice), (*choice, 50), strict=True)) for choice in combinations(ends, 3)
+        sum((b - a) ** 2 for a, b in zip((0, *choice), (*choice, 50), strict=True))
+        for choice in combinations(ends, 3)
     )
     assert sum(size**2 for size in sizes) == even
 
 
 def test_the_network_is_left_as_it_was():
     model = models.build("resnet", (1, 8, 8), 10, depth=8, width=4)
+    model.layer1.eval()
+    modes = [m.training for m in model.modules()]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     random_state = torch.get_rng_state()
     trace = partition.trace(model)
-    placement.place(trace, torch.zeros(2, 1, 8, 8), 3, "balanced", lambda h: critics.build("slim", h, 10))
+    for by in ("balanced", "memory"):
+        placement.place(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda h: critics.build("slim", h, 10))
+    assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -117,7 +197,40 @@ def test_the_network_is_left_as_it_was():
 
 def test_more_groups_than_places_are_refused_with_the_places():
     trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
-    with pytest.raises(PartitionError, match="from 1 to 3 layer groups, got 4.*relu1, relu2"):
+    with pytest.raises(PartitionError, match=r"from 1 to 3 layer groups, got 4.*relu1, relu2"):
         placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h: nn.Identity())
     with pytest.raises(PartitionError, match="layers, balanced, memory"):
         placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "depth", lambda h: nn.Identity())  # type: ignore[arg-type]
+
+
+def test_critics_are_made_without_memory():
+    trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
+
+    def huge(hidden):
+        return nn.Sequential(nn.Linear(hidden.shape[1], 10**9), nn.Linear(10**9, 10))
+
+    assert placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "balanced", huge) == ("relu2",)
+
+
+def test_a_character_model_is_placed_between_its_layers():
+    trace = partition.trace(models.build("lstm", (9,), 20, layers=4, units=16, embedding=8))
+    characters = torch.zeros(2, 9, dtype=torch.int64)
+
+    def critic(hidden):
+        return nn.Linear(hidden.shape[-1], 20)
+
+    for by in ("layers", "balanced", "memory"):
+        assert placement.place(trace, characters, 4, by, critic) == ("lstm.0", "lstm.1", "lstm.2")
+
+
+def test_cuts_that_part_tied_weights_are_not_chosen():
+    layers = [m for _ in range(5) for m in (nn.Linear(4, 4), nn.ReLU())]
+    layers[2].weight = layers[0].weight
+    trace = partition.trace(nn.Sequential(*layers))
+    assert placement.place(trace, torch.zeros(2, 4), 3, "layers", lambda h: None) == ("3", "5")
+
+
+def test_a_network_that_cannot_be_measured_says_so():
+    trace = partition.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    with pytest.raises(PartitionError, match="cannot be measured on a batch of shape"):
+        placement.place(trace, torch.zeros(2, 5), 2, "balanced", lambda h: None)
