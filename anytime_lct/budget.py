@@ -35,7 +35,8 @@ class Budget:
                 check_positive(bound, f"a budget of {name}")
         if self.exit is not None and (type(self.exit) is not int or self.exit < 1):
             raise BudgetError(
-                f"Expected the deepest exit as a whole number above 0, got {self.exit!r}; exits count from 1."
+                f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count "
+                "from 1."
             )
 
 

@@ -32,8 +32,8 @@ class File(Record):
 class Preprocessing(Record):
     """How raw inputs become network inputs.
 
-    Images are resized to (height, width), scaled to [0, 1], and have `mean` subtracted and are divided by `std`,
-    each per channel. Character k of `symbols` is number k of a text.
+    Images are resized to (height, width), scaled to [0, 1], lessened by `mean` and divided by `std`, each
+    per channel. Character k of `symbols` is number k of a text.
     """
 
     kind: Literal["image", "text"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -178,10 +178,11 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
         raise error(
             f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}."
         ) from None
-    version = raw.get("format") if isinstance(raw, dict) else None
+    version = cast(dict[str, object], raw).get("format") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > 1:
         raise error(
-            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the package."
+            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the "
+            "package."
         )
     try:
         return kind.model_validate_json(text)

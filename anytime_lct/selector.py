@@ -37,11 +37,11 @@ def select(
 ) -> Selection:
     """Choose an exit on `profile.split`; of conditions given together, all must hold.
 
-    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below the
-    best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
-    `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means fewer
-    FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget. `exits`
-    are those to choose from.
+    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below
+    the best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
+    `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means
+    fewer FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget.
+    `exits` are those to choose from.
 
     Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
 
@@ -72,7 +72,7 @@ def select(
 
 
 def pareto_front(profile: Profile) -> tuple[int, ...]:
-    """Exits that no other beats in FLOPs and quality, by rising FLOPs: what any budget of FLOPs can choose."""
+    """Exits that no other beats in FLOPs and quality, by rising FLOPs: all that budgets of FLOPs choose."""
     front: list[int] = []
     cheapest_first = sorted(
         range(1, profile.num_groups + 1),
@@ -177,7 +177,10 @@ def _reason(profile: Profile, cheapest: bool, wishes: list[str], bounds: list[Bo
 
 
 def _within(bounds: list[Bound]) -> list[str]:
-    return [show(bound) if name == "depth" else f"{show(bound)} {name}" for name, bound, _, show in bounds]
+    return [
+        f"a depth of {show(bound)}" if name == "depth" else f"{show(bound)} {name}"
+        for name, bound, _, show in bounds
+    ]
 
 
 def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> str:
@@ -185,8 +188,8 @@ def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> 
     nearest: list[str] = []
     for name, _, need, show in bounds:
         least = min(allowed, key=lambda i: (need(i), *_price(profile, i)))
-        needs = show(need(least)) if name == "depth" else f"{show(need(least))} {name}"
-        nearest.append(f"exit {least} needs the least with {needs} ({_quality(profile, least)})")
+        is_nearest = "is the first" if name == "depth" else f"needs the least with {show(need(least))} {name}"
+        nearest.append(f"exit {least} {is_nearest} ({_quality(profile, least)})")
     return f"No exit fits {' and '.join(_within(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
 
 

@@ -38,8 +38,8 @@ def predict(
 ) -> None:
     """Answer files from a bundle: the class of every image, or the most likely next characters of a text.
 
-    Every answer comes from the most accurate exit whose cost the budget allows. All inputs are read before the first
-    answer is shown.
+    Every answer comes from the most accurate exit whose cost the budget allows. All inputs are read before
+    the first answer is shown.
 
     Example: anytime-lct predict fashion.bundle boot.png --budget-flops 20M --top 3
     """

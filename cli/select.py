@@ -37,8 +37,8 @@ def select(
 ) -> None:
     """Pick the exit that suits a budget or a floor of quality; conditions given together must all hold.
 
-    Budgets alone pick the most accurate exit that fits, floors the cheapest that reaches them. The choice is made on
-    the validation split and reported on the test split. Ends with exit code 3 where nothing fits.
+    Budgets alone pick the most accurate exit that fits, floors the cheapest that reaches them. The choice
+    is made on the validation split and reported on the test split. Ends with exit code 3 where nothing fits.
 
     Example: anytime-lct select runs/fashion --budget-flops 20M --max-drop 0.5
     """

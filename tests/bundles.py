@@ -8,6 +8,7 @@ so that exit 1 costs 35, exit 2 100, exit 3 150. The text network has an embeddi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,24 +167,16 @@ def write_text_bundle(folder: Path, *, served: tuple[int, ...] = (1, 2, 3)) -> B
 
 def rewrite(folder: Path, **changes: object) -> None:
     """Change entries of a bundle's manifest, unchecked."""
-    import json
-
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def sign_again(folder: Path, kind: str, index: int) -> None:
     """Put the sum and size that a group or critic file has now into the manifest."""
-    manifest = Bundle.open(folder, verify=False).manifest
-    described = describe_file(folder / f"{kind}_{index}.onnx").model_dump()
-    files = {"group": list(manifest.groups), "critic": manifest.critics}[kind]
-    raw = (
-        [file.model_dump() for file in files]
-        if isinstance(files, list)
-        else {k: v.model_dump() for k, v in files.items()}
-    )
-    raw[index - 1 if kind == "group" else index] = described
-    rewrite(folder, **{f"{kind}s": raw})
+    files = json.loads((folder / "manifest.json").read_text())[f"{kind}s"]
+    key = index - 1 if isinstance(files, list) else str(index)
+    files[key] = describe_file(folder / f"{kind}_{index}.onnx").model_dump()
+    rewrite(folder, **{f"{kind}s": files})
 
 
 def _write(

@@ -13,7 +13,7 @@ from anytime_lct.selector import pareto_front, select
 
 
 def _random_profile(rng: random.Random) -> Profile:
-    """Few distinct values, so that ties are common; critics may cost more than what is left of the network."""
+    """Few distinct values, so that ties are common; critics may cost more than the rest of the network."""
     N = rng.randint(1, 5)
     metric = rng.choice(["accuracy", "bpc"])
     values = [rng.choice([0.80, 0.85, 0.90, 0.95]) + (metric == "bpc") for _ in range(N)]
@@ -169,7 +169,8 @@ def test_nothing_fits_names_the_nearest() -> None:
     ("metric", "asked"),
     [
         ("accuracy", {"max_bpc": 1.9}), ("bpc", {"min_accuracy": 0.9}), ("accuracy", {"min_accuracy": 93.0}),
-        ("accuracy", {"min_accuracy": float("nan")}), ("bpc", {"max_drop": -1.0}), ("accuracy", {"exits": [4]}),
+        ("accuracy", {"min_accuracy": float("nan")}), ("bpc", {"max_drop": -1.0}),
+        ("accuracy", {"exits": [4]}),
         ("accuracy", {"exits": []}), ("accuracy", {"budget": Budget(latency=0.1)}),
     ],
 )  # fmt: skip

@@ -15,8 +15,8 @@ from anytime_lct.errors import InputError
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
     """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 of images, (1, T) int64 of text.
 
-    A .npy file is an array as `from_array` takes it, any other an image file or, for a network on text, a UTF-8 text.
-    Raises InputError for a file that is missing, damaged or of the wrong kind.
+    A .npy file is an array as `from_array` takes it, any other an image file or, for a network on text, a
+    UTF-8 text. Raises InputError for a file that is missing, damaged or of the wrong kind.
 
     >>> read_input(Path("digit.png"), session.manifest).shape  # doctest: +SKIP
     (1, 1, 28, 28)
@@ -56,7 +56,8 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
     for place, symbol in enumerate(text, start=1):
         if symbol not in number:
             raise InputError(
-                f"Expected the {len(number)} symbols that the network knows, got {symbol!r} as character {place}; "
+                f"Expected the {len(number)} symbols that the network knows, got {symbol!r} as character "
+                f"{place}; "
                 f"leave it out or write it otherwise."
             )
     return np.array([[number[symbol] for symbol in text]], dtype=np.int64)
@@ -65,8 +66,8 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
 def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
     """Make a batch (B, C, H, W) float32 of an array.
 
-    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised; float32 and
-    float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError for any other.
+    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised;
+    float32 and float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
     """
     channels, height, width = _image_shape(rules)
     if array.size == 0:
@@ -76,12 +77,14 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
         return normalise(np.stack([_resize(image, height, width) for image in pixels]), rules)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise InputError(
-            f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to one of the two."
+            f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to "
+            "one of the two."
         )
     batch = array[None] if array.ndim == 3 else array
     if batch.shape[1:] != (channels, height, width):
         raise InputError(
-            f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch before, "
+            f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch "
+            "before, "
             f"got {array.shape}; give raw pixels as uint8."
         )
     with np.errstate(over="ignore"):
@@ -96,23 +99,26 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
 def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
     """Return a batch as the network takes it: C-contiguous float32 or int64; raises InputError for any other.
 
-    Takes float32 and float64 of any byte order, or for text any whole numbers from 0 to the number of symbols.
+    Takes float32 and float64 of any byte order, or for text whole numbers below that of symbols.
     """
     expected = manifest.input_shape
     if not isinstance(x, np.ndarray):
         raise InputError(
-            f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert it first."
+            f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert "
+            "it first."
         )
     matches = x.ndim == len(expected) and all(
         isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
     )
     if not matches:
         raise InputError(
-            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first dimension is the batch."
+            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first "
+            "dimension is the batch."
         )
     if x.size == 0:
         raise InputError(
-            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; fill it."
+            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; "
+            "fill it."
         )
     return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
 
@@ -131,13 +137,16 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
         return array[None]
     if array.ndim == 4 and array.shape[-1] == channels:
         return array
-    if channels == 1 and array.ndim in (2, 3):
+    # (28, 28, 3) is a picture in colour, and must not pass for 28 pictures three pixels wide.
+    colour = array.ndim == 3 and array.shape[-1] in (2, 3, 4) and array.shape[1:] != size
+    if channels == 1 and array.ndim in (2, 3) and not colour:
         return array.reshape(-1, *array.shape[-2:], 1)
     shapes = (
         "(H, W), (B, H, W), (H, W, 1) or (B, H, W, 1)" if channels == 1 else "(H, W, {0}) or (B, H, W, {0})"
     )
     raise InputError(
-        f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, got an array of "
+        f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, "
+        "got an array of "
         f"shape {array.shape}; convert its channels."
     )
 
@@ -147,7 +156,8 @@ def _read_array(path: Path) -> NDArray[Any]:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError):
         raise InputError(
-            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it again with numpy.save."
+            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it "
+            "again with numpy.save."
         ) from None
     if not isinstance(array, np.ndarray):
         array.close()
@@ -188,7 +198,8 @@ def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"Expected '{path}' to be an image file or a .npy array, got something damaged or of another kind; "
+            f"Expected '{path}' to be an image file or a .npy array, got something damaged or of another "
+            "kind; "
             f"save it anew, as PNG for instance."
         ) from None
     return _resize(pixels.reshape(*pixels.shape[:2], channels), height, width)
@@ -220,7 +231,8 @@ def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:
 def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
     if x.dtype.kind != "f" or x.dtype.itemsize not in (4, 8):
         raise InputError(
-            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
+            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; "
+            "convert them first."
         )
     # A sum is finite only if every number is, and costs a fraction of looking at each.
     with np.errstate(over="ignore", invalid="ignore"):

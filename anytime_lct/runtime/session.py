@@ -1,4 +1,4 @@
-"""Answers from a bundle: the best exit a budget allows, or every exit in turn without computing anything twice.
+"""Answers from a bundle: the best exit a budget allows, or every exit in turn, computing nothing twice.
 
 input -> group 1 -> hidden 1 -> group 2 -> hidden 2 -> group 3 -> logits
                        |                      |
@@ -32,7 +32,7 @@ KNOWN_BUDGETS = 256
 class Answer:
     """What exit `exit` says of a batch.
 
-    `logits` are float32, (B, K) for images and (B, T, K) for text; `flops` the multiply-adds paid for it so far, per
+    `logits` are float32, (B, K) for images and (B, T, K) for text; `flops` the multiply-adds paid so far, per
     sample (for text: per character), groups and visited critics together.
     """
 
@@ -55,8 +55,8 @@ class Answer:
 class AnytimeSession:
     """A bundle ready to answer; safe to use from many threads, and by many streams at once.
 
-    `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best. Graphs are
-    loaded when first needed. Raises BundleError for a bundle that is not whole.
+    `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best.
+    Graphs are loaded when first needed. Raises BundleError for a bundle that is not whole.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
     >>> session.run(x, Budget(flops=20e6)).classes                                      # doctest: +SKIP
@@ -80,7 +80,7 @@ class AnytimeSession:
         self._paid = self._stream_flops()
 
     def choose(self, budget: Budget | None = None) -> int:
-        """Return the exit that `run` answers with: the most accurate served one whose sub-model fits the budget.
+        """Return the exit that `run` answers with: the most accurate served one that fits the budget.
 
         Raises NothingFitsError, and BudgetError for a latency budget where the profile has no latencies.
         """
@@ -95,15 +95,17 @@ class AnytimeSession:
     def run(self, x: NDArray[Any], budget: Budget | None = None) -> Answer:
         """Answer a batch once, by `choose(budget)`: groups 1..i, then critic i only.
 
-        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. Raises InputError, NothingFitsError, BundleError.
+        `x` is (B, C, H, W) float32 or float64, or (B, T) integers.
+        Raises InputError, NothingFitsError and BundleError.
         """
         return self.run_to(self.choose(budget), x)
 
     def run_to(self, exit: int, x: NDArray[Any]) -> Answer:
-        """Answer a batch by served exit `exit`, as `run` does with the exit that it chooses; raises InputError."""
+        """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""
         if exit not in self.served:
             raise InputError(
-                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
+                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among "
+                "them."
             )
         x = self.check(x)
         flops = self._flops[exit]
@@ -118,12 +120,14 @@ class AnytimeSession:
     def stream(self, x: NDArray[Any]) -> Iterator[Answer]:
         """Answer a batch by every served exit in turn, each paying only for what lies behind the one before.
 
-        The input is checked and copied at once; nothing runs until the first answer is asked for, and leaving the loop
-        early pays nothing more. An answer stays valid. Raises InputError, and BundleError for a bundle without groups.
+        The input is checked and copied at once; nothing runs until the first answer is asked for, and leaving
+        the loop early pays nothing more. An answer stays valid.
+        Raises InputError, and BundleError for a bundle without groups.
         """
         if not self.manifest.groups:
             raise BundleError(
-                f"Expected a bundle with layer groups to stream from, got '{self.bundle.path}', which has whole exits "
+                f"Expected a bundle with layer groups to stream from, got '{self.bundle.path}', which "
+                "has whole exits "
                 f"only; export it again without --only exits."
             )
         return self._stream(np.array(self.check(x)))
@@ -137,11 +141,11 @@ class AnytimeSession:
             self._give_back(chain)
 
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return a batch as the network takes it: C-contiguous float32 or int64; raises InputError for any other."""
+        """Return a batch as the network takes it, C-contiguous float32 or int64; raises InputError."""
         return check_batch(x, self.manifest)
 
     def _stream_flops(self) -> dict[int, int]:
-        """Multiply-adds of reaching each served exit by way of the served ones before it, unserved critics left out."""
+        """Multiply-adds of reaching each served exit by way of the served ones before it."""
         groups, critics = self.profile.groups, self.profile.critics
         return {
             exit: sum(cost.flops for cost in groups[:exit])
@@ -201,7 +205,8 @@ class _Graphs:
             graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BundleError(
-                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load ({_first_line(error)}); "
+                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load "
+                f"({_first_line(error)}); "
                 f"export the bundle again."
             ) from None
         if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
@@ -214,8 +219,8 @@ class _Graphs:
 class _Chain:
     """Groups and critics bound to buffers for one input shape, so that no tensor is copied between them.
 
-    Serves one request at a time. `start` sets a batch, and `logits(i)` runs only the groups not yet run for it. A
-    graph's first run shows its output's shape; that output then stays as the buffer of all later runs.
+    Serves one request at a time. `start` sets a batch; `logits(i)` runs only the groups not yet run for it.
+    A graph's first run shows its output's shape; that output then stays as the buffer of all later runs.
     """
 
     def __init__(self, graphs: _Graphs, manifest: Manifest, shape: tuple[int, ...]) -> None:

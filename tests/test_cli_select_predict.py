@@ -1,0 +1,181 @@
+"""`select` and `predict` as a user calls them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anytime_lct.cli.main import run
+from bundles import make_profile, write_image_bundle, write_text_bundle
+
+from anytime_lct.budget import Budget
+from anytime_lct.runtime import AnytimeSession
+
+# Runs the program; returns its exit code, standard output and standard error.
+Program = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_profile(seconds=(0.001, 0.002, 0.004)).save(tmp_path / "profile.json")
+    return tmp_path
+
+
+def test_select_chooses_on_validation_and_reports_the_test(program: Program, folder: Path) -> None:
+    code, out, err = program("select", folder, "--budget-flops", "0.12k", "--json")
+    found = json.loads(out)
+    assert (code, err, found["exit"], found["flops"], found["split"]) == (0, "", 2, 100, "validation")
+    assert found["quality"]["value"] == 0.90
+    assert [found["test"][key] for key in ("value", "low", "high")] == pytest.approx([0.89, 0.88, 0.90])
+    assert found["flops_share"] == found["params_share"] == 100 / 150
+    assert "most accurate exit on the validation split that fits 120 FLOPs" in found["reason"]
+
+
+def test_select_draws_a_table(program: Program, folder: Path) -> None:
+    code, out, _ = program("select", folder / "profile.json", "--budget-flops", "120")
+    assert code == 0
+    for shown in (
+        "2 of 3",
+        "100 (66.7% of the main network)",
+        "2ms",
+        "90.00%",
+        "89.00% (95%: 88.00% to 90.00%)",
+    ):
+        assert shown in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "exit"),
+    [
+        (["--budget-params", "35"], 1), (["--budget-latency", "3ms"], 2), (["--min-accuracy", "90%"], 2),
+        (["--max-drop", "5"], 2), (["--max-drop", "4.9"], 3), (["--within-noise"], 1),
+        (["--min-accuracy", "0.85", "--within-noise", "--budget-latency", "3ms"], 2), ([], 3),
+    ],
+)  # fmt: skip
+def test_select_conditions(program: Program, folder: Path, asked: list[str], exit: int) -> None:
+    assert json.loads(program("select", folder, "--json", *asked)[1])["exit"] == exit
+
+
+def test_select_bits_per_character(program: Program, tmp_path: Path) -> None:
+    write_text_bundle(tmp_path)
+    assert json.loads(program("select", tmp_path, "--max-bpc", "2.3", "--json")[1])["exit"] == 2
+    assert "2.190 BPC" in program("select", tmp_path, "--max-bpc", "2.3")[1]
+
+
+def test_select_of_a_bundle_counts_served_exits(program: Program, tmp_path: Path) -> None:
+    write_image_bundle(tmp_path, served=(1, 2))
+    assert json.loads(program("select", tmp_path, "--json")[1])["exit"] == 2
+
+
+def test_select_complains_in_one_sentence(program: Program, folder: Path, tmp_path: Path) -> None:
+    code, out, err = program("select", folder, "--budget-flops", "1", "--json")
+    assert (code, out) == (3, "") and "exit 1 needs the least with 35 FLOPs" in err
+    make_profile().save(tmp_path / "untimed.json")
+    code, out, err = program("select", tmp_path / "untimed.json", "--budget-latency", "5ms")
+    assert (code, out) == (2, "") and "anytime-lct analyze" in err
+    for arguments in (
+        [folder / "absent"], [folder, "--budget-flops", "20Q"], [folder, "--max-bpc", "2"],
+        [folder, "--max-drop", "nan"],
+    ):  # fmt: skip
+        code, out, err = program("select", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
+    write_image_bundle(tmp_path / "bundle")
+    x = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    return tmp_path / "bundle", tmp_path / "x.npy", x
+
+
+def test_predict_answers_as_the_session_does(program: Program, images: tuple[Path, Path, np.ndarray]) -> None:
+    bundle, file, x = images
+    code, out, err = program("predict", bundle, file, "--budget-flops", "100", "--top", "2", "--json")
+    answers = json.loads(out)["answers"]
+    expected = AnytimeSession(bundle).run(x, Budget(flops=100))
+    assert (code, err, len(answers)) == (0, "", 2)
+    for sample, answer in enumerate(answers):
+        assert (answer["exit"], answer["flops"], answer["sample"]) == (2, 100, sample)
+        assert [each["index"] for each in answer["top"]] == np.argsort(-expected.logits[sample])[:2].tolist()
+        assert answer["top"][0]["class"] == ("zero", "one", "two")[expected.classes[sample]]
+        assert answer["top"][0]["probability"] == expected.probabilities[sample].max()
+
+
+def test_predict_draws_a_table(program: Program, images: tuple[Path, Path, np.ndarray]) -> None:
+    bundle, file, x = images
+    code, out, _ = program("predict", bundle, file, "--exit", "1")
+    answer = AnytimeSession(bundle).run_to(1, x)
+    assert code == 0
+    for sample in range(2):
+        named = ("zero", "one", "two")[answer.classes[sample]]
+        assert f"x.npy[{sample}]" in out and f"{named} {100 * answer.probabilities[sample].max():.1f}%" in out
+
+
+def test_predict_streams_up_to_the_chosen_exit(
+    program: Program, images: tuple[Path, Path, np.ndarray]
+) -> None:
+    bundle, file, _ = images
+    answers = json.loads(program("predict", bundle, file, "--stream", "--json")[1])["answers"]
+    assert [(row["exit"], row["flops"]) for row in answers] == [
+        (1, 35), (1, 35), (2, 105), (2, 105), (3, 205), (3, 205),
+    ]  # fmt: skip
+    _, out, _ = program("predict", bundle, file, "--stream", "--exit", "2")
+    assert [line.split("  ")[1:3] for line in out.splitlines()] == [
+        ["exit 1", "35 FLOPs"], ["exit 1", "35 FLOPs"], ["exit 2", "105 FLOPs"], ["exit 2", "105 FLOPs"],
+    ]  # fmt: skip
+
+
+def test_predict_text(program: Program, tmp_path: Path) -> None:
+    bundle = write_text_bundle(tmp_path / "bundle")
+    (tmp_path / "a.txt").write_text("ab")
+    code, out, _ = program("predict", tmp_path / "bundle", tmp_path / "a.txt", "--text", "a b", "--json")
+    answers = json.loads(out)["answers"]
+    assert code == 0 and [(row["input"], len(row["top"])) for row in answers] == [
+        (str(tmp_path / "a.txt"), 5), ("--text", 5),
+    ]  # fmt: skip
+    expected = AnytimeSession(bundle).run(np.array([[0, 2, 1]])).probabilities[0, -1]
+    assert answers[1]["top"][0]["index"] == expected.argmax()
+    assert sum(each["probability"] for each in answers[1]["top"]) == pytest.approx(1.0)
+    assert "'\\n'" in program("predict", tmp_path / "bundle", "--text", "a b")[1]
+
+
+def test_predict_prints_nothing_before_every_input_is_read(
+    program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    bundle, file, _ = images
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    for mode in ([], ["--stream"], ["--json"]):
+        code, out, err = program("predict", bundle, file, tmp_path / "bad.png", *mode)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "bad.png" in err
+
+
+def test_predict_complains_in_one_sentence(
+    program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    bundle, file, _ = images
+    write_image_bundle(tmp_path / "exits", only="exits")
+    for code, says, arguments in (
+        (3, "35 FLOPs", [bundle, file, "--budget-flops", "1"]),
+        (2, "got no input", [bundle]),
+        (2, "Expected images", [bundle, "--text", "ab"]),
+        (2, "exported bundle", [tmp_path, file]),
+        (2, "without --only exits", [tmp_path / "exits", file, "--stream"]),
+        (2, "from 1 on", [bundle, file, "--exit", "0"]),
+    ):
+        found, out, err = program("predict", *arguments)
+        assert (found, out, err.count("\n")) == (code, "", 1) and says in err
