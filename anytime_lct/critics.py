@@ -25,6 +25,7 @@ Kind = Literal["slim", "paper", "paper-imagenet"]
 
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
+SLIM_WIDTH = 96
 POOLED_SIDE = 8
 
 
@@ -79,7 +80,7 @@ def _paper_imagenet(channels: int, height: int, width: int, outputs: int, depth:
 
 
 def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
-    inner = min(128, max(32, channels // 2))
+    inner = min(SLIM_WIDTH, max(SLIM_WIDTH // 3, channels // 2))
     stride = max(1, -(-min(height, width) // POOLED_SIDE))
     layers: list[nn.Module] = [nn.AvgPool2d(stride)] if stride > 1 else []
     layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
