@@ -1,53 +1,21 @@
-"""Measured time of a sub-model on this machine's CPU."""
+"""Measured time of torch modules on one thread."""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
-WARMUP, REPEATS, SECONDS = 3, 30, 1.5
+from anytime_lct.stopwatch import REPEATS, machine, median_seconds
+
+__all__ = ["machine", "median_latencies"]
 
 
 def median_latencies(calls: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
-    """Return the median seconds of each call on one torch thread, the calls taken in turns; the setting is put back.
-
-    Slow calls are repeated less, so that measuring takes about 1.5 seconds a call, but three times at least.
-    """
+    """Return the median seconds of each call on one torch thread; the number of threads is put back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(WARMUP):
-            slowest = max(_seconds(call) for call in calls)
-        rounds = max(3, min(repeats, int(SECONDS / max(slowest, 1e-6))))
-        taken = [[_seconds(call) for call in calls] for _ in range(rounds)]
+        return median_seconds(calls, repeats)
     finally:
         torch.set_num_threads(threads)
-    return [statistics.median(times) for times in zip(*taken, strict=True)]
-
-
-def machine() -> str:
-    """Describe the processor in a few words.
-
-    >>> machine()
-    'AMD EPYC 7B13, 2 cores'
-    """
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
