@@ -8,8 +8,9 @@ below, listed as free, or an error: a number that leaves something out is never 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -76,7 +77,7 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
 
 
 def components(
-    groups: Sequence[nn.Module], critics: Sequence[nn.Module], example: Tensor
+    groups: Iterable[nn.Module], critics: Iterable[nn.Module], example: Tensor
 ) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
     """Count every layer group and every critic apart; `example` (batch 1) is what the first group reads.
 
@@ -84,12 +85,12 @@ def components(
     """
     steps, hidden = _steps(example), example
     of_groups, of_critics = [], []
-    for number, group in enumerate(groups):
+    for group, critic in zip_longest(groups, critics):
         of_groups.append(count(group, hidden, steps=steps))
-        if number < len(critics):
+        if critic is not None:
             with probing(group), carrying(group):
                 hidden = group(hidden.to(_device(group)))
-            of_critics.append(count(critics[number], hidden, steps=steps))
+            of_critics.append(count(critic, hidden, steps=steps))
     return tuple(of_groups), tuple(of_critics)
 
 
