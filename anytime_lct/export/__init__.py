@@ -1,0 +1,227 @@
+"""Export a trained network as a bundle: ONNX files of exits, layer groups and critics, held against torch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from google.protobuf.message import EncodeError
+from torch import Tensor
+
+from anytime_lct import __version__
+from anytime_lct.bundle import Bundle, Manifest, Preprocessing, describe_file, is_bundle, write_manifest
+from anytime_lct.errors import ExportError
+from anytime_lct.export import parity
+from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
+from anytime_lct.network import LCTNetwork, probing
+from anytime_lct.profile import NAME as PROFILE
+from anytime_lct.profile import Latency, Profile
+from anytime_lct.runtime import AnytimeSession
+from anytime_lct.stopwatch import machine, median_seconds
+from anytime_lct.task import Facts
+
+__all__ = ["export"]
+
+
+def export(
+    network: LCTNetwork,
+    facts: Facts,
+    profile: Profile,
+    out: Path,
+    *,
+    model_name: str,
+    exits: Sequence[int] | None = None,
+    only: Literal["exits", "groups"] | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Write a bundle folder of the `exits` (default: all), and return it opened.
+
+    It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the
+    two out. Onnxruntime's logits are compared with torch's, and every exit is timed. The folder appears under
+    its name when it is complete, or not at all; `force` replaces an existing bundle. Raises ExportError.
+
+    >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
+    """
+    say = progress or (lambda what: None)
+    asked = _Asked.check(network, profile, exits, only)
+    if any(p.device.type != "cpu" for p in network.parameters()):
+        network = copy.deepcopy(network).cpu()
+    groups = list(network.groups)[: asked.num_groups]
+    critics = {i: network.critics[i - 1] for i in asked.critics}
+    with _new_folder(out, force) as folder, probing(network):
+        say(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
+        dynamic = ("batch",) if facts.task == "classification" else ("batch", "time")
+        sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=asked.complete)
+        _write_graphs(folder, sheet, asked)
+        say("comparing every exit with torch")
+        engines = {}
+        if asked.with_groups:
+            engines["chain of exported groups"] = parity.chain(folder, asked.num_groups, asked.critics)
+        if asked.with_exits:
+            engines["exported sub-model"] = parity.whole(folder, asked.served)
+        difference = parity.largest_difference(groups, critics, engines, facts)
+        say("timing every exit")
+        _write_records(folder, facts, profile, asked, model_name, difference)
+        timed = _timed(folder, facts, profile, asked)
+        _write_records(folder, facts, timed, asked, model_name, difference)
+        Bundle.open(folder)
+    return Bundle.open(out, verify=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be written, of a network with `network_groups` groups."""
+
+    network_groups: int
+    served: tuple[int, ...]
+    with_groups: bool
+    with_exits: bool
+
+    @classmethod
+    def check(
+        cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None
+    ) -> _Asked:
+        n = network.num_groups
+        if profile.num_groups != n:
+            raise ExportError(
+                f"Expected a profile of the same network, with {n} exits, got one with {profile.num_groups}; "
+                f"analyze the run again."
+            )
+        served = tuple(sorted(set(range(1, n + 1) if exits is None else exits)))
+        if not served or served[0] < 1 or served[-1] > n:
+            raise ExportError(
+                f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}."
+            )
+        if only not in (None, "exits", "groups"):
+            raise ExportError(f"Expected only 'exits' or only 'groups' to export, got only {only!r}.")
+        return cls(n, served, with_groups=only != "exits", with_exits=only != "groups")
+
+    @property
+    def num_groups(self) -> int:
+        return self.served[-1]
+
+    @property
+    def complete(self) -> bool:
+        return self.num_groups == self.network_groups
+
+    @property
+    def critics(self) -> tuple[int, ...]:
+        return tuple(i for i in self.served if i < self.network_groups)
+
+
+@contextmanager
+def _new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """Give a folder beside `out` that takes its name when all went well, and vanishes otherwise."""
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    if out.exists() and not (force and is_bundle(out)):
+        known = is_bundle(out)
+        holds = "a bundle already; replace it with --force or" if known else "something else than a bundle;"
+        raise ExportError(f"The path '{out}' holds {holds} choose another --out.")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            out.rename(old)
+        part.rename(out)
+    except OSError as error:
+        raise ExportError(
+            f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose "
+            f"another --out."
+        ) from None
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_graphs(folder: Path, sheet: Sheet, asked: _Asked) -> None:
+    if asked.with_groups:
+        for i in range(1, asked.num_groups + 1):
+            _save(sheet.group(i), folder / f"group_{i}.onnx")
+        for i in asked.critics:
+            _save(sheet.critic(i), folder / f"critic_{i}.onnx")
+    if asked.with_exits:
+        for i in asked.served:
+            _save(sheet.exit(i), folder / f"exit_{i}.onnx")
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    try:
+        content = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise ExportError(
+            f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}."
+        ) from error
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_records(
+    folder: Path, facts: Facts, profile: Profile, asked: _Asked, model_name: str, difference: float
+) -> None:
+    profile.save(folder / PROFILE)
+    text = facts.task == "language-model"
+    groups = range(1, asked.num_groups + 1) if asked.with_groups else ()
+    manifest = Manifest(
+        toolkit=__version__,
+        task=facts.task,
+        model=model_name,
+        num_groups=asked.network_groups,
+        input_shape=("batch", "time") if text else ("batch", *facts.input_shape),
+        input_dtype="int64" if text else "float32",
+        outputs=facts.outputs,
+        classes=facts.classes,
+        preprocessing=_preprocessing(facts),
+        opset=OPSET,
+        exits={i: describe_file(folder / f"exit_{i}.onnx") for i in asked.served if asked.with_exits},
+        groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
+        critics={i: describe_file(folder / f"critic_{i}.onnx") for i in asked.critics if asked.with_groups},
+        served=asked.served,
+        largest_difference=difference,
+        profile=describe_file(folder / PROFILE),
+    )
+    write_manifest(folder, manifest)
+
+
+def _preprocessing(facts: Facts) -> Preprocessing:
+    if facts.task == "language-model":
+        return Preprocessing(kind="text", symbols="".join(facts.classes))
+    channels, height, width = facts.input_shape
+    return Preprocessing(
+        kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std
+    )
+
+
+def _timed(folder: Path, facts: Facts, profile: Profile, asked: _Asked) -> Profile:
+    """Measure one sample on one thread the way a device answers it: groups 1..i, then critic i.
+
+    Exits that are not served keep no latency: one measured by torch would be no match for these.
+    """
+    session, x = AnytimeSession(folder), next(parity.samples(facts))
+    seconds = median_seconds([partial(session.run_to, i, x) for i in asked.served])
+    found = {
+        i: Latency(seconds=s, engine="onnxruntime", machine=machine())
+        for i, s in zip(asked.served, seconds, strict=True)
+    }
+    exits = tuple(e.model_copy(update={"latency": found.get(e.index)}) for e in profile.exits)
+    return profile.model_copy(update={"exits": exits})
+
+
+def _example(facts: Facts) -> Tensor:
+    """Two samples: torch takes a size of 1 for a constant."""
+    if facts.task == "language-model":
+        return torch.zeros(2, max(3, facts.input_shape[0]), dtype=torch.int64)
+    return torch.zeros(2, *facts.input_shape)

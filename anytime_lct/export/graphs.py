@@ -1,0 +1,272 @@
+"""ONNX graphs of layer groups, critics and whole sub-models, out of one call of torch's exporter.
+
+Groups and critics are exported side by side, each from an input of its own, into one graph, the sheet.
+Nothing connects them there, so that each is cut out cleanly, and an exit is the chain of its parts:
+
+    the sheet   input -> group_1    hidden_1 -> group_2    hidden_2 -> group_3
+                                    hidden_1 -> critic_1   hidden_2 -> critic_2
+    exit 2      input -> group_1 =  hidden_1 -> group_2 =  hidden_2 -> critic_2
+
+So an exit and the chain of its groups consist of the same nodes, and one call takes a third of the time of
+seven.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.checker
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from anytime_lct import __version__
+from anytime_lct.errors import ExportError
+
+OPSET = 18
+RESERVED = ("input", "hidden", "logits")
+TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+PROTOBUF_LIMIT = 2**31 - 1
+ELEMENT = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What was exported: groups 1..`num_groups` of a network and some critics, none connected to another.
+
+    `dynamic` names the leading dimensions of every tensor, which are free: ("batch",) or ("batch", "time").
+    """
+
+    model: onnx.ModelProto
+    num_groups: int
+    complete: bool
+    dynamic: tuple[str, ...]
+
+    def group(self, i: int) -> onnx.ModelProto:
+        """Return layer group i, "input" -> "hidden", or "logits" where it is the network's last."""
+        is_last = self.complete and i == self.num_groups
+        return _chain(self, f"group_{i}", [_group(i)], "logits" if is_last else "hidden")
+
+    def critic(self, i: int) -> onnx.ModelProto:
+        """Return critic i, "input" -> "logits"."""
+        return _chain(self, f"critic_{i}", [(f"hidden_{i}", f"critic_{i}")], "logits")
+
+    def exit(self, i: int) -> onnx.ModelProto:
+        """Return sub-model i, "input" -> "logits"."""
+        parts = [_group(k) for k in range(1, i + 1)]
+        if not (self.complete and i == self.num_groups):
+            parts.append((f"hidden_{i}", f"critic_{i}"))
+        return _chain(self, f"exit_{i}", parts, "logits")
+
+
+def export_sheet(
+    groups: Sequence[nn.Module],
+    critics: Mapping[int, nn.Module],
+    example: Tensor,
+    dynamic: tuple[str, ...],
+    *,
+    complete: bool,
+) -> Sheet:
+    """Export f_1..f_G and the critics {i: c_i} behind them; `complete` says that f_G ends the network.
+
+    The modules are in evaluation mode on the CPU; `example` is an input of group 1, of sizes of at least 2
+    where `dynamic` leaves them free. Batch norms become part of a convolution, or a product and a sum. Raises
+    ExportError, naming the part that cannot be exported.
+    """
+    modules = nn.ModuleList([*groups, *critics.values()])
+    weights = sum(p.numel() * p.element_size() for p in modules.parameters())
+    if weights > PROTOBUF_LIMIT:
+        raise ExportError(
+            f"Expected at most 2 GB of weights, the limit of an ONNX file, got {weights / 1e9:.1f} GB; "
+            f"export fewer exits."
+        )
+    inputs = {"input": example}
+    with torch.no_grad():
+        for i, group in enumerate(groups, start=1):
+            if i < len(groups) or i in critics:
+                inputs[f"hidden_{i}"] = group(list(inputs.values())[-1])
+    parts: dict[str, tuple[nn.Module, str]] = {
+        _group(i)[1]: (g, _group(i)[0]) for i, g in enumerate(groups, start=1)
+    }
+    parts |= {f"critic_{i}": (critic, f"hidden_{i}") for i, critic in critics.items()}
+    try:
+        model = _translate(parts, inputs, dynamic)
+    except Exception as error:
+        raise ExportError(_explain(error, parts, inputs, dynamic)) from error
+    _unfold_norms(model.graph)
+    return Sheet(model, len(groups), complete, dynamic)
+
+
+class _SideBySide(nn.Module):
+    """Run every part on the input of its number."""
+
+    def __init__(self, parts: Sequence[nn.Module], reads: Sequence[int]) -> None:
+        super().__init__()
+        self.parts, self.reads = nn.ModuleList(parts), tuple(reads)
+        self.training = False
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(inputs[number]) for part, number in zip(self.parts, self.reads, strict=True))
+
+
+def _translate(
+    parts: Mapping[str, tuple[nn.Module, str]], inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> onnx.ModelProto:
+    used = [name for name in inputs if any(name == reads for _, reads in parts.values())]
+    sizes = tuple(
+        {d: torch.export.Dim(f"{word}_{n}") for d, word in enumerate(dynamic)} for n in range(len(used))
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            _SideBySide(
+                [part for part, _ in parts.values()], [used.index(reads) for _, reads in parts.values()]
+            ),
+            tuple(inputs[name] for name in used),
+            dynamo=True,
+            dynamic_shapes=(sizes,),
+            opset_version=OPSET,
+            external_data=False,
+            input_names=used,
+            output_names=list(parts),
+            verbose=False,
+        )
+        assert program is not None
+        return program.model_proto
+
+
+def _explain(
+    error: Exception,
+    parts: Mapping[str, tuple[nn.Module, str]],
+    inputs: Mapping[str, Tensor],
+    dynamic: Sequence[str],
+) -> str:
+    """Find the part that fails by exporting each alone."""
+    guilty = "The network"
+    for name, (part, reads) in parts.items():
+        try:
+            _translate({name: (part, reads)}, inputs, dynamic)
+        except Exception as own:
+            kind, _, number = name.partition("_")
+            guilty, error = f"{'Layer group' if kind == 'group' else 'Critic'} {number}", own
+            break
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{guilty} cannot be exported to ONNX: {lines[0] if lines else type(error).__name__}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch's exporter prints, warns and logs about itself off the user's screen."""
+    loggers = [(logger, logger.level) for logger in map(logging.getLogger, TALKATIVE)]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger, _ in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in loggers:
+                logger.setLevel(level)
+
+
+def _group(i: int) -> tuple[str, str]:
+    return ("input" if i == 1 else f"hidden_{i - 1}", f"group_{i}")
+
+
+def _chain(sheet: Sheet, name: str, parts: Sequence[tuple[str, str]], result: str) -> onnx.ModelProto:
+    """Cut the parts (source, sink) out of the sheet, each reading what the one before it ends in."""
+    graph = sheet.model.graph
+    nodes = [graph.node[k] for k in dict.fromkeys(k for part in parts for k in _between(graph, *part))]
+    used = {value for node in nodes for value in (*node.input, *node.output)}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    renamed = {value: f"{value}_inner" for value in RESERVED if value in used}
+    renamed |= {source: sink for (source, _), (_, sink) in zip(parts[1:], parts, strict=False)}
+    renamed |= {parts[0][0]: "input", parts[-1][1]: result}
+    graph_of_part = helper.make_graph(
+        [_copy(node, renamed) for node in nodes],
+        name,
+        [_describe(graph.input, parts[0][0], "input", sheet.dynamic)],
+        [_describe(graph.output, parts[-1][1], result, sheet.dynamic)],
+        [numpy_helper.from_array(numpy_helper.to_array(t), renamed.get(t.name, t.name)) for t in weights],
+    )
+    model = helper.make_model(
+        graph_of_part,
+        opset_imports=sheet.model.opset_import,
+        functions=sheet.model.functions,
+        ir_version=sheet.model.ir_version,
+        producer_name="anytime-lct",
+        producer_version=__version__,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _between(graph: onnx.GraphProto, source: str, sink: str) -> list[int]:
+    """Return the numbers of the nodes on which `sink` depends, from `source` on, in the graph's order."""
+    maker = {value: k for k, node in enumerate(graph.node) for value in node.output if value}
+    entries = {value.name for value in graph.input} - {source}
+    found: set[int] = set()
+    open_values = [sink]
+    while open_values:
+        value = open_values.pop()
+        if value in entries:
+            raise ExportError(
+                f"Expected {sink} to depend on {source} alone, but it reads {value}; report this as a bug."
+            )
+        if value in maker and maker[value] not in found:
+            found.add(maker[value])
+            open_values.extend(name for name in graph.node[maker[value]].input if name)
+    return sorted(found)
+
+
+def _copy(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto:
+    """Copy a node without the exporter's notes, which hold source code and paths of this machine."""
+    made = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+    made.input.extend(renamed.get(value, value) for value in node.input)
+    made.output.extend(renamed.get(value, value) for value in node.output)
+    made.attribute.extend(node.attribute)
+    return made
+
+
+def _describe(
+    values: Sequence[onnx.ValueInfoProto], name: str, renamed: str, dynamic: Sequence[str]
+) -> onnx.ValueInfoProto:
+    tensor = next(value for value in values if value.name == name).type.tensor_type
+    fixed = [dimension.dim_value for dimension in tensor.shape.dim][len(dynamic) :]
+    return helper.make_tensor_value_info(renamed, tensor.elem_type, [*dynamic, *fixed])
+
+
+def _unfold_norms(graph: onnx.GraphProto) -> None:
+    """Write batch norms that follow no convolution as x * scale + shift."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "BatchNormalization":
+            graph.node.append(node)
+            continue
+        x, *names = node.input
+        scale, bias, mean, variance = (weights[name].astype(np.float64) for name in names)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        shape = (-1, *(1,) * (ranks[x] - 2))
+        y = node.output[0]
+        for value, suffix in ((factor, "scale"), (bias - mean * factor, "shift")):
+            graph.initializer.append(
+                numpy_helper.from_array(value.astype(np.float32).reshape(shape), f"{y}_{suffix}")
+            )
+        graph.node.append(
+            helper.make_node("Mul", [x, f"{y}_scale"], [f"{y}_scaled"], name=f"{node.name}_scale")
+        )
+        graph.node.append(
+            helper.make_node("Add", [f"{y}_scaled", f"{y}_shift"], [y], name=f"{node.name}_shift")
+        )

@@ -1,0 +1,114 @@
+"""Exported graphs held against torch: the same inputs, the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anytime_lct.errors import ExportError
+from anytime_lct.task import Facts
+
+TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-5
+
+Engine = Callable[[NDArray], Mapping[int, NDArray]]
+
+
+def largest_difference(
+    groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], engines: Mapping[str, Engine], facts: Facts
+) -> float:
+    """Return the largest difference of any logit of any engine from torch's, over batches of 1, 3 and 64.
+
+    An engine maps an input to the logits of its exits. Raises ExportError where a difference exceeds 1e-4 or,
+    with logits beyond 10, 1e-5 of the largest: float32 knows seven digits, not seven decimals.
+    """
+    largest = 0.0
+    for x in samples(facts):
+        expected = _exits(groups, critics, torch.from_numpy(x))
+        for name, engine in engines.items():
+            for i, logits in engine(x).items():
+                largest = max(largest, _difference(f"{name} at exit {i}", logits, expected[i]))
+    return largest
+
+
+def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
+    if logits.shape != expected.shape:
+        raise ExportError(
+            f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written."
+        )
+    difference = float(np.abs(logits - expected).max())
+    allowed = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
+    if not difference <= allowed:  # nan is not below anything
+        raise ExportError(
+            f"Expected the {what} to agree with torch within {allowed:.1e}, but logits of shape "
+            f"{expected.shape} differ by {difference:.1e}; nothing was written."
+        )
+    return difference
+
+
+def samples(facts: Facts) -> Iterator[NDArray]:
+    """Yield the inputs to compare on, always the same: normal noise, or random symbols of two lengths."""
+    generator = np.random.default_rng(0)
+    if facts.task == "language-model":
+        (length,) = facts.input_shape
+        short = length // 3 + 1
+        for batch, steps in (
+            (1, length),
+            (3, length),
+            (3, short),
+            (64, short),
+        ):
+            yield generator.integers(0, facts.outputs, (batch, steps), dtype=np.int64)
+    else:
+        for batch in (1, 3, 64):
+            yield generator.standard_normal((batch, *facts.input_shape), dtype=np.float32)
+
+
+def chain(folder: Path, num_groups: int, critics: Sequence[int]) -> Engine:
+    """Open the groups and critics of a folder as an engine that runs them one after the other."""
+    of_groups = [_open(folder / f"group_{i}.onnx") for i in range(1, num_groups + 1)]
+    of_critics = {i: _open(folder / f"critic_{i}.onnx") for i in critics}
+
+    def run(x: NDArray) -> dict[int, NDArray]:
+        answers = {}
+        for i, group in enumerate(of_groups, start=1):
+            x = _run(group, x)
+            if i in of_critics:
+                answers[i] = _run(of_critics[i], x)
+        ends = num_groups not in of_critics
+        return answers | ({num_groups: x} if ends else {})
+
+    return run
+
+
+def whole(folder: Path, exits: Sequence[int]) -> Engine:
+    """Open the whole exits of a folder, one at a time, as an engine."""
+
+    def run(x: NDArray) -> dict[int, NDArray]:
+        return {i: _run(_open(folder / f"exit_{i}.onnx"), x) for i in exits}
+
+    return run
+
+
+def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Tensor) -> dict[int, NDArray]:
+    answers = {}
+    with torch.no_grad():
+        for i, group in enumerate(groups, start=1):
+            x = group(x)
+            if i in critics:
+                answers[i] = critics[i](x).numpy()
+    return answers if len(groups) in critics else answers | {len(groups): x.numpy()}
+
+
+def _open(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _run(session: ort.InferenceSession, x: NDArray) -> NDArray:
+    return np.asarray(session.run(None, {"input": x})[0])
