@@ -11,9 +11,13 @@ from anytime_lct import data
 from anytime_lct import recipe as recipes
 from anytime_lct.errors import DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
+
 
 def load(**settings):
-    return data.from_recipe(recipes.read(None, {key.replace("__", "."): value for key, value in settings.items()}))
+    return data.from_recipe(
+        recipes.read(None, {key.replace("__", "."): value for key, value in settings.items()})
+    )
 
 
 def batches(dataset, split="train", epoch=0, start=0):
@@ -21,7 +25,9 @@ def batches(dataset, split="train", epoch=0, start=0):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
 
 
 def image_folder(root, train=("cat", "dog"), test=("cat", "dog"), side=(6, 6), count=5):
@@ -79,15 +85,21 @@ def test_images_are_normalised_by_the_training_part():
 def test_augmentation_moves_and_mirrors_training_images_only():
     plain, moved = load(data__augment="none"), load(data__augment="crop-flip", data__batch_size=1)
     assert same(batches(plain, "test"), batches(load(data__augment="crop-flip"), "test"))
-    original = {x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")}
+    original = {
+        x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")
+    }
     kept = [x[0].numpy().tobytes() in original for x, _ in moved.batches("train")]
-    assert 0.02 < sum(kept) / len(kept) < 0.2  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
+    assert (
+        0.02 < sum(kept) / len(kept) < 0.2
+    )  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
 
 
 def test_text_streams_go_on_from_batch_to_batch(tmp_path):
     text = "".join(chr(97 + k % 26) for k in range(3000))
     (tmp_path / "a.txt").write_text(text)
-    dataset = load(data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10)
+    dataset = load(
+        data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10
+    )
     assert dataset.facts.classes == tuple("abcdefghijklmnopqrstuvwxyz")
     found = batches(dataset)
     x, y = torch.cat([x for x, _ in found], 1), torch.cat([y for _, y in found], 1)
@@ -113,9 +125,33 @@ def test_a_folder_of_texts_is_split_by_its_files(tmp_path):
         load(data__name="text", data__path=str(tmp_path), data__batch_size=2, data__sequence_length=8)
 
 
+def test_text_comes_back_from_its_symbols(tmp_path):
+    text = "né 🂡\nabcd" * 60
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    dataset = load(
+        data__name="text", data__root=str(tmp_path), data__path="a.txt",
+        data__validation=0.0, data__batch_size=1, data__sequence_length=5,
+    )  # fmt: skip
+    assert dataset.facts.classes == tuple(sorted(set(text)))
+    assert dataset.num_samples("validation") == 0 and batches(dataset, "validation") == []
+    back = "".join(dataset.facts.classes[k] for x, _ in batches(dataset) for k in x[0])
+    assert back == text[: len(back)] and len(back) == 510  # of 513, in windows of 5; the last one has a y too
+    end = "".join(dataset.facts.classes[k] for _, y in batches(dataset, "test") for k in y[0])
+    assert end == text[514 : 514 + 24]  # 26 of the last 27 are predicted, in 6 equal windows of at most 5
+
+
+def test_a_folder_of_texts_needs_no_validation_part_where_none_is_wanted(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("abc" * 100)
+    dataset = load(data__name="text", data__path=str(tmp_path), data__validation=0.0, data__batch_size=1)
+    assert [dataset.num_samples(s) for s in ("validation", "test")] == [0, 298]  # 299 in 2 equal windows
+
+
 def test_text_that_is_not_utf8_is_read_by_the_byte(tmp_path):
     (tmp_path / "b").write_bytes(bytes([0xFF, 0x41]) * 500)
-    assert load(data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5).facts.classes == ("A", "ÿ")
+    assert load(
+        data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5
+    ).facts.classes == ("A", "ÿ")
 
 
 def test_pydoc_needs_nothing():
@@ -125,7 +161,12 @@ def test_pydoc_needs_nothing():
 
 
 def test_an_image_folder_of_small_images_is_held_in_memory(tmp_path):
-    dataset = load(data__name="imagefolder", data__root=str(image_folder(tmp_path)), data__augment="none", data__batch_size=4)
+    dataset = load(
+        data__name="imagefolder",
+        data__root=str(image_folder(tmp_path)),
+        data__augment="none",
+        data__batch_size=4,
+    )
     assert dataset.facts.classes == ("cat", "dog")
     assert dataset.facts.input_shape == (3, 6, 6)
     assert sorted(torch.cat([y for _, y in dataset.batches("test")]).tolist()) == [0] * 5 + [1] * 5
@@ -138,7 +179,10 @@ def test_an_image_folder_of_large_images_is_cropped_and_read_as_needed(tmp_path)
     for split in ("train", "test"):
         x, _ = batches(dataset, split)[0]
         assert x.shape == (2, 3, 224, 224)
-    assert same(batches(dataset, "train"), batches(load(data__name="imagefolder", data__root=str(root), data__batch_size=2, data__workers=1)))
+    assert same(
+        batches(dataset, "train"),
+        batches(load(data__name="imagefolder", data__root=str(root), data__batch_size=2, data__workers=1)),
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

@@ -127,8 +127,10 @@ def _mnist_like(name: str, root: Path, download: bool, image_size: int | None) -
     parts = []
     for paths in (complete[0][:2], complete[0][2:]):
         pixels, labels = (_idx(name, path) for path in paths)
-        if pixels.dim() != 3 or labels.shape != pixels.shape[:1] or not len(labels) or labels.max() > 9:
-            raise _damaged(name, raw, f"labels {tuple(labels.shape)} for images {tuple(pixels.shape)}")
+        if pixels.dim() != 3 or labels.shape != pixels.shape[:1] or not len(labels):
+            raise _damaged(name, paths[1], f"labels {tuple(labels.shape)} for images {tuple(pixels.shape)}")
+        if labels.max() > 9:
+            raise _damaged(name, paths[1], f"a label {labels.max()} where 0 to 9 are expected")
         parts.append(_in_memory(pixels.unsqueeze(1), labels.long()))
     return parts[0], parts[1], tuple(entry.split(" - ")[0] for entry in kind.classes)
 

@@ -1,0 +1,301 @@
+"""Image data sets in detail: augmentation against torchvision's, files as they lie on disk, damaged ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from anytime_lct import data
+from anytime_lct.data import images as sources
+from anytime_lct.data.augment import fit, mirror, mix, move, zoom
+from anytime_lct.errors import DataError
+from anytime_lct.recipe import DataName, DataRecipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
+
+
+def samples(dataset, split="train", epoch=0):
+    """All pixels, before normalisation, and labels of a split."""
+    found = list(dataset.batches(split, epoch))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) * 255 for v in (dataset.facts.mean, dataset.facts.std))
+    return torch.cat([x for x, _ in found]) * std + mean, torch.cat([y for _, y in found])
+
+
+def write_folder(root, size=(6, 6), count=4, parts=("train", "test")):
+    """Pictures of noise in two classes, lossless; `size` is (width, height)."""
+    noise = np.random.default_rng(0)
+    for part in parts:
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = noise.integers(0, 256, (size[1], size[0], 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{k}.png")
+    return root
+
+
+def write_mnist(root, folder="MNIST", compress=False):
+    """A tiny set in MNIST's files: image k of `count` is filled with the value k, and of class k % 10."""
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 20), ("t10k", 10)):
+        pixels = np.repeat(np.arange(count, dtype=np.uint8), 28 * 28).tobytes()
+        labels = bytes(k % 10 for k in range(count))
+        for name, content in (
+            (f"{prefix}-images-idx3-ubyte", struct.pack(">HBB3I", 0, 8, 3, count, 28, 28) + pixels),
+            (f"{prefix}-labels-idx1-ubyte", struct.pack(">HBBI", 0, 8, 1, count) + labels),
+        ):
+            if compress:
+                (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (raw / name).write_bytes(content)
+    return raw
+
+
+def test_the_names_are_the_recipes():
+    assert set(data.NAMES) == set(get_args(DataName))
+
+
+def test_the_augmentations_are_the_recipes():
+    allowed = set(get_args(DataRecipe.model_fields["augment"].annotation))
+    assert allowed == {"auto", *get_args(sources.Augment)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (5, 9)])
+def test_moving_is_torchvisions_padded_crop_at_every_place(height, width):
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    down, right = max(1, height // 8), max(1, width // 8)
+    padded = v2.functional.pad(image, [right, down, right, down])
+    places = [(top, left) for top in range(2 * down + 1) for left in range(2 * right + 1)]
+    luck = torch.tensor([((t + 0.5) / (2 * down + 1), (s + 0.5) / (2 * right + 1)) for t, s in places]).T
+    expected = torch.stack([v2.functional.crop(padded, top, left, height, width) for top, left in places])
+    moved = move(image.expand(len(places), -1, -1, -1), luck)
+    assert torch.equal(moved, expected)
+    assert moved.is_contiguous()
+
+
+def test_every_place_is_equally_likely_and_luck_stays_below_one():
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    image[0, 4, 4] = 1
+    luck = torch.rand(2, 9000, generator=torch.Generator().manual_seed(0))
+    where = move(image.expand(9000, -1, -1, -1), luck).flatten(1).argmax(1)
+    places, counts = where.unique(return_counts=True)
+    assert places.tolist() == [8 * row + column for row in (3, 4, 5) for column in (3, 4, 5)]
+    assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
+    last = torch.full((2, 1), torch.tensor(1.0).nextafter(torch.tensor(0.0)).item())
+    assert move(image[None], last)[0, 0, 3, 3] == 1
+
+
+def test_mirroring_goes_by_luck():
+    images = torch.randn(2, 1, 3, 4)
+    assert torch.equal(
+        mirror(images, torch.tensor([0.49, 0.5])), torch.stack([images[0].flip(-1), images[1]])
+    )
+
+
+def test_zooming_is_torchvisions_and_follows_from_the_seed():
+    image = torch.randint(256, (3, 50, 70), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    found = [zoom(image, (20, 20), seed) for seed in (1, 2, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    torch.manual_seed(1)
+    assert torch.equal(found[0], v2.Compose([v2.RandomResizedCrop(20), v2.RandomHorizontalFlip()])(image))
+
+
+def test_fitting_is_resize_256_and_centre_crop_224():
+    image = torch.randint(256, (3, 300, 410), dtype=torch.uint8)
+    assert torch.equal(fit(image, (224, 224)), v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image))
+
+
+def test_seeds_differ_with_every_number_and_its_place():
+    seeds = {mix(a, b, c) for a in range(10) for b in range(10) for c in range(3)}
+    assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "flip", "crop-flip", "imagenet"])
+def test_what_befalls_an_image_does_not_depend_on_its_batch(augment):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    small, large = (samples(data.load("digits", augment=augment, batch_size=size))[0] for size in (7, 500))
+    assert torch.equal(small, large)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_worker_processes_leave_the_random_state_and_outlive_ctrl_c(tmp_path):
+    root = write_folder(tmp_path, count=30)
+    alone, helped = (
+        data.load("imagefolder", root=root, batch_size=3, augment="imagenet", workers=w) for w in (0, 2)
+    )
+    expected = list(alone.batches("train", 2))
+    state = torch.get_rng_state()
+    found = []
+    for batch in helped.batches("train", 2):
+        if not found:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGINT)
+        found.append(batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(expected, found, strict=True)
+    )
+
+
+def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypatch):
+    root = write_folder(tmp_path)
+    held = data.load("imagefolder", root=root, batch_size=3)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    read = data.load("imagefolder", root=root, batch_size=3)
+    assert held.augment == read.augment == "crop-flip"
+    assert read.facts.mean == sources.STATISTICS["imagenet"][0] != held.facts.mean
+    for split in ("train", "validation", "test"):
+        torch.testing.assert_close(samples(held, split), samples(read, split), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "imagenet", "auto"])
+def test_large_images_take_every_augmentation(tmp_path, augment):
+    root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
+    dataset = data.load("imagefolder", root=root, augment=augment, image_size=32)
+    assert dataset.augment == ("imagenet" if augment == "auto" else augment)
+    x, _ = samples(dataset)
+    assert x.shape == (4, 3, 32, 32)
+    path = root / "val" / "dog" / "1.png"
+    expected = fit(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), (32, 32))
+    torch.testing.assert_close(samples(dataset, "test")[0][3], expected.float(), atol=1e-3, rtol=0)
+
+
+def test_images_of_the_size_asked_for_are_held_in_memory_as_they_are(tmp_path):
+    root = write_folder(tmp_path, size=(70, 70), count=2)
+    dataset = data.load("imagefolder", root=root, augment="none", image_size=70)
+    expected = torch.from_numpy(np.array(Image.open(root / "test" / "cat" / "0.png"))).permute(2, 0, 1)
+    torch.testing.assert_close(samples(dataset, "test")[0][0], expected.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_folder_of_small_images_has_one_size(tmp_path, monkeypatch, in_memory):
+    root = write_folder(tmp_path)
+    Image.new("RGB", (7, 6)).save(root / "train" / "dog" / "3.png")
+    if not in_memory:
+        monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    with pytest.raises(DataError, match=r"images of 6x6 like the first, but '.*dog/3.png' is 7x6"):
+        samples(data.load("imagefolder", root=root, validation=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_met_on_the_way_is_one_sentence(tmp_path, workers):
+    root = write_folder(tmp_path, size=(90, 90))
+    (root / "train" / "dog" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^The image '.*dog/3.png' cannot be read: [^\n]*$"):
+        samples(data.load("imagefolder", root=root, validation=0, workers=workers))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_idx_files_are_read_gzipped_or_not(tmp_path, name, folder, compress):
+    write_mnist(tmp_path, folder, compress)
+    dataset = data.load(name, root=tmp_path, augment="none", validation=0.25)
+    assert [dataset.num_samples(s) for s in ("train", "validation", "test")] == [15, 5, 10]
+    x, y = samples(dataset, "test")
+    torch.testing.assert_close(
+        x, torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 28, 28), atol=1e-3, rtol=0
+    )
+    assert y.tolist() == list(range(10))
+    assert (dataset.facts.mean, dataset.facts.std) == sources.STATISTICS[name]
+
+
+def test_debians_fashion_mnist_is_found_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", write_mnist(tmp_path, "debian", compress=True))
+    assert data.load("fashion-mnist", root=tmp_path / "none").num_samples("test") == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("train-images-idx3-ubyte", None, "a file is missing"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03" + bytes(12), r"labels \(20,\) for images \(0, 0, 0\)"),
+        ("train-images-idx3-ubyte", b"\0\0\x08", "4 bytes"),
+        ("t10k-images-idx3-ubyte", b"<html>not found</html>", "no IDX file"),
+        (
+            "t10k-labels-idx1-ubyte",
+            b"\0\0\x08\x01\0\0\0\x03\1\2\3",
+            r"labels \(3,\) for images \(10, 28, 28\)",
+        ),
+        ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x0a" + bytes([99] * 10), "a label 99"),
+    ],
+)
+def test_damaged_idx_files_are_one_sentence(tmp_path, file, content, says):
+    path = write_mnist(tmp_path) / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"^The data set 'mnist' in '.*' is damaged or incomplete .*{says}[^\n]*$"
+    ):
+        data.load("mnist", root=tmp_path)
+
+
+def test_a_truncated_archive_is_one_sentence(tmp_path):
+    path = write_mnist(tmp_path, compress=True) / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"^The data set 'mnist' in '.*gz' is damaged or incomplete [^\n]*$"):
+        data.load("mnist", root=tmp_path)
+
+
+def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
+    folder = tmp_path / datasets.CIFAR10.base_folder
+    folder.mkdir()
+
+    def write(name: str, content: object) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), np.uint8)
+    lists = [
+        [name, write(name, {"data": pixels, "labels": [*range(10), 0, 1]})] for name in ("train", "test")
+    ]
+    classes = [f"class {k}" for k in range(10)]
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", lists[:1])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", lists[1:])
+    meta = {"filename": "meta", "key": "label_names", "md5": write("meta", {"label_names": classes})}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    dataset = data.load("cifar10", root=tmp_path)
+    assert dataset.facts.classes == tuple(classes) and dataset.augment == "crop-flip"
+    x, y = samples(dataset, "test")
+    expected = torch.from_numpy(pixels.reshape(12, 3, 32, 32)).float()
+    torch.testing.assert_close(x, expected, atol=1e-3, rtol=0)
+    assert y.tolist() == [*range(10), 0, 1]
+    (folder / "train").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"'cifar10' in '.*' is damaged or incomplete"):
+        data.load("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("digit", {}, "no data set 'digit'; did you mean digits"),
+        ("digits", {"validation": 1.0}, "validation share from 0 up to below 1"),
+        ("digits", {"validation": -0.1}, "validation share"),
+        ("digits", {"validation": float("nan")}, "validation share"),
+        ("digits", {"validation": 0.9999}, "none of 1437 training images"),
+        ("digits", {"batch_size": 0}, "batch_size of at least 1, got 0"),
+        ("digits", {"workers": -1}, "workers of at least 0, got -1"),
+        ("pydoc", {"sequence_length": 0}, "sequence_length of at least 1, got 0"),
+        ("imagefolder", {"image_size": 0}, "image_size of at least 1, got 0"),
+        ("digits", {"augment": "mixup"}, "auto, none, crop, flip, crop-flip, imagenet; got 'mixup'"),
+    ],
+)
+def test_refusals_say_what_was_expected(name, options, says):
+    with pytest.raises(DataError, match=says):
+        data.load(name, **options)
