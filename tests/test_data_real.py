@@ -15,7 +15,9 @@ from anytime_lct.training import train
 
 ROOT = Path(os.environ.get(data.ROOT_VARIABLE, ".data"))
 found = (ROOT / "FashionMNIST").is_dir() or DEBIAN_FASHION_MNIST.is_dir()
-pytestmark = pytest.mark.skipif(not found and "CI" not in os.environ, reason="Fashion-MNIST is not on this machine")
+pytestmark = pytest.mark.skipif(
+    not found and "CI" not in os.environ, reason="Fashion-MNIST is not on this machine"
+)
 
 
 def test_fashion_mnist_is_all_there():
@@ -29,13 +31,12 @@ def test_fashion_mnist_is_all_there():
 
 
 def test_one_epoch_of_local_critic_training_learns_real_images(tmp_path):
-    chosen = recipe.read(
-        "fashion-mnist",
-        {
-            "train.epochs": 1, "model.depth": 8, "model.width": 4, "data.augment": "none", "critic.depth": 1,
-        },
-    )  # fmt: skip
+    settings = {
+        "data.name": "fashion-mnist", "data.augment": "flip", "model.name": "mlp", "cut.groups": 3,
+        "train.epochs": 1, "groups.lr": 0.05, "groups_schedule.name": "one-cycle", "critics.lr": 1e-3,
+    }  # fmt: skip
+    chosen = recipe.read(None, settings)
     for _ in train(chosen, data.from_recipe(chosen), tmp_path / "run"):
         pass
     last = json.loads((tmp_path / "run" / run_folder.METRICS).read_text())
-    assert min(last["validation"]["accuracy"]) > 0.6  # chance is 0.1
+    assert min(last["validation"]["accuracy"]) > 0.7  # chance is 0.1
