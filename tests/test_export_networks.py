@@ -1,0 +1,137 @@
+"""The networks of the toolkit, and layers that ONNX knows in another form, answer exported as in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from bundles import make_profile
+from torch import Tensor, nn
+
+from anytime_lct import models
+from anytime_lct.bundle import Bundle
+from anytime_lct.errors import ExportError
+from anytime_lct.export import export, parity
+from anytime_lct.network import LCTNetwork
+from anytime_lct.profile import Profile
+from anytime_lct.task import Facts
+
+IMAGES = Facts("made", "classification", (1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.25,))
+TEXT = Facts("made", "language-model", (12,), 7, tuple("abcdefg"))
+
+
+def sample(facts: Facts, batch: int, length: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    if facts.task == "language-model":
+        return torch.randint(facts.outputs, (batch, length), generator=generator)
+    return torch.randn(batch, *facts.input_shape, generator=generator)
+
+
+def cut(name: str, facts: Facts, num_groups: int, **options: Any) -> LCTNetwork:
+    model = models.build(name, facts.input_shape, facts.outputs, **options)
+    return with_history(LCTNetwork.cut(model, sample(facts, 2), num_groups=num_groups, task=facts.task))
+
+
+def with_history(network: LCTNetwork) -> LCTNetwork:
+    """Give norms the statistics and weights that training would leave, unlike those they start with."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for values in (norm.running_mean, norm.bias):
+                nn.init.normal_(values, std=0.3, generator=generator)  # type: ignore[arg-type]
+            for values in (norm.running_var, norm.weight):
+                nn.init.uniform_(values, 0.5, 1.5, generator=generator)  # type: ignore[arg-type]
+    return network
+
+
+def profile_of(network: LCTNetwork) -> Profile:
+    n = network.num_groups
+    return make_profile([0.5 + 0.1 * i for i in range(n)], groups=[10] * n, critics=[1] * (n - 1))
+
+
+def agree(bundle: Bundle, network: LCTNetwork, x: Tensor) -> None:
+    """Hold every exit, whole and as the chain of its groups, against torch's sub-model."""
+    network.eval()
+    for i in bundle.manifest.served:
+        with torch.no_grad():
+            expected = network.sub_model(i)(x).numpy()
+        hidden = x.numpy()
+        for k in range(1, i + 1):
+            hidden = run(bundle.group(k), hidden)
+        chained = run(bundle.critic(i), hidden) if i < network.num_groups else hidden
+        for found in (run(bundle.exit(i), x.numpy()), chained):
+            assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-4
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": x})[0])
+
+
+def norms(bundle: Bundle) -> list[str]:
+    paths = bundle.path.glob("*.onnx")
+    return [p.name for p in paths if any(n.op_type == "BatchNormalization" for n in onnx.load(p).graph.node)]
+
+
+def test_a_resnet(tmp_path: Path):
+    network = cut("resnet", IMAGES, 4, depth=8, width=4)
+    bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="resnet")
+    for batch in (1, 3, 64):
+        agree(bundle, network, sample(IMAGES, batch))
+    assert not norms(bundle) and 0 < bundle.manifest.largest_difference <= 1e-4
+
+
+def test_a_perceptron(tmp_path: Path):
+    network = cut("mlp", IMAGES, 3, hidden=[6, 5])
+    bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="mlp")
+    for batch in (1, 3, 64):
+        agree(bundle, network, sample(IMAGES, batch))
+
+
+def test_a_character_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    network = cut("lstm", TEXT, 3, layers=3, units=6, embedding=5, dropout=0.2)
+    bundle = export(network, TEXT, profile_of(network), tmp_path / "bundle", model_name="lstm")
+    for batch, length in [(1, 12), (3, 5), (64, 12), (2, 1), (1, 1), (2, 31)]:
+        agree(bundle, network, sample(TEXT, batch, length))
+    assert capfd.readouterr() == ("", "")  # onnxruntime would tell of a shape unlike the recorded one
+
+
+def test_pooling_to_a_side_that_does_not_divide(tmp_path: Path):
+    """The paper's ImageNet critic pools maps of 14x14 to 8x8."""
+    facts = Facts("made", "classification", (3, 14, 14), 5, tuple("abcde"))
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(288, 5))
+    network = LCTNetwork.cut(nn.Sequential(*layers), sample(facts, 2), places=["1"], critic="paper-imagenet")
+    bundle = export(network, facts, profile_of(network), tmp_path / "bundle", model_name="made")
+    agree(bundle, network, sample(facts, 3))
+
+
+def test_a_norm_with_no_convolution_before_it(tmp_path: Path):
+    """As in pre-activation networks: nothing to fold it into, so that it is written out."""
+    layers = (
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 3, 3),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
+    network = with_history(LCTNetwork.cut(nn.Sequential(*layers), sample(IMAGES, 2), places=["1"]))
+    bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="made")
+    assert not norms(bundle)
+    agree(bundle, network, sample(IMAGES, 3))
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    network = cut("mlp", IMAGES, 2, hidden=[4])
+    monkeypatch.setattr(parity, "largest_difference", full)
+    with pytest.raises(ExportError, match="No space left"):
+        export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="mlp")
+    assert not list(tmp_path.iterdir())
