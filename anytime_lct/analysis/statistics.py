@@ -21,7 +21,7 @@ def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, f
     if metric == "accuracy":
         centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        return mean, max(0.0, centre - half), min(1.0, centre + half)
+        return mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))  # rounding at 0 and 1
     half = Z * float(scores.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     return mean, mean - half, mean + half
 
