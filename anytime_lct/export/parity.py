@@ -107,7 +107,11 @@ def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Ten
 
 
 def _open(path: Path) -> ort.InferenceSession:
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle sessions would burn the cores
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: ort.InferenceSession, x: NDArray) -> NDArray:
