@@ -79,13 +79,9 @@ def _is_trainable(step: fx.Node, recording: Recording) -> bool:
 def _weights(step: fx.Node, recording: Recording) -> list[nn.Parameter]:
     """Parameters that a step uses: its module's, and those passed to it."""
     values = [recording.attributes.get(str(step.target))] if step.op == "call_module" else []
-    values += [
-        recording.attributes[str(node.target)] for node in step.all_input_nodes if node.op == "get_attr"
-    ]
+    values += [recording.attributes[str(node.target)] for node in step.all_input_nodes if node.op == "get_attr"]
     inner = [list(value.parameters()) for value in values if isinstance(value, nn.Module)]
-    return [p for part in inner for p in part] + [
-        value for value in values if isinstance(value, nn.Parameter)
-    ]
+    return [p for part in inner for p in part] + [value for value in values if isinstance(value, nn.Parameter)]
 
 
 def weighs(step: fx.Node, recording: Recording, *, embeddings: bool = False) -> bool:

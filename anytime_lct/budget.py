@@ -35,8 +35,7 @@ class Budget:
                 check_positive(bound, f"a budget of {name}")
         if self.exit is not None and (type(self.exit) is not int or self.exit < 1):
             raise BudgetError(
-                f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count "
-                "from 1."
+                f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1."
             )
 
 
@@ -55,9 +54,7 @@ def parse_count(text: str) -> float:
     number, unit = _split(text, "a count like 20M, 1.5G or 250000")
     scale = COUNT_UNITS.get(unit if unit in COUNT_UNITS else unit.swapcase())
     if scale is None:
-        raise BudgetError(
-            f"Expected a count like 20M, 1.5G or 250000, got '{text}'; its unit is one of k, M, G, B, T."
-        )
+        raise BudgetError(f"Expected a count like 20M, 1.5G or 250000, got '{text}'; its unit is one of k, M, G, B, T.")
     return _positive(number * scale, text)
 
 
@@ -70,9 +67,7 @@ def parse_seconds(text: str) -> float:
     number, unit = _split(text, "a time like 5ms")
     scale = SECOND_UNITS.get(unit.lower().replace("µ", "u"))
     if scale is None:
-        raise BudgetError(
-            f"Expected a time like 800us, 5ms or 0.1s, got '{text}'; its unit is one of us, ms, s."
-        )
+        raise BudgetError(f"Expected a time like 800us, 5ms or 0.1s, got '{text}'; its unit is one of us, ms, s.")
     return _positive(number * scale, text)
 
 

@@ -52,10 +52,7 @@ class Preprocessing(Record):
                 raise ValueError("a text needs its symbols, each once")
         elif any(size is None or size < 1 for size in sizes):
             raise ValueError("an image needs channels, height and width")
-        elif (
-            any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std))
-            or 0.0 in self.std
-        ):
+        elif any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std)) or 0.0 in self.std:
             raise ValueError("an image needs a mean and a std, not zero, for every channel")
         return self
 
@@ -131,9 +128,7 @@ class Bundle:
         except ProfileError as error:
             raise BundleError(f"The bundle '{folder}' has no usable profile: {error}") from None
         if profile.num_groups != manifest.num_groups:
-            raise BundleError(
-                f"The profile in the bundle '{folder}' is of another network; export the bundle again."
-            )
+            raise BundleError(f"The profile in the bundle '{folder}' is of another network; export the bundle again.")
         return cls(folder, manifest, profile)
 
     def group(self, i: int) -> Path:

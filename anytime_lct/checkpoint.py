@@ -45,7 +45,7 @@ def save(folder: Path, step: int, groups: list[dict[str, Tensor]], progress: dic
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"Could not write the checkpoint '{final}': {error.strerror or error}; the checkpoints before it are whole, "
+            f"Could not write the checkpoint '{final}': {error.strerror or error}; the earlier ones are whole, "
             f"so make room and go on with --resume."
         ) from None
     for old in _all(folder)[:-KEPT]:
@@ -88,7 +88,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise CheckpointError(f"Could not write '{path}': {error.strerror or error}; make room or choose another folder.") from None
+        raise CheckpointError(
+            f"Could not write '{path}': {error.strerror or error}; make room or choose another folder."
+        ) from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -96,7 +98,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return parse_safetensors(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"Expected weights in '{path}', which cannot be read: {error.strerror or error}.") from None
+        raise CheckpointError(
+            f"Expected weights in '{path}', which cannot be read: {error.strerror or error}."
+        ) from None
     except (SafetensorError, ValueError):
         raise CheckpointError(
             f"The weights '{path}' are truncated or no safetensors file; copy them again or train again."

@@ -15,7 +15,7 @@ from anytime_lct.task import TaskName
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Row i-1 holds exit i, column s sample s: both (N, S) on the CPU. For text a sample is a window of T characters."""
+    """Row i-1 holds exit i, column s sample s: both (N, S), on the CPU. For text a sample is a window of it."""
 
     losses: Tensor
     scores: Tensor

@@ -14,8 +14,8 @@ Two forms of (5). *Per sample* (the authors' code): L_ci is the mean over the mi
 takes the critic a small backward pass of its own once L_{i+1} is known. *Scalar*: l(mean_b L_i, mean_b L_{i+1}), whose
 gradient is one number times dL_i/d(critic), which (2) passes through anyway: one backward pass serves both.
 
-The rule knows no optimizer, no recipe, no process. `descend` never waits for anything downstream; what it returns learns
-as soon as L_{i+1} arrives, and neither changes what the other learns from.
+The rule knows no optimizer, no recipe, no process. `descend` never waits for anything downstream; what it returns
+learns as soon as L_{i+1} arrives, and neither changes what the other learns from.
 """
 
 from __future__ import annotations

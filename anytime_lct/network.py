@@ -1,10 +1,10 @@
 """LCTNetwork: layer groups f_1..f_N and local critics c_1..c_{N-1}, and the sub-models that they make.
 
-            x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
-                  |      |                                sub-model N = the main network
-                 c_1    c_2
-                  |      |
-                 Z_1    Z_2
+x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
+      |      |                                sub-model N = the main network
+     c_1    c_2
+      |      |
+     Z_1    Z_2
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class LCTNetwork(nn.Module):
     def __init__(self, groups: Sequence[nn.Module], critics: Sequence[nn.Module], places: Sequence[str] = ()) -> None:
         super().__init__()
         if len(critics) != len(groups) - 1:
-            raise CriticError(f"Expected one critic fewer than groups, got {len(groups)} groups, {len(critics)} critics.")
+            raise CriticError(
+                f"Expected one critic fewer than groups, got {len(groups)} groups, {len(critics)} critics."
+            )
         self.groups = nn.ModuleList(groups)
         self.critics = nn.ModuleList(critics)
         self.places = tuple(places)
@@ -117,7 +119,9 @@ class LCTNetwork(nn.Module):
 def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     if odd := sorted(own.keys() ^ given.keys()):
         side = "missing" if odd[0] in own else "unknown"
-        raise CheckpointError(f"The weights do not belong to the {what} of this run: '{odd[0]}' is {side} ({len(odd)} such names).")
+        raise CheckpointError(
+            f"The weights do not belong to the {what} of this run: '{odd[0]}' is {side} ({len(odd)} such names)."
+        )
     for name, value in given.items():
         if own[name].shape != value.shape:
             raise CheckpointError(

@@ -151,8 +151,7 @@ def groups(traced: Trace, places: Sequence[str]) -> list[fx.GraphModule]:
     for number, group in enumerate(made, start=1):
         if places and not any(p.requires_grad for p in group.parameters()):
             raise PartitionError(
-                f"Layer group {number} of the places {', '.join(places)} has no weights to train; leave a "
-                "place out."
+                f"Layer group {number} of the places {', '.join(places)} has no weights to train; leave a place out."
             )
     _adopt_unused(traced.model, made, owner)
     return made
@@ -189,9 +188,7 @@ def _subgraph(
         if node.op in ("call_module", "get_attr"):
             value = traced.recording.attributes[node.target]
             if isinstance(value, nn.Module) and id(value) in taken and not value.state_dict():
-                value = copy.deepcopy(
-                    value
-                )  # a ReLU or Dropout of several groups: train() of one leaves the others
+                value = copy.deepcopy(value)  # a ReLU or Dropout of several groups: train() of one leaves the others
             attributes[node.target] = value
     made = fx.GraphModule(attributes, graph, name)
     modes = {path: module.training for path, module in traced.model.named_modules()}
@@ -254,18 +251,14 @@ def _owners(made: Sequence[fx.GraphModule]) -> dict[int, tuple[int, str]]:
     return owner
 
 
-def _adopt_unused(
-    model: nn.Module, made: Sequence[fx.GraphModule], owner: dict[int, tuple[int, str]]
-) -> None:
+def _adopt_unused(model: nn.Module, made: Sequence[fx.GraphModule], owner: dict[int, tuple[int, str]]) -> None:
     """Give unused weights to the last group, a weight's second name to the group with its first."""
     held = {name for group in made for name in group.state_dict()}
     for name, value in model.state_dict(keep_vars=True).items():
         if name in held:
             continue
         if not isinstance(value, Tensor):
-            raise PartitionError(
-                f"The state '{name}' of the network is no tensor and no layer's own; it has no group."
-            )
+            raise PartitionError(f"The state '{name}' of the network is no tensor and no layer's own; it has no group.")
         holder: nn.Module = made[owner.get(id(value), (len(made), name))[0] - 1]
         *path, field = name.split(".")
         for part in path:

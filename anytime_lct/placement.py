@@ -27,9 +27,7 @@ Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a <
 Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity
 
 
-def place(
-    trace: Trace, example: Tensor, num_groups: int, by: Strategy, critic: MakeCritic
-) -> tuple[str, ...]:
+def place(trace: Trace, example: Tensor, num_groups: int, by: Strategy, critic: MakeCritic) -> tuple[str, ...]:
     """Choose the N-1 places that cut a network into the best N groups.
 
     layers: as even as possible in depth, layers with weights on the longest path (least sum of squares).
@@ -107,9 +105,7 @@ def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int
 
 def _layers(trace: Trace) -> Table:
     recording, depth = trace.recording, dict.fromkeys([trace.recording.input], 0)
-    for (
-        step
-    ) in recording.steps:  # layers on the longest path: 50 for ResNet-50, whose shortcuts run beside it
+    for step in recording.steps:  # layers on the longest path: 50 for ResNet-50, whose shortcuts run beside it
         depth[step] = max((depth.get(source, 0) for source in step.all_input_nodes), default=0) + weighs(
             step, recording
         )
@@ -148,23 +144,15 @@ def _run(
     return parts, [*behind, None], entries
 
 
-def _flops_table(
-    parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]
-) -> Table:
+def _flops_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
     S = len(parts)
     head = [_count(part, x, False) for part, x in zip(parts, entries, strict=True)]  # a group's first segment
     inner = [_count(part, x, True) for part, x in zip(parts, entries, strict=True)]
-    end = [0 if c is None else _count(c, x, True) for c, x in zip(behind[:-1], entries[1:], strict=True)] + [
-        0
-    ]
-    return [
-        [head[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)
-    ]
+    end = [0 if c is None else _count(c, x, True) for c, x in zip(behind[:-1], entries[1:], strict=True)] + [0]
+    return [[head[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
 
 
-def _bytes_table(
-    parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]
-) -> Table:
+def _bytes_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
     """Bytes of every group: what its segments and its critic save, what they share counted once."""
     S, head, inner, x = len(parts), [], [], entries[0]
     alive, at_end = [x], []
@@ -219,9 +207,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     memo: dict[int, object] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
         bare = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = (
-            nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
-        )
+        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
     return copy.deepcopy(module, memo).train()
 
 

@@ -92,9 +92,7 @@ class Profile(Record):
         if len(self.p_worse) != N or any(len(row) != N for row in self.p_worse):
             raise ValueError(f"p_worse needs {N} rows of {N} p-values")
         if self.split == "validation" and any(exit.validation is None for exit in self.exits):
-            raise ValueError(
-                "choices are to be made on the validation split, but an exit has no quality there"
-            )
+            raise ValueError("choices are to be made on the validation split, but an exit has no quality there")
         return self
 
     @property
@@ -108,9 +106,7 @@ class Profile(Record):
 
     def resumable_cost(self, index: int) -> Cost:
         """Cost of reaching exit i through every exit before it: f_1 + .. + f_i and c_1 + .. + c_i."""
-        return sum(
-            self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0))
-        )
+        return sum(self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0)))
 
     def quality(self, index: int) -> Quality:
         """Quality of exit i on the split that choices are made on."""
@@ -135,9 +131,7 @@ class Profile(Record):
 
     def _known(self, index: int) -> int:
         if not 1 <= index <= self.num_groups:
-            raise ProfileError(
-                f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile."
-            )
+            raise ProfileError(f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile.")
         return index
 
 
@@ -175,14 +169,11 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
-        raise error(
-            f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}."
-        ) from None
+        raise error(f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}.") from None
     version = cast(dict[str, object], raw).get("format") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > 1:
         raise error(
-            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the "
-            "package."
+            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the package."
         )
     try:
         return kind.model_validate_json(text)
@@ -190,6 +181,4 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         says = first["msg"].removeprefix("Value error, ")
-        raise error(
-            f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}."
-        ) from None
+        raise error(f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}.") from None

@@ -1,9 +1,9 @@
 """The run folder: what a training run leaves behind, and the network it gives back.
 
-    RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
-    RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
-    RUN/main.safetensors  critics.safetensors         what came out
-    RUN/profile.json  exits.png                       what it is worth (analyze)
+RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
+RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
+RUN/main.safetensors  critics.safetensors         what came out
+RUN/profile.json  exits.png                       what it is worth (analyze)
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def open_run(path: Path) -> Run:
     network = build_network(recipe, facts)
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
-            raise CheckpointError(f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume.")
+            raise CheckpointError(
+                f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume."
+            )
     network.load(load_tensors(path / MAIN), load_tensors(path / CRITICS))
     return Run(path, recipe, facts, network.eval())
 
@@ -74,7 +76,9 @@ def open_run(path: Path) -> Run:
 def read(path: Path) -> tuple[Recipe, Facts]:
     """Read a run folder's recipe and the facts of its data."""
     if not (path / RECIPE).exists():
-        raise CheckpointError(f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train.")
+        raise CheckpointError(
+            f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train."
+        )
     try:
         raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
         given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

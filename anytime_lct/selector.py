@@ -108,9 +108,7 @@ def _allowed(profile: Profile, exits: Iterable[int] | None) -> list[int]:
     everything = range(1, profile.num_groups + 1)
     allowed = list(everything) if exits is None else sorted(set(exits))
     if not allowed or not set(allowed) <= set(everything):
-        raise BudgetError(
-            f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others."
-        )
+        raise BudgetError(f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others.")
     return allowed
 
 
@@ -136,15 +134,11 @@ def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]
     return bounds
 
 
-def _floors(
-    profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None
-) -> list[Floor]:
+def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None) -> list[Floor]:
     wanted = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
     for name, number in wanted.items():
         if number is not None and not (math.isfinite(number) and number >= 0):
-            raise BudgetError(
-                f"Expected {name} as a finite number of at least 0, got {number!r}; give another."
-            )
+            raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
     other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
     if wanted[other] is not None:
         raise BudgetError(
@@ -154,18 +148,14 @@ def _floors(
     floors: list[Floor] = []
     if min_accuracy is not None:
         if min_accuracy > 1:
-            raise BudgetError(
-                f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93."
-            )
+            raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
         floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
     if max_bpc is not None:
         floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
     if max_drop is not None:
         best = max(range(1, profile.num_groups + 1), key=profile.merit)
         drop, unit = (max_drop / 100, "points") if profile.metric == "accuracy" else (max_drop, "BPC")
-        floors.append(
-            (profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}")
-        )
+        floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
     return floors
 
 
@@ -178,8 +168,7 @@ def _reason(profile: Profile, cheapest: bool, wishes: list[str], bounds: list[Bo
 
 def _within(bounds: list[Bound]) -> list[str]:
     return [
-        f"a depth of {show(bound)}" if name == "depth" else f"{show(bound)} {name}"
-        for name, bound, _, show in bounds
+        f"a depth of {show(bound)}" if name == "depth" else f"{show(bound)} {name}" for name, bound, _, show in bounds
     ]
 
 
@@ -193,9 +182,7 @@ def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> 
     return f"No exit fits {' and '.join(_within(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
 
 
-def _nothing_reaches(
-    profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int
-) -> str:
+def _nothing_reaches(profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int) -> str:
     """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
     who = f"No exit that fits {' and '.join(_within(bounds))}" if bounds else "No exit"
     says = " and ".join(says for _, says in floors)

@@ -107,11 +107,7 @@ def record(model: nn.Module) -> Recording:
             node.meta["calls"] = calls(source)  # an LSTM ends where its output has left the tuple
     fetched: set[fx.Node] = set()
     for node in in_training.nodes:
-        if (
-            node.op == "get_attr"
-            or isinstance(attributes.get(_target(node)), ByMode)
-            or _is_constant(node, fetched)
-        ):
+        if node.op == "get_attr" or isinstance(attributes.get(_target(node)), ByMode) or _is_constant(node, fetched):
             fetched.add(node)
     return Recording(placeholder, tuple(node for node in nodes if node not in fetched), result, attributes)
 
@@ -168,8 +164,7 @@ def _check_signature(model: nn.Module) -> None:
         signature.bind(object())
     except TypeError as error:
         raise PartitionError(
-            "Expected a network with one input, others having defaults, got "
-            f"{type(model).__name__}.forward{signature}."
+            f"Expected a network with one input, others having defaults, got {type(model).__name__}.forward{signature}."
         ) from error
 
 

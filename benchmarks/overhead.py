@@ -78,7 +78,9 @@ def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> 
     )
     rows = []
     for form, row in zip(forms, found[1:], strict=True):
-        rows.append({"network": name, "batch": batch, "form": form, "backprop_seconds": found[0]["median_seconds"], **row})
+        rows.append(
+            {"network": name, "batch": batch, "form": form, "backprop_seconds": found[0]["median_seconds"], **row}
+        )
         print(f"training {name:16s} {form:11s} {row['median_ratio']:.3f} times backprop", flush=True)
     return rows
 
@@ -94,7 +96,10 @@ def saved_bytes(name: str, model: dict[str, Any], batch: int) -> dict[str, Any]:
         with SavedBytes(network) as cut:
             worker.step(x, y, 0)
         row[by] = {"places": network.places, "peak_bytes": cut.peak, "share": cut.peak / whole.peak}
-        print(f"saved bytes {name} by {by}: {cut.peak / whole.peak:.3f} of backprop's, after {', '.join(network.places)}", flush=True)
+        print(
+            f"saved bytes {name} by {by}: {cut.peak / whole.peak:.3f} of backprop's, after {', '.join(network.places)}",
+            flush=True,
+        )
     return row
 
 
@@ -104,7 +109,13 @@ def resumable(name: str, model: dict[str, Any], rounds: int) -> list[dict[str, A
     quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
     exits = tuple(Exit(index=i, validation=quality, test=quality, latency=None) for i in range(1, 5))
     profile = Profile(
-        model=name, data="random", metric="accuracy", groups=groups, critics=critics, exits=exits, p_worse=((1.0,) * 4,) * 4
+        model=name,
+        data="random",
+        metric="accuracy",
+        groups=groups,
+        critics=critics,
+        exits=exits,
+        p_worse=((1.0,) * 4,) * 4,
     )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -126,9 +137,18 @@ def resumable(name: str, model: dict[str, Any], rounds: int) -> list[dict[str, A
 
             found = ratios([lambda w=whole: w.run(None, {"input": x}), stream], rounds)
             same = bool(np.array_equal(whole.run(None, {"input": x})[0], stream().logits))
-            row = {"network": name, "exit": i, "whole_seconds": found[0]["median_seconds"], "stream": found[1], "bit_identical": same}
+            row = {
+                "network": name,
+                "exit": i,
+                "whole_seconds": found[0]["median_seconds"],
+                "stream": found[1],
+                "bit_identical": same,
+            }
             rows.append(row)
-            print(f"stream {name} to exit {i}: {found[1]['median_ratio']:.3f} times exit_{i}.onnx, same bits {same}", flush=True)
+            print(
+                f"stream {name} to exit {i}: {found[1]['median_ratio']:.3f} times exit_{i}.onnx, same bits {same}",
+                flush=True,
+            )
     return rows
 
 

@@ -37,8 +37,8 @@ def analyze(
 
 
 NOTE = (
-    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Choices are made "
-    "on validation; test is only reported, with its 95% interval. Latency: torch, one thread, batch 1."
+    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Choices "
+    "are made on validation; test is only reported, with its 95% interval. Latency: torch, one thread, batch 1."
 )
 
 
@@ -66,7 +66,15 @@ def table(profile: Profile) -> Table:
 
     front = pareto_front(profile)
     grid = Table(title=f"{profile.model} on {profile.data}", title_justify="left")
-    for name in ("exit", "FLOPs (critic)", "parameters (critic)", f"validation {profile.metric}", f"test {profile.metric}", "latency", "Pareto"):
+    for name in (
+        "exit",
+        "FLOPs (critic)",
+        "parameters (critic)",
+        f"validation {profile.metric}",
+        f"test {profile.metric}",
+        "latency",
+        "Pareto",
+    ):
         grid.add_column(name, justify="left" if name == "exit" else "right", no_wrap=True)
     for exit_ in profile.exits:
         i = exit_.index

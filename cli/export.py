@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder that `train` and `analyze` wrote.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    exits: Annotated[str | None, typer.Option(metavar="I,J,..", help="Exits to export, e.g. 1,3; default: all.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="exits|groups", help="Whole exits only, or groups and critics only.")] = None,
+    exits: Annotated[
+        str | None, typer.Option(metavar="I,J,..", help="Exits to export, e.g. 1,3; default: all.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="exits|groups", help="Whole exits only, or groups and critics only.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object.")] = False,
 ) -> None:
@@ -33,10 +37,14 @@ def export(
     if as_json:
         typer.echo(bundle.manifest.model_dump_json())
         return
-    kinds = [f"{len(bundle.manifest.exits)} exits", f"{len(bundle.manifest.groups)} groups", f"{len(bundle.manifest.critics)} critics"]
+    kinds = [
+        f"{len(bundle.manifest.exits)} exits",
+        f"{len(bundle.manifest.groups)} groups",
+        f"{len(bundle.manifest.critics)} critics",
+    ]
     typer.echo(
-        f"Wrote {out}: {', '.join(kinds)}; largest difference of logits from torch {bundle.manifest.largest_difference:.1e}. "
-        f"Next: anytime-lct predict {out} FILE"
+        f"Wrote {out}: {', '.join(kinds)}; largest difference of logits from torch "
+        f"{bundle.manifest.largest_difference:.1e}. Next: anytime-lct predict {out} FILE"
     )
 
 
@@ -59,7 +67,9 @@ def write(
 
     opened = run_folder.open_run(run)
     if not (run / run_folder.PROFILE).exists():
-        raise ProfileError(f"The run '{run}' has no profile yet, which the bundle carries; run anytime-lct analyze {run} first.")
+        raise ProfileError(
+            f"The run '{run}' has no profile yet, which the bundle carries; run anytime-lct analyze {run} first."
+        )
     profile = Profile.load(run / run_folder.PROFILE)
     console = Console(stderr=True, quiet=quiet)
     with console.status("exporting") as status:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 
 if TYPE_CHECKING:
@@ -21,18 +22,14 @@ STREAM = "Show the answer of every exit on the way, up to the one that the budge
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="Image files, .npy arrays or text files.")
-    ] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="Image files, .npy arrays or text files.")] = None,
     text: Annotated[str | None, typer.Option(help="Text to go on from, instead of files.")] = None,
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
     exit: Annotated[int | None, typer.Option("--exit", help="Go no deeper than this exit.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help=STREAM)] = False,
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Show so many classes; default: 1, for text 5.")
-    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show so many classes; default: 1, for text 5.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -70,9 +67,7 @@ def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) ->
     if text is not None:
         inputs.append(("--text", preprocess.from_text(text, session.manifest.preprocessing)))
     if not inputs:
-        raise InputError(
-            "Expected something to answer, got no input; name files, or give --text for a text network."
-        )
+        raise InputError("Expected something to answer, got no input; name files, or give --text for a text network.")
     return [(name, session.check(x)) for name, x in inputs]
 
 
@@ -103,8 +98,7 @@ def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator
             "exit": answer.exit,
             "flops": answer.flops,
             "top": [
-                {"class": manifest.classes[k], "index": int(k), "probability": float(row[k])}
-                for k in best.tolist()
+                {"class": manifest.classes[k], "index": int(k), "probability": float(row[k])} for k in best.tolist()
             ],
             "text": manifest.task == "language-model",
         }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def quickstart(
     folder: Annotated[Path, typer.Option(help="Folder to write the run and the bundle into.")] = Path("quickstart"),
-    epochs: Annotated[int | None, typer.Option(help="Passes over the 1,293 training digits; default: the recipe's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the 1,293 training digits; default: the recipe's.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier quickstart left there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -51,7 +53,9 @@ def quickstart(
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
     console.print(_answers_table(answered))
     console.print(
-        f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5", highlight=False, soft_wrap=True
+        f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -95,6 +99,8 @@ def _make_way(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> Non
 
     left = [path for path in (run_dir, bundle_dir) if path.exists()]
     if left and not force:
-        raise ExportError(f"The folder '{folder}' holds an earlier quickstart; replace it with --force or name another --folder.")
+        raise ExportError(
+            f"The folder '{folder}' holds an earlier quickstart; replace it with --force or name another --folder."
+        )
     for path in left:
         shutil.rmtree(path)

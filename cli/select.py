@@ -25,12 +25,8 @@ def select(
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
-    min_accuracy: Annotated[
-        str | None, typer.Option(help="Cheapest of at least this accuracy, e.g. 0.93.")
-    ] = None,
-    max_bpc: Annotated[
-        float | None, typer.Option(help="Cheapest of at most these bits per character.")
-    ] = None,
+    min_accuracy: Annotated[str | None, typer.Option(help="Cheapest of at least this accuracy, e.g. 0.93.")] = None,
+    max_bpc: Annotated[float | None, typer.Option(help="Cheapest of at most these bits per character.")] = None,
     max_drop: Annotated[float | None, typer.Option(help=DROP)] = None,
     within_noise: Annotated[bool, typer.Option("--within-noise", help=NOISE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -74,9 +70,7 @@ def open_profile(source: Path) -> tuple[Profile, tuple[int, ...] | None]:
     return Profile.load(source), None
 
 
-def read_budget(
-    flops: str | None, params: str | None, latency: str | None, exit: int | None = None
-) -> Budget:
+def read_budget(flops: str | None, params: str | None, latency: str | None, exit: int | None = None) -> Budget:
     """Read the budget options that `select` and `predict` share."""
     from anytime_lct.budget import Budget, parse_count, parse_seconds
 
@@ -129,8 +123,6 @@ def show(profile: Profile, selection: Selection) -> None:
     if profile.split == "validation":
         table.add_row(f"validation {profile.metric}", show_quality(profile, selection.quality.value))
     low, high = (show_quality(profile, bound) for bound in (measured.test.low, measured.test.high))
-    table.add_row(
-        f"test {profile.metric}", f"{show_quality(profile, measured.test.value)} (95%: {low} to {high})"
-    )
+    table.add_row(f"test {profile.metric}", f"{show_quality(profile, measured.test.value)} (95%: {low} to {high})")
     Console().print(table)
     typer.echo(f"Exit {selection.exit} is {selection.reason}.")

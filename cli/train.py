@@ -15,14 +15,22 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[str | None, typer.Option(help="Recipe: a TOML file or the name of a shipped one.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text."),
+    ] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set.")] = None,
-    model: Annotated[str | None, typer.Option(help="Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm.")
+    ] = None,
     groups: Annotated[int | None, typer.Option(help="Number of layer groups N.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other recipe key, e.g. groups.lr=0.05; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other recipe key, e.g. groups.lr=0.05; may be repeated."),
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -81,7 +89,9 @@ def run(recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False)
     try:
         return show(events, metric_of(recipe.data.name), quiet=quiet)
     except KeyboardInterrupt:
-        typer.echo(f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True)
+        typer.echo(
+            f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True
+        )
         raise
 
 

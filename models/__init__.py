@@ -48,9 +48,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any)
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             meant = f", did you mean '{near[0]}'" if near else ""
-            raise ModelError(
-                f"The network '{name}' has no option '{option}'{meant}; it takes {', '.join(known)}."
-            )
+            raise ModelError(f"The network '{name}' has no option '{option}'{meant}; it takes {', '.join(known)}.")
     if outputs < 1:
         raise ModelError(f"Expected at least one class or symbol for the network '{name}', got {outputs}.")
     return factory(input_shape, outputs, **options)

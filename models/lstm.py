@@ -42,10 +42,7 @@ class CharacterLSTM(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(symbols, embedding)
         self.lstm = nn.Sequential(
-            *(
-                CarriedLSTM(units if k else embedding, units, dropout if k < layers - 1 else 0.0)
-                for k in range(layers)
-            )
+            *(CarriedLSTM(units if k else embedding, units, dropout if k < layers - 1 else 0.0) for k in range(layers))
         )
         self.output = nn.Linear(units, symbols)
 

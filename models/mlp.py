@@ -11,22 +11,16 @@ from torch import nn
 from anytime_lct.errors import ModelError
 
 
-def mlp(
-    input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] | int = (300, 150)
-) -> nn.Sequential:
+def mlp(input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] | int = (300, 150)) -> nn.Sequential:
     """Make a perceptron with ReLU units on the flattened input, (B, C, H, W) to (B, outputs).
 
     The default, with ten outputs, is the 300-150-10 network of Table III.
     """
     if len(input_shape) != 3:
-        raise ModelError(
-            f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}."
-        )
+        raise ModelError(f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
     sizes = [hidden] if isinstance(hidden, int) else list(hidden)
     if any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ModelError(
-            f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150]."
-        )
+        raise ModelError(f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150].")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     features = prod(input_shape)
     for number, size in enumerate(sizes, start=1):

@@ -42,9 +42,7 @@ def small(input_shape: tuple[int, ...], outputs: int, depth: int = 20, width: in
     """Make a residual network of 6n+2 layers for small images; 1x1 projections where the shape changes."""
     channels, _, _ = _image("resnet", input_shape, smallest=4)
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-        raise ModelError(
-            f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}."
-        )
+        raise ModelError(f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}.")
     if not isinstance(width, int) or width < 1:
         raise ModelError(f"Expected a width of at least 1 for 'resnet', got {width!r}.")
     return SmallResNet(channels, outputs, depth, width)
@@ -103,9 +101,7 @@ def _eighth(size: int) -> int:
 def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     """Return (C, H, W); refuse text, and images that the network's strides would take below one pixel."""
     if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ModelError(
-            f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}."
-        )
+        raise ModelError(f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
     channels, height, width = input_shape
     if min(height, width) < smallest:
         raise ModelError(

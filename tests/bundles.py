@@ -236,9 +236,7 @@ def _save(path: Path, parts: Sequence[Part], output: str, ids: bool) -> File:
             copy.input[:] = [names.get(name, f"part_{k}_{name}") for name in node.input]
             copy.output[:] = [names.get(name, f"part_{k}_{name}") for name in node.output]
             nodes.append(copy)
-        weights += [
-            numpy_helper.from_array(value, f"part_{k}_{name}") for name, value in part_weights.items()
-        ]
+        weights += [numpy_helper.from_array(value, f"part_{k}_{name}") for name, value in part_weights.items()]
         last = end
     rank = _input_rank(parts[0], ids)
     kind = TensorProto.INT64 if ids else TensorProto.FLOAT

@@ -38,7 +38,9 @@ APART = {"training", "analysis", "export"}
 def files() -> list[tuple[str, Path]]:
     """Every file of the package under its path in the package: cli and models lie at the top of the house."""
     inside = [(str(path.relative_to(HOUSE / "anytime_lct")), path) for path in (HOUSE / "anytime_lct").rglob("*.py")]
-    return inside + [(str(path.relative_to(HOUSE)), path) for top in ("cli", "models") for path in (HOUSE / top).rglob("*.py")]
+    return inside + [
+        (str(path.relative_to(HOUSE)), path) for top in ("cli", "models") for path in (HOUSE / top).rglob("*.py")
+    ]
 
 
 FILES = files()

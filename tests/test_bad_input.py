@@ -1,4 +1,4 @@
-"""What a user can get wrong: each gives one sentence on stderr, the right exit code, and leaves everything as it was."""
+"""What a user can get wrong: each gives one sentence on stderr, the right exit code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -97,16 +97,36 @@ CASES = {
     "too many groups": (lambda m: ["train", "--groups", "99", "--run-dir", m / "x"], 2, "99"),
     "unknown place": (lambda m: ["train", "--set", "cut.places=layer9", "--run-dir", m / "x"], 2, "layer9"),
     "no such device": (lambda m: ["train", "--set", "train.device=abacus", "--run-dir", m / "x"], 2, "abacus"),
-    "divergence": (lambda m: ["train", "--run-dir", m / "diverged", *TINY, "--set", "groups.lr=1e30"], 2, "exit 1 became"),
+    "divergence": (
+        lambda m: ["train", "--run-dir", m / "diverged", *TINY, "--set", "groups.lr=1e30"],
+        2,
+        "exit 1 became",
+    ),
     "run exists": (lambda m: ["train", "--run-dir", m / "run"], 2, "--resume"),
     "resume nothing": (lambda m: ["train", "--resume", "--run-dir", m / "none"], 2, "no recipe.toml"),
-    "resume with settings": (lambda m: ["train", "--resume", "--run-dir", m / "run", "--epochs", "9"], 2, "its own recipe"),
+    "resume with settings": (
+        lambda m: ["train", "--resume", "--run-dir", m / "run", "--epochs", "9"],
+        2,
+        "its own recipe",
+    ),
     # damaged runs
-    "checkpoint cut": (lambda m: ["train", "--resume", "--run-dir", altered(m, "run", "checkpoints/*/group_1.*", cut_short)], 2, "damaged"),
+    "checkpoint cut": (
+        lambda m: ["train", "--resume", "--run-dir", altered(m, "run", "checkpoints/*/group_1.*", cut_short)],
+        2,
+        "damaged",
+    ),
     "weights altered": (lambda m: ["analyze", altered(m, "run", "main.safetensors", cut_short)], 2, "main.safetensors"),
-    "weights missing": (lambda m: ["analyze", altered(m, "run", "critics.safetensors", Path.unlink)], 2, "no weights yet"),
+    "weights missing": (
+        lambda m: ["analyze", altered(m, "run", "critics.safetensors", Path.unlink)],
+        2,
+        "no weights yet",
+    ),
     "not a run": (lambda m: ["analyze", m], 2, "run folder"),
-    "profile cut": (lambda m: ["select", altered(m, "run", "profile.json", cut_short), "--budget-flops", "1M"], 2, "profile"),
+    "profile cut": (
+        lambda m: ["select", altered(m, "run", "profile.json", cut_short), "--budget-flops", "1M"],
+        2,
+        "profile",
+    ),
     # selection and export
     "budget no number": (lambda m: ["select", m / "run", "--budget-flops", "lots"], 2, "lots"),
     "budget negative": (lambda m: ["select", m / "run", "--budget-flops=-3M"], 2, "-3M"),
@@ -115,15 +135,39 @@ CASES = {
     "export exists": (lambda m: ["export", m / "run", "--out", m / "bundle"], 2, "--force"),
     "export no such exit": (lambda m: ["export", m / "run", "--out", m / "x", "--exits", "7"], 2, "7"),
     "export no numbers": (lambda m: ["export", m / "run", "--out", m / "x", "--exits", "a"], 2, "1,3"),
-    "export without profile": (lambda m: ["export", altered(m, "run", "profile.json", Path.unlink), "--out", m / "x"], 2, "analyze"),
+    "export without profile": (
+        lambda m: ["export", altered(m, "run", "profile.json", Path.unlink), "--out", m / "x"],
+        2,
+        "analyze",
+    ),
     # damaged bundles
     "not a bundle": (lambda m: ["predict", m / "run", m / "good.png"], 2, "manifest.json"),
-    "bundle cut": (lambda m: ["predict", altered(m, "bundle", "group_1.onnx", cut_short), m / "good.png"], 2, "group_1.onnx"),
-    "bundle altered": (lambda m: ["predict", altered(m, "bundle", "exit_2.onnx", flip), m / "good.png"], 2, "exit_2.onnx"),
-    "bundle file missing": (lambda m: ["predict", altered(m, "bundle", "critic_1.onnx", Path.unlink), m / "good.png"], 2, "critic_1.onnx"),
-    "bundle manifest cut": (lambda m: ["predict", altered(m, "bundle", "manifest.json", cut_short), m / "good.png"], 2, "manifest"),
+    "bundle cut": (
+        lambda m: ["predict", altered(m, "bundle", "group_1.onnx", cut_short), m / "good.png"],
+        2,
+        "group_1.onnx",
+    ),
+    "bundle altered": (
+        lambda m: ["predict", altered(m, "bundle", "exit_2.onnx", flip), m / "good.png"],
+        2,
+        "exit_2.onnx",
+    ),
+    "bundle file missing": (
+        lambda m: ["predict", altered(m, "bundle", "critic_1.onnx", Path.unlink), m / "good.png"],
+        2,
+        "critic_1.onnx",
+    ),
+    "bundle manifest cut": (
+        lambda m: ["predict", altered(m, "bundle", "manifest.json", cut_short), m / "good.png"],
+        2,
+        "manifest",
+    ),
     "bundle newer": (lambda m: ["predict", altered(m, "bundle", "manifest.json", newer), m / "good.png"], 2, "99"),
-    "bundle escaping": (lambda m: ["predict", altered(m, "bundle", "manifest.json", escaping), m / "good.png"], 2, "manifest"),
+    "bundle escaping": (
+        lambda m: ["predict", altered(m, "bundle", "manifest.json", escaping), m / "good.png"],
+        2,
+        "manifest",
+    ),
     # inputs
     "image missing": (lambda m: ["predict", m / "bundle", m / "no.png"], 2, "no.png"),
     "image no image": (lambda m: ["predict", m / "bundle", m / "text.png"], 2, "text.png"),

@@ -19,23 +19,17 @@ def test_counts(text: str, count: float) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("5ms", 0.005), ("300us", 0.0003), ("0.1s", 0.1), ("2 S", 2.0)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("5ms", 0.005), ("300us", 0.0003), ("0.1s", 0.1), ("2 S", 2.0)])
 def test_seconds(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("0.93", 0.93), ("93%", 0.93), ("93.1%", 0.931), ("1", 1.0), ("0", 0.0)]
-)
+@pytest.mark.parametrize(("text", "value"), [("0.93", 0.93), ("93%", 0.93), ("93.1%", 0.931), ("1", 1.0), ("0", 0.0)])
 def test_qualities(text: str, value: float) -> None:
     assert parse_quality(text) == value
 
 
-@pytest.mark.parametrize(
-    "text", ["", "M", "20Q", "-3M", "0", "nan", "inf", "1e999", "20 M M", "0x10", "1,5M", "5%"]
-)
+@pytest.mark.parametrize("text", ["", "M", "20Q", "-3M", "0", "nan", "inf", "1e999", "20 M M", "0x10", "1,5M", "5%"])
 def test_no_counts(text: str) -> None:
     with pytest.raises(BudgetError):
         parse_count(text)

@@ -37,9 +37,7 @@ OPTIONS = {
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),
-    "predict": (
-        "--budget-flops --budget-latency --budget-params --exit --json --stream --text --threads --top"
-    ),
+    "predict": ("--budget-flops --budget-latency --budget-params --exit --json --stream --text --threads --top"),
 }
 
 
@@ -68,10 +66,13 @@ def test_a_missing_extra_is_named(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended = without({"torch"}, *arguments)
     assert ended.returncode == 2
-    assert ended.stderr.split() == (
-        "This command needs the package 'torch', which is not installed; install it with: "
-        "pip install 'anytime-lct[train]'"
-    ).split()
+    assert (
+        ended.stderr.split()
+        == (
+            "This command needs the package 'torch', which is not installed; install it with: "
+            "pip install 'anytime-lct[train]'"
+        ).split()
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anytime_lct.cli.main import run
 from bundles import make_profile, write_image_bundle, write_text_bundle
 
 from anytime_lct.budget import Budget
+from anytime_lct.cli.main import run
 from anytime_lct.runtime import AnytimeSession
 
 # Runs the program; returns its exit code, standard output and standard error.
@@ -126,9 +126,7 @@ def test_predict_draws_a_table(program: Program, images: tuple[Path, Path, np.nd
         assert f"x.npy[{sample}]" in out and f"{named} {100 * answer.probabilities[sample].max():.1f}%" in out
 
 
-def test_predict_streams_up_to_the_chosen_exit(
-    program: Program, images: tuple[Path, Path, np.ndarray]
-) -> None:
+def test_predict_streams_up_to_the_chosen_exit(program: Program, images: tuple[Path, Path, np.ndarray]) -> None:
     bundle, file, _ = images
     answers = json.loads(program("predict", bundle, file, "--stream", "--json")[1])["answers"]
     assert [(row["exit"], row["flops"]) for row in answers] == [

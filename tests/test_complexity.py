@@ -57,9 +57,7 @@ def test_recurrent_layers(kind: type[nn.RNNBase], gates: int, batch_first: bool)
     steps = example.shape[1]
     one_step = gates * 6 * (5 + 6)
     assert count(Calls(lambda x: layer(x)[0], layer), example).flops == one_step * steps
-    assert count(Calls(lambda x: deep(x)[0], deep), example).flops == steps * (
-        2 * one_step + 2 * gates * 6 * (12 + 6)
-    )
+    assert count(Calls(lambda x: deep(x)[0], deep), example).flops == steps * (2 * one_step + 2 * gates * 6 * (12 + 6))
 
 
 def test_projected_lstm_and_cells():

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 
 def load(**settings):
-    return data.from_recipe(
-        recipes.read(None, {key.replace("__", "."): value for key, value in settings.items()})
-    )
+    return data.from_recipe(recipes.read(None, {key.replace("__", "."): value for key, value in settings.items()}))
 
 
 def batches(dataset, split="train", epoch=0, start=0):
@@ -85,21 +83,15 @@ def test_images_are_normalised_by_the_training_part():
 def test_augmentation_moves_and_mirrors_training_images_only():
     plain, moved = load(data__augment="none"), load(data__augment="crop-flip", data__batch_size=1)
     assert same(batches(plain, "test"), batches(load(data__augment="crop-flip"), "test"))
-    original = {
-        x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")
-    }
+    original = {x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")}
     kept = [x[0].numpy().tobytes() in original for x, _ in moved.batches("train")]
-    assert (
-        0.02 < sum(kept) / len(kept) < 0.2
-    )  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
+    assert 0.02 < sum(kept) / len(kept) < 0.2  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
 
 
 def test_text_streams_go_on_from_batch_to_batch(tmp_path):
     text = "".join(chr(97 + k % 26) for k in range(3000))
     (tmp_path / "a.txt").write_text(text)
-    dataset = load(
-        data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10
-    )
+    dataset = load(data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10)
     assert dataset.facts.classes == tuple("abcdefghijklmnopqrstuvwxyz")
     found = batches(dataset)
     x, y = torch.cat([x for x, _ in found], 1), torch.cat([y for _, y in found], 1)

@@ -100,9 +100,7 @@ def test_every_place_is_equally_likely_and_luck_stays_below_one():
 
 def test_mirroring_goes_by_luck():
     images = torch.randn(2, 1, 3, 4)
-    assert torch.equal(
-        mirror(images, torch.tensor([0.49, 0.5])), torch.stack([images[0].flip(-1), images[1]])
-    )
+    assert torch.equal(mirror(images, torch.tensor([0.49, 0.5])), torch.stack([images[0].flip(-1), images[1]]))
 
 
 def test_zooming_is_torchvisions_and_follows_from_the_seed():
@@ -136,9 +134,7 @@ def test_what_befalls_an_image_does_not_depend_on_its_batch(augment):
 
 def test_worker_processes_leave_the_random_state_and_outlive_ctrl_c(tmp_path):
     root = write_folder(tmp_path, count=30)
-    alone, helped = (
-        data.load("imagefolder", root=root, batch_size=3, augment="imagenet", workers=w) for w in (0, 2)
-    )
+    alone, helped = (data.load("imagefolder", root=root, batch_size=3, augment="imagenet", workers=w) for w in (0, 2))
     expected = list(alone.batches("train", 2))
     state = torch.get_rng_state()
     found = []
@@ -148,9 +144,7 @@ def test_worker_processes_leave_the_random_state_and_outlive_ctrl_c(tmp_path):
                 os.kill(child.pid, signal.SIGINT)
         found.append(batch)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(expected, found, strict=True)
-    )
+    assert all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(expected, found, strict=True))
 
 
 def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypatch):
@@ -208,9 +202,7 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, name, folder, compress):
     dataset = data.load(name, root=tmp_path, augment="none", validation=0.25)
     assert [dataset.num_samples(s) for s in ("train", "validation", "test")] == [15, 5, 10]
     x, y = samples(dataset, "test")
-    torch.testing.assert_close(
-        x, torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 28, 28), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(x, torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 28, 28), atol=1e-3, rtol=0)
     assert y.tolist() == list(range(10))
     assert (dataset.facts.mean, dataset.facts.std) == sources.STATISTICS[name]
 
@@ -240,9 +232,7 @@ def test_damaged_idx_files_are_one_sentence(tmp_path, file, content, says):
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        DataError, match=rf"^The data set 'mnist' in '.*' is damaged or incomplete .*{says}[^\n]*$"
-    ):
+    with pytest.raises(DataError, match=rf"^The data set 'mnist' in '.*' is damaged or incomplete .*{says}[^\n]*$"):
         data.load("mnist", root=tmp_path)
 
 
@@ -262,9 +252,7 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), np.uint8)
-    lists = [
-        [name, write(name, {"data": pixels, "labels": [*range(10), 0, 1]})] for name in ("train", "test")
-    ]
+    lists = [[name, write(name, {"data": pixels, "labels": [*range(10), 0, 1]})] for name in ("train", "test")]
     classes = [f"class {k}" for k in range(10)]
     monkeypatch.setattr(datasets.CIFAR10, "train_list", lists[:1])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", lists[1:])

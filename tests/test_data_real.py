@@ -15,9 +15,7 @@ from anytime_lct.training import train
 
 ROOT = Path(os.environ.get(data.ROOT_VARIABLE, ".data"))
 found = (ROOT / "FashionMNIST").is_dir() or DEBIAN_FASHION_MNIST.is_dir()
-pytestmark = pytest.mark.skipif(
-    not found and "CI" not in os.environ, reason="Fashion-MNIST is not on this machine"
-)
+pytestmark = pytest.mark.skipif(not found and "CI" not in os.environ, reason="Fashion-MNIST is not on this machine")
 
 
 def test_fashion_mnist_is_all_there():

@@ -63,9 +63,7 @@ def profile_of(network: LCTNetwork, metric: str = "accuracy") -> Profile:
         metric=metric,
         groups=tuple(Cost(flops=10 * i, params=i) for i in range(1, n + 1)),
         critics=tuple(Cost(flops=i, params=i) for i in range(1, n)),
-        exits=tuple(
-            Exit(index=i, validation=quality, test=quality, latency=latency) for i in range(1, n + 1)
-        ),
+        exits=tuple(Exit(index=i, validation=quality, test=quality, latency=latency) for i in range(1, n + 1)),
         p_worse=((1.0,) * n,) * n,
     )
 
@@ -141,9 +139,7 @@ def test_graphs_hold_no_norm_and_nothing_of_the_machine(bundle: Bundle):
 def test_text_of_any_length_and_no_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     model = models.build("lstm", (12,), 7, layers=2, units=6, embedding=5, dropout=0.2)
     critics = [nn.Linear(5, 7), nn.Linear(6, 7)]
-    network = LCTNetwork(
-        [model.embedding, model.lstm[0], nn.Sequential(model.lstm[1], model.output)], critics
-    )
+    network = LCTNetwork([model.embedding, model.lstm[0], nn.Sequential(model.lstm[1], model.output)], critics)
     bundle = export(network, TEXT, profile_of(network, "bpc"), tmp_path / "bundle", model_name="lstm")
     assert bundle.manifest.preprocessing.symbols == "abcdefg"
     assert bundle.manifest.input_shape == ("batch", "time")
@@ -158,18 +154,14 @@ def test_text_of_any_length_and_no_warning(tmp_path: Path, capfd: pytest.Capture
 
 def test_only_what_was_asked_for(tmp_path: Path):
     network = small_network()
-    whole = export(
-        network, VECTORS, profile_of(network), tmp_path / "w", model_name="m", exits=[1, 1], only="exits"
-    )
+    whole = export(network, VECTORS, profile_of(network), tmp_path / "w", model_name="m", exits=[1, 1], only="exits")
     assert {path.name for path in whole.path.iterdir()} == {"exit_1.onnx", "manifest.json", "profile.json"}
     assert whole.manifest.served == (1,) and whole.manifest.num_groups == 2
     assert [e.latency is None for e in whole.profile.exits] == [False, True]
     x = np.ones((3, 1, 2, 2), np.float32)
     assert np.allclose(AnytimeSession(whole).run_to(1, x).logits, outputs(network, x)[0], atol=1e-6)
 
-    parts = export(
-        network, VECTORS, profile_of(network), tmp_path / "p", model_name="m", exits=[2], only="groups"
-    )
+    parts = export(network, VECTORS, profile_of(network), tmp_path / "p", model_name="m", exits=[2], only="groups")
     assert {path.name for path in parts.path.iterdir()} == {
         "group_1.onnx", "group_2.onnx", "manifest.json", "profile.json",
     }  # fmt: skip
@@ -200,9 +192,7 @@ class OtherwiseWhenExported(nn.Module):
 
 def test_a_graph_that_differs_from_torch_is_not_written(tmp_path: Path):
     network = small_network(critic=nn.Sequential(nn.Linear(5, 2), OtherwiseWhenExported()))
-    with pytest.raises(
-        ExportError, match=r"groups at exit 1 to agree with torch within 1\.0e-04, but logits"
-    ):
+    with pytest.raises(ExportError, match=r"groups at exit 1 to agree with torch within 1\.0e-04, but logits"):
         export(network, VECTORS, profile_of(network), tmp_path / "bundle", model_name="m")
     assert not list(tmp_path.iterdir())
 

@@ -59,14 +59,14 @@ def written_out(groups, critics, x, y, task, rule):
     for f, c in zip(groups, [*critics, nn.Identity()], strict=True):
         h = f(h.detach())
         L.append(loss(c(h), y))
-    gradients = [torch.autograd.grad(L_i.mean(), list(f.parameters()), retain_graph=True) for f, L_i in zip(groups, L, strict=True)]
+    gradients = [
+        torch.autograd.grad(L_i.mean(), list(f.parameters()), retain_graph=True)
+        for f, L_i in zip(groups, L, strict=True)
+    ]
     of_critics = []
     for (L_i, L_next), c in zip(pairwise(L), critics, strict=True):
         target = L_next.detach()
-        if rule.form == "per-sample":
-            difference = L_i - target
-        else:
-            difference = L_i.mean() - target.mean()
+        difference = L_i - target if rule.form == "per-sample" else L_i.mean() - target.mean()
         if rule.matching == "l1":
             matching = difference.abs().mean()
         elif rule.matching == "l2":
@@ -89,7 +89,9 @@ def by_the_rule(groups, critics, x, y, task, rule):
     for before, after in pairwise(descents):
         before.learn(after.L)
     still = all(
-        torch.equal(a, p.grad) for f, old in zip(groups, of_groups, strict=True) for a, p in zip(old, f.parameters(), strict=True)
+        torch.equal(a, p.grad)
+        for f, old in zip(groups, of_groups, strict=True)
+        for a, p in zip(old, f.parameters(), strict=True)
     )
     return of_groups, [[p.grad for p in c.parameters()] for c in critics], untouched, still, descents
 
@@ -138,5 +140,3 @@ def test_the_loss_of_text_is_6_divided_by_t():
     summed = torch.stack([-torch.log_softmax(Z[:, t], 1)[torch.arange(2), y[:, t]] for t in range(4)]).sum(0)
     torch.testing.assert_close(tasks.losses("language-model", Z, y), summed / 4)
     torch.testing.assert_close(tasks.scores("language-model", Z, y), summed / 4 / torch.log(torch.tensor(2.0)))
-
-

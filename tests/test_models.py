@@ -129,9 +129,7 @@ def test_networks_trace_with_one_tensor_between_blocks(name, shape, options, blo
     torch.testing.assert_close(fx.GraphModule(model, graph)(x), model(x), rtol=0, atol=0)
     nodes = [node for node in graph.nodes if node.op != "output"]
     for block in blocks:
-        inside = [
-            k for k, n in enumerate(nodes) if any(b == block for b in n.meta.get("nn_module_stack", {}))
-        ]
+        inside = [k for k, n in enumerate(nodes) if any(b == block for b in n.meta.get("nn_module_stack", {}))]
         end = max(inside)
         crossing = [n for n in nodes[: end + 1] if any(user not in nodes[: end + 1] for user in n.users)]
         assert crossing == [nodes[end]], block
@@ -160,9 +158,7 @@ def test_dropout_acts_between_layers_in_training_only():
     x = torch.randint(7, (4, 5))
     torch.testing.assert_close(dropped.eval()(x), plain(x), rtol=0, atol=0)
     hidden = dropped.train().embedding(x)
-    first, second = (
-        layer(hidden if k == 0 else plain.lstm[0](hidden)) for k, layer in enumerate(dropped.lstm)
-    )
+    first, second = (layer(hidden if k == 0 else plain.lstm[0](hidden)) for k, layer in enumerate(dropped.lstm))
     assert (first == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     kept = first != 0
     torch.testing.assert_close(first[kept], (plain.lstm[0](hidden) / 0.75)[kept])

@@ -16,7 +16,10 @@ from anytime_lct.network import LCTNetwork, carriers, carrying
 def small(num_groups: int = 3, **options) -> LCTNetwork:
     torch.manual_seed(0)
     return LCTNetwork.cut(
-        models.build("resnet", (1, 8, 8), 10, depth=8, width=4), torch.zeros(2, 1, 8, 8), num_groups=num_groups, **options
+        models.build("resnet", (1, 8, 8), 10, depth=8, width=4),
+        torch.zeros(2, 1, 8, 8),
+        num_groups=num_groups,
+        **options,
     )
 
 
@@ -48,7 +51,7 @@ def test_weights_survive_saving_and_loading():
         nn.init.constant_(p, 0.5)
     other.load(one.main_state(), one.critics_state())
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-    with pytest.raises(CheckpointError, match="'conv1.weight' is missing"):
+    with pytest.raises(CheckpointError, match=r"'conv1\.weight' is missing"):
         other.load({k: v for k, v in one.main_state().items() if k != "conv1.weight"}, one.critics_state())
     with pytest.raises(CheckpointError, match=r"shape \(4,\), expected \(10,\)"):
         other.load({**one.main_state(), "fc.bias": torch.zeros(4)}, one.critics_state())

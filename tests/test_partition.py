@@ -90,9 +90,7 @@ def test_composed_groups_train_as_the_uncut_network_does(name):
         torch.manual_seed(1)
         y = run(x)
         y.square().sum().backward()
-        results.append(
-            [y, *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
-        )
+        results.append([y, *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -208,9 +206,7 @@ class OneNormTwice(nn.Module):
         return self.norm(self.b(torch.relu(self.norm(self.a(x)))))
 
 
-@pytest.mark.parametrize(
-    ("model", "says"), [(Tied(), "'a.weight'.*'b.weight'"), (OneNormTwice(), "norm.weight")]
-)
+@pytest.mark.parametrize(("model", "says"), [(Tied(), "'a.weight'.*'b.weight'"), (OneNormTwice(), "norm.weight")])
 def test_weights_tied_across_a_cut_are_refused(model, says):
     with pytest.raises(PartitionError, match=says):
         partition.groups(partition.trace(model), ["relu"])

@@ -174,8 +174,7 @@ def test_layers_are_spread_as_evenly_as_possible():
     assert sum(sizes) == 50
     ends = [1, *range(4, 50, 3)]  # layers up to each end of a block
     even = min(
-        sum((b - a) ** 2 for a, b in zip((0, *choice), (*choice, 50), strict=True))
-        for choice in combinations(ends, 3)
+        sum((b - a) ** 2 for a, b in zip((0, *choice), (*choice, 50), strict=True)) for choice in combinations(ends, 3)
     )
     assert sum(size**2 for size in sizes) == even
 

@@ -10,7 +10,12 @@ from anytime_lct.errors import RecipeError
 
 def test_the_papers_settings_are_the_defaults_of_their_task():
     images = recipes.complete({"data": {"name": "cifar10"}})
-    assert (images.groups.name, images.groups.lr, images.groups.momentum, images.groups.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+    assert (images.groups.name, images.groups.lr, images.groups.momentum, images.groups.weight_decay) == (
+        "sgd",
+        0.1,
+        0.9,
+        5e-4,
+    )
     assert (images.critics.name, images.critics.lr) == ("adam", 1e-4)
     assert images.groups_schedule.milestones == (0.5, 0.75)
     assert (images.rule.form, images.rule.matching, images.rule.cross_entropy) == ("per-sample", "l1", 0.0)

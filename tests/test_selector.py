@@ -26,9 +26,7 @@ def _random_profile(rng: random.Random) -> Profile:
     )  # fmt: skip
 
 
-def _brute_force(
-    profile: Profile, asked: dict[str, object], budget: Budget, exits: list[int] | None
-) -> int | None:
+def _brute_force(profile: Profile, asked: dict[str, object], budget: Budget, exits: list[int] | None) -> int | None:
     """Filter by each condition on its own, then compare every pair by the written order of preference."""
     N = len(profile.groups)
     table = []
@@ -97,11 +95,7 @@ def test_agrees_with_brute_force() -> None:
             latency=maybe([0.001, 0.002]) if timed else None,
         )  # fmt: skip
         drops = [0.0, 5.0, 10.0] if profile.metric == "accuracy" else [0.0, 0.05, 0.1]
-        floor = (
-            ("min_accuracy", [0.8, 0.9, 0.95, 0.99])
-            if profile.metric == "accuracy"
-            else ("max_bpc", [1.8, 1.9])
-        )
+        floor = ("min_accuracy", [0.8, 0.9, 0.95, 0.99]) if profile.metric == "accuracy" else ("max_bpc", [1.8, 1.9])
         asked = {floor[0]: maybe(floor[1]), "max_drop": maybe(drops), "within_noise": rng.random() < 0.3}
         # A drop of 0 is asked for, though the number is falsy.
         told = {key: value for key, value in asked.items() if value is not None and value is not False}

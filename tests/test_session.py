@@ -56,9 +56,7 @@ def test_text_answers_every_character(tmp_path: Path) -> None:
     for x in (np.array([[0, 1, 2]]), np.array([[4, 3, 2, 1], [0, 0, 0, 0]], dtype=np.uint8)):
         for answer in session.stream(x):
             assert answer.logits.shape == (*x.shape, 5)
-            np.testing.assert_allclose(
-                answer.logits, _whole(bundle, answer.exit, x.astype(np.int64)), rtol=1e-5
-            )
+            np.testing.assert_allclose(answer.logits, _whole(bundle, answer.exit, x.astype(np.int64)), rtol=1e-5)
 
 
 def test_answers(session: AnytimeSession) -> None:
@@ -75,9 +73,7 @@ def test_answers(session: AnytimeSession) -> None:
 
 def test_budgets(session: AnytimeSession) -> None:
     x = _images(1)
-    exits = [
-        session.run(x, budget).exit for budget in (None, Budget(exit=2), Budget(flops=149), Budget(params=35))
-    ]
+    exits = [session.run(x, budget).exit for budget in (None, Budget(exit=2), Budget(flops=149), Budget(params=35))]
     assert exits == [3, 2, 2, 1]
     for _ in range(2):
         with pytest.raises(NothingFitsError, match="35 FLOPs"):

@@ -53,7 +53,10 @@ def run(recipe, path, stop_after=None, resume=False):
 
 
 def weights(path):
-    return {**checkpoint.load_tensors(path / "main.safetensors"), **checkpoint.load_tensors(path / "critics.safetensors")}
+    return {
+        **checkpoint.load_tensors(path / "main.safetensors"),
+        **checkpoint.load_tensors(path / "critics.safetensors"),
+    }
 
 
 def metrics(path):
@@ -101,8 +104,13 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert not (tmp_path / "cut" / "metrics.jsonl").exists() or len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) < 3
-    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=120)
+    assert (
+        not (tmp_path / "cut" / "metrics.jsonl").exists()
+        or len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) < 3
+    )
+    subprocess.run(
+        [*command, "--resume"], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=120
+    )
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
@@ -146,7 +154,9 @@ def evaluate_main(path):
     from anytime_lct.evaluation import evaluate
 
     opened = run_folder.open_run(path)
-    return evaluate(opened.network, data.from_recipe(opened.recipe).batches("validation"), "classification").mean_scores()[-1]
+    return evaluate(
+        opened.network, data.from_recipe(opened.recipe).batches("validation"), "classification"
+    ).mean_scores()[-1]
 
 
 def test_training_learns(tmp_path):
@@ -187,7 +197,7 @@ def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
     whole = file.read_bytes()
     for damaged in (whole[:-10], whole[:200] + b"x" + whole[201:], b""):
         file.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="'group_2.safetensors' is missing, truncated or altered"):
+        with pytest.raises(CheckpointError, match=r"'group_2\.safetensors' is missing, truncated or altered"):
             run(recipe, path, resume=True)
     file.write_bytes(whole)
     (found / "progress.json").write_text("{")
@@ -242,7 +252,9 @@ def test_schedules_are_torchs(total):
     assert ours(name="step", milestones=(0.5, 0.75)) == pytest.approx(
         rates(lambda o: torchs.MultiStepLR(o, [round(total * 0.5), round(total * 0.75)])), abs=1e-9
     )
-    assert ours(name="one-cycle") == pytest.approx(rates(lambda o: torchs.OneCycleLR(o, 1.0, total + 0, div_factor=25))[:total], abs=1e-6)
+    assert ours(name="one-cycle") == pytest.approx(
+        rates(lambda o: torchs.OneCycleLR(o, 1.0, total + 0, div_factor=25))[:total], abs=1e-6
+    )
     warm = ours(name="constant", warmup=0.5)
     assert warm[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert set(warm[5:]) == {1.0}

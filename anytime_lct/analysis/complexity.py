@@ -63,9 +63,7 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
     Cost(flops=12, params=15)
     """
     if example.shape[0] != 1:
-        raise AnalysisError(
-            f"Expected an example with batch 1 to count, got a tensor of shape {tuple(example.shape)}."
-        )
+        raise AnalysisError(f"Expected an example with batch 1 to count, got a tensor of shape {tuple(example.shape)}.")
     steps = _steps(example) if steps is None else steps
     total = _multiply_adds(module, example)
     if total % steps:

@@ -45,9 +45,7 @@ def figure(profile: Profile) -> Figure:
     )  # fmt: skip
     for i in exits:
         value, below, above = _bars(profile, profile.exits[i - 1].test)
-        on_front = (
-            i in front
-        )  # the front rises to the right: free above and to the left, other exits lie below it
+        on_front = i in front  # the front rises to the right: free above and to the left, other exits lie below it
         colour = BLUE if on_front else GREY
         axes.errorbar(
             flops[i], value, yerr=[[below], [above]],
@@ -68,9 +66,7 @@ def figure(profile: Profile) -> Figure:
     axes.set_ylabel("test accuracy, %" if accuracy else "test bits per character (better is up)")
     axes.set_xlabel(f"multiply-adds for one {'sample' if accuracy else 'character'}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_count(x)))
-    axes.set_title(
-        f"{profile.model} on {profile.data}: every exit, 95% intervals", fontsize=11, color=INK, loc="left"
-    )
+    axes.set_title(f"{profile.model} on {profile.data}: every exit, 95% intervals", fontsize=11, color=INK, loc="left")
     axes.margins(x=0.14, y=0.16)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

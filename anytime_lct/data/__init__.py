@@ -45,9 +45,7 @@ def load(
     if name in TEXT:
         if path is not None:
             path = (root / path if root is not None else path).expanduser()
-        return text.load(
-            name, path, validation=validation, batch_size=batch_size, sequence_length=sequence_length
-        )
+        return text.load(name, path, validation=validation, batch_size=batch_size, sequence_length=sequence_length)
     return images.load(
         name,
         (root or Path(os.environ.get(ROOT_VARIABLE) or ".data")).expanduser(),

@@ -69,9 +69,7 @@ class TextBatches:
         return streams, (characters // streams) // windows if windows else 0, windows
 
 
-def load(
-    name: str, path: Path | None, *, validation: float, batch_size: int, sequence_length: int
-) -> TextBatches:
+def load(name: str, path: Path | None, *, validation: float, batch_size: int, sequence_length: int) -> TextBatches:
     """Load a text as characters; raises DataError.
 
     `path` is a file, whose last 5% are the test part and the `validation` share before them the validation
@@ -134,6 +132,4 @@ def _part(folder: Path, split: Split) -> Path:
     for name in PARTS[split]:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(
-        f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', found none of them."
-    )
+    raise DataError(f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', found none of them.")

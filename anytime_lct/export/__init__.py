@@ -88,9 +88,7 @@ class _Asked:
     with_exits: bool
 
     @classmethod
-    def check(
-        cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None
-    ) -> _Asked:
+    def check(cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None) -> _Asked:
         n = network.num_groups
         if profile.num_groups != n:
             raise ExportError(
@@ -99,9 +97,7 @@ class _Asked:
             )
         served = tuple(sorted(set(range(1, n + 1) if exits is None else exits)))
         if not served or served[0] < 1 or served[-1] > n:
-            raise ExportError(
-                f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}."
-            )
+            raise ExportError(f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}.")
         if only not in (None, "exits", "groups"):
             raise ExportError(f"Expected only 'exits' or only 'groups' to export, got only {only!r}.")
         return cls(n, served, with_groups=only != "exits", with_exits=only != "groups")
@@ -135,8 +131,7 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
         part.rename(out)
     except OSError as error:
         raise ExportError(
-            f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose "
-            f"another --out."
+            f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose another --out."
         ) from None
     finally:
         if old.exists() and not out.exists():
@@ -160,9 +155,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     try:
         content = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
-        raise ExportError(
-            f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}."
-        ) from error
+        raise ExportError(f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}.") from error
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -200,9 +193,7 @@ def _preprocessing(facts: Facts) -> Preprocessing:
     if facts.task == "language-model":
         return Preprocessing(kind="text", symbols="".join(facts.classes))
     channels, height, width = facts.input_shape
-    return Preprocessing(
-        kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std
-    )
+    return Preprocessing(kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std)
 
 
 def _timed(folder: Path, facts: Facts, profile: Profile, asked: _Asked) -> Profile:

@@ -92,9 +92,7 @@ def export_sheet(
         for i, group in enumerate(groups, start=1):
             if i < len(groups) or i in critics:
                 inputs[f"hidden_{i}"] = group(list(inputs.values())[-1])
-    parts: dict[str, tuple[nn.Module, str]] = {
-        _group(i)[1]: (g, _group(i)[0]) for i, g in enumerate(groups, start=1)
-    }
+    parts: dict[str, tuple[nn.Module, str]] = {_group(i)[1]: (g, _group(i)[0]) for i, g in enumerate(groups, start=1)}
     parts |= {f"critic_{i}": (critic, f"hidden_{i}") for i, critic in critics.items()}
     try:
         model = _translate(parts, inputs, dynamic)
@@ -120,14 +118,10 @@ def _translate(
     parts: Mapping[str, tuple[nn.Module, str]], inputs: Mapping[str, Tensor], dynamic: Sequence[str]
 ) -> onnx.ModelProto:
     used = [name for name in inputs if any(name == reads for _, reads in parts.values())]
-    sizes = tuple(
-        {d: torch.export.Dim(f"{word}_{n}") for d, word in enumerate(dynamic)} for n in range(len(used))
-    )
+    sizes = tuple({d: torch.export.Dim(f"{word}_{n}") for d, word in enumerate(dynamic)} for n in range(len(used)))
     with _quiet():
         program = torch.onnx.export(
-            _SideBySide(
-                [part for part, _ in parts.values()], [used.index(reads) for _, reads in parts.values()]
-            ),
+            _SideBySide([part for part, _ in parts.values()], [used.index(reads) for _, reads in parts.values()]),
             tuple(inputs[name] for name in used),
             dynamo=True,
             dynamic_shapes=(sizes,),
@@ -261,12 +255,6 @@ def _unfold_norms(graph: onnx.GraphProto) -> None:
         shape = (-1, *(1,) * (ranks[x] - 2))
         y = node.output[0]
         for value, suffix in ((factor, "scale"), (bias - mean * factor, "shift")):
-            graph.initializer.append(
-                numpy_helper.from_array(value.astype(np.float32).reshape(shape), f"{y}_{suffix}")
-            )
-        graph.node.append(
-            helper.make_node("Mul", [x, f"{y}_scale"], [f"{y}_scaled"], name=f"{node.name}_scale")
-        )
-        graph.node.append(
-            helper.make_node("Add", [f"{y}_scaled", f"{y}_shift"], [y], name=f"{node.name}_shift")
-        )
+            graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(shape), f"{y}_{suffix}"))
+        graph.node.append(helper.make_node("Mul", [x, f"{y}_scale"], [f"{y}_scaled"], name=f"{node.name}_scale"))
+        graph.node.append(helper.make_node("Add", [f"{y}_scaled", f"{y}_shift"], [y], name=f"{node.name}_shift"))

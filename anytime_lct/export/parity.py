@@ -39,9 +39,7 @@ def largest_difference(
 
 def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
     if logits.shape != expected.shape:
-        raise ExportError(
-            f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written."
-        )
+        raise ExportError(f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written.")
     difference = float(np.abs(logits - expected).max())
     allowed = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
     if not difference <= allowed:  # nan is not below anything
@@ -108,9 +106,7 @@ def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Ten
 
 def _open(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle sessions would burn the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would burn the cores
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -77,8 +77,7 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
         return normalise(np.stack([_resize(image, height, width) for image in pixels]), rules)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise InputError(
-            f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to "
-            "one of the two."
+            f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to one of the two."
         )
     batch = array[None] if array.ndim == 3 else array
     if batch.shape[1:] != (channels, height, width):
@@ -90,9 +89,7 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(batch, dtype=np.float32)
     if not np.isfinite(floats).all():
-        raise InputError(
-            "Expected finite numbers in the range of float32, got NaN or infinity; clean the array first."
-        )
+        raise InputError("Expected finite numbers in the range of float32, got NaN or infinity; clean the array first.")
     return floats
 
 
@@ -104,8 +101,7 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
     expected = manifest.input_shape
     if not isinstance(x, np.ndarray):
         raise InputError(
-            f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert "
-            "it first."
+            f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert it first."
         )
     matches = x.ndim == len(expected) and all(
         isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
@@ -117,8 +113,7 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
         )
     if x.size == 0:
         raise InputError(
-            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; "
-            "fill it."
+            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; fill it."
         )
     return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
 
@@ -141,9 +136,7 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
     colour = array.ndim == 3 and array.shape[-1] in (2, 3, 4) and array.shape[1:] != size
     if channels == 1 and array.ndim in (2, 3) and not colour:
         return array.reshape(-1, *array.shape[-2:], 1)
-    shapes = (
-        "(H, W), (B, H, W), (H, W, 1) or (B, H, W, 1)" if channels == 1 else "(H, W, {0}) or (B, H, W, {0})"
-    )
+    shapes = "(H, W), (B, H, W), (H, W, 1) or (B, H, W, 1)" if channels == 1 else "(H, W, {0}) or (B, H, W, {0})"
     raise InputError(
         f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, "
         "got an array of "
@@ -161,9 +154,7 @@ def _read_array(path: Path) -> NDArray[Any]:
         ) from None
     if not isinstance(array, np.ndarray):
         array.close()
-        raise InputError(
-            f"Expected '{path}' to hold one array, got an archive of several; save one with numpy.save."
-        )
+        raise InputError(f"Expected '{path}' to hold one array, got an archive of several; save one with numpy.save.")
     return array
 
 
@@ -171,9 +162,7 @@ def _read_text(path: Path, rules: Preprocessing) -> str:
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
-        raise InputError(
-            f"Expected '{path}' to hold UTF-8 text, got other bytes; save it as UTF-8."
-        ) from None
+        raise InputError(f"Expected '{path}' to hold UTF-8 text, got other bytes; save it as UTF-8.") from None
     # Editors end files by a line feed, which is no part of the text where the network knows none.
     return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
 
@@ -184,15 +173,11 @@ def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
 
     channels, height, width = _image_shape(rules)
     if channels not in (1, 3):
-        raise InputError(
-            f"Expected a .npy array for a network on {channels} channels, got '{path}'; save one."
-        )
+        raise InputError(f"Expected a .npy array for a network on {channels} channels, got '{path}'; save one.")
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"Expected 8 bits a channel, got mode {image.mode} in '{path}'; convert the image."
-                )
+                raise InputError(f"Expected 8 bits a channel, got mode {image.mode} in '{path}'; convert the image.")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
@@ -212,9 +197,7 @@ def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     from PIL import Image
 
     planes = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR)
-        )
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR))
         for plane in np.moveaxis(pixels, -1, 0)
     ]
     return np.stack(planes, axis=-1)
@@ -222,26 +205,21 @@ def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
 
 def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:
     if rules.channels is None or rules.height is None or rules.width is None:
-        raise InputError(
-            "Expected text for this network, got an image or an array; give a text file or --text."
-        )
+        raise InputError("Expected text for this network, got an image or an array; give a text file or --text.")
     return rules.channels, rules.height, rules.width
 
 
 def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
     if x.dtype.kind != "f" or x.dtype.itemsize not in (4, 8):
         raise InputError(
-            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; "
-            "convert them first."
+            f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
         )
     # A sum is finite only if every number is, and costs a fraction of looking at each.
     with np.errstate(over="ignore", invalid="ignore"):
         floats = np.ascontiguousarray(x, dtype=np.float32)
         finite = np.isfinite(floats.sum()) or np.isfinite(floats).all()
     if not finite:
-        raise InputError(
-            "Expected finite numbers in the range of float32, got NaN or infinity; clean the input first."
-        )
+        raise InputError("Expected finite numbers in the range of float32, got NaN or infinity; clean the input first.")
     return floats
 
 

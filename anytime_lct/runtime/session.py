@@ -66,9 +66,7 @@ class AnytimeSession:
 
     def __init__(self, bundle: Bundle | Path | str, threads: int = 1) -> None:
         if type(threads) is not int or threads < 1:
-            raise InputError(
-                f"Expected a positive number of threads, got {threads!r}; 1 suits overlapping requests."
-            )
+            raise InputError(f"Expected a positive number of threads, got {threads!r}; 1 suits overlapping requests.")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
@@ -104,8 +102,7 @@ class AnytimeSession:
         """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""
         if exit not in self.served:
             raise InputError(
-                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among "
-                "them."
+                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
             )
         x = self.check(x)
         flops = self._flops[exit]
@@ -210,9 +207,7 @@ class _Graphs:
                 f"export the bundle again."
             ) from None
         if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
-            raise BundleError(
-                f"Expected one input and one output in '{path}', got others; export the bundle again."
-            )
+            raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
         return graph
 
 
@@ -281,9 +276,7 @@ class _Bound:
 
 
 def _failed(name: str, error: Exception) -> BundleError:
-    return BundleError(
-        f"The bundle's graph '{name}' cannot run ({_first_line(error)}); export the bundle again."
-    )
+    return BundleError(f"The bundle's graph '{name}' cannot run ({_first_line(error)}); export the bundle again.")
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from anytime_lct import checkpoint, run_folder
 from anytime_lct.data import Dataset
@@ -253,7 +252,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise RecipeError(f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto.") from None
+        raise RecipeError(
+            f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto."
+        ) from None
     return device
 
 
@@ -262,7 +263,9 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise CheckpointError(f"Could not write '{path}': {error.strerror or error}; make room and use --resume.") from None
+        raise CheckpointError(
+            f"Could not write '{path}': {error.strerror or error}; make room and use --resume."
+        ) from None
 
 
 def _keep_lines(path: Path, epochs: int) -> None:
