@@ -39,7 +39,7 @@ class Budget:
             )
 
 
-def check_positive(number: float, what: str) -> None:
+def check_positive(number: object, what: str) -> None:
     """Raise BudgetError unless `number` is a positive finite number."""
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise BudgetError(f"Expected {what} that is a positive finite number, got {number!r}; give another.")

@@ -171,21 +171,18 @@ def complete(given: dict[str, Any]) -> Recipe:
 
     Raises RecipeError naming the first key that is unknown or out of range.
     """
-    data = given.get("data", {})
-    name = data.get("name", "digits") if isinstance(data, dict) else "digits"
-    defaults = PAPER_TEXT if name in TEXT else PAPER_IMAGES
-    layers = [{key: {} for key in Recipe.model_fields}, defaults, BUILT_IN.get(str(name), {})]
-    if _says_model(given):  # options of a default network do not pass to another network
-        layers = [{**layer, "model": {}} for layer in layers]
+    name = str(_table(given, "data").get("name", "digits"))
+    empty: dict[str, Any] = {key: {} for key in Recipe.model_fields}
+    layers = [empty, PAPER_TEXT if name in TEXT else PAPER_IMAGES, BUILT_IN.get(name, {})]
+    if "name" in _table(given, "model"):  # options of a default network do not pass to another network
+        layers = [{**layer, "model": cast("dict[str, Any]", {})} for layer in layers]
     merged: dict[str, Any] = {}
     for layer in [*layers, given]:
         for key, value in layer.items():
-            old = merged.get(key)
-            both = isinstance(value, dict) and isinstance(old, dict)
-            merged[key] = {**cast(dict[str, Any], old), **value} if both else value
-    cut = given.get("cut")
-    if isinstance(cut, dict) and isinstance(cut.get("places"), list | tuple) and "groups" not in cut:
-        merged["cut"]["groups"] = len(cut["places"]) + 1
+            merged[key] = {**_table(merged, key), **_table(layer, key)} if isinstance(value, dict) else value
+    cut = _table(given, "cut")
+    if isinstance(places := cut.get("places"), list | tuple) and "groups" not in cut:
+        merged["cut"]["groups"] = len(cast("list[Any]", places)) + 1
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -263,9 +260,10 @@ def _parse(source: str | Path) -> dict[str, Any]:
         raise RecipeError(f"Expected TOML in the recipe '{source}', but it does not parse: {error}.") from None
 
 
-def _says_model(given: dict[str, Any]) -> bool:
-    model = given.get("model")
-    return isinstance(model, dict) and "name" in model
+def _table(given: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a table of the file, empty where it is missing or is no table."""
+    table = given.get(key)
+    return cast("dict[str, Any]", table) if isinstance(table, dict) else {}
 
 
 def _word(text: str) -> Any:

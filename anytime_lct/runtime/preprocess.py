@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,7 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
         raise InputError(
             f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert it first."
         )
+    x = cast("NDArray[Any]", x)
     matches = x.ndim == len(expected) and all(
         isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
     )
@@ -155,7 +156,7 @@ def _read_array(path: Path) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         array.close()
         raise InputError(f"Expected '{path}' to hold one array, got an archive of several; save one with numpy.save.")
-    return array
+    return cast("NDArray[Any]", array)
 
 
 def _read_text(path: Path, rules: Preprocessing) -> str:
