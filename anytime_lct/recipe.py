@@ -38,6 +38,7 @@ class DataRecipe(Section):
     download: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     augment: Literal["auto", "none", "flip", "crop", "crop-flip", "imagenet"] = "auto"
+    image_size: Count | None = None
     batch_size: Count = 128
     sequence_length: Count = 150
     workers: Annotated[int, Field(ge=0)] = 0

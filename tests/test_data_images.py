@@ -19,6 +19,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from anytime_lct import data
+from anytime_lct import recipe as recipes
 from anytime_lct.data import images as sources
 from anytime_lct.data.augment import fit, mirror, mix, move, zoom
 from anytime_lct.errors import DataError
@@ -168,6 +169,12 @@ def test_large_images_take_every_augmentation(tmp_path, augment):
     path = root / "val" / "dog" / "1.png"
     expected = fit(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), (32, 32))
     torch.testing.assert_close(samples(dataset, "test")[0][3], expected.float(), atol=1e-3, rtol=0)
+
+
+def test_a_recipe_sizes_an_image_folder(tmp_path):
+    root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
+    told = recipes.read(None, {"data.name": "imagefolder", "data.root": str(root), "data.image_size": 40})
+    assert data.from_recipe(told).facts.input_shape == (3, 40, 40)
 
 
 def test_images_of_the_size_asked_for_are_held_in_memory_as_they_are(tmp_path):

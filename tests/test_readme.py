@@ -40,7 +40,7 @@ def test_every_command_has_an_example_here_and_in_its_help():
 
 def test_the_tree_names_every_file():
     tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
-    listed = set(re.findall(r"^\s*([\w.]+\.(?:py|toml|json|md)|[\w.]+/)", tree, re.MULTILINE))
+    listed = set(re.findall(r"^\s*([\w.-]+\.(?:py|toml|json|md)|[\w.]+/)", tree, re.MULTILINE))
     for folder in ("anytime_lct", "cli", "models", "benchmarks"):
         for path in (HOUSE / folder).rglob("*.py"):
             if path.name != "__init__.py":

@@ -73,6 +73,7 @@ def from_recipe(recipe: Recipe) -> Dataset:
         sequence_length=told.sequence_length,
         workers=told.workers,
         path=Path(told.path) if told.path else None,
+        image_size=told.image_size,
     )
 
 
