@@ -29,9 +29,9 @@ def draw(profile: Profile, path: Path) -> None:
 
 
 def figure(profile: Profile) -> Figure:
-    """Draw the test quality of every exit, with its 95% interval, over its multiply-adds.
+    """Draw the quality of every exit over its multiply-adds: on test, with its 95% interval, and where choices are made.
 
-    The axis is logarithmic beyond a factor of 10. The front is that of the split that choices are made on.
+    The front joins the open marks of the choosing split. The axis is logarithmic beyond a factor of 10.
     """
     exits = range(1, profile.num_groups + 1)
     front = pareto_front(profile)
@@ -40,16 +40,21 @@ def figure(profile: Profile) -> Figure:
     axes = made.add_subplot()
     axes.plot(
         [flops[i] for i in front],
-        [_value(profile, i) for i in front],
-        color=BLUE, linewidth=1.8, zorder=2, label=f"Pareto front ({profile.split})",
+        [_value(profile, profile.quality(i)) for i in front],
+        color=BLUE, linewidth=1.8, zorder=2, label=f"Pareto front, on {profile.split}",
     )  # fmt: skip
     for i in exits:
         value, below, above = _bars(profile, profile.exits[i - 1].test)
         on_front = i in front  # the front rises to the right: free above and to the left, other exits lie below it
         colour = BLUE if on_front else GREY
+        axes.plot(
+            flops[i], _value(profile, profile.quality(i)),
+            "o", color=colour, markerfacecolor="white", markersize=6, zorder=3,
+        )  # fmt: skip
         axes.errorbar(
             flops[i], value, yerr=[[below], [above]],
-            fmt="o", color=colour, ecolor=colour, markersize=7, capsize=3, elinewidth=1.1, zorder=3,
+            fmt="o", color=colour, ecolor=colour, markersize=7, capsize=3, elinewidth=1.1, zorder=4,
+            label="test, 95% interval" if i == 1 else None,
         )  # fmt: skip
         axes.annotate(
             "main" if i == profile.num_groups else f"exit {i}",
@@ -63,10 +68,10 @@ def figure(profile: Profile) -> Figure:
     accuracy = profile.metric == "accuracy"
     if not accuracy:
         axes.invert_yaxis()
-    axes.set_ylabel("test accuracy, %" if accuracy else "test bits per character (better is up)")
+    axes.set_ylabel("accuracy, %" if accuracy else "bits per character (better is up)")
     axes.set_xlabel(f"multiply-adds for one {'sample' if accuracy else 'character'}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_count(x)))
-    axes.set_title(f"{profile.model} on {profile.data}: every exit, 95% intervals", fontsize=11, color=INK, loc="left")
+    axes.set_title(f"{profile.model} on {profile.data}: every exit", fontsize=11, color=INK, loc="left")
     axes.margins(x=0.14, y=0.16)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,9 +79,8 @@ def figure(profile: Profile) -> Figure:
     return made
 
 
-def _value(profile: Profile, i: int) -> float:
-    value = profile.exits[i - 1].test.value
-    return 100 * value if profile.metric == "accuracy" else value
+def _value(profile: Profile, quality: Quality) -> float:
+    return 100 * quality.value if profile.metric == "accuracy" else quality.value
 
 
 def _bars(profile: Profile, quality: Quality) -> tuple[float, float, float]:
