@@ -86,6 +86,16 @@ def test_a_resnet(tmp_path: Path):
     assert not norms(bundle) and 0 < bundle.manifest.largest_difference <= 1e-4
 
 
+def test_a_group_that_starts_with_an_identity_block_reads_its_input_once(tmp_path: Path):
+    """Else the sum around the first convolution is computed apart, slower and rounded otherwise than in the exit."""
+    network = cut("resnet", IMAGES, 4, depth=14, width=8)
+    bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="resnet")
+    graphs = [onnx.load(bundle.group(i)).graph for i in range(1, 5)]
+    assert all(sum("input" in node.input for node in graph.node) == 1 for graph in graphs)
+    assert "MaxPool" in {graph.node[0].op_type for graph in graphs}
+    agree(bundle, network, sample(IMAGES, 3))
+
+
 def test_a_perceptron(tmp_path: Path):
     network = cut("mlp", IMAGES, 3, hidden=[6, 5])
     bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="mlp")
