@@ -25,7 +25,6 @@ from torch import nn
 from anytime_lct import models
 from anytime_lct import recipe as recipes
 from anytime_lct.analysis.complexity import components
-from anytime_lct.budget import Budget
 from anytime_lct.export import export
 from anytime_lct.network import LCTNetwork
 from anytime_lct.profile import Exit, Profile, Quality
@@ -132,7 +131,7 @@ def resumable(name: str, model: dict[str, Any], rounds: int) -> list[dict[str, A
                 return next(answer for answer in session.stream(x) if answer.exit == i)
 
             def straight(i: int = i) -> Any:
-                return session.run(x, budget=Budget(exit=i))
+                return session.run_to(i, x)
 
             found = ratios([lambda w=whole: w.run(None, {"input": x}), stream, straight], rounds)
             logits = whole.run(None, {"input": x})[0]
