@@ -49,7 +49,37 @@ def test_the_tree_names_every_file():
         assert list(HOUSE.rglob(name.rstrip("/"))), f"the README's tree names {name}, which is not there"
 
 
-def test_the_table_is_that_of_the_committed_result():
-    found = json.loads((HOUSE / "benchmarks" / "results" / "fashion_mnist.json").read_text(encoding="utf-8"))
-    for exit_ in found["profile"]["exits"]:
-        assert f"{100 * exit_['test']['value']:.2f}%" in README
+def result(name: str) -> dict:
+    return json.loads((HOUSE / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def cells(first_cell: str) -> list[str]:
+    line = next(line for line in README.splitlines() if line.startswith(f"| {first_cell}"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_table_of_exits_is_that_of_the_committed_result():
+    profile = result("fashion_mnist")["profile"]
+    for exit_ in profile["exits"]:
+        i = exit_["index"]
+        parts = [*profile["groups"][:i], *profile["critics"][i - 1 : i]]
+        flops, params, validation, test = cells("main" if i == 4 else f"exit {i}")
+        assert flops == f"{sum(part['flops'] for part in parts) / 1e6:.2f}M"
+        assert params == f"{sum(part['params'] for part in parts):,}"
+        assert validation == f"{exit_['validation']['value']:.2%}"
+        low, high = (f"{100 * exit_['test'][side]:.1f}" for side in ("low", "high"))
+        assert test == f"{exit_['test']['value']:.2%} ({low} to {high})"
+
+
+def test_the_benchmarks_are_those_of_the_committed_result():
+    found = result("overhead")
+    for form, words in (("per-sample", "training step, one loss per sample"), ("scalar", "training step, scalar loss")):
+        ratios = [row["median_ratio"] for row in found["training_time"] if row["form"] == form]
+        assert cells(words)[:2] == [f"{ratio:.2f}" for ratio in ratios]
+    for by in ("memory", "layers"):
+        shares = [row[by]["share"] for row in found["saved_bytes"]]
+        assert cells(f"bytes saved for backward, cut by {by}")[:2] == [f"{share:.2f}" for share in shares]
+    for way in ("stream", "run"):
+        ratios = [row[way]["median_ratio"] for row in found["resumable"]]
+        assert cells(f"`{way}`")[:4] == [f"{ratio:.2f}" for ratio in ratios]
+    assert all(row["bit_identical"] for row in found["resumable"])
