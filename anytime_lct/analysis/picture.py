@@ -29,7 +29,7 @@ def draw(profile: Profile, path: Path) -> None:
 
 
 def figure(profile: Profile) -> Figure:
-    """Draw the quality of every exit over its multiply-adds: on test, with its 95% interval, and where choices are made.
+    """Draw the quality of every exit over its multiply-adds: on test with its 95% interval, and where choices are made.
 
     The front joins the open marks of the choosing split. The axis is logarithmic beyond a factor of 10.
     """
