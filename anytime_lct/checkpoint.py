@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
@@ -25,32 +27,52 @@ from anytime_lct.errors import CheckpointError
 KEPT = 2
 
 
-def save(folder: Path, step: int, groups: list[dict[str, Tensor]], progress: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` below `folder`; whatever fails, the checkpoints before it stay whole."""
-    final = folder / f"step-{step:08d}"
+def begin(folder: Path, step: int) -> Path:
+    """Make the folder that the layer groups of a checkpoint are written into, and clear what failed before it."""
     part = folder / f".step-{step:08d}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
+    with _or_nothing(part):
+        for left in folder.glob(".step-*.part"):
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
-        sums = {}
-        for index, tensors in enumerate(groups, start=1):
-            name = f"group_{index}.safetensors"
-            sums[name] = write_bytes(part / name, _bytes(tensors))
+    return part
+
+
+def write_group(part: Path, index: int, tensors: dict[str, Tensor]) -> None:
+    """Write one layer group; whatever fails, the checkpoints before it stay whole."""
+    with _or_nothing(part):
+        write_bytes(part / _group(index), _bytes(tensors))
+
+
+def commit(part: Path, step: int, num_groups: int, progress: dict[str, Any]) -> Path:
+    """Give a whole checkpoint its name, once every group is written, and drop the oldest."""
+    folder, final = part.parent, part.parent / f"step-{step:08d}"
+    with _or_nothing(part):
+        names = [_group(index) for index in range(1, num_groups + 1)]
+        sums = {name: hashlib.sha256((part / name).read_bytes()).hexdigest() for name in names}
         write_bytes(part / "progress.json", json.dumps({"step": step, "sha256": sums, **progress}, indent=1).encode())
         sync(part)
         if final.exists():
             shutil.rmtree(final)
         part.rename(final)
         sync(folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise CheckpointError(
-            f"Could not write the checkpoint '{final}': {error.strerror or error}; the earlier ones are whole, "
-            f"so make room and go on with --resume."
-        ) from None
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def weights(folder: Path, num_groups: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the weights of the main network and of the critics out of a checkpoint's folder, finished or not."""
+    main: dict[str, Tensor] = {}
+    critics: dict[str, Tensor] = {}
+    for index in range(1, num_groups + 1):
+        with safe_open(folder / _group(index), "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind, _, rest = name.partition(".")
+                if kind == "main":
+                    main[rest] = file.get_tensor(name)
+                elif kind == "critic":
+                    critics[f"critic_{index}.{rest}"] = file.get_tensor(name)
+    return main, critics
 
 
 def newest(folder: Path) -> Path | None:
@@ -59,8 +81,13 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, num_groups: int) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
-    """Read a checkpoint's tensors, group by group, and its progress; raises CheckpointError where it is damaged."""
+def load(
+    path: Path, num_groups: int, wanted: Iterable[int] | None = None
+) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
+    """Read the tensors of the `wanted` layer groups (from 1; default: all) and the progress of a checkpoint.
+
+    Raises CheckpointError where it is damaged or has another number of groups.
+    """
     try:
         progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
         sums = progress["sha256"]
@@ -68,15 +95,16 @@ def load(path: Path, num_groups: int) -> tuple[list[dict[str, Tensor]], dict[str
         raise CheckpointError(_damaged(path, "progress.json")) from None
     if len(sums) != num_groups:
         raise CheckpointError(f"The checkpoint '{path}' holds {len(sums)} layer groups, but the run has {num_groups}.")
-    groups = []
-    for name, expected in sums.items():
+    groups = {}
+    for index in range(1, num_groups + 1) if wanted is None else wanted:
+        name = _group(index)
         try:
             content = (path / name).read_bytes()
         except OSError:
             raise CheckpointError(_damaged(path, name)) from None
-        if hashlib.sha256(content).hexdigest() != expected:
+        if hashlib.sha256(content).hexdigest() != sums.get(name):
             raise CheckpointError(_damaged(path, name))
-        groups.append(parse_safetensors(content))
+        groups[index] = parse_safetensors(content)
     return groups, progress
 
 
@@ -128,6 +156,23 @@ def sync(folder: Path) -> None:
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:
     return format_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def _group(index: int) -> str:
+    return f"group_{index}.safetensors"
+
+
+@contextmanager
+def _or_nothing(part: Path) -> Iterator[None]:
+    """Leave nothing half-written behind where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(
+            f"Could not write the checkpoint '{part}': {error.strerror or error}; the earlier ones are whole, "
+            f"so make room and go on with --resume."
+        ) from None
 
 
 def _all(folder: Path) -> list[Path]:

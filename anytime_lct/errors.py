@@ -67,3 +67,13 @@ class InputError(LCTError, ValueError):
 
 class MissingExtraError(LCTError, ImportError):
     """A command needs an optional dependency that is not installed."""
+
+
+class WorkerLostError(LCTError, RuntimeError):
+    """Another process of the run is gone, or out of step; `peer` is its rank where that is known."""
+
+    exit_code = 4
+
+    def __init__(self, message: str = "", peer: int | None = None) -> None:
+        super().__init__(message)
+        self.peer = peer

@@ -14,8 +14,9 @@ Two forms of (5). *Per sample* (the authors' code): L_ci is the mean over the mi
 takes the critic a small backward pass of its own once L_{i+1} is known. *Scalar*: l(mean_b L_i, mean_b L_{i+1}), whose
 gradient is one number times dL_i/d(critic), which (2) passes through anyway: one backward pass serves both.
 
-The rule knows no optimizer, no recipe, no process. `descend` never waits for anything downstream; what it returns
-learns as soon as L_{i+1} arrives, and neither changes what the other learns from.
+The rule knows no optimizer, no recipe, no process. `descend` is the whole of it for one group. A trainer whose groups
+run side by side takes its parts one by one, because what goes to the neighbours is known before the work is done: h_i
+after f_i, L_i after `LocalLoss`, and nothing downstream is waited for but L_{i+1}, which `learn` may get much later.
 """
 
 from __future__ import annotations
@@ -42,61 +43,60 @@ class Rule:
     cross_entropy: float = 0.0
 
 
-@dataclass(frozen=True)
-class Descent:
-    """One group's part of a minibatch: h_i goes down, L_i goes up, `learn` waits for L_{i+1}."""
+class LocalLoss:
+    """One group's part of a minibatch, (1): `h` goes down and `L` goes up, then `descend`, and `learn` with L_{i+1}.
 
-    h: Tensor
-    L: Tensor
-    learn: Callable[[Tensor], None] | None
-
-
-def descend(f: nn.Module, c: nn.Module | None, x: Tensor, y: Tensor, loss: Loss, rule: Rule) -> Descent:
-    """Run f_i and c_i on one minibatch and add dL_i/dw_i to the gradients of f_i, (1)-(3) and (6)-(8).
-
-    `x` is h_{i-1}, without history. The critic's weights get nothing until `learn(L_{i+1})` is called, which then adds
-    the gradient of (5), and only that, to theirs. h and L are detached, so nothing of the group's graph stays alive.
+    `h` is the output of f_i with its graph; `L`, and `h` kept here, have none. Nothing of the graph of f_i stays alive
+    after `descend`; that of the critic does until `learn`.
     """
-    h = f(x)
-    if c is None:
-        L = loss(h, y)
-        L.mean().backward()
-        return Descent(h.detach(), _loss_sent(L, rule), None)
 
-    cut = h.detach().requires_grad_()
-    L = loss(c(cut), y)  # (1)
-    if rule.form == "scalar":
-        theta = [p for p in c.parameters() if p.requires_grad]
-        delta, *dL = torch.autograd.grad(L.mean(), [cut, *theta])
-        learn = _learn_scalar(theta, dL, L.detach().mean(), rule)
-    else:
-        (delta,) = torch.autograd.grad(L.mean(), cut, retain_graph=True)  # (2)
-        learn = _learn_per_sample(c, L, rule)
-    h.backward(delta)  # (3)
-    return Descent(h.detach(), _loss_sent(L, rule), learn)
+    def __init__(self, h: Tensor, c: nn.Module | None, y: Tensor, loss: Loss, rule: Rule) -> None:
+        self._f_output: Tensor | None
+        self.h, self._f_output, self._c, self._rule = h.detach(), h, c, rule
+        self._cut = h.detach().requires_grad_()
+        self._L = loss(h if c is None else c(self._cut), y)  # (1)
+        self.L = self._L.detach() if rule.form == "per-sample" else self._L.detach().mean()
 
+    def descend(self) -> None:
+        """Add dL_i/dw_i to the gradients of f_i, (2) and (3); the critic's weights get nothing."""
+        h, self._f_output = self._f_output, None
+        if h is None:
+            return
+        if self._c is None:
+            self._L.mean().backward()
+            return
+        if self._rule.form == "scalar":
+            delta, *self._dL = torch.autograd.grad(self._L.mean(), [self._cut, *_weights(self._c)])  # (2)
+        else:
+            (delta,) = torch.autograd.grad(self._L.mean(), self._cut, retain_graph=True)  # (2)
+        h.backward(delta)  # (3)
 
-def _learn_per_sample(c: nn.Module, L: Tensor, rule: Rule) -> Callable[[Tensor], None]:
-    theta = [p for p in c.parameters() if p.requires_grad]
+    def learn(self, L_next: Tensor, L: Tensor | None = None) -> None:
+        """Add the gradient of (5), and only that, to the critic's; after `descend`.
 
-    def learn(L_next: Tensor) -> None:
-        L_c = MATCHING[rule.matching](L, L_next) + rule.cross_entropy * L.mean()  # (5)
-        L_c.backward(inputs=theta)
-
-    return learn
-
-
-def _learn_scalar(theta: list[nn.Parameter], dL: list[Tensor], L: Tensor, rule: Rule) -> Callable[[Tensor], None]:
-    def learn(L_next: Tensor) -> None:
-        L_i = L.clone().requires_grad_()
-        L_c = MATCHING[rule.matching](L_i, L_next) + rule.cross_entropy * L_i  # (5)
-        (slope,) = torch.autograd.grad(L_c, L_i)  # for the L1 loss: sign(L_i - L_{i+1})
-        for p, gradient in zip(theta, dL, strict=True):
+        `L` stands in for L_i in the scalar form where the minibatch is one share of a joint one: its joint mean.
+        """
+        if self._c is None:
+            return
+        matching, extra = MATCHING[self._rule.matching], self._rule.cross_entropy
+        if self._rule.form == "per-sample":
+            (matching(self._L, L_next) + extra * self._L.mean()).backward(inputs=_weights(self._c))  # (5)
+            return
+        L_i = (self.L if L is None else L).clone().requires_grad_()
+        (slope,) = torch.autograd.grad(matching(L_i, L_next) + extra * L_i, L_i)  # (5); for L1 sign(L_i - L_{i+1})
+        for p, gradient in zip(_weights(self._c), self._dL, strict=True):
             p.grad = slope * gradient if p.grad is None else p.grad + slope * gradient
 
-    return learn
+
+def descend(f: nn.Module, c: nn.Module | None, x: Tensor, y: Tensor, loss: Loss, rule: Rule) -> LocalLoss:
+    """Run f_i and c_i on one minibatch and add dL_i/dw_i to the gradients of f_i, (1)-(3) and (6)-(8).
+
+    `x` is h_{i-1}, without history. The critic's weights get their gradient when `learn(L_{i+1})` is called.
+    """
+    here = LocalLoss(f(x), c, y, loss, rule)
+    here.descend()
+    return here
 
 
-def _loss_sent(L: Tensor, rule: Rule) -> Tensor:
-    """What goes up to critic i-1: B numbers, or in the scalar form one."""
-    return L.detach() if rule.form == "per-sample" else L.detach().mean()
+def _weights(c: nn.Module) -> list[nn.Parameter]:
+    return [p for p in c.parameters() if p.requires_grad]

@@ -80,6 +80,24 @@ def _smallest_maximum(table: Table, num_groups: int) -> float:
     return row[S]
 
 
+def spread(num_groups: int, workers: int, costs: Sequence[int] = ()) -> tuple[int, ...]:
+    """Give neighbouring groups to workers so that the largest sum of `costs` (default: equal ones) is the smallest.
+
+    Returns the bounds: worker w owns groups bounds[w]+1 .. bounds[w+1]. Raises PartitionError.
+
+    >>> spread(4, 2, [5, 1, 1, 1])
+    (0, 1, 4)
+    """
+    if not 1 <= workers <= num_groups:
+        raise PartitionError(
+            f"Expected from 1 to {num_groups} workers for {num_groups} layer groups, got {workers}; lower --workers or "
+            f"raise --groups."
+        )
+    costs = list(costs) or [1] * num_groups
+    table = [[sum(costs[a:b]) for b in range(num_groups + 1)] for a in range(num_groups)]
+    return (0, *best_bounds(table, workers, minimax=True), num_groups)
+
+
 def training_cost(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
     """Return the multiply-adds of a forward and backward pass on `x`, counted by torch on meta tensors.
 

@@ -88,10 +88,10 @@ def read(path: Path) -> tuple[Recipe, Facts]:
     return recipes.read(path / RECIPE), facts
 
 
-def save_weights(path: Path, network: LCTNetwork) -> None:
+def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]) -> None:
     """Write main.safetensors and critics.safetensors."""
-    save_tensors(path / MAIN, network.main_state())
-    save_tensors(path / CRITICS, network.critics_state())
+    save_tensors(path / MAIN, main)
+    save_tensors(path / CRITICS, critics)
 
 
 def build_network(recipe: Recipe, facts: Facts) -> LCTNetwork:

@@ -33,7 +33,7 @@ from anytime_lct.run_folder import build_network, example_input
 from anytime_lct.runtime import AnytimeSession
 from anytime_lct.task import Facts
 from anytime_lct.training.group import Clock
-from anytime_lct.training.worker import Worker
+from anytime_lct.training.worker import Minibatch, Worker
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 
@@ -74,7 +74,7 @@ def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> 
         forms[form] = lct_worker(told)[1]
     backprop = Backprop(recipe_for(model))
     found = ratios(
-        [lambda: backprop.step(x, y), *(lambda w=worker: w.step(x, y, 0) for worker in forms.values())], rounds
+        [lambda: backprop.step(x, y), *(lambda w=worker: w.step(Minibatch(x, y, 0)) for worker in forms.values())], rounds
     )
     rows = []
     for form, row in zip(forms, found[1:], strict=True):
@@ -94,7 +94,7 @@ def saved_bytes(name: str, model: dict[str, Any], batch: int) -> dict[str, Any]:
     for by in ("memory", "layers"):
         network, worker = lct_worker(recipe_for(model, by=by))
         with SavedBytes(network) as cut:
-            worker.step(x, y, 0)
+            worker.step(Minibatch(x, y, 0))
         row[by] = {"places": network.places, "peak_bytes": cut.peak, "share": cut.peak / whole.peak}
         print(
             f"saved bytes {name} by {by}: {cut.peak / whole.peak:.3f} of backprop's, after {', '.join(network.places)}",

@@ -221,7 +221,7 @@ def test_only_the_two_newest_checkpoints_are_kept_and_none_half_written(tmp_path
 
     monkeypatch.setattr(checkpoint, "write_bytes", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        checkpoint.save(tmp_path / "run" / "checkpoints", 99, [{}], {})
+        checkpoint.write_group(checkpoint.begin(tmp_path / "run" / "checkpoints", 99), 1, {})
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
 
 

@@ -30,7 +30,7 @@ class Clock:
 
 
 class GroupInTraining:
-    """Layer group i and its critic. `descend` and `learn` are the two halves of lct.descend, each with its step.
+    """Layer group i and its critic: `forward`, `judge` and `descend` are lct.descend in three, `learn` may come later.
 
     What is random in a group (dropout) depends on the seed, the step and the index alone: a group may be trained in
     any process, and a run may stop and go on, without a number changing.
@@ -47,27 +47,46 @@ class GroupInTraining:
         self._critic_optimizer = _optimizer(recipe.critics, critic) if critic is not None else None
         self._f = _forward(torch.compile(group) if recipe.train.compile else group, recipe)
         self._c = _forward(critic, recipe) if critic is not None else None  # small, and run backward twice
+        self._h: Tensor | None = None
+        self._here: lct.LocalLoss | None = None
 
-    def descend(self, x: Tensor, y: Tensor, step: int) -> lct.Descent:
-        """Run the group and its critic on h_{i-1} and step the group's weights, (1)-(3)."""
+    @property
+    def per_sample(self) -> bool:
+        return self._rule.form == "per-sample"
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        """Run the group on h_{i-1}; return h_i, without history."""
         torch.manual_seed((self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index)
         self._group_optimizer.zero_grad()
-        descent = lct.descend(self._f, self._c, x, y, self._loss, self._rule)
-        if self._loses_its_way(descent.L):
+        self._h = self._f(x)
+        return self._h.detach()
+
+    def judge(self, y: Tensor, step: int) -> Tensor:
+        """Run the critic on h_i; return L_i, (B,) or in the scalar form (), (1)."""
+        h, self._h = self._h, None
+        assert h is not None
+        self._here = lct.LocalLoss(h, self._c, y, self._loss, self._rule)
+        if self._loses_its_way(self._here.L):
             raise DivergenceError(
-                f"The loss of exit {self.index} became {descent.L.mean().item()} at step {step + 1} (epoch "
+                f"The loss of exit {self.index} became {self._here.L.mean().item()} at step {step + 1} (epoch "
                 f"{step // self._clock.per_epoch + 1}); lower groups.lr or critics.lr, or set train.clip_norm, and "
                 f"resume from the last checkpoint or start again."
             )
-        self._step(self._group_optimizer, self._recipe.groups, self._recipe.groups_schedule, self.group, step)
-        return descent
+        return self._here.L
 
-    def learn(self, descent: lct.Descent, L_next: Tensor, step: int) -> None:
+    def descend(self, step: int) -> None:
+        """Step the group's weights, (2) and (3)."""
+        assert self._here is not None
+        self._here.descend()
+        self._step(self._group_optimizer, self._recipe.groups, self._recipe.groups_schedule, self.group, step)
+
+    def learn(self, L_next: Tensor, step: int) -> None:
         """Step the critic's weights towards L_{i+1}, (5)."""
-        if self._critic_optimizer is None or self.critic is None or descent.learn is None:
+        here, self._here = self._here, None
+        if here is None or self._critic_optimizer is None or self.critic is None:
             return
         self._critic_optimizer.zero_grad()
-        descent.learn(L_next)
+        here.learn(L_next)
         self._step(self._critic_optimizer, self._recipe.critics, self._recipe.critics_schedule, self.critic, step)
 
     def start_epoch(self) -> None:

@@ -13,21 +13,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anytime_lct import checkpoint, run_folder
 from anytime_lct.data import Dataset
 from anytime_lct.errors import CheckpointError, DataError, DivergenceError, RecipeError
-from anytime_lct.evaluation import evaluate
-from anytime_lct.network import LCTNetwork
+from anytime_lct.placement import spread
 from anytime_lct.recipe import Recipe
 from anytime_lct.training.group import Clock
-from anytime_lct.training.worker import Worker
+from anytime_lct.training.team import Team, alone
+from anytime_lct.training.worker import Minibatch, Worker
 
 REPORT_SECONDS = 0.2
 
@@ -75,25 +76,34 @@ class _Position:
     best: float | None = None
 
 
-def train(recipe: Recipe, data: Dataset, path: Path, *, resume: bool = False) -> Iterator[Progress | Epoch]:
+def train(
+    recipe: Recipe, data: Dataset, path: Path, *, resume: bool = False, team: Team | None = None
+) -> Iterator[Progress | Epoch]:
     """Train by local critic training in the run folder `path`; with `resume`, go on from its newest checkpoint.
 
-    On SIGINT or SIGTERM the minibatch under way is finished, a checkpoint is written and KeyboardInterrupt raised.
-    Raises DivergenceError, CheckpointError, RecipeError and DataError.
+    With a `team`, every process of it calls this alike, each trains its own layer groups, and the leader alone yields
+    and writes what a run has once. On SIGINT or SIGTERM the minibatch under way is finished, a checkpoint is written
+    and KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     clock = Clock(recipe.train.epochs * data.num_batches("train"), data.num_batches("train"))
     if clock.per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
-    device = _device(recipe.train.device)
-    network = run_folder.build_network(recipe, data.facts).to(device)
+    team = team or alone(device_of(recipe.train.device))
+    network = run_folder.build_network(recipe, data.facts)
+    if not team.bounds:
+        team.bounds = spread(network.num_groups, team.workers)
+    network = network.to(team.device)
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    if not resume:
+    if team.leads and not resume:
         run_folder.create(path, recipe, data.facts)
-    with run_folder.locked(path), _interruptible() as interrupted:
-        worker = Worker.of(network, recipe, data.facts.task, clock)
-        yield from _Run(recipe, data, path, network, worker, clock, device, interrupted).go(resume)
+    team.wait_for_all()
+    with run_folder.locked(path) if team.leads else nullcontext(), _interruptible() as interrupted:
+        worker = Worker.of(network, recipe, data.facts.task, clock, team)
+        num_groups = network.num_groups
+        del network  # what other workers own
+        yield from _Run(recipe, data, path, num_groups, worker, clock, team, interrupted).go(resume)
 
 
 class _Run:
@@ -104,88 +114,123 @@ class _Run:
         recipe: Recipe,
         data: Dataset,
         path: Path,
-        network: LCTNetwork,
+        num_groups: int,
         worker: Worker,
         clock: Clock,
-        device: torch.device,
+        team: Team,
         interrupted: threading.Event,
     ) -> None:
-        self.recipe, self.data, self.path = recipe, data, path
-        self.network, self.worker, self.clock = network, worker, clock
-        self.device, self.interrupted = device, interrupted
-        self.sums = torch.zeros(network.num_groups, dtype=torch.float64, device=device)
+        self.recipe, self.data, self.path, self.num_groups = recipe, data, path, num_groups
+        self.worker, self.clock, self.team, self.interrupted = worker, clock, team, interrupted
         self.at = _Position()
+        self.saved = time.monotonic()
 
     def go(self, resume: bool) -> Iterator[Progress | Epoch]:
         if resume:
             self._resume()
-        with _tensorboard(self.path, purge_step=self.at.epoch + 1) as board:
+        with _tensorboard(self.path, self.at.epoch + 1) if self.team.leads else nullcontext() as board:
             while self.at.epoch < self.recipe.train.epochs:
                 yield from self._epoch()
                 epoch = self._evaluate()
-                self._keep_weights(epoch)
-                _append(self.path / run_folder.METRICS, epoch.as_json(self.data.facts.metric))
-                for split, values in (("train", epoch.train_losses), ("validation", epoch.validation_losses)):
-                    for exit_, loss in enumerate(values, start=1):
-                        board.add_scalar(f"loss/{split}/exit_{exit_}", loss, epoch.epoch)
-                for exit_, score in enumerate(epoch.scores, start=1):
-                    board.add_scalar(f"{self.data.facts.metric}/validation/exit_{exit_}", score, epoch.epoch)
                 self.at = _Position(epoch=epoch.epoch, best=self.at.best)
-                self.sums.zero_()
-                self._checkpoint()
-                yield epoch
-        if not (self.path / run_folder.MAIN).exists():  # a run that was complete when it was resumed
-            run_folder.save_weights(self.path, self.network)
+                self._checkpoint(epoch)
+                self.worker.sums.zero_()
+                self.worker.known.zero_()
+                if board is not None:
+                    self._show(board, epoch)
+                    yield epoch
+        if self.team.leads and not (self.path / run_folder.MAIN).exists():  # complete when it was resumed
+            found = checkpoint.newest(self.path / run_folder.CHECKPOINTS)
+            if found is not None:
+                run_folder.save_weights(self.path, *checkpoint.weights(found, self.num_groups))
 
     def _epoch(self) -> Iterator[Progress]:
-        at, start, saved, shown = self.at, time.monotonic(), time.monotonic(), 0.0
+        at, start, shown = self.at, time.monotonic(), 0.0
         before = at.seconds
         if at.batch == 0:
             self.worker.start_epoch()
-        for x, y in self.data.batches("train", at.epoch, at.batch):
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            if self.recipe.train.channels_last and x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            losses = self.worker.step(x, y, at.epoch * self.clock.per_epoch + at.batch)
-            self.sums += losses.double() * len(y)
-            at.batch, at.samples = at.batch + 1, at.samples + len(y)
+        for batch in self._minibatches():
+            self.worker.step(batch, self.interrupted.is_set())
+            at.batch, at.samples = at.batch + 1, at.samples + len(batch.y)
             now = time.monotonic()
             at.seconds = before + now - start
             last = at.batch == self.clock.per_epoch
-            if self.interrupted.is_set():
+            if batch.save:
                 self._checkpoint()
-                raise KeyboardInterrupt
-            if not last and now - saved > 60 * self.recipe.train.checkpoint_minutes:
-                self._checkpoint()
-                saved = now
-            if last or now - shown > REPORT_SECONDS:
+                if batch.last and not last:
+                    raise KeyboardInterrupt
+            if self.team.leads and (last or now - shown > REPORT_SECONDS):
                 shown = now
-                yield Progress(at.epoch + 1, self.recipe.train.epochs, at.batch, self.clock.per_epoch, self._means())
+                means = tuple((self._known()[0] / self._known()[1].clamp(min=1)).tolist())
+                yield Progress(at.epoch + 1, self.recipe.train.epochs, at.batch, self.clock.per_epoch, means)
+        if self.team.sum(torch.tensor([int(self.interrupted.is_set())])) > 0:
+            self._checkpoint()
+            raise KeyboardInterrupt
 
-    def _means(self) -> tuple[float, ...]:
-        return tuple((self.sums / max(1, self.at.samples)).tolist())
+    def _minibatches(self) -> Iterator[Minibatch]:
+        """Yield what is left of the epoch: from the data, or from the worker before; a stop comes with a checkpoint."""
+        at, first = self.at, self.at.epoch * self.clock.per_epoch
+        if self.team.worker > 0:
+            if at.batch < self.clock.per_epoch:
+                yield from self.worker.minibatches(first + at.batch)
+            return
+        device, layout = self.team.device, self.recipe.train.channels_last
+        for number, (x, y) in enumerate(self.data.batches("train", at.epoch, at.batch), start=at.batch):
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            if layout and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            end = number == self.clock.per_epoch - 1
+            stop = not end and (self.interrupted.is_set() or self.worker.interrupted_below)
+            due = time.monotonic() - self.saved > 60 * self.recipe.train.checkpoint_minutes
+            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), len(y))
+            if stop:
+                return
+
+    def _known(self) -> Tensor:
+        """Sums of losses times samples and their counts, (2, N): as far as the workers below have told."""
+        return self.worker.sums + self.worker.known
 
     def _evaluate(self) -> Epoch:
-        means = self._finite_means()
+        sums, counts = self.team.sum(self.worker.sums)
+        means = tuple((sums / counts.clamp(min=1)).tolist())
+        self._expect_finite(means)
         losses: tuple[float, ...] = ()
         scores: tuple[float, ...] = ()
         if self.data.num_samples("validation"):
-            found = evaluate(self.network, self.data.batches("validation"), self.data.facts.task)
-            losses, scores = tuple(found.mean_losses()), tuple(found.mean_scores())
+            count = self.data.num_batches("validation")
+            found = self.team.sum(self.worker.evaluate(self.data.batches("validation"), count))
+            losses, scores = tuple(found[0].tolist()), tuple(found[1].tolist())
         step = (self.at.epoch + 1) * self.clock.per_epoch
         return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)
 
-    def _finite_means(self) -> tuple[float, ...]:
-        means = self._means()
+    def _expect_finite(self, means: tuple[float, ...]) -> None:
         for exit_, loss in enumerate(means, start=1):
             if not math.isfinite(loss):
                 raise DivergenceError(
                     f"The loss of exit {exit_} became {loss} in epoch {self.at.epoch + 1}; lower groups.lr or "
                     f"critics.lr, or set train.clip_norm, and resume from the last checkpoint or start again."
                 )
-        return means
 
-    def _keep_weights(self, epoch: Epoch) -> None:
+    def _checkpoint(self, epoch: Epoch | None = None) -> None:
+        """Write a checkpoint, every worker its own groups; at the end of an epoch the weights and metrics with it."""
+        sums = self.team.sum(self.worker.sums) if epoch is None else torch.zeros(2, self.num_groups)
+        self._expect_finite(tuple((sums[0] / sums[1].clamp(min=1)).tolist()))
+        step = self.at.epoch * self.clock.per_epoch + self.at.batch
+        folder = self.path / run_folder.CHECKPOINTS
+        part = Path(self.team.share(str(checkpoint.begin(folder, step)) if self.team.leads else None))
+        if self.team.replica == 0:
+            for index, tensors in self.worker.state().items():
+                checkpoint.write_group(part, index, tensors)
+        self.team.wait_for_all()
+        if self.team.leads:
+            if epoch is not None:
+                self._keep_weights(epoch, part)
+                _append(self.path / run_folder.METRICS, epoch.as_json(self.data.facts.metric))
+            checkpoint.commit(part, step, self.num_groups, {"at": vars(self.at), "sums": sums.tolist()})
+        self.team.wait_for_all()
+        self.saved = time.monotonic()
+
+    def _keep_weights(self, epoch: Epoch, part: Path) -> None:
         """Write the weights: of the last epoch, or of the one whose main network did best on validation."""
         sign = 1 if self.data.facts.metric == "accuracy" else -1
         main = sign * epoch.scores[-1] if epoch.scores else None
@@ -193,23 +238,28 @@ class _Run:
         if better:
             self.at.best = main
         if better or self.recipe.train.keep == "last":
-            run_folder.save_weights(self.path, self.network)
+            run_folder.save_weights(self.path, *checkpoint.weights(part, self.num_groups))
 
-    def _checkpoint(self) -> None:
-        if self.at.samples:
-            self._finite_means()
-        progress = {"at": vars(self.at), "sums": self.sums.tolist()}
-        step = self.at.epoch * self.clock.per_epoch + self.at.batch
-        checkpoint.save(self.path / run_folder.CHECKPOINTS, step, self.worker.state(), progress)
+    def _show(self, board: Any, epoch: Epoch) -> None:
+        for split, values in (("train", epoch.train_losses), ("validation", epoch.validation_losses)):
+            for exit_, loss in enumerate(values, start=1):
+                board.add_scalar(f"loss/{split}/exit_{exit_}", loss, epoch.epoch)
+        for exit_, score in enumerate(epoch.scores, start=1):
+            board.add_scalar(f"{self.data.facts.metric}/validation/exit_{exit_}", score, epoch.epoch)
 
     def _resume(self) -> None:
         found = checkpoint.newest(self.path / run_folder.CHECKPOINTS)
         if found is not None:
-            groups, progress = checkpoint.load(found, self.network.num_groups)
+            mine = [group.index for group in self.worker.groups]
+            groups, progress = checkpoint.load(found, self.num_groups, mine)
             self.worker.load(groups)
             self.at = _Position(**progress["at"])
-            self.sums = torch.tensor(progress["sums"], dtype=torch.float64, device=self.device)
-        _keep_lines(self.path / run_folder.METRICS, self.at.epoch)
+            if self.team.replica == 0:
+                columns = [index - 1 for index in mine]
+                sums = torch.tensor(progress["sums"], dtype=torch.float64)
+                self.worker.sums[:, columns] = sums[:, columns].to(self.team.device)
+        if self.team.leads:
+            _keep_lines(self.path / run_folder.METRICS, self.at.epoch)
 
 
 @contextmanager
@@ -247,7 +297,8 @@ def _tensorboard(path: Path, purge_step: int) -> Iterator[Any]:
         writer.close()
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device that a recipe names; raises RecipeError where this machine has none such."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)

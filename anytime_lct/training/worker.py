@@ -1,65 +1,178 @@
 """A worker: a run of neighbouring layer groups, and what a minibatch does on its way through them.
 
-One device, four groups, one minibatch (F forward, B backward and step of the group; c the critic's step):
+One worker, four groups, one minibatch (F forward, B backward and step of the group; c the critic's step):
 
-    group 1   F B                 h_1 goes down as soon as F is done; B follows at once, so that only one
-    group 2       F c B           group's activations live at a time. L_2 goes up and lets c_1 step while
-    group 3             F c B     the graph of f_1 is long gone: only that of the small critic waited.
+    group 1   F B                 L_2 goes up and lets c_1 step while the graph of f_1 is long gone: only that of the
+    group 2       F c B           small critic waited. The activations of one group live at a time.
+    group 3             F c B
     group 4                   F c B
+
+Two workers, two groups each: h_2 goes down as soon as it is known, L_3 comes up, and c_2 steps no earlier than its next
+use, so that nobody waits for the other's minibatch to end and no weight is stale:
+
+    worker 1   | F B F B | F B F c B | F B F c B |           minibatches 1, 2, 3
+    worker 2           | F B F c B | F B F c B | F B F c B |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anytime_lct.network import LCTNetwork
+from anytime_lct import task as tasks
+from anytime_lct.network import LCTNetwork, carrying, probing
 from anytime_lct.recipe import Recipe
 from anytime_lct.task import TaskName
 from anytime_lct.training.group import Clock, GroupInTraining
+from anytime_lct.training.links import INTERRUPTED, LAST, SAVE, Message
+from anytime_lct.training.team import Edge, Team, owned
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Inputs (of the network, or of a worker's first group), labels, the step, and what is to happen after it.
+
+    `last` ends a stretch of minibatches that flow without a gap; `save` asks for a checkpoint; `rows` of the `joint`
+    rows of all replicas are here, 0 for a minibatch that is nobody's share.
+    """
+
+    x: Tensor
+    y: Tensor
+    step: int
+    last: bool = False
+    save: bool = False
+    rows: int = 0
+    joint: int = 0
 
 
 class Worker:
-    """Trains the layer groups it owns by local critic training."""
+    """Trains the layer groups it owns by local critic training; `sums` are losses times samples, (N,), float64.
 
-    def __init__(self, groups: Sequence[GroupInTraining]) -> None:
-        self.groups = list(groups)
+    `sums` holds this worker's own exits, `known` those of the workers below as of their last message.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[GroupInTraining],
+        num_groups: int,
+        task: TaskName,
+        device: torch.device,
+        previous: Edge | None = None,
+        next: Edge | None = None,
+    ) -> None:
+        self.groups, self.task, self.previous, self.next = list(groups), task, previous, next
+        self.sums, self.known = (torch.zeros(2, num_groups, dtype=torch.float64, device=device) for _ in range(2))
+        self.interrupted_below = False
+        self._owed: Minibatch | None = None  # its L_{i+1} is yet to come from below
 
     @classmethod
-    def of(cls, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock) -> Worker:
-        """Make the one worker that owns every group of a network."""
+    def of(cls, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team | None = None) -> Worker:
+        """Make a worker with its share of a network's groups; without a team, the one that owns them all."""
         critics = [*network.critics, None]
-        return cls(
-            [
-                GroupInTraining(index, group, critic, recipe, task, clock)
-                for index, (group, critic) in enumerate(zip(network.groups, critics, strict=True), start=1)
-            ]
-        )
+        device = next(network.parameters()).device
+        mine = range(network.num_groups) if team is None else owned(team.bounds, team.worker)
+        groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock) for k in mine]
+        edges = (None, None) if team is None else (team.previous, team.next)
+        return cls(groups, network.num_groups, task, device, *edges)
 
-    def step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Learn from one minibatch; return the mean loss of every exit, (N,), on the device."""
-        h, above, losses = x, None, []
+    def minibatches(self, first: int) -> Iterator[Minibatch]:
+        """Yield what comes from the worker before, from step `first` to the end of the stretch."""
+        assert self.previous is not None
+        last = False
+        while not last:
+            got = self.previous.down.receive(first)
+            assert got.labels is not None
+            last, first = bool(got.flags & LAST), first + 1
+            yield Minibatch(got.tensor, got.labels, got.step, last, bool(got.flags & SAVE), got.rows, got.joint)
+
+    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
+        """Learn from one minibatch, and count its losses."""
+        x, before = batch.x, None
         for group in self.groups:
-            descent = group.descend(h, y, step)
-            if above is not None:
-                owner, waiting = above
-                owner.learn(waiting, descent.L, step)
-            h, above = descent.h, (group, descent)
-            losses.append(descent.L.mean())
-        return torch.stack(losses)
+            h = group.forward(x, batch.step)
+            if self.next is not None and group is self.groups[-1]:
+                self.next.down.send(_down(batch, h))
+                self._hear()
+            L = group.judge(batch.y, batch.step)
+            self.sums[0, group.index - 1] += L.double().mean() * len(batch.y)
+            self.sums[1, group.index - 1] += len(batch.y)
+            if self.previous is not None and group is self.groups[0]:
+                self._tell(batch, L, interrupted)
+            group.descend(batch.step)
+            if before is not None:
+                before.learn(L, batch.step)
+            x, before = h, group
+        if self.next is not None:
+            self._owed = batch
+            if batch.last or batch.save:
+                self._hear()
+
+    def _tell(self, batch: Minibatch, L: Tensor, interrupted: bool) -> None:
+        """Send L up, with the sums of this worker's exits and of those below."""
+        assert self.previous is not None
+        news = torch.cat([L.double().reshape(-1), (self.sums + self.known).reshape(-1)])
+        flags = LAST * batch.last | INTERRUPTED * (interrupted or self.interrupted_below)
+        self.previous.up.send(Message(batch.step, news, flags=flags))
+
+    def _hear(self) -> None:
+        """Let the last critic here learn from the minibatch before, when L_{i+1} has come up."""
+        if self._owed is None or self.next is None:
+            return
+        batch, self._owed = self._owed, None
+        got = self.next.up.receive(batch.step, batch.last)
+        size = self.known.numel()
+        self.known = got.tensor[-size:].view(2, -1).clone()
+        self.interrupted_below = bool(got.flags & INTERRUPTED)
+        L = got.tensor[:-size].float()
+        self.groups[-1].learn(L if self.groups[-1].per_sample else L[0], batch.step)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
+        """Return mean loss and mean metric of this worker's exits, (2, N), float64, zeros for the others."""
+        found = torch.zeros(2, self.sums.shape[1], dtype=torch.float64)
+        losses: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
+        scores: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
+        modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
+        with probing(modules), carrying(modules):
+            for batch in self._flow(batches, count):
+                x = batch.x
+                for group in self.groups:
+                    x = group.group(x)
+                    if group is self.groups[-1] and self.next is not None:
+                        self.next.down.send(_down(batch, x))
+                    Z = x if group.critic is None else group.critic(x)
+                    losses[group.index].append(tasks.losses(self.task, Z, batch.y).cpu())
+                    scores[group.index].append(tasks.scores(self.task, Z, batch.y).cpu())
+        for index in losses:
+            found[0, index - 1] = torch.cat(losses[index]).double().mean()
+            found[1, index - 1] = torch.cat(scores[index]).double().mean()
+        return found
+
+    def _flow(self, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[Minibatch]:
+        if self.previous is not None:
+            yield from self.minibatches(0)
+            return
+        device = self.sums.device
+        for number, (x, y) in enumerate(batches):
+            yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
 
     def start_epoch(self) -> None:
         """Forget the hidden state carried through the last epoch."""
         for group in self.groups:
             group.start_epoch()
 
-    def state(self) -> list[dict[str, Tensor]]:
-        """What each group goes on from."""
-        return [group.state() for group in self.groups]
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """What each group goes on from, by its index."""
+        return {group.index: group.state() for group in self.groups}
 
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+    def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         """Go on from what `state` returned."""
-        for group, state in zip(self.groups, states, strict=True):
-            group.load(state)
+        for group in self.groups:
+            group.load(states[group.index])
+
+
+def _down(batch: Minibatch, h: Tensor) -> Message:
+    return Message(batch.step, h, batch.y, LAST * batch.last | SAVE * batch.save, batch.rows, batch.joint)

@@ -1,0 +1,145 @@
+"""Who takes part in a run: W workers, each with neighbouring layer groups, times R replicas of them all.
+
+    rank = replica x W + worker          replica 0:  0 -> 1 -> 2 -> 3      links between neighbours
+                                         replica 1:  4 -> 5 -> 6 -> 7      sums between equals (0, 4), (1, 5) ..
+
+torchrun, or the launcher beside this file, starts the processes and tells each its place by the environment. A run in
+one process is a team of one, which needs no process group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from anytime_lct.errors import RecipeError
+from anytime_lct.training.links import Link
+
+PATIENCE = timedelta(hours=1)  # for the slowest legitimate wait, such as another worker loading its data
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Both directions between two neighbours."""
+
+    down: Link
+    up: Link
+
+
+@dataclass
+class Team:
+    """This process's place (from 0), its links to the neighbours, and what all processes do together."""
+
+    device: torch.device
+    worker: int = 0
+    workers: int = 1
+    replica: int = 0
+    replicas: int = 1
+    previous: Edge | None = None
+    next: Edge | None = None
+    equals: Any = None  # process group of this worker's replicas
+    bounds: tuple[int, ...] = field(default=())  # worker w owns layer groups bounds[w]+1 .. bounds[w+1]
+
+    @property
+    def size(self) -> int:
+        return self.workers * self.replicas
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what a run has once: metrics, progress, the name of a checkpoint."""
+        return self.worker == 0 and self.replica == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up over all processes; each entry of a value that one process alone owns comes out exactly."""
+        if self.size == 1:
+            return values
+        total = values.detach().cpu().clone()
+        dist.all_reduce(total)
+        return total
+
+    def wait_for_all(self) -> None:
+        if self.size > 1:
+            dist.barrier() if self.device.type == "cpu" else self.sum(torch.zeros(1))
+
+    def share(self, value: Any = None) -> Any:
+        """Give every process what the leader knows; `value` is anything that JSON holds."""
+        if self.size == 1:
+            return value
+        content = json.dumps(value).encode() if self.leads else b""
+        length = self.sum(torch.tensor([len(content)]))
+        buffer = torch.zeros(int(length), dtype=torch.uint8)
+        if self.leads:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return json.loads(bytes(buffer.tolist()))
+
+    def leave(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def alone(device: torch.device) -> Team:
+    """Make the team of a run in one process."""
+    return Team(device)
+
+
+def started() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def join(workers: int, replicas: int, device: torch.device, wire: str = "exact") -> Team:
+    """Take the place that the environment gives; raises RecipeError where it does not fit."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if size != workers * replicas:
+        raise RecipeError(
+            f"Expected {workers} workers times {replicas} replicas = {workers * replicas} processes, got {size}; make "
+            f"torchrun's --nnodes times --nproc-per-node equal to it."
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    replica, worker = divmod(rank, workers)
+    team = Team(device, worker, workers, replica, replicas)
+    for r in range(replicas):  # every process makes every group, in this order
+        for w in range(workers - 1):
+            above, below = r * workers + w, r * workers + w + 1
+            down, up = (_pair(above, below, device) for _ in range(2))
+            if rank == above:
+                team.next = Edge(Link(down, below, device, wire), Link(up, below, device))
+            if rank == below:
+                team.previous = Edge(Link(down, above, device), Link(up, above, device))
+    if replicas > 1:
+        for w in range(workers):
+            members = [r * workers + w for r in range(replicas)]
+            group = dist.new_group(members)
+            if w == worker:
+                team.equals = group
+    team.wait_for_all()
+    return team
+
+
+def _pair(above: int, below: int, device: torch.device) -> Any:
+    """Make a process group of two neighbours for one direction: NCCL ignores tags and would mix two up."""
+    group = dist.new_group([above, below])
+    if device.type == "cuda" and dist.get_rank() in (above, below):  # opens the connection in the order of all
+        first = torch.zeros(1, device=device)
+        (dist.send if dist.get_rank() == above else dist.recv)(
+            first, below if dist.get_rank() == above else above, group
+        )
+    return group
+
+
+def owned(bounds: Sequence[int], worker: int) -> range:
+    """Layer groups of a worker, from 0."""
+    return range(bounds[worker], bounds[worker + 1])
