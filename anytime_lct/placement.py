@@ -80,6 +80,24 @@ def _smallest_maximum(table: Table, num_groups: int) -> float:
     return row[S]
 
 
+def group_costs(groups: Sequence[nn.Module], critics: Sequence[nn.Module], example: Tensor) -> list[int]:
+    """Return the multiply-adds of one training step of every layer group, its critic included.
+
+    >>> group_costs([nn.Linear(7, 6)], [], torch.zeros(3, 7))  # forward and the gradient by the weights
+    [252]
+    """
+    x, costs = _meta_like(example), []
+    with torch.random.fork_rng(devices=[]):
+        for k, group in enumerate(groups):
+            bare = _on_meta(group)
+            with torch.no_grad():
+                hidden = bare(x)
+            critic = training_cost(critics[k], hidden) if k < len(critics) else 0
+            costs.append(training_cost(bare, x, input_grad=False) + critic)
+            x = hidden
+    return costs
+
+
 def spread(num_groups: int, workers: int, costs: Sequence[int] = ()) -> tuple[int, ...]:
     """Give neighbouring groups to workers so that the largest sum of `costs` (default: equal ones) is the smallest.
 

@@ -109,6 +109,7 @@ class TrainRecipe(Section):
     channels_last: bool = False
     compile: bool = False
     device: str = "auto"
+    wire: Literal["exact", "bf16"] = "exact"
     keep: Literal["last", "best"] = "last"
     checkpoint_minutes: Positive = 10.0
 

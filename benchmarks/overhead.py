@@ -74,7 +74,8 @@ def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> 
         forms[form] = lct_worker(told)[1]
     backprop = Backprop(recipe_for(model))
     found = ratios(
-        [lambda: backprop.step(x, y), *(lambda w=worker: w.step(Minibatch(x, y, 0)) for worker in forms.values())], rounds
+        [lambda: backprop.step(x, y), *(lambda w=worker: w.step(Minibatch(x, y, 0)) for worker in forms.values())],
+        rounds,
     )
     rows = []
     for form, row in zip(forms, found[1:], strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -43,12 +44,14 @@ def main(
 def run(arguments: list[str] | None = None) -> None:
     """Run the program and leave the process with its exit code.
 
-    0: done; 2: bad input, said in one sentence on stderr; 3: no sub-model meets the budget; 130: interrupted.
+    0: done; 2: bad input, said in one sentence on stderr; 3: no sub-model meets the budget; 4: a worker was
+    lost; 130: interrupted.
     """
     try:
         app(args=arguments, prog_name="anytime-lct")
     except LCTError as error:
-        _complain(str(error))
+        if str(error):
+            _complain(str(error))
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _extra_of(error)
@@ -60,7 +63,8 @@ def run(arguments: list[str] | None = None) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("Interrupted.")
+        if int(os.environ.get("RANK", "0")) == 0:
+            _complain("Interrupted.")
         sys.exit(130)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,9 +34,21 @@ def train(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the layer groups, each a run of neighbours; at most N.")
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="With several workers: start again so often when one is lost.")
+    ] = 0,
+    wire: Annotated[
+        str | None, typer.Option(help="What travels between workers: exact, or bf16 for half the bytes.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train a network by local critic training; without arguments, a small one on the built-in digits.
+
+    With --workers, processes on this machine train neighbouring layer groups side by side, to the weights of one; under
+    torchrun the same command takes its place from the environment.
 
     Ctrl-C writes a checkpoint first; --resume goes on to the very weights of an undisturbed run.
 
@@ -47,6 +60,7 @@ def train(
     flags = {
         "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
         "cut.groups": groups, "train.epochs": epochs, "train.seed": seed,
+        "train.wire": wire,
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(recipes.assignment(text) for text in settings or [])
@@ -63,7 +77,12 @@ def train(
     else:
         chosen = recipes.read(recipe, overrides)
     folder = run_dir or Path("runs") / f"{chosen.data.name}-{chosen.model.name}-{chosen.train.seed}"
-    last = run(chosen, folder, resume=resume, quiet=as_json)
+    if workers > 1 and not _is_worker():
+        _launch(chosen, folder, workers, max_restarts, resume=resume, as_json=as_json)
+        return
+    last = run(chosen, folder, resume=resume, quiet=as_json, workers=workers)
+    if workers > 1 and int(os.environ["RANK"]) > 0:
+        return
     if as_json:
         import json
 
@@ -73,25 +92,64 @@ def train(
         typer.echo(f"The run is in {folder}. Next: anytime-lct analyze {folder}")
 
 
-def run(recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False) -> Epoch | None:
-    """Train and show the progress; return the last epoch, or None where nothing was left to do."""
-    from anytime_lct import data as datasets
+def _is_worker() -> bool:
+    """Whether torchrun, or this command's own launcher, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _launch(recipe: Any, folder: Path, workers: int, max_restarts: int, *, resume: bool, as_json: bool) -> None:
+    """Check what can be checked beforehand, then run this command in every worker."""
+    import tempfile
+
+    from anytime_lct import recipe as recipes
+    from anytime_lct.errors import PartitionError
+    from anytime_lct.training.launch import launch
+
+    if workers > recipe.cut.groups:
+        raise PartitionError(
+            f"Expected at most as many workers as layer groups, {recipe.cut.groups}, got {workers}; lower --workers or "
+            f"raise --groups."
+        )
+    _expect_room(folder, resume)
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / "recipe.toml"
+        recipes.write(recipe, written)
+        told = ["--resume"] if resume else ["--recipe", str(written)]
+        told += ["--run-dir", str(folder), "--workers", str(workers), *(["--json"] if as_json else [])]
+        launch(["train", *told], workers, 1, max_restarts)
+
+
+def _expect_room(folder: Path, resume: bool) -> None:
     from anytime_lct import run_folder
     from anytime_lct.errors import CheckpointError
-    from anytime_lct.training import train as training
 
     if not resume and (folder / run_folder.RECIPE).exists():
         raise CheckpointError(
             f"The folder '{folder}' holds a run already; go on with it by --resume --run-dir {folder}, or choose "
             f"another --run-dir."
         )
-    events = training(recipe, datasets.from_recipe(recipe), folder, resume=resume)
+
+
+def run(recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False, workers: int = 1) -> Epoch | None:
+    """Train and show the progress; return the last epoch, or None where nothing was left to do."""
+    from anytime_lct import data as datasets
+    from anytime_lct.training import device_of, join
+    from anytime_lct.training import train as training
+
+    team = None
+    if workers > 1:
+        team = join(workers, 1, device_of(recipe.train.device), recipe.train.wire)
+        quiet = quiet or not team.leads
+    if team is None or not team.restarted:
+        _expect_room(folder, resume or (team is not None and not team.leads))
+    events = training(recipe, datasets.from_recipe(recipe), folder, resume=resume, team=team)
     try:
         return show(events, metric_of(recipe.data.name), quiet=quiet)
     except KeyboardInterrupt:
-        typer.echo(
-            f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True
-        )
+        if team is None or team.leads:
+            typer.echo(
+                f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True
+            )
         raise
 
 

@@ -1,5 +1,6 @@
-"""Training: one group in training, the worker that owns groups, and the run around it."""
+"""Training: one group in training, the workers that own groups, the links between them, and the run around it."""
 
-from anytime_lct.training.run import Epoch, Progress, train
+from anytime_lct.training.run import Epoch, Progress, device_of, train
+from anytime_lct.training.team import Team, join
 
-__all__ = ["Epoch", "Progress", "train"]
+__all__ = ["Epoch", "Progress", "Team", "device_of", "join", "train"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from anytime_lct import checkpoint, run_folder
 from anytime_lct.data import Dataset
 from anytime_lct.errors import CheckpointError, DataError, DivergenceError, RecipeError
-from anytime_lct.placement import spread
+from anytime_lct.placement import group_costs, spread
 from anytime_lct.recipe import Recipe
 from anytime_lct.training.group import Clock
 from anytime_lct.training.team import Team, alone
@@ -89,13 +89,26 @@ def train(
     if clock.per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
     team = team or alone(device_of(recipe.train.device))
+    with team.together():
+        yield from _train(recipe, data, path, resume, team, clock)
+
+
+def _train(
+    recipe: Recipe, data: Dataset, path: Path, resume: bool, team: Team, clock: Clock
+) -> Iterator[Progress | Epoch]:
     network = run_folder.build_network(recipe, data.facts)
     if not team.bounds:
-        team.bounds = spread(network.num_groups, team.workers)
+        costs = (
+            group_costs(list(network.groups), list(network.critics), run_folder.example_input(data.facts))
+            if team.workers > 1
+            else ()
+        )
+        team.bounds = spread(network.num_groups, team.workers, costs)
     network = network.to(team.device)
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
+    resume = resume or team.share(team.restarted and (path / run_folder.RECIPE).exists())
     if team.leads and not resume:
         run_folder.create(path, recipe, data.facts)
     team.wait_for_all()

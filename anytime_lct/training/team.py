@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,9 +20,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from anytime_lct.errors import RecipeError
+from anytime_lct.errors import LCTError, RecipeError, WorkerLostError
+from anytime_lct.training.launch import QUIET, describe
 from anytime_lct.training.links import Link
+from anytime_lct.training.watch import Watch
 
 PATIENCE = timedelta(hours=1)  # for the slowest legitimate wait, such as another worker loading its data
 
@@ -45,6 +49,8 @@ class Team:
     replicas: int = 1
     previous: Edge | None = None
     next: Edge | None = None
+    restarted: bool = False  # by the launcher, after a worker was lost
+    watch: Watch | None = None
     equals: Any = None  # process group of this worker's replicas
     bounds: tuple[int, ...] = field(default=())  # worker w owns layer groups bounds[w]+1 .. bounds[w+1]
 
@@ -81,9 +87,43 @@ class Team:
         dist.broadcast(buffer, 0)
         return json.loads(bytes(buffer.tolist()))
 
-    def leave(self) -> None:
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold the team for a run; an error of one ends all, each with a sentence naming the one that ended first."""
+        if self.size == 1:
+            yield
+            return
+        rank = self.replica * self.workers + self.worker
+        assert self.watch is not None
+        try:
+            yield
+            self.wait_for_all()
+        except KeyboardInterrupt:
+            self._leave()
+            raise
+        except WorkerLostError as error:
+            raise WorkerLostError(self._said(self.watch.blame(error.peer, str(error)))) from None
+        except LCTError as error:
+            self.watch.blame(rank, f"{describe(rank, self.workers)} ended: {error}")
+            raise
+        except RuntimeError as error:
+            if not _is_transport(error):
+                self.watch.blame(rank)
+                raise
+            raise WorkerLostError(self._said(self.watch.blame(None))) from None
+        except BaseException:
+            self.watch.blame(rank)
+            raise
+        self._leave()
+
+    def _said(self, sentence: str) -> str:
+        """Leave it to the launcher to say who was lost, where there is one to say it once."""
+        return "" if QUIET in os.environ else sentence
+
+    def _leave(self) -> None:
+        assert self.watch is not None
+        self.watch.stop()
+        dist.destroy_process_group()
 
 
 def alone(device: torch.device) -> Team:
@@ -107,8 +147,10 @@ def join(workers: int, replicas: int, device: torch.device, wire: str = "exact")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    place = rendezvous("env://", timeout=PATIENCE)
+    store, rank, size = next(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     replica, worker = divmod(rank, workers)
     team = Team(device, worker, workers, replica, replicas)
     for r in range(replicas):  # every process makes every group, in this order
@@ -125,7 +167,10 @@ def join(workers: int, replicas: int, device: torch.device, wire: str = "exact")
             group = dist.new_group(members)
             if w == worker:
                 team.equals = group
-    team.wait_for_all()
+    again = torch.tensor([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
+    team.restarted = bool(team.sum(again) > 0)  # the count may differ between hosts
+    attempt = dist.PrefixStore(f"watch/{int(team.sum(again))}", store.clone())
+    team.watch = Watch(attempt, rank, size, lambda other: describe(other, workers), QUIET in os.environ)
     return team
 
 
@@ -138,6 +183,11 @@ def _pair(above: int, below: int, device: torch.device) -> Any:
             first, below if dist.get_rank() == above else above, group
         )
     return group
+
+
+def _is_transport(error: RuntimeError) -> bool:
+    """Tell a lost connection from a mistake of torch's user; gloo raises plain RuntimeError."""
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
 
 
 def owned(bounds: Sequence[int], worker: int) -> range:

@@ -1,0 +1,152 @@
+"""Several workers: the weights of one, whatever is cut where; and runs that lose a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from anytime_lct import checkpoint
+from anytime_lct import recipe as recipes
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+RESNET = {
+    "data": {"name": "digits", "batch_size": 256},
+    "model": {"name": "resnet", "depth": 14, "width": 4},
+    "cut": {"groups": 4},
+    "train": {"epochs": 2},
+}
+LSTM = {
+    "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},
+    "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4, "dropout": 0.2},
+    "cut": {"groups": 4},
+    "train": {"epochs": 1},
+}
+MLP = {**RESNET, "model": {"name": "mlp", "hidden": [20, 20, 20]}}
+VARIANTS = {
+    "resnet": RESNET,
+    "resnet-scalar-channels-last": {
+        **RESNET, "rule": {"form": "scalar"}, "train": {"epochs": 2, "channels_last": True},
+    },
+    "lstm": LSTM,
+    "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},
+    "mlp": MLP,
+}  # fmt: skip
+
+
+def command(folder, workers, *more):
+    return [
+        sys.executable, "-m", "anytime_lct.cli.main", "train", "--run-dir", str(folder), "--workers", str(workers), *more,
+    ]  # fmt: skip
+
+
+def start(recipe, folder, workers, *more):
+    written = folder.with_suffix(".toml")
+    recipes.write(recipes.complete(recipe), written)
+    return subprocess.Popen(
+        command(folder, workers, "--recipe", str(written), *more), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+
+
+def finish(process, expected=0, seconds=150):
+    _, said = process.communicate(timeout=seconds)
+    assert process.returncode == expected, said
+    return said
+
+
+def resume(folder, workers):
+    process = subprocess.Popen(command(folder, workers, "--resume"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    return finish(process)
+
+
+def outcome(folder):
+    weights = {**checkpoint.load_tensors(folder / "main.safetensors")}
+    weights |= checkpoint.load_tensors(folder / "critics.safetensors")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return weights, [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def same(a, b):
+    (weights_a, metrics_a), (weights_b, metrics_b) = outcome(a), outcome(b)
+    return metrics_a == metrics_b and all(torch.equal(weights_a[name], weights_b[name]) for name in weights_b)
+
+
+def workers_of(process):
+    """Process numbers of the workers that a launcher started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = []
+    for child in children:
+        words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        if "anytime_lct.cli.main" in words:
+            found.append(int(child))
+    return found
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS.keys())
+def test_any_number_of_workers_ends_with_the_weights_and_metrics_of_one(recipe, tmp_path):
+    for workers in (1, 2, 3, 4) if recipe is RESNET else (1, 3):
+        finish(start(recipe, tmp_path / str(workers), workers))
+        assert same(tmp_path / "1", tmp_path / str(workers)), f"{workers} workers"
+
+
+SLOW = {**RESNET, "train": {"epochs": 20, "checkpoint_minutes": 1e-9}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_with_another_number_of_workers(number, tmp_path):
+    short = {**SLOW, "train": {**SLOW["train"], "epochs": 6}}
+    finish(start(short, tmp_path / "whole", 1))
+    process = start(short, tmp_path / "cut", 2)
+    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
+    process.send_signal(number)
+    assert "a checkpoint is written" in finish(process, 130)
+    resume(tmp_path / "cut", 4)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_killed_worker_ends_the_run_with_its_name(tmp_path):
+    process = start(SLOW, tmp_path / "run", 2)
+    wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("step-*")))
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    said = finish(process, 4, seconds=30)
+    assert "Worker 2 of 2 was ended by SIGKILL" in said
+    assert "Traceback" not in said
+
+
+def test_a_run_that_lost_workers_restarts_by_itself_and_ends_with_the_same_weights(tmp_path):
+    recipe = {**SLOW, "train": {**SLOW["train"], "epochs": 3}}
+    finish(start(recipe, tmp_path / "whole", 1))
+    process = start(recipe, tmp_path / "cut", 2, "--max-restarts", "2")
+    luck = random.Random(0)
+    for attempt in range(2):
+        wait_for(lambda: len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) > attempt)
+        time.sleep(luck.uniform(0, 0.2))
+        if process.poll() is None and (alive := workers_of(process)):
+            os.kill(alive[attempt % len(alive)], signal.SIGKILL)
+    finish(process)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_one_worker_says_is_said_once(tmp_path):
+    diverging = {**RESNET, "groups": {"name": "sgd", "lr": 1e30}}
+    said = finish(start(diverging, tmp_path / "run", 2), 2)
+    assert "became" in said and "Traceback" not in said
+
+
+def test_more_workers_than_groups_are_refused(tmp_path):
+    assert "at most as many workers as layer groups, 4, got 5" in finish(start(RESNET, tmp_path / "run", 5), 2)
