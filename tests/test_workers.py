@@ -43,9 +43,8 @@ VARIANTS = {
 
 
 def command(folder, workers, *more):
-    return [
-        sys.executable, "-m", "anytime_lct.cli.main", "train", "--run-dir", str(folder), "--workers", str(workers), *more,
-    ]  # fmt: skip
+    program = [sys.executable, "-m", "anytime_lct.cli.main", "train"]
+    return [*program, "--run-dir", str(folder), "--workers", str(workers), *more]
 
 
 def start(recipe, folder, workers, *more):
@@ -77,6 +76,10 @@ def outcome(folder):
 def same(a, b):
     (weights_a, metrics_a), (weights_b, metrics_b) = outcome(a), outcome(b)
     return metrics_a == metrics_b and all(torch.equal(weights_a[name], weights_b[name]) for name in weights_b)
+
+
+def steps(folder):
+    return [path.name for path in (folder / "checkpoints").glob("step-*")]
 
 
 def workers_of(process):
@@ -129,15 +132,17 @@ def test_a_killed_worker_ends_the_run_with_its_name(tmp_path):
 
 
 def test_a_run_that_lost_workers_restarts_by_itself_and_ends_with_the_same_weights(tmp_path):
-    recipe = {**SLOW, "train": {**SLOW["train"], "epochs": 3}}
+    recipe = {**SLOW, "train": {**SLOW["train"], "epochs": 8}}
     finish(start(recipe, tmp_path / "whole", 1))
     process = start(recipe, tmp_path / "cut", 2, "--max-restarts", "2")
     luck = random.Random(0)
-    for attempt in range(2):
-        wait_for(lambda: len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) > attempt)
+    for victim in (0, 1):
+        newest = max(steps(tmp_path / "cut"), default="")
+        wait_for(lambda n=newest: max(steps(tmp_path / "cut"), default="") > n)
         time.sleep(luck.uniform(0, 0.2))
-        if process.poll() is None and (alive := workers_of(process)):
-            os.kill(alive[attempt % len(alive)], signal.SIGKILL)
+        before = workers_of(process)
+        os.kill(before[victim], signal.SIGKILL)
+        wait_for(lambda old=before: len(set(workers_of(process)) - set(old)) == 2)
     finish(process)
     assert same(tmp_path / "whole", tmp_path / "cut")
 

@@ -4,8 +4,8 @@
     worker 2       | 1 | 2 | 3 | 4 |    payload (on the device). Sizes are agreed with the first message of a stretch of
                                         minibatches; a smaller one, like the short last minibatch, is padded.
 
-The receive of minibatch k+1 is posted before k is worked on, into the other of two buffers; a send overlaps what follows
-and is waited for two messages later. Every message carries its step: one that is out of turn stops the run.
+The receive of minibatch k+1 is posted before k is worked on, into the other of two buffers; a send overlaps what
+follows and is waited for two messages later. Every message carries its step: one that is out of turn stops the run.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from anytime_lct.training.launch import QUIET, describe
 from anytime_lct.training.links import Link
 from anytime_lct.training.watch import Watch
 
+TRANSPORT = ("gloo", "Gloo", "NCCL", "Connection", "store")  # named in the RuntimeErrors of a lost connection
 PATIENCE = timedelta(hours=1)  # for the slowest legitimate wait, such as another worker loading its data
 
 
@@ -137,18 +138,30 @@ def started() -> bool:
 
 
 def join(workers: int, replicas: int, device: torch.device, wire: str = "exact") -> Team:
-    """Take the place that the environment gives; raises RecipeError where it does not fit."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    """Take the place that the environment gives; raises RecipeError where it does not fit, and WorkerLostError."""
+    size = int(os.environ["WORLD_SIZE"])
     if size != workers * replicas:
         raise RecipeError(
             f"Expected {workers} workers times {replicas} replicas = {workers * replicas} processes, got {size}; make "
             f"torchrun's --nnodes times --nproc-per-node equal to it."
         )
+    try:
+        return _join(workers, replicas, device, wire)
+    except RuntimeError as error:
+        if not _is_transport(error):
+            raise
+        sentence = f"A worker ended while the {size} of this run were meeting; start the run again with --resume."
+        raise WorkerLostError("" if QUIET in os.environ else sentence) from None
+
+
+def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     place = rendezvous("env://", timeout=PATIENCE)
     store, rank, size = next(place)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt/{attempt}", store)  # addresses of the workers before a restart stay in the store
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     replica, worker = divmod(rank, workers)
@@ -169,8 +182,13 @@ def join(workers: int, replicas: int, device: torch.device, wire: str = "exact")
                 team.equals = group
     again = torch.tensor([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
     team.restarted = bool(team.sum(again) > 0)  # the count may differ between hosts
-    attempt = dist.PrefixStore(f"watch/{int(team.sum(again))}", store.clone())
-    team.watch = Watch(attempt, rank, size, lambda other: describe(other, workers), QUIET in os.environ)
+    team.watch = Watch(
+        dist.PrefixStore("watch", store.clone()),
+        rank,
+        size,
+        lambda other: describe(other, workers),
+        QUIET in os.environ,
+    )
     return team
 
 
@@ -187,7 +205,7 @@ def _pair(above: int, below: int, device: torch.device) -> Any:
 
 def _is_transport(error: RuntimeError) -> bool:
     """Tell a lost connection from a mistake of torch's user; gloo raises plain RuntimeError."""
-    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Connection"))
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in TRANSPORT)
 
 
 def owned(bounds: Sequence[int], worker: int) -> range:
