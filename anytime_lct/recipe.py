@@ -110,6 +110,7 @@ class TrainRecipe(Section):
     compile: bool = False
     device: str = "auto"
     wire: Literal["exact", "bf16"] = "exact"
+    sync_batch_norm: bool = False
     keep: Literal["last", "best"] = "last"
     checkpoint_minutes: Positive = 10.0
 

@@ -37,6 +37,9 @@ def train(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the layer groups, each a run of neighbours; at most N.")
     ] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Copies of all workers, each with its share of every minibatch.")
+    ] = 1,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="With several workers: start again so often when one is lost.")
     ] = 0,
@@ -77,11 +80,11 @@ def train(
     else:
         chosen = recipes.read(recipe, overrides)
     folder = run_dir or Path("runs") / f"{chosen.data.name}-{chosen.model.name}-{chosen.train.seed}"
-    if workers > 1 and not _is_worker():
-        _launch(chosen, folder, workers, max_restarts, resume=resume, as_json=as_json)
+    if workers * replicas > 1 and not _is_worker():
+        _launch(chosen, folder, (workers, replicas), max_restarts, resume=resume, as_json=as_json)
         return
-    last = run(chosen, folder, resume=resume, quiet=as_json, workers=workers)
-    if workers > 1 and int(os.environ["RANK"]) > 0:
+    last = run(chosen, folder, resume=resume, quiet=as_json, size=(workers, replicas))
+    if workers * replicas > 1 and int(os.environ["RANK"]) > 0:
         return
     if as_json:
         import json
@@ -97,7 +100,9 @@ def _is_worker() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _launch(recipe: Any, folder: Path, workers: int, max_restarts: int, *, resume: bool, as_json: bool) -> None:
+def _launch(
+    recipe: Any, folder: Path, size: tuple[int, int], max_restarts: int, *, resume: bool, as_json: bool
+) -> None:
     """Check what can be checked beforehand, then run this command in every worker."""
     import tempfile
 
@@ -105,6 +110,7 @@ def _launch(recipe: Any, folder: Path, workers: int, max_restarts: int, *, resum
     from anytime_lct.errors import PartitionError
     from anytime_lct.training.launch import launch
 
+    workers, replicas = size
     if workers > recipe.cut.groups:
         raise PartitionError(
             f"Expected at most as many workers as layer groups, {recipe.cut.groups}, got {workers}; lower --workers or "
@@ -115,8 +121,8 @@ def _launch(recipe: Any, folder: Path, workers: int, max_restarts: int, *, resum
         written = Path(scratch) / "recipe.toml"
         recipes.write(recipe, written)
         told = ["--resume"] if resume else ["--recipe", str(written)]
-        told += ["--run-dir", str(folder), "--workers", str(workers), *(["--json"] if as_json else [])]
-        launch(["train", *told], workers, 1, max_restarts)
+        told += ["--run-dir", str(folder), "--workers", str(workers), "--replicas", str(replicas)]
+        launch(["train", *told, *(["--json"] if as_json else [])], workers, replicas, max_restarts)
 
 
 def _expect_room(folder: Path, resume: bool) -> None:
@@ -130,15 +136,17 @@ def _expect_room(folder: Path, resume: bool) -> None:
         )
 
 
-def run(recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False, workers: int = 1) -> Epoch | None:
+def run(
+    recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False, size: tuple[int, int] = (1, 1)
+) -> Epoch | None:
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
     from anytime_lct import data as datasets
     from anytime_lct.training import device_of, join
     from anytime_lct.training import train as training
 
     team = None
-    if workers > 1:
-        team = join(workers, 1, device_of(recipe.train.device), recipe.train.wire)
+    if size != (1, 1):
+        team = join(*size, device_of(recipe.train.device), recipe.train.wire)
         quiet = quiet or not team.leads
     if team is None or not team.restarted:
         _expect_room(folder, resume or (team is not None and not team.leads))

@@ -31,7 +31,10 @@ run({arguments})
 """
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
-    "train": "--data --data-root --download --epochs --groups --json --model --recipe --resume --run-dir --seed --set",
+    "train": (
+        "--data --data-root --download --epochs --groups --json --max-restarts --model --recipe --replicas --resume "
+        "--run-dir --seed --set --wire --workers"
+    ),
     "analyze": "--data-root --json",
     "export": "--exits --force --json --only --out",
     "select": (

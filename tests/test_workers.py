@@ -155,3 +155,26 @@ def test_what_one_worker_says_is_said_once(tmp_path):
 
 def test_more_workers_than_groups_are_refused(tmp_path):
     assert "at most as many workers as layer groups, 4, got 5" in finish(start(RESNET, tmp_path / "run", 5), 2)
+
+
+def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
+    for form in ("per-sample", "scalar"):
+        recipe = {**MLP, "rule": {"form": form}, "data": {"name": "digits", "batch_size": 255}}
+        finish(start(recipe, tmp_path / f"{form}-1", 1))
+        finish(start(recipe, tmp_path / f"{form}-4", 2, "--replicas", "2"))
+        close_to(tmp_path / f"{form}-1", tmp_path / f"{form}-4")
+
+
+def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):
+    recipe = {**RESNET, "train": {"epochs": 1, "sync_batch_norm": True}, "cut": {"groups": 2}}
+    finish(start(recipe, tmp_path / "1", 1))
+    finish(start(recipe, tmp_path / "2", 1, "--replicas", "2"))
+    close_to(tmp_path / "1", tmp_path / "2", 2e-3)
+
+
+def close_to(a, b, tolerance=1e-4):
+    (weights_a, metrics_a), (weights_b, metrics_b) = outcome(a), outcome(b)
+    for name, value in weights_a.items():
+        torch.testing.assert_close(value, weights_b[name], rtol=tolerance, atol=tolerance, msg=name)
+    for line_a, line_b in zip(metrics_a, metrics_b, strict=True):
+        assert line_a["train"]["loss"] == pytest.approx(line_b["train"]["loss"], rel=1e-3)

@@ -19,6 +19,7 @@ from anytime_lct.task import Facts
 
 Split = Literal["train", "validation", "test"]
 Batch = tuple[Tensor, Tensor]
+Share = tuple[int, int]
 
 
 class Dataset(Protocol):
@@ -26,7 +27,8 @@ class Dataset(Protocol):
 
     `batches("train", epoch, start)` follows from the seed and the epoch alone, augmentation included: never
     from the number of worker processes, from `start` (minibatches skipped without being made) or from torch's
-    random state. `num_samples` counts images, or the characters predicted. `augment` is what "auto" became.
+    random state. `share` (k, n) takes the k-th (from 0) of n parts of every minibatch, whose rows `num_rows` counts.
+    `num_samples` counts images, or the characters predicted. `augment` is what "auto" became.
     """
 
     @property
@@ -39,7 +41,9 @@ class Dataset(Protocol):
 
     def num_samples(self, split: Split) -> int: ...
 
-    def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]: ...
+    def num_rows(self, split: Split, number: int) -> int: ...
+
+    def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ class ImageBatches:
     def num_batches(self, split: Split) -> int:
         return -(-self.num_samples(split) // self.batch_size)
 
-    def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def num_rows(self, split: Split, number: int) -> int:
+        return min(self.batch_size, self.num_samples(split) - number * self.batch_size)
+
+    def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
         images, chosen = self.parts[split]
         if split == "train":
             order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
@@ -96,7 +103,7 @@ class ImageBatches:
         luck = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
         made = _Epoch(
             images,
-            chosen.split(self.batch_size) if len(chosen) else (),
+            [part.tensor_split(share[1])[share[0]] for part in chosen.split(self.batch_size)] if len(chosen) else (),
             self.augment if split == "train" else "none",
             torch.rand(3, len(images.labels), generator=luck),
             mix(self.seed, epoch, 2),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytime_lct.data.augment import Augment
-from anytime_lct.data.batches import Batch, Split
+from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
 from anytime_lct.task import Facts
 
@@ -47,14 +47,17 @@ class TextBatches:
     def num_batches(self, split: Split) -> int:
         return self._layout(split)[2]
 
-    def batches(self, split: Split, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def num_rows(self, split: Split, number: int) -> int:
+        return self._layout(split)[0]
+
+    def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
         streams, window, windows = self._layout(split)
         if not windows:
             return
         ids = self.parts[split]
         length = (len(ids) - 1) // streams
-        x = ids[: streams * length].view(streams, length)
-        y = ids[1 : streams * length + 1].view(streams, length)
+        x = ids[: streams * length].view(streams, length).tensor_split(share[1])[share[0]]
+        y = ids[1 : streams * length + 1].view(streams, length).tensor_split(share[1])[share[0]]
         for k in range(start, windows):
             place = slice(k * window, (k + 1) * window)
             yield x[:, place].long().contiguous(), y[:, place].long().contiguous()

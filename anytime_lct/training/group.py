@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from anytime_lct.errors import CheckpointError, DivergenceError
 from anytime_lct.network import carriers
 from anytime_lct.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
 from anytime_lct.task import TaskName
+from anytime_lct.training.replicas import Summing, join_batch_norms, joint_mean
 from anytime_lct.training.schedule import factor
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -37,10 +39,24 @@ class GroupInTraining:
     """
 
     def __init__(
-        self, index: int, group: nn.Module, critic: nn.Module | None, recipe: Recipe, task: TaskName, clock: Clock
+        self,
+        index: int,
+        group: nn.Module,
+        critic: nn.Module | None,
+        recipe: Recipe,
+        task: TaskName,
+        clock: Clock,
+        equals: Any = None,
+        replica: int = 0,
     ) -> None:
+        self._equals, self._replica = equals, replica
+        self._settling: dict[str, Callable[[], None]] = {}
         self.index, self.group, self.critic = index, group, critic
         self._recipe, self._clock = recipe, clock
+        if equals is not None and recipe.train.sync_batch_norm:
+            for module in (group, critic):
+                if module is not None:
+                    join_batch_norms(module, equals)
         self._rule = lct.Rule(recipe.rule.form, recipe.rule.matching, recipe.rule.cross_entropy)
         self._loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_optimizer = _optimizer(recipe.groups, group)
@@ -49,6 +65,7 @@ class GroupInTraining:
         self._c = _forward(critic, recipe) if critic is not None else None  # small, and run backward twice
         self._h: Tensor | None = None
         self._here: lct.LocalLoss | None = None
+        self._L, self._share = torch.zeros(()), 1.0
 
     @property
     def per_sample(self) -> bool:
@@ -56,13 +73,19 @@ class GroupInTraining:
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""
-        torch.manual_seed((self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index)
+        self.settle("group")
+        seed = (self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index
+        torch.manual_seed(seed + self._replica * 2**40)  # replicas drop other units
         self._group_optimizer.zero_grad()
-        self._h = self._f(x)
-        return self._h.detach()
+        h: Tensor = self._f(x)
+        h: Tensor = self._f(x)
+        self._h = h
+        return h.detach()
 
-    def judge(self, y: Tensor, step: int) -> Tensor:
-        """Run the critic on h_i; return L_i, (B,) or in the scalar form (), (1)."""
+    def judge(self, y: Tensor, step: int, share: float = 1.0) -> Tensor:
+        """Run the critic on h_i; return L_i, (B,) or in the scalar form (), (1); `share` of the joint rows are here."""
+        self.settle("critic")
+        self._share = share
         h, self._h = self._h, None
         assert h is not None
         self._here = lct.LocalLoss(h, self._c, y, self._loss, self._rule)
@@ -72,13 +95,21 @@ class GroupInTraining:
                 f"{step // self._clock.per_epoch + 1}); lower groups.lr or critics.lr, or set train.clip_norm, and "
                 f"resume from the last checkpoint or start again."
             )
-        return self._here.L
+        self._L = self._here.L
+        if self._equals is not None and not self.per_sample:
+            self._L = joint_mean(self._equals, self._L, share)
+        return self._L
 
     def descend(self, step: int) -> None:
         """Step the group's weights, (2) and (3)."""
         assert self._here is not None
         self._here.descend()
-        self._step(self._group_optimizer, self._recipe.groups, self._recipe.groups_schedule, self.group, step)
+        told = self._recipe
+        self._after_sum(
+            "group",
+            self.group,
+            lambda: self._step(self._group_optimizer, told.groups, told.groups_schedule, self.group, step),
+        )
 
     def learn(self, L_next: Tensor, step: int) -> None:
         """Step the critic's weights towards L_{i+1}, (5)."""
@@ -86,8 +117,32 @@ class GroupInTraining:
         if here is None or self._critic_optimizer is None or self.critic is None:
             return
         self._critic_optimizer.zero_grad()
-        here.learn(L_next)
-        self._step(self._critic_optimizer, self._recipe.critics, self._recipe.critics_schedule, self.critic, step)
+        here.learn(L_next, None if self.per_sample else self._L)
+        optimizer, critic = self._critic_optimizer, self.critic
+        self._after_sum(
+            "critic",
+            critic,
+            lambda: self._step(optimizer, self._recipe.critics, self._recipe.critics_schedule, critic, step),
+        )
+
+    def settle(self, *kinds: str) -> None:
+        """Take the steps that wait for the other replicas' gradients: of the group, of the critic, by default both."""
+        for kind in kinds or ("group", "critic"):
+            if kind in self._settling:
+                self._settling.pop(kind)()
+
+    def _after_sum(self, kind: str, module: nn.Module, step: Callable[[], None]) -> None:
+        """Step at once, or with replicas when their gradients are summed up: no later than the next use."""
+        if self._equals is None:
+            step()
+            return
+        summing = Summing(self._equals, module.parameters(), self._share)
+
+        def finish() -> None:
+            summing.finish()
+            step()
+
+        self._settling[kind] = finish
 
     def start_epoch(self) -> None:
         """Forget the hidden state carried over, and carry it from here on."""
@@ -96,6 +151,7 @@ class GroupInTraining:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, under flat names."""
+        self.settle()
         flat = {f"main.{name}": value for name, value in self.group.state_dict().items()}
         flat |= _optimizer_state("group_optimizer", self._group_optimizer)
         if self.critic is not None and self._critic_optimizer is not None:

@@ -57,8 +57,7 @@ class Link:
         self._capacity: tuple[int, int] | None = None  # int64 numbers of an envelope, elements of a payload
         self._flying: deque[tuple[list[dist.Work], Any]] = deque()
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._type = torch.float32
-        self.waited = 0.0
+        self._type = self._original = torch.float32
 
     def send(self, message: Message) -> None:
         """Start sending; what is sent must not be changed until two messages later, or `finish`."""
@@ -92,8 +91,8 @@ class Link:
             if self._capacity is None:
                 agreed = torch.zeros(4, dtype=torch.int64)
                 dist.recv(agreed, self._peer, self._group)
-                numbers, elements, self._type, self._original = (*agreed[:2].tolist(), *(TYPES[k] for k in agreed[2:]))
-                self._capacity = (numbers, elements)
+                numbers, elements, wire, original = agreed.tolist()
+                self._capacity, self._type, self._original = (numbers, elements), TYPES[wire], TYPES[original]
                 self._post()
             envelope, payload = self._buffers[0]
             self._land()

@@ -89,6 +89,12 @@ def train(
     if clock.per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
     team = team or alone(device_of(recipe.train.device))
+    shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
+    if shortest < team.replicas:
+        raise DataError(
+            f"Expected at least one sample of every minibatch for each of {team.replicas} replicas, got {shortest} in "
+            f"the shortest; choose another data.batch_size."
+        )
     with team.together():
         yield from _train(recipe, data, path, resume, team, clock)
 
@@ -164,7 +170,7 @@ class _Run:
             self.worker.start_epoch()
         for batch in self._minibatches():
             self.worker.step(batch, self.interrupted.is_set())
-            at.batch, at.samples = at.batch + 1, at.samples + len(batch.y)
+            at.batch, at.samples = at.batch + 1, at.samples + batch.joint
             now = time.monotonic()
             at.seconds = before + now - start
             last = at.batch == self.clock.per_epoch
@@ -188,14 +194,18 @@ class _Run:
                 yield from self.worker.minibatches(first + at.batch)
             return
         device, layout = self.team.device, self.recipe.train.channels_last
-        for number, (x, y) in enumerate(self.data.batches("train", at.epoch, at.batch), start=at.batch):
+        share = (self.team.replica, self.team.replicas)
+        for number, (x, y) in enumerate(self.data.batches("train", at.epoch, at.batch, share), start=at.batch):
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             if layout and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             end = number == self.clock.per_epoch - 1
-            stop = not end and (self.interrupted.is_set() or self.worker.interrupted_below)
+            asked = self.interrupted.is_set() or self.worker.interrupted_below
             due = time.monotonic() - self.saved > 60 * self.recipe.train.checkpoint_minutes
-            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), len(y))
+            asked, due = self.team.agree(asked, due)  # the same step for all replicas
+            stop = asked and not end
+            rows = self.data.num_rows("train", number)
+            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows)
             if stop:
                 return
 
@@ -211,7 +221,10 @@ class _Run:
         scores: tuple[float, ...] = ()
         if self.data.num_samples("validation"):
             count = self.data.num_batches("validation")
-            found = self.team.sum(self.worker.evaluate(self.data.batches("validation"), count))
+            found = torch.zeros(2, self.num_groups, dtype=torch.float64)
+            if self.team.replica == 0:
+                found = self.worker.evaluate(self.data.batches("validation"), count)
+            found = self.team.sum(found)
             losses, scores = tuple(found[0].tolist()), tuple(found[1].tolist())
         step = (self.at.epoch + 1) * self.clock.per_epoch
         return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from anytime_lct.errors import LCTError, RecipeError, WorkerLostError
@@ -71,6 +72,14 @@ class Team:
         total = values.detach().cpu().clone()
         dist.all_reduce(total)
         return total
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Among the first workers of all replicas: grant what any of them wishes."""
+        if self.replicas == 1:
+            return wishes
+        asked = torch.tensor([int(wish) for wish in wishes])
+        dist.all_reduce(asked, group=self.equals)
+        return tuple(bool(count) for count in asked)
 
     def wait_for_all(self) -> None:
         if self.size > 1:
@@ -161,7 +170,7 @@ def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     place = rendezvous("env://", timeout=PATIENCE)
     store, rank, size = next(place)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt/{attempt}", store)  # addresses of the workers before a restart stay in the store
+    store = PrefixStore(f"attempt/{attempt}", store)  # addresses of the workers before a restart stay in the store
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     replica, worker = divmod(rank, workers)
@@ -183,7 +192,7 @@ def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     again = torch.tensor([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
     team.restarted = bool(team.sum(again) > 0)  # the count may differ between hosts
     team.watch = Watch(
-        dist.PrefixStore("watch", store.clone()),
+        PrefixStore("watch", store.clone()),
         rank,
         size,
         lambda other: describe(other, workers),
@@ -194,7 +203,7 @@ def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
 
 def _pair(above: int, below: int, device: torch.device) -> Any:
     """Make a process group of two neighbours for one direction: NCCL ignores tags and would mix two up."""
-    group = dist.new_group([above, below])
+    group: Any = dist.new_group([above, below])
     if device.type == "cuda" and dist.get_rank() in (above, below):  # opens the connection in the order of all
         first = torch.zeros(1, device=device)
         (dist.send if dist.get_rank() == above else dist.recv)(

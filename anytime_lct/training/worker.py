@@ -63,7 +63,8 @@ class Worker:
         previous: Edge | None = None,
         next: Edge | None = None,
     ) -> None:
-        self.groups, self.task, self.previous, self.next = list(groups), task, previous, next
+        self.task: TaskName = task
+        self.groups, self.previous, self.next = list(groups), previous, next
         self.sums, self.known = (torch.zeros(2, num_groups, dtype=torch.float64, device=device) for _ in range(2))
         self.interrupted_below = False
         self._owed: Minibatch | None = None  # its L_{i+1} is yet to come from below
@@ -74,7 +75,8 @@ class Worker:
         critics = [*network.critics, None]
         device = next(network.parameters()).device
         mine = range(network.num_groups) if team is None else owned(team.bounds, team.worker)
-        groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock) for k in mine]
+        others = (None, 0) if team is None else (team.equals, team.replica)
+        groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock, *others) for k in mine]
         edges = (None, None) if team is None else (team.previous, team.next)
         return cls(groups, network.num_groups, task, device, *edges)
 
@@ -96,7 +98,7 @@ class Worker:
             if self.next is not None and group is self.groups[-1]:
                 self.next.down.send(_down(batch, h))
                 self._hear()
-            L = group.judge(batch.y, batch.step)
+            L = group.judge(batch.y, batch.step, batch.rows / batch.joint if batch.joint else 1.0)
             self.sums[0, group.index - 1] += L.double().mean() * len(batch.y)
             self.sums[1, group.index - 1] += len(batch.y)
             if self.previous is not None and group is self.groups[0]:
@@ -135,6 +137,8 @@ class Worker:
         found = torch.zeros(2, self.sums.shape[1], dtype=torch.float64)
         losses: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
         scores: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
+        for group in self.groups:
+            group.settle()
         modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
         with probing(modules), carrying(modules):
             for batch in self._flow(batches, count):
