@@ -78,7 +78,6 @@ class GroupInTraining:
         torch.manual_seed(seed + self._replica * 2**40)  # replicas drop other units
         self._group_optimizer.zero_grad()
         h: Tensor = self._f(x)
-        h: Tensor = self._f(x)
         self._h = h
         return h.detach()
 

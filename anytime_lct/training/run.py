@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from anytime_lct.errors import CheckpointError, DataError, DivergenceError, Reci
 from anytime_lct.placement import group_costs, spread
 from anytime_lct.recipe import Recipe
 from anytime_lct.training.group import Clock
+from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.team import Team, alone
 from anytime_lct.training.worker import Minibatch, Worker
 
@@ -118,7 +118,7 @@ def _train(
     if team.leads and not resume:
         run_folder.create(path, recipe, data.facts)
     team.wait_for_all()
-    with run_folder.locked(path) if team.leads else nullcontext(), _interruptible() as interrupted:
+    with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
         worker = Worker.of(network, recipe, data.facts.task, clock, team)
         num_groups = network.num_groups
         del network  # what other workers own
@@ -286,30 +286,6 @@ class _Run:
                 self.worker.sums[:, columns] = sums[:, columns].to(self.team.device)
         if self.team.leads:
             _keep_lines(self.path / run_folder.METRICS, self.at.epoch)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, so that no minibatch is cut in half; the second one kills."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        asked.set()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
