@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import critics, partition, placement
+from anytime_lct.costs import Strategy
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.task import TaskName
 
@@ -46,7 +47,7 @@ class LCTNetwork(nn.Module):
         *,
         num_groups: int = 4,
         places: Sequence[str] = (),
-        by: placement.Strategy = "layers",
+        by: Strategy = "layers",
         critic: critics.Kind = "slim",
         depth: int | Sequence[int] = 1,
         task: TaskName = "classification",
@@ -59,16 +60,10 @@ class LCTNetwork(nn.Module):
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
         """
-        trace = partition.trace(model)
-        with probing(model):
-            outputs = model(example).shape[-1]
-
-        def make(hidden: Tensor, at_depth: int = 1) -> nn.Module:
-            return critics.build(critic, hidden, outputs, task, at_depth)
-
+        outputs = _outputs(model, example)
         if not places:
-            first = depth if isinstance(depth, int) else max(depth, default=1)
-            places = placement.place(trace, example, num_groups, by, lambda hidden: make(hidden, first))
+            places = choose_places(model, example, num_groups=num_groups, by=by, critic=critic, depth=depth, task=task)
+        trace = partition.trace(model)
         groups = partition.groups(trace, places)
         depths = [depth] * len(places) if isinstance(depth, int) else list(depth)
         if len(depths) != len(places):
@@ -77,7 +72,7 @@ class LCTNetwork(nn.Module):
         for group, at_depth in zip(groups, depths, strict=False):
             with probing(group):
                 hidden = group(hidden)
-            made.append(make(hidden, at_depth))
+            made.append(critics.build(critic, hidden, outputs, task, at_depth))
         return cls(groups, made, places)
 
     @property
@@ -114,6 +109,35 @@ class LCTNetwork(nn.Module):
         """Take over weights as `main_state` and `critics_state` give them; raises CheckpointError on any mismatch."""
         _copy("main network", self.main_state(), main)
         _copy("critics", self.critics_state(), critics)
+
+
+def choose_places(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    num_groups: int,
+    by: Strategy,
+    critic: critics.Kind = "slim",
+    depth: int | Sequence[int] = 1,
+    task: TaskName = "classification",
+    weight_copies: int = 0,
+) -> tuple[str, ...]:
+    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`placement.place`)."""
+    outputs = _outputs(model, example)
+    first = depth if isinstance(depth, int) else max(depth, default=1)
+    return placement.place(
+        partition.trace(model),
+        example,
+        num_groups,
+        by,
+        lambda hidden: critics.build(critic, hidden, outputs, task, first),
+        weight_copies,
+    )
+
+
+def _outputs(model: nn.Module, example: Tensor) -> int:
+    with probing(model):
+        return model(example).shape[-1]
 
 
 def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:

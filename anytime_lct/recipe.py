@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anytime_lct.errors import RecipeError
 
 DataName = Literal["digits", "pydoc", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "text"]
+MethodName = Literal["lct", "bp", "gpipe", "1f1b"]
+PIPELINES: frozenset[str] = frozenset({"gpipe", "1f1b"})
 TEXT: frozenset[str] = frozenset({"pydoc", "text"})
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -57,7 +59,7 @@ class ModelRecipe(Section):
 
 class CutRecipe(Section):
     groups: Count = 4
-    by: Literal["layers", "balanced", "memory"] = "layers"
+    by: Literal["layers", "balanced", "measured", "memory"] = "layers"
     places: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -101,6 +103,7 @@ class ScheduleRecipe(Section):
 
 
 class TrainRecipe(Section):
+    method: MethodName = "lct"
     epochs: Count
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -111,6 +114,7 @@ class TrainRecipe(Section):
     device: str = "auto"
     wire: Literal["exact", "bf16"] = "exact"
     sync_batch_norm: bool = False
+    microbatches: Count = 4
     keep: Literal["last", "best"] = "last"
     checkpoint_minutes: Positive = 10.0
 
@@ -192,13 +196,18 @@ def complete(given: dict[str, Any]) -> Recipe:
         raise RecipeError(_sentence(error)) from None
 
 
-def read(source: str | Path | None, overrides: dict[str, Any] | None = None) -> Recipe:
+def read(
+    source: str | Path | None, overrides: dict[str, Any] | None = None, otherwise: dict[str, Any] | None = None
+) -> Recipe:
     """Read a recipe from a TOML file, or from a shipped recipe's name, with `overrides` on top, and complete it.
 
-    `overrides` maps dotted keys to values, as `assignment` reads them. Raises RecipeError.
+    `overrides` maps dotted keys to values, as `assignment` reads them; `otherwise` gives values to keys that neither
+    names. Raises RecipeError.
     """
     given = _parse(source) if source is not None else {}
-    for key, value in (overrides or {}).items():
+    named = {*(overrides or {}), *(f"{table}.{entry}" for table in given for entry in _table(given, table))}
+    weak = {key: value for key, value in (otherwise or {}).items() if key not in named}
+    for key, value in {**weak, **(overrides or {})}.items():
         table, _, entry = key.partition(".")
         if not entry or "." in entry:
             raise RecipeError(

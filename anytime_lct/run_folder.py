@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime_lct import __version__, models
 from anytime_lct import recipe as recipes
 from anytime_lct.checkpoint import load_tensors, save_tensors
 from anytime_lct.errors import CheckpointError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipe import Recipe
+from anytime_lct.recipe import CutRecipe, Recipe
 from anytime_lct.task import Facts
 
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
@@ -94,21 +94,30 @@ def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]
     save_tensors(path / CRITICS, critics)
 
 
-def build_network(recipe: Recipe, facts: Facts) -> LCTNetwork:
-    """Build, cut and initialise the network of a recipe; the weights depend on the seed alone."""
+def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:
+    """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
+
+    Backprop trains the main network alone, which is a network of one group; with `stages`, for a pipeline through it,
+    it is cut all the same.
+    """
+    cut = recipe.cut if recipe.train.method == "lct" or stages else CutRecipe(groups=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        model = models.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
         return LCTNetwork.cut(
-            model,
+            build_model(recipe, facts),
             example_input(facts),
-            num_groups=recipe.cut.groups,
-            places=recipe.cut.places,
-            by=recipe.cut.by,
+            num_groups=cut.groups,
+            places=cut.places,
+            by=cut.by,
             critic=recipe.critic.kind,
-            depth=recipe.critic.depth,
+            depth=recipe.critic.depth if cut is recipe.cut else 1,
             task=facts.task,
         )
+
+
+def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
+    """Build the uncut network of a recipe; draws its weights from torch's random state."""
+    return models.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
 
 
 def example_input(facts: Facts, batch: int = 2) -> Tensor:

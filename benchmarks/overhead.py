@@ -26,13 +26,13 @@ from anytime_lct import models
 from anytime_lct import recipe as recipes
 from anytime_lct.analysis.complexity import components
 from anytime_lct.export import export
+from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork
 from anytime_lct.profile import Exit, Profile, Quality
 from anytime_lct.recipe import Recipe
 from anytime_lct.run_folder import build_network, example_input
 from anytime_lct.runtime import AnytimeSession
 from anytime_lct.task import Facts
-from anytime_lct.training.group import Clock
 from anytime_lct.training.worker import Minibatch, Worker
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)

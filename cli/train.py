@@ -43,6 +43,19 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="With several workers: start again so often when one is lost.")
     ] = 0,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            help="What is evened out between workers, and between groups where the recipe does not say: balanced "
+            "(multiply-adds, the default), measured (seconds, on this machine) or memory."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="lct, or what to compare it with: bp (with --replicas: DistributedDataParallel), gpipe, 1f1b."
+        ),
+    ] = None,
     wire: Annotated[
         str | None, typer.Option(help="What travels between workers: exact, or bf16 for half the bytes.")
     ] = None,
@@ -63,10 +76,12 @@ def train(
     flags = {
         "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
         "cut.groups": groups, "train.epochs": epochs, "train.seed": seed,
-        "train.wire": wire,
+        "train.wire": wire, "train.method": method,
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(recipes.assignment(text) for text in settings or [])
+    if place is not None and place not in PLACES:
+        raise RecipeError(f"Expected --place to be one of {', '.join(PLACES)}, got '{place}'.")
     if resume:
         if run_dir is None:
             raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to go on with.")
@@ -78,12 +93,12 @@ def train(
 
         chosen = run_folder.read(run_dir)[0]
     else:
-        chosen = recipes.read(recipe, overrides)
+        chosen = recipes.read(recipe, overrides, otherwise={"cut.by": place} if place else {})
     folder = run_dir or Path("runs") / f"{chosen.data.name}-{chosen.model.name}-{chosen.train.seed}"
     if workers * replicas > 1 and not _is_worker():
-        _launch(chosen, folder, (workers, replicas), max_restarts, resume=resume, as_json=as_json)
+        _launch(chosen, folder, (workers, replicas), max_restarts, place, resume=resume, as_json=as_json)
         return
-    last = run(chosen, folder, resume=resume, quiet=as_json, size=(workers, replicas))
+    last = run(chosen, folder, resume=resume, quiet=as_json, size=(workers, replicas), place=place)
     if workers * replicas > 1 and int(os.environ["RANK"]) > 0:
         return
     if as_json:
@@ -95,22 +110,34 @@ def train(
         typer.echo(f"The run is in {folder}. Next: anytime-lct analyze {folder}")
 
 
+PLACES = ("balanced", "measured", "memory")
+
+
 def _is_worker() -> bool:
     """Whether torchrun, or this command's own launcher, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _launch(
-    recipe: Any, folder: Path, size: tuple[int, int], max_restarts: int, *, resume: bool, as_json: bool
+    recipe: Any,
+    folder: Path,
+    size: tuple[int, int],
+    max_restarts: int,
+    place: str | None,
+    *,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Check what can be checked beforehand, then run this command in every worker."""
     import tempfile
 
     from anytime_lct import recipe as recipes
+    from anytime_lct.baselines import expect_processes
     from anytime_lct.errors import PartitionError
     from anytime_lct.training.launch import launch
 
     workers, replicas = size
+    expect_processes(recipe.train.method, workers, replicas)
     if workers > recipe.cut.groups:
         raise PartitionError(
             f"Expected at most as many workers as layer groups, {recipe.cut.groups}, got {workers}; lower --workers or "
@@ -122,6 +149,7 @@ def _launch(
         recipes.write(recipe, written)
         told = ["--resume"] if resume else ["--recipe", str(written)]
         told += ["--run-dir", str(folder), "--workers", str(workers), "--replicas", str(replicas)]
+        told += ["--place", place] if place else []
         launch(["train", *told, *(["--json"] if as_json else [])], workers, replicas, max_restarts)
 
 
@@ -137,20 +165,29 @@ def _expect_room(folder: Path, resume: bool) -> None:
 
 
 def run(
-    recipe: Any, folder: Path, *, resume: bool = False, quiet: bool = False, size: tuple[int, int] = (1, 1)
+    recipe: Any,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    size: tuple[int, int] = (1, 1),
+    place: Any = None,
 ) -> Epoch | None:
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
     from anytime_lct import data as datasets
+    from anytime_lct.baselines import METHODS, expect_processes
     from anytime_lct.training import device_of, join
     from anytime_lct.training import train as training
 
+    expect_processes(recipe.train.method, *size)
+    method = {"method": METHODS[recipe.train.method]} if recipe.train.method in METHODS else {}
     team = None
     if size != (1, 1):
         team = join(*size, device_of(recipe.train.device), recipe.train.wire)
         quiet = quiet or not team.leads
     if team is None or not team.restarted:
         _expect_room(folder, resume or (team is not None and not team.leads))
-    events = training(recipe, datasets.from_recipe(recipe), folder, resume=resume, team=team)
+    events = training(recipe, datasets.from_recipe(recipe), folder, resume=resume, team=team, place=place, **method)
     try:
         return show(events, metric_of(recipe.data.name), quiet=quiet)
     except KeyboardInterrupt:

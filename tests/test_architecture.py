@@ -13,10 +13,10 @@ HOUSE = Path(__file__).parent.parent
 FLOORS = {
     0: {"errors", "stopwatch", "budget", "profile", "selector", "bundle", "recipe", "__init__"},
     1: {
-        "task", "lct", "tracing", "blocks", "partition", "placement", "critics", "network", "evaluation", "checkpoint",
-        "run_folder", "models",
+        "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
+        "checkpoint", "run_folder", "learner", "schedule", "models",
     },
-    2: {"data", "training", "analysis", "export"},
+    2: {"data", "training", "baselines", "analysis", "export"},
     3: {"cli"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms} | {"runtime": -1, "serving": -1}
@@ -32,7 +32,7 @@ OWNERS = {
     "sklearn": {"data/images.py"},
     "matplotlib": {"analysis/picture.py"},
 }
-APART = {"training", "analysis", "export"}
+APART = {"training", "baselines", "analysis", "export"}
 
 
 def files() -> list[tuple[str, Path]]:

@@ -32,8 +32,8 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--data --data-root --download --epochs --groups --json --max-restarts --model --recipe --replicas --resume "
-        "--run-dir --seed --set --wire --workers"
+        "--data --data-root --download --epochs --groups --json --max-restarts --method --model --place --recipe "
+        "--replicas --resume --run-dir --seed --set --wire --workers"
     ),
     "analyze": "--data-root --json",
     "export": "--exits --force --json --only --out",

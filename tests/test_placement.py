@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from anytime_lct import critics, models, partition, placement
+from anytime_lct import costs, critics, models, partition, placement
 from anytime_lct.errors import PartitionError
 
 
@@ -61,19 +61,19 @@ def test_sums_of_squares_are_exact_beyond_the_digits_of_a_float():
 def test_training_cost_is_that_of_hand_arithmetic():
     B, T, F, H = 3, 5, 7, 6
     x = torch.zeros(B, F)
-    assert placement.training_cost(nn.Linear(F, H), x) == 3 * B * F * H
-    assert placement.training_cost(nn.Linear(F, H), x, input_grad=False) == 2 * B * F * H
+    assert costs.training_cost(nn.Linear(F, H), x) == 3 * B * F * H
+    assert costs.training_cost(nn.Linear(F, H), x, input_grad=False) == 2 * B * F * H
     conv = nn.Conv2d(3, 8, 3, padding=1, stride=2)
-    assert placement.training_cost(conv, torch.zeros(2, 3, 9, 9)) == 3 * 2 * 8 * 25 * 27
+    assert costs.training_cost(conv, torch.zeros(2, 3, 9, 9)) == 3 * 2 * 8 * 25 * 27
     block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-    assert placement.training_cost(block, torch.zeros(2, 3, 9, 9), input_grad=False) == 2 * 2 * 8 * 81 * 27
+    assert costs.training_cost(block, torch.zeros(2, 3, 9, 9), input_grad=False) == 2 * 2 * 8 * 81 * 27
     forward = B * T * 4 * H * (F + H)
     first_state = B * 4 * H * H  # zeros, whose gradient nobody asks for
     sequence = torch.zeros(B, T, F)
-    assert placement.training_cost(Recurrent(F, H), sequence) == 3 * forward - first_state
+    assert costs.training_cost(Recurrent(F, H), sequence) == 3 * forward - first_state
     both = Recurrent(F, H, bidirectional=True)
-    assert placement.training_cost(both, sequence) == 2 * (3 * forward - first_state)
-    gated = placement.training_cost(RecurrentGRU(F, H), sequence)
+    assert costs.training_cost(both, sequence) == 2 * (3 * forward - first_state)
+    gated = costs.training_cost(RecurrentGRU(F, H), sequence)
     assert gated == 3 * (B * T * 3 * H * (F + H)) - B * 3 * H * H
 
 
@@ -81,11 +81,11 @@ def test_saved_bytes_count_each_activation_once():
     block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
     x = torch.zeros(2, 3, 9, 9)
     values = 2 * 81 * (3 + 8 + 8) + 2 * 8  # into conv, into norm, out of ReLU; mean and deviation of the norm
-    assert placement.saved_bytes(block, x) == 4 * values
+    assert costs.saved_bytes(block, x) == 4 * values
     two = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
-    assert placement.saved_bytes(two, torch.zeros(7, 5)) == 4 * 7 * (5 + 4)
-    assert placement.saved_bytes(nn.ReLU(), torch.zeros(7, 5)) == 4 * 7 * 5
-    assert placement.saved_bytes(nn.ReLU(), torch.zeros(7, 5), input_grad=False) == 0
+    assert costs.saved_bytes(two, torch.zeros(7, 5)) == 4 * 7 * (5 + 4)
+    assert costs.saved_bytes(nn.ReLU(), torch.zeros(7, 5)) == 4 * 7 * 5
+    assert costs.saved_bytes(nn.ReLU(), torch.zeros(7, 5), input_grad=False) == 0
 
 
 def test_saved_bytes_are_those_that_a_real_forward_pass_saves():
@@ -103,7 +103,7 @@ def test_saved_bytes_are_those_that_a_real_forward_pass_saves():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x)
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    assert placement.saved_bytes(model, x, input_grad=False) == real
+    assert costs.saved_bytes(model, x, input_grad=False) == real
 
 
 def random_network(draw):
@@ -144,9 +144,9 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, seed):
     def cost_of(group, small, h, after):
         if by == "memory":
             whole = group if small is None else nn.Sequential(group, small)
-            return placement.saved_bytes(whole, h, input_grad=False)
-        own = placement.training_cost(group, h, input_grad=False)
-        return own + (0 if small is None else placement.training_cost(small, after))
+            return costs.saved_bytes(whole, h, input_grad=False)
+        own = costs.training_cost(group, h, input_grad=False)
+        return own + (0 if small is None else costs.training_cost(small, after))
 
     names = [cut.name for cut in trace.candidates]
     for num_groups in range(2, len(names) + 2):
@@ -161,7 +161,7 @@ DEPTHS = {"resnet18": 18, "resnet50": 50, "vgg11": 11, "densenet121": 121, "goog
 def test_a_network_has_as_many_layers_as_its_name_says(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     trace = partition.trace(getattr(torchvision.models, name)(**options))
-    assert placement._layers(trace)[0][-1] == DEPTHS[name]
+    assert costs._layers(trace)[0][-1] == DEPTHS[name]
 
 
 def test_layers_are_spread_as_evenly_as_possible():
@@ -198,7 +198,7 @@ def test_more_groups_than_places_are_refused_with_the_places():
     trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
     with pytest.raises(PartitionError, match=r"from 1 to 3 layer groups, got 4.*relu1, relu2"):
         placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h: nn.Identity())
-    with pytest.raises(PartitionError, match="layers, balanced, memory"):
+    with pytest.raises(PartitionError, match="layers, balanced, measured, memory"):
         placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "depth", lambda h: nn.Identity())  # type: ignore[arg-type]
 
 

@@ -19,8 +19,8 @@ from anytime_lct import recipe as recipes
 from anytime_lct import task as tasks
 from anytime_lct.errors import CheckpointError, DivergenceError, RecipeError
 from anytime_lct.recipe import ScheduleRecipe
+from anytime_lct.schedule import factor
 from anytime_lct.training import Epoch, Progress, train
-from anytime_lct.training.schedule import factor
 
 TINY = {
     "model": {"name": "resnet", "depth": 8, "width": 4},

@@ -34,6 +34,28 @@ IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
+class Minibatch:
+    """Inputs (of the network, or of a worker's first group), labels, the step, and what is to happen after it.
+
+    `last` ends a stretch of minibatches that flow without a gap; `save` asks for a checkpoint; `rows` of the `joint`
+    rows of all replicas are here, 0 for a minibatch that is nobody's share.
+    """
+
+    x: Tensor
+    y: Tensor
+    step: int
+    last: bool = False
+    save: bool = False
+    rows: int = 0
+    joint: int = 0
+
+    @property
+    def share(self) -> float:
+        """Which part of the joint minibatch is here."""
+        return self.rows / self.joint if self.joint else 1.0
+
+
+@dataclass(frozen=True)
 class Message:
     """What crosses a link. `rows` are this share's of the `joint` minibatch of all replicas."""
 
@@ -130,6 +152,28 @@ class Link:
         works, _ = self._flying.popleft()
         for work in works:
             work.wait()
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Both directions between two neighbours."""
+
+    down: Link
+    up: Link
+
+    def pass_on(self, batch: Minibatch, h: Tensor) -> None:
+        """Send a minibatch down, with `h` as what enters the next worker."""
+        flags = LAST * batch.last | SAVE * batch.save
+        self.down.send(Message(batch.step, h, batch.y, flags, batch.rows, batch.joint))
+
+    def minibatches(self, first: int) -> Iterator[Minibatch]:
+        """Yield what comes from the worker before, from step `first` to the end of the stretch."""
+        last = False
+        while not last:
+            got = self.down.receive(first)
+            assert got.labels is not None
+            last, first = bool(got.flags & LAST), first + 1
+            yield Minibatch(got.tensor, got.labels, got.step, last, bool(got.flags & SAVE), got.rows, got.joint)
 
 
 def _envelope(message: Message, order: Sequence[int]) -> Tensor:

@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 
 from anytime_lct import checkpoint, run_folder
+from anytime_lct.costs import Strategy
 from anytime_lct.data import Dataset
 from anytime_lct.errors import CheckpointError, DataError, DivergenceError, RecipeError
-from anytime_lct.placement import group_costs, spread
+from anytime_lct.learner import Clock
 from anytime_lct.recipe import Recipe
-from anytime_lct.training.group import Clock
+from anytime_lct.training.deal import deal
 from anytime_lct.training.interruption import interruptible
-from anytime_lct.training.team import Team, alone
-from anytime_lct.training.worker import Minibatch, Worker
+from anytime_lct.training.links import Minibatch
+from anytime_lct.training.method import MakeMethod, Method
+from anytime_lct.training.team import Team, alone, owned
+from anytime_lct.training.worker import Worker
 
 REPORT_SECONDS = 0.2
 
@@ -77,13 +80,21 @@ class _Position:
 
 
 def train(
-    recipe: Recipe, data: Dataset, path: Path, *, resume: bool = False, team: Team | None = None
+    recipe: Recipe,
+    data: Dataset,
+    path: Path,
+    *,
+    resume: bool = False,
+    team: Team | None = None,
+    place: Strategy | None = None,
+    method: MakeMethod = Worker.of,
 ) -> Iterator[Progress | Epoch]:
-    """Train by local critic training in the run folder `path`; with `resume`, go on from its newest checkpoint.
+    """Train in the run folder `path`; with `resume`, go on from its newest checkpoint.
 
     With a `team`, every process of it calls this alike, each trains its own layer groups, and the leader alone yields
-    and writes what a run has once. On SIGINT or SIGTERM the minibatch under way is finished, a checkpoint is written
-    and KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
+    and writes what a run has once; `place` says what is evened out between workers. On SIGINT or SIGTERM the minibatch
+    under way is finished, a checkpoint is written and KeyboardInterrupt raised. Raises DivergenceError,
+    CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     clock = Clock(recipe.train.epochs * data.num_batches("train"), data.num_batches("train"))
     if clock.per_epoch < 1:
@@ -96,33 +107,22 @@ def train(
             f"the shortest; choose another data.batch_size."
         )
     with team.together():
-        yield from _train(recipe, data, path, resume, team, clock)
-
-
-def _train(
-    recipe: Recipe, data: Dataset, path: Path, resume: bool, team: Team, clock: Clock
-) -> Iterator[Progress | Epoch]:
-    network = run_folder.build_network(recipe, data.facts)
-    if not team.bounds:
-        costs = (
-            group_costs(list(network.groups), list(network.critics), run_folder.example_input(data.facts))
-            if team.workers > 1
-            else ()
-        )
-        team.bounds = spread(network.num_groups, team.workers, costs)
-    network = network.to(team.device)
-    if recipe.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.train()
-    resume = resume or team.share(team.restarted and (path / run_folder.RECIPE).exists())
-    if team.leads and not resume:
-        run_folder.create(path, recipe, data.facts)
-    team.wait_for_all()
-    with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
-        worker = Worker.of(network, recipe, data.facts.task, clock, team)
-        num_groups = network.num_groups
-        del network  # what other workers own
-        yield from _Run(recipe, data, path, num_groups, worker, clock, team, interrupted).go(resume)
+        resume = resume or team.share(team.restarted and (path / run_folder.RECIPE).exists())
+        if resume:
+            recipe = run_folder.read(path)[0]
+        network, recipe = deal(recipe, data, team, place)
+        network = network.to(team.device)
+        if recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.train()
+        if team.leads and not resume:
+            run_folder.create(path, recipe, data.facts)
+        team.wait_for_all()
+        with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
+            learning = method(network, recipe, data.facts.task, clock, team)
+            num_groups = network.num_groups
+            del network  # what other workers own
+            yield from _Run(recipe, data, path, num_groups, learning, clock, team, interrupted).go(resume)
 
 
 class _Run:
@@ -134,13 +134,13 @@ class _Run:
         data: Dataset,
         path: Path,
         num_groups: int,
-        worker: Worker,
+        learning: Method,
         clock: Clock,
         team: Team,
         interrupted: threading.Event,
     ) -> None:
         self.recipe, self.data, self.path, self.num_groups = recipe, data, path, num_groups
-        self.worker, self.clock, self.team, self.interrupted = worker, clock, team, interrupted
+        self.learning, self.clock, self.team, self.interrupted = learning, clock, team, interrupted
         self.at = _Position()
         self.saved = time.monotonic()
 
@@ -153,8 +153,8 @@ class _Run:
                 epoch = self._evaluate()
                 self.at = _Position(epoch=epoch.epoch, best=self.at.best)
                 self._checkpoint(epoch)
-                self.worker.sums.zero_()
-                self.worker.known.zero_()
+                self.learning.sums.zero_()
+                self.learning.known.zero_()
                 if board is not None:
                     self._show(board, epoch)
                     yield epoch
@@ -167,9 +167,9 @@ class _Run:
         at, start, shown = self.at, time.monotonic(), 0.0
         before = at.seconds
         if at.batch == 0:
-            self.worker.start_epoch()
+            self.learning.start_epoch()
         for batch in self._minibatches():
-            self.worker.step(batch, self.interrupted.is_set())
+            self.learning.step(batch, self.interrupted.is_set())
             at.batch, at.samples = at.batch + 1, at.samples + batch.joint
             now = time.monotonic()
             at.seconds = before + now - start
@@ -189,9 +189,9 @@ class _Run:
     def _minibatches(self) -> Iterator[Minibatch]:
         """Yield what is left of the epoch: from the data, or from the worker before; a stop comes with a checkpoint."""
         at, first = self.at, self.at.epoch * self.clock.per_epoch
-        if self.team.worker > 0:
+        if self.team.previous is not None:
             if at.batch < self.clock.per_epoch:
-                yield from self.worker.minibatches(first + at.batch)
+                yield from self.team.previous.minibatches(first + at.batch)
             return
         device, layout = self.team.device, self.recipe.train.channels_last
         share = (self.team.replica, self.team.replicas)
@@ -200,7 +200,7 @@ class _Run:
             if layout and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             end = number == self.clock.per_epoch - 1
-            asked = self.interrupted.is_set() or self.worker.interrupted_below
+            asked = self.interrupted.is_set() or self.learning.interrupted_below
             due = time.monotonic() - self.saved > 60 * self.recipe.train.checkpoint_minutes
             asked, due = self.team.agree(asked, due)  # the same step for all replicas
             stop = asked and not end
@@ -209,21 +209,28 @@ class _Run:
             if stop:
                 return
 
+    def _validation(self) -> Iterator[Minibatch]:
+        if self.team.previous is not None:
+            yield from self.team.previous.minibatches(0)
+            return
+        device, count = self.team.device, self.data.num_batches("validation")
+        for number, (x, y) in enumerate(self.data.batches("validation")):
+            yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
+
     def _known(self) -> Tensor:
         """Sums of losses times samples and their counts, (2, N): as far as the workers below have told."""
-        return self.worker.sums + self.worker.known
+        return self.learning.sums + self.learning.known
 
     def _evaluate(self) -> Epoch:
-        sums, counts = self.team.sum(self.worker.sums)
+        sums, counts = self.team.sum(self.learning.sums)
         means = tuple((sums / counts.clamp(min=1)).tolist())
         self._expect_finite(means)
         losses: tuple[float, ...] = ()
         scores: tuple[float, ...] = ()
         if self.data.num_samples("validation"):
-            count = self.data.num_batches("validation")
-            found = torch.zeros(2, self.num_groups, dtype=torch.float64)
+            found = torch.zeros_like(self.learning.sums, device="cpu")
             if self.team.replica == 0:
-                found = self.worker.evaluate(self.data.batches("validation"), count)
+                found = self.learning.evaluate(self._validation())
             found = self.team.sum(found)
             losses, scores = tuple(found[0].tolist()), tuple(found[1].tolist())
         step = (self.at.epoch + 1) * self.clock.per_epoch
@@ -239,13 +246,13 @@ class _Run:
 
     def _checkpoint(self, epoch: Epoch | None = None) -> None:
         """Write a checkpoint, every worker its own groups; at the end of an epoch the weights and metrics with it."""
-        sums = self.team.sum(self.worker.sums) if epoch is None else torch.zeros(2, self.num_groups)
+        sums = self.team.sum(self.learning.sums) if epoch is None else torch.zeros_like(self.learning.sums)
         self._expect_finite(tuple((sums[0] / sums[1].clamp(min=1)).tolist()))
         step = self.at.epoch * self.clock.per_epoch + self.at.batch
         folder = self.path / run_folder.CHECKPOINTS
         part = Path(self.team.share(str(checkpoint.begin(folder, step)) if self.team.leads else None))
         if self.team.replica == 0:
-            for index, tensors in self.worker.state().items():
+            for index, tensors in self.learning.state().items():
                 checkpoint.write_group(part, index, tensors)
         self.team.wait_for_all()
         if self.team.leads:
@@ -276,14 +283,14 @@ class _Run:
     def _resume(self) -> None:
         found = checkpoint.newest(self.path / run_folder.CHECKPOINTS)
         if found is not None:
-            mine = [group.index for group in self.worker.groups]
-            groups, progress = checkpoint.load(found, self.num_groups, mine)
-            self.worker.load(groups)
+            mine = list(owned(self.team.bounds, self.team.worker))
+            groups, progress = checkpoint.load(found, self.num_groups, [k + 1 for k in mine])
+            self.learning.load(groups)
             self.at = _Position(**progress["at"])
             if self.team.replica == 0:
-                columns = [index - 1 for index in mine]
+                columns = [exit_ - 1 for exit_ in self.learning.exits]
                 sums = torch.tensor(progress["sums"], dtype=torch.float64)
-                self.worker.sums[:, columns] = sums[:, columns].to(self.team.device)
+                self.learning.sums[:, columns] = sums[:, columns].to(self.team.device)
         if self.team.leads:
             _keep_lines(self.path / run_folder.METRICS, self.at.epoch)
 

@@ -25,19 +25,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from anytime_lct.errors import LCTError, RecipeError, WorkerLostError
 from anytime_lct.training.launch import QUIET, describe
-from anytime_lct.training.links import Link
+from anytime_lct.training.links import Edge, Link
 from anytime_lct.training.watch import Watch
 
 TRANSPORT = ("gloo", "Gloo", "NCCL", "Connection", "store")  # named in the RuntimeErrors of a lost connection
 PATIENCE = timedelta(hours=1)  # for the slowest legitimate wait, such as another worker loading its data
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Both directions between two neighbours."""
-
-    down: Link
-    up: Link
 
 
 @dataclass

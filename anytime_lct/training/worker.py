@@ -16,36 +16,19 @@ use, so that nobody waits for the other's minibatch to end and no weight is stal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from anytime_lct import task as tasks
+from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork, carrying, probing
 from anytime_lct.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.group import Clock, GroupInTraining
-from anytime_lct.training.links import INTERRUPTED, LAST, SAVE, Message
-from anytime_lct.training.team import Edge, Team, owned
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """Inputs (of the network, or of a worker's first group), labels, the step, and what is to happen after it.
-
-    `last` ends a stretch of minibatches that flow without a gap; `save` asks for a checkpoint; `rows` of the `joint`
-    rows of all replicas are here, 0 for a minibatch that is nobody's share.
-    """
-
-    x: Tensor
-    y: Tensor
-    step: int
-    last: bool = False
-    save: bool = False
-    rows: int = 0
-    joint: int = 0
+from anytime_lct.training.group import GroupInTraining
+from anytime_lct.training.links import INTERRUPTED, LAST, Edge, Message, Minibatch
+from anytime_lct.training.team import Team, owned
 
 
 class Worker:
@@ -80,15 +63,10 @@ class Worker:
         edges = (None, None) if team is None else (team.previous, team.next)
         return cls(groups, network.num_groups, task, device, *edges)
 
-    def minibatches(self, first: int) -> Iterator[Minibatch]:
-        """Yield what comes from the worker before, from step `first` to the end of the stretch."""
-        assert self.previous is not None
-        last = False
-        while not last:
-            got = self.previous.down.receive(first)
-            assert got.labels is not None
-            last, first = bool(got.flags & LAST), first + 1
-            yield Minibatch(got.tensor, got.labels, got.step, last, bool(got.flags & SAVE), got.rows, got.joint)
+    @property
+    def exits(self) -> list[int]:
+        """The exits whose losses are counted here, from 1."""
+        return [group.index for group in self.groups]
 
     def step(self, batch: Minibatch, interrupted: bool = False) -> None:
         """Learn from one minibatch, and count its losses."""
@@ -96,9 +74,9 @@ class Worker:
         for group in self.groups:
             h = group.forward(x, batch.step)
             if self.next is not None and group is self.groups[-1]:
-                self.next.down.send(_down(batch, h))
+                self.next.pass_on(batch, h)
                 self._hear()
-            L = group.judge(batch.y, batch.step, batch.rows / batch.joint if batch.joint else 1.0)
+            L = group.judge(batch.y, batch.step, batch.share)
             self.sums[0, group.index - 1] += L.double().mean() * len(batch.y)
             self.sums[1, group.index - 1] += len(batch.y)
             if self.previous is not None and group is self.groups[0]:
@@ -132,7 +110,7 @@ class Worker:
         self.groups[-1].learn(L if self.groups[-1].per_sample else L[0], batch.step)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return mean loss and mean metric of this worker's exits, (2, N), float64, zeros for the others."""
         found = torch.zeros(2, self.sums.shape[1], dtype=torch.float64)
         losses: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
@@ -141,12 +119,12 @@ class Worker:
             group.settle()
         modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
         with probing(modules), carrying(modules):
-            for batch in self._flow(batches, count):
+            for batch in batches:
                 x = batch.x
                 for group in self.groups:
                     x = group.group(x)
                     if group is self.groups[-1] and self.next is not None:
-                        self.next.down.send(_down(batch, x))
+                        self.next.pass_on(batch, x)
                     Z = x if group.critic is None else group.critic(x)
                     losses[group.index].append(tasks.losses(self.task, Z, batch.y).cpu())
                     scores[group.index].append(tasks.scores(self.task, Z, batch.y).cpu())
@@ -154,14 +132,6 @@ class Worker:
             found[0, index - 1] = torch.cat(losses[index]).double().mean()
             found[1, index - 1] = torch.cat(scores[index]).double().mean()
         return found
-
-    def _flow(self, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[Minibatch]:
-        if self.previous is not None:
-            yield from self.minibatches(0)
-            return
-        device = self.sums.device
-        for number, (x, y) in enumerate(batches):
-            yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
 
     def start_epoch(self) -> None:
         """Forget the hidden state carried through the last epoch."""
@@ -173,10 +143,6 @@ class Worker:
         return {group.index: group.state() for group in self.groups}
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned, of all groups or these."""
         for group in self.groups:
             group.load(states[group.index])
-
-
-def _down(batch: Minibatch, h: Tensor) -> Message:
-    return Message(batch.step, h, batch.y, LAST * batch.last | SAVE * batch.save, batch.rows, batch.joint)

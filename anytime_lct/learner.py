@@ -1,0 +1,117 @@
+"""What every way of training shares: a module with its optimizer, its schedule, its precision and its flat state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct.errors import CheckpointError
+from anytime_lct.network import carriers
+from anytime_lct.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
+from anytime_lct.schedule import factor
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How many steps the run has in all, and in one epoch."""
+
+    total: int
+    per_epoch: int
+
+
+class Learner:
+    """A module in training: `step(k)` moves its weights along their gradients by the schedule's rate of step k.
+
+    The random numbers of training are no part of it: a state holds weights, buffers, optimizer slots and the hidden
+    state carried between minibatches, under flat names.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerRecipe, schedule: ScheduleRecipe, clock: Clock) -> None:
+        self.module = module
+        self._recipe, self._schedule, self._clock = optimizer, schedule, clock
+        options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "fused": True}
+        if optimizer.name == "sgd":
+            options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov and optimizer.momentum > 0}
+        self._optimizer = OPTIMIZERS[optimizer.name]((p for p in module.parameters() if p.requires_grad), **options)
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self, step: int, clip_norm: float | None = None) -> None:
+        """Step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
+        rate = self._recipe.lr * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = rate
+        self._optimizer.step()
+
+    def start_epoch(self) -> None:
+        """Forget the hidden state carried over, and carry it from here on."""
+        for _, module in carriers(self.module):
+            module.carry, module.state = True, None
+
+    def state(self, kind: str) -> dict[str, Tensor]:
+        """Return everything that training goes on from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
+        flat = {f"{kind}.{name}": value for name, value in self.module.state_dict().items()}
+        for number, slots in self._optimizer.state_dict()["state"].items():
+            for slot, value in slots.items():
+                if value is not None:
+                    flat[f"{kind}_optimizer.{number}.{slot}"] = torch.as_tensor(value)
+        for name, module in carriers(self.module):
+            if module.state is not None:
+                flat |= {f"{kind}_carried.{name}.{k}": part for k, part in enumerate(module.state)}
+        return flat
+
+    def load(self, kind: str, flat: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned; raises CheckpointError where it is of another module."""
+        try:
+            self.module.load_state_dict(_under(f"{kind}.", flat))
+            self._load_slots(_under(f"{kind}_optimizer.", flat))
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise CheckpointError(f"The checkpoint does not belong to this network: {first}") from None
+        device = next(self.module.parameters()).device
+        for name, module in carriers(self.module):
+            parts = _under(f"{kind}_carried.{name}.", flat)
+            module.carry = True
+            module.state = tuple(parts[str(k)].to(device) for k in range(len(parts))) if parts else None
+
+    def _load_slots(self, flat: dict[str, Tensor]) -> None:
+        whole = self._optimizer.state_dict()
+        parameters = self._optimizer.param_groups[0]["params"]
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in flat.items():
+            number, _, slot = name.partition(".")
+            owner = parameters[int(number)]
+            if value.shape == owner.shape:  # fused kernels take it that weights and slots lie alike in memory
+                value = torch.empty_like(owner, requires_grad=False).copy_(value)
+            slots.setdefault(int(number), {})[slot] = value
+        self._optimizer.load_state_dict({**whole, "state": slots})
+
+
+def as_told(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
+    """Return the module's forward pass under the recipe's precision, compiled where the recipe says so."""
+    module = torch.compile(module) if train.compile and compiled else module  # type: ignore[assignment]
+    return _Autocast(module) if train.precision == "bfloat16" else module
+
+
+class _Autocast(nn.Module):
+    """A module whose forward pass, and that alone, runs under bfloat16 autocast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.module(x)
+
+
+def _under(prefix: str, flat: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}

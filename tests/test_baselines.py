@@ -1,0 +1,103 @@
+"""Backprop, DistributedDataParallel, GPipe and 1F1B as shipped, against plain torch and against each other."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from test_workers import finish, outcome, resume, start
+from torch import nn
+
+from anytime_lct import checkpoint, models, run_folder
+from anytime_lct import data as datasets
+from anytime_lct import recipe as recipes
+from anytime_lct.baselines import METHODS
+from anytime_lct.training import train
+
+MLP = {
+    "data": {"name": "digits", "batch_size": 100},
+    "model": {"name": "mlp", "hidden": [20, 20, 20]},
+    "cut": {"groups": 4},
+    "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},
+}
+LSTM = {
+    "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},
+    "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4},
+    "cut": {"groups": 4},
+    "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},
+}
+
+
+def told(recipe, **train):
+    return {**recipe, "train": {**recipe["train"], **train}}
+
+
+def test_backprop_is_that_of_plain_torch(tmp_path):
+    recipe = recipes.complete(MLP)
+    data = datasets.from_recipe(recipe)
+    list(train(recipe, data, tmp_path / "run", method=METHODS["bp"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.train.seed)
+        model = models.build("mlp", data.facts.input_shape, data.facts.outputs, hidden=[20, 20, 20])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total_steps=data.num_batches("train"), cycle_momentum=False
+    )
+    for x, y in data.batches("train"):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+    for name, value in checkpoint.load_tensors(tmp_path / "run" / "main.safetensors").items():
+        torch.testing.assert_close(value, model.state_dict()[name], msg=name)
+    opened = run_folder.open_run(tmp_path / "run")
+    assert opened.network.num_groups == 1
+
+
+@pytest.mark.parametrize("recipe", [MLP, LSTM], ids=["mlp", "lstm"])
+def test_pipelines_and_data_parallel_replicas_follow_backprop(recipe, tmp_path):
+    finish(start(recipe, tmp_path / "bp", 1))
+    others = (
+        {"gpipe": (4, ()), "1f1b": (2, ())} if recipe is LSTM else {"1f1b": (4, ()), "bp": (1, ("--replicas", "2"))}
+    )
+    for method, (workers, more) in others.items():
+        folder = tmp_path / f"{method}-{workers}"
+        finish(start(told(recipe, method=method), folder, workers, *more))
+        (weights, metrics), (expected, whole) = outcome(folder), outcome(tmp_path / "bp")
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"{method} {name}")
+        assert metrics[-1]["train"]["loss"] == pytest.approx(whole[-1]["train"]["loss"], rel=1e-3)
+
+
+def test_a_pipeline_goes_on_to_the_same_weights(tmp_path):
+    recipe = told(MLP, method="gpipe", epochs=2)
+    finish(start(recipe, tmp_path / "whole", 2))
+    finish(start(recipe, tmp_path / "cut", 2))
+    newest = checkpoint.newest(tmp_path / "cut" / "checkpoints")
+    assert newest is not None
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    resume(tmp_path / "cut", 2)
+    assert outcome(tmp_path / "whole")[1] == outcome(tmp_path / "cut")[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "message"),
+    [
+        ("bp", (2, 1), "one worker with method bp.*--replicas"),
+        ("gpipe", (1, 1), "at least 2 workers and one replica with method gpipe, got 1 and 1"),
+        ("1f1b", (2, 2), "at least 2 workers and one replica with method 1f1b, got 2 and 2"),
+    ],
+)
+def test_sizes_that_a_method_cannot_run_in_are_refused(method, size, message, tmp_path):
+    workers, replicas = size
+    more = ("--replicas", str(replicas)) if replicas > 1 else ()
+    said = finish(start(told(MLP, method=method), tmp_path / "run", workers, *more), 2)
+    assert re.search(message, " ".join(said.split()))
+    assert not (tmp_path / "run").exists()
