@@ -136,47 +136,93 @@ def _run(
 
 
 def _seconds_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
-    """Microseconds of every group: forward, backward and the optimizer's step, medians over turns of them all."""
+    """Microseconds of every group, medians over whole steps: all forward, then all backward, as memory comes and goes.
+
+    A segment measured by itself would pay for fresh memory each time, which training does not.
+    """
     S = len(parts)
-    calls = [_training(part, x, False) for part, x in zip(parts, entries, strict=True)]
-    calls += [_training(part, x, True) for part, x in zip(parts, entries, strict=True)]
-    calls += [_training(c, x, True, twice=True) for c, x in zip(behind[:-1], entries[1:], strict=True)]
-    turns = [[_seconds(call, entries[0].device) for call in calls] for _ in range(REPEATS + 1)][1:]
-    took = [round(1e6 * statistics.median(times)) for times in zip(*turns, strict=True)]
-    head, inner, end = took[:S], took[S : 2 * S], [*took[2 * S :], 0]
-    return [[head[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
+    weights = [[p for p in part.parameters() if p.requires_grad] for part in parts]
+    optimizers = [torch.optim.SGD(own, lr=0.0, momentum=0.9, fused=True) if own else None for own in weights]
+    taken = [_step(parts, behind, entries[0], optimizers) for _ in range(REPEATS + 1)][1:]
+    own, end = (
+        [round(1e6 * statistics.median(t)) for t in zip(*side, strict=True)] for side in zip(*taken, strict=True)
+    )
+    return [[sum(own[a:b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
 
 
-def _training(module: nn.Module | None, x: Tensor, input_grad: bool, twice: bool = False) -> Callable[[], None]:
-    """Return one training step of a module; `twice` adds a critic's second way back, by its own weights."""
-    if module is None:
-        return lambda: None
-    weights = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, fused=True) if weights else None
+def corrected(
+    trace: Trace, cuts: Sequence[int], table: Table, example: Tensor, critic: MakeCritic
+) -> tuple[int, Table]:
+    """Run the groups between `cuts` (numbers of candidates) as they will be trained, each by itself.
 
-    def step() -> None:
-        y = module(x.detach().requires_grad_(input_grad and x.is_floating_point()))
+    Returns the microseconds of the slowest, and the table with each group's segments scaled to what the group took:
+    alone, memory comes and goes otherwise than in a whole step.
+    """
+    parts = partition.segments(trace, [trace.candidates[k - 1].position for k in cuts])
+    with torch.random.fork_rng(devices=[]):
+        groups, behind, entries = _run([_copy(part, example.device) for part in parts], _values_like(example), critic)
+    S, bounds, took = len(table), [0, *cuts, len(table)], []
+    for group, c, x in zip(groups, behind, entries, strict=True):
+        weights = [p for p in group.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, fused=True) if weights else None
+        times = [_step([group], [c], x, [optimizer]) for _ in range(REPEATS)][1:]
+        took.append(round(1e6 * statistics.median(own[0] + end[0] for own, end in times)))
+    ends = [row[S] for row in table] + [0]
+    own = [float(ends[k] - ends[k + 1]) for k in range(S)]
+    behind_each = [table[k][k + 1] - own[k] for k in range(S)]
+    for time_, a, b in zip(took, bounds[:-1], bounds[1:], strict=True):
+        factor = time_ / max(1, table[a][b])
+        own[a:b] = [factor * cost for cost in own[a:b]]
+    scaled = [[round(sum(own[a:b]) + behind_each[b - 1]) if a < b else 0 for b in range(S + 1)] for a in range(S)]
+    return max(took), scaled
+
+
+def _step(
+    parts: Sequence[nn.Module],
+    behind: Sequence[nn.Module | None],
+    x: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer | None],
+) -> tuple[list[float], list[float]]:
+    """Run one training step; return the seconds of every segment, and of the critic behind it."""
+    watch, own, end, passed = _Watch(x.device), [], [], []
+    for part, critic in zip(parts, behind, strict=True):
+        entry = x.detach().requires_grad_(bool(passed) and x.is_floating_point())
+        y = part(entry)
+        own.append(watch.lap())
+        if critic is not None:
+            Z = critic(y.detach().requires_grad_())
+            Z.backward(torch.ones_like(Z), retain_graph=True)
+            Z.backward(torch.ones_like(Z), inputs=[p for p in critic.parameters() if p.requires_grad])
+        end.append(watch.lap())
+        passed.append(y)
+        x = y
+    for k in reversed(range(len(parts))):
+        y = passed.pop()
         if y.requires_grad:
-            y.backward(torch.ones_like(y), retain_graph=twice)
-        if twice and weights:
-            y.backward(torch.ones_like(y), inputs=weights)
-        if optimizer is not None:
+            y.backward(torch.ones_like(y))
+        del y
+        if (optimizer := optimizers[k]) is not None:
             optimizer.step()
             optimizer.zero_grad()
+        own[k] += watch.lap()
+    return own, end
 
-    return step
 
+class _Watch:
+    """Seconds between laps, with what an accelerator still works on waited for."""
 
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
 
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
+    def lap(self) -> float:
+        before, self._last = self._last, self._now()
+        return self._last - before
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        return time.perf_counter()
 
 
 def _flops_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:

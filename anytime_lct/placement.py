@@ -16,6 +16,8 @@ from anytime_lct.costs import MakeCritic, Strategy, Table
 from anytime_lct.errors import PartitionError
 from anytime_lct.partition import Trace
 
+CORRECTIONS = 3  # choices that are run before one is taken
+
 
 def place(
     trace: Trace, example: Tensor, num_groups: int, by: Strategy, critic: MakeCritic, weight_copies: int = 0
@@ -40,7 +42,21 @@ def place(
     if num_groups == 1:
         return ()
     table = costs.of_segments(trace, example, by, critic, weight_copies)
-    return tuple(trace.candidates[k - 1].name for k in best_bounds(table, num_groups, minimax=by != "layers"))
+    bounds = best_bounds(table, num_groups, minimax=by != "layers")
+    if by == "measured":
+        bounds = _corrected(trace, example, num_groups, table, bounds, critic)
+    return tuple(trace.candidates[k - 1].name for k in bounds)
+
+
+def _corrected(
+    trace: Trace, example: Tensor, num_groups: int, table: Table, bounds: tuple[int, ...], critic: MakeCritic
+) -> tuple[int, ...]:
+    """Run the chosen groups as they will be trained, correct the table by what they took, and choose again."""
+    tried: dict[tuple[int, ...], int] = {}
+    while bounds not in tried and len(tried) < CORRECTIONS:
+        tried[bounds], table = costs.corrected(trace, bounds, table, example, critic)
+        bounds = best_bounds(table, num_groups, minimax=True)
+    return min(tried, key=lambda choice: tried[choice])
 
 
 def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, ...]:

@@ -1,0 +1,275 @@
+"""Local critic training on several workers beside what a user would take instead; one thread a process.
+
+1. Throughput of 2 workers against backprop in one process; the share of waiting; the period against the slowest
+   worker's own compute.
+2. Against 1F1B and GPipe on the same 2 workers and cuts, each at its best number of microbatches, and against
+   DistributedDataParallel; the latter also over a link of 100 Mbit/s between two network namespaces (needs root).
+3. Peak memory of the largest worker against backprop's, for 2 and 4 groups placed by memory.
+4. The simulator: measured times of every group predict the period; beside what was measured with 2 workers, and for
+   4, 8 and 16 workers on a ResNet-152 and an LSTM of 16 layers.
+5. Training loss over wall time on Fashion-MNIST, two processes each, as a picture.
+
+    python benchmarks/workers.py [--only compare throttled memory simulator picture] [--rounds 5]
+
+Each part is written to results/workers.json as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import RESULTS, write
+from simulator import Group, Stage, Wire, local_critics, pipelined, run
+from workers_process import FILL, facts_of
+
+from anytime_lct import models
+from anytime_lct.network import choose_places
+
+LSTM = {"name": "lstm", "units": 600, "embedding": 128}
+CASES: dict[str, dict[str, Any]] = {
+    "resnet50": {"model": {"name": "resnet50"}, "batch": 32, "count": 3},
+    "resnet20": {"model": {"name": "resnet20"}, "batch": 128, "count": 12},
+    "lstm": {"model": {**LSTM, "layers": 4}, "batch": 32, "length": 50, "count": 3},
+}
+DEEP: dict[str, dict[str, Any]] = {
+    "resnet152": {"model": {"name": "resnet152"}, "batch": 32},
+    "lstm16": {"model": {**LSTM, "layers": 16}, "batch": 32, "length": 50},
+}
+MICROBATCHES = (2, 4, 8)
+PARTS = ("compare", "throttled", "memory", "simulator", "picture")
+
+
+def places_of(case: dict[str, Any], num_groups: int, by: Any, weight_copies: int = 0) -> list[str]:
+    facts, rows = facts_of(case), case["batch"]
+    text = facts.task == "language-model"
+    options = {key: value for key, value in case["model"].items() if key != "name"}
+    torch.manual_seed(0)
+    model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
+    example = torch.zeros(rows, *facts.input_shape, dtype=torch.int64 if text else torch.float32)
+    return list(
+        choose_places(model, example, num_groups=num_groups, by=by, task=facts.task, weight_copies=weight_copies)
+    )
+
+
+def launch(told: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()) -> Any:
+    """Run `size` processes of workers_process.py, on `hosts` if given; return what the first one wrote."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        asked, found = Path(folder) / "asked.json", Path(folder) / "found.json"
+        asked.write_text(json.dumps(told))
+        processes = []
+        for rank in range(size):
+            host = hosts[rank] if hosts else {"prefix": [], "address": "127.0.0.1", "env": {}}
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+            first = hosts[0]["address"] if hosts else "127.0.0.1"
+            environment = {**os.environ, **place, "MASTER_ADDR": first, "MASTER_PORT": str(port), **host["env"]}
+            program = [sys.executable, str(Path(__file__).parent / "workers_process.py"), str(asked), str(found)]
+            processes.append(subprocess.Popen([*host["prefix"], *program], env=environment))
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise SystemExit(f"The processes ended with {codes}.")
+        return json.loads(found.read_text())
+
+
+def period(processes: Sequence[dict[str, list[float]]]) -> float:
+    """Seconds between two minibatches once the pipeline is full, on the worker where they are longest."""
+    ends = [process["ends"] for process in processes if process["ends"]]
+    return max((times[-1] - times[FILL - 1]) / (len(times) - FILL) for times in ends)
+
+
+def waiting(process: dict[str, list[float]]) -> float:
+    """Share of the period that a process spent in its links."""
+    ends, spent = process["ends"], process["waiting"]
+    return (spent[-1] - spent[FILL - 1]) / (ends[-1] - ends[FILL - 1])
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return {"median": statistics.median(values), "quartiles": [low, high]}
+
+
+def variants_of(places: list[str], method: str = "lct") -> dict[str, dict[str, Any]]:
+    cut = {"places": places, "bounds": list(range(len(places) + 2))}
+    found: dict[str, dict[str, Any]] = {"backprop": {"method": "bp"}, "lct": {"method": "lct", **cut}}
+    for schedule in ("1f1b", "gpipe"):
+        for m in MICROBATCHES:
+            found[f"{schedule}-{m}"] = {"method": schedule, **cut, "train": {"microbatches": m}}
+    return {**found, "ddp": {"method": "bp", "ddp": True}}
+
+
+def compare(rounds: int) -> dict[str, Any]:
+    rows = {}
+    for name, case in CASES.items():
+        places = places_of(case, 2, "measured")
+        told = {"what": "compare", "case": case, "variants": variants_of(places), "rounds": rounds}
+        found = launch({**told, "count": case["count"]}, 2)
+        periods = {variant: [period(one[variant]) for one in found] for variant in told["variants"]}
+        best = {
+            schedule: min((v for v in periods if v.startswith(schedule)), key=lambda v: statistics.median(periods[v]))
+            for schedule in ("1f1b", "gpipe")
+        }
+        shares = [[waiting(one["lct"][w]) for one in found] for w in range(2)]
+        slowest = [max(1 - waiting(process) for process in one["lct"]) for one in found]
+        row: dict[str, Any] = {"case": case, "places": places, "rounds": rounds}
+        row["seconds"] = {variant: spread(times) for variant, times in periods.items()}
+        row["best"] = best
+        row["lct_times_faster_than"] = {
+            variant: spread([a / b for a, b in zip(periods[variant], periods["lct"], strict=True)])
+            for variant in periods
+        }
+        row["waiting_share"] = [spread(share) for share in shares]
+        row["period_to_slowest_compute"] = spread([1 / share for share in slowest])
+        rows[name] = row
+        faster = row["lct_times_faster_than"]
+        print(
+            f"{name}, cut after {places[0]}: {faster['backprop']['median']:.3f} times backprop's throughput; 1F1B "
+            f"{faster[best['1f1b']]['median']:.3f}, GPipe {faster[best['gpipe']]['median']:.3f}, DDP "
+            f"{faster['ddp']['median']:.3f}; waiting {[round(s['median'], 3) for s in row['waiting_share']]}, period "
+            f"{row['period_to_slowest_compute']['median']:.3f} of the slowest worker's compute",
+            flush=True,
+        )
+    return rows
+
+
+def throttled(rounds: int) -> dict[str, Any]:
+    """ResNet-50, global batch 32, two network namespaces joined by a link of 100 Mbit/s."""
+    case, rows = CASES["resnet50"], {}
+    places = places_of(case, 2, "measured")
+    hosts = namespaces("100mbit")
+    try:
+        for wire in ("exact", "bf16"):
+            variants = {k: v for k, v in variants_of(places).items() if k in ("lct", "ddp")}
+            variants["ddp"]["train"] = {"wire": wire}
+            told = {"what": "compare", "case": case, "variants": variants, "rounds": rounds, "count": 3, "wire": wire}
+            found = launch(told, 2, hosts)
+            periods = {variant: [period(one[variant]) for one in found] for variant in variants}
+            faster = spread([a / b for a, b in zip(periods["ddp"], periods["lct"], strict=True)])
+            rows[wire] = {"places": places, "seconds": {v: spread(t) for v, t in periods.items()}, "faster": faster}
+            print(f"ResNet-50 over 100 Mbit/s, {wire}: {faster['median']:.2f} times DDP", flush=True)
+    finally:
+        for k in range(2):
+            subprocess.run(["ip", "netns", "del", f"lct{k}"], check=False)
+    return rows
+
+
+def namespaces(rate: str) -> list[dict[str, Any]]:
+    """Make two network namespaces with a link of `rate` between them; needs root and iproute2."""
+    hosts = []
+    for k in range(2):
+        subprocess.run(["ip", "netns", "del", f"lct{k}"], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["ip", "netns", "add", f"lct{k}"], check=True)
+    link = "ip link add veth0 netns lct0 type veth peer name veth1 netns lct1"
+    subprocess.run(link.split(), check=True)
+    for k in range(2):
+        inside = ["ip", "netns", "exec", f"lct{k}"]
+        for line in (
+            f"ip addr add 10.77.0.{k + 1}/24 dev veth{k}",
+            f"ip link set veth{k} up",
+            "ip link set lo up",
+            f"tc qdisc add dev veth{k} root tbf rate {rate} burst 256kb latency 100ms",
+        ):
+            subprocess.run([*inside, *line.split()], check=True)
+        hosts.append({"prefix": inside, "address": f"10.77.0.{k + 1}", "env": {"GLOO_SOCKET_IFNAME": f"veth{k}"}})
+    return hosts
+
+
+def memory(rounds: int) -> dict[str, Any]:
+    rows = {}
+    for name in ("resnet50", "lstm"):
+        case = CASES[name]
+        copies = 4 if name == "lstm" else 3
+        told = {"what": "memory", "case": case, "count": 3}
+        whole = [launch({**told, "variant": {"method": "bp"}}, 1)[0] for _ in range(rounds)]
+        row: dict[str, Any] = {"backprop_bytes": spread(whole)}
+        for N in (2, 4):
+            places = places_of(case, N, "memory", copies)
+            variant = {"method": "lct", "places": places, "bounds": list(range(N + 1))}
+            found = [launch({**told, "variant": variant}, N) for _ in range(rounds)]
+            workers = [spread([one[w] for one in found])["median"] for w in range(N)]
+            largest = max(workers) / row["backprop_bytes"]["median"]
+            row[str(N)] = {"places": places, "bytes": workers, "largest_share": largest}
+            print(f"memory {name}, N = {N}: {[round(b / 2**20) for b in workers]} MiB, {largest:.3f} of backprop's")
+        rows[name] = row
+    return rows
+
+
+def simulator(rounds: int) -> dict[str, Any]:
+    measured = json.loads((RESULTS / "workers.json").read_text())["compare"]
+    rows: dict[str, Any] = {"two_workers": {}, "tables": {}}
+    for name, case in CASES.items():
+        found = profiled(case, measured[name]["places"], MICROBATCHES, rounds)
+        row = {}
+        for variant in ("lct", measured[name]["best"]["1f1b"], measured[name]["best"]["gpipe"]):
+            predicted, real = predict(found, variant), measured[name]["seconds"][variant]["median"]
+            row[variant] = {"predicted": predicted, "measured": real, "ratio": predicted / real}
+            print(f"simulator {name} {variant}: {predicted:.4f} s, measured {real:.4f}: {predicted / real:.3f}")
+        rows["two_workers"][name] = row
+    for name, case in {"resnet50": CASES["resnet50"], "lstm": CASES["lstm"], **DEEP}.items():
+        for W in (4, 8, 16) if name in DEEP else (4,):
+            places = places_of(case, W, "measured")
+            pieces = [m for m in (4, 8, 16, 32) if m >= W]
+            found = profiled(case, places, pieces, rounds)
+            periods = {"lct": predict(found, "lct")}
+            for schedule in ("1f1b", "gpipe"):
+                periods[schedule] = min(predict(found, f"{schedule}-{m}") for m in pieces)
+            alone = sum(g["lct"]["forward"] + g["lct"]["descend"] for g in found["groups"])
+            best = min(periods["1f1b"], periods["gpipe"])
+            row = {"places": places, "seconds": periods, "lct_times_faster_than_pipelines": best / periods["lct"]}
+            row["groups_one_after_the_other"] = alone
+            row["lct_speedup"] = alone / periods["lct"]
+            rows["tables"][f"{name}-{W}"] = row
+            print(
+                f"simulator {name}, {W} workers: speed-up {row['lct_speedup']:.2f}, {best / periods['lct']:.2f} times "
+                f"the better pipeline",
+                flush=True,
+            )
+    return rows
+
+
+def profiled(case: dict[str, Any], places: list[str], pieces: Sequence[int], rounds: int) -> dict[str, Any]:
+    return launch(
+        {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": rounds}, 2
+    )
+
+
+def predict(found: dict[str, Any], variant: str) -> float:
+    """The period of a variant, one worker a group, from what `profiled` found."""
+    wire = Wire(**found["wire"])
+    schedule, _, m = variant.partition("-")
+    if schedule == "lct":
+        return run(local_critics([[Group(**group["lct"])] for group in found["groups"]]), wire)
+    stages = [next(s for s in group["stages"] if s["microbatches"] == int(m)) for group in found["groups"]]
+    made = [Stage(**{key: s[key] for key in ("forward", "backward", "step", "bytes")}) for s in stages]
+    return run(pipelined(made, int(m), schedule), wire)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RESULTS / "workers.json"
+    for part in told.only:
+        found = globals()[part](told.rounds)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        before.pop("measured_on", None)
+        write("workers", {**before, part: found})
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
