@@ -152,10 +152,10 @@ def _seconds_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None
 
 def corrected(
     trace: Trace, cuts: Sequence[int], table: Table, example: Tensor, critic: MakeCritic
-) -> tuple[int, Table]:
+) -> tuple[list[int], Table]:
     """Run the groups between `cuts` (numbers of candidates) as they will be trained, each by itself.
 
-    Returns the microseconds of the slowest, and the table with each group's segments scaled to what the group took:
+    Returns the microseconds of each, and the table with each group's segments scaled to what the group took:
     alone, memory comes and goes otherwise than in a whole step.
     """
     parts = partition.segments(trace, [trace.candidates[k - 1].position for k in cuts])
@@ -174,7 +174,7 @@ def corrected(
         factor = time_ / max(1, table[a][b])
         own[a:b] = [factor * cost for cost in own[a:b]]
     scaled = [[round(sum(own[a:b]) + behind_each[b - 1]) if a < b else 0 for b in range(S + 1)] for a in range(S)]
-    return max(took), scaled
+    return took, scaled
 
 
 def _step(

@@ -16,7 +16,7 @@ from anytime_lct.costs import MakeCritic, Strategy, Table
 from anytime_lct.errors import PartitionError
 from anytime_lct.partition import Trace
 
-CORRECTIONS = 3  # choices that are run before one is taken
+CORRECTIONS = 4  # choices that are run before one is taken
 
 
 def place(
@@ -52,11 +52,22 @@ def _corrected(
     trace: Trace, example: Tensor, num_groups: int, table: Table, bounds: tuple[int, ...], critic: MakeCritic
 ) -> tuple[int, ...]:
     """Run the chosen groups as they will be trained, correct the table by what they took, and choose again."""
-    tried: dict[tuple[int, ...], int] = {}
+    tried: dict[tuple[int, ...], list[int]] = {}
     while bounds not in tried and len(tried) < CORRECTIONS:
         tried[bounds], table = costs.corrected(trace, bounds, table, example, critic)
-        bounds = best_bounds(table, num_groups, minimax=True)
-    return min(tried, key=lambda choice: tried[choice])
+        chosen = best_bounds(table, num_groups, minimax=True)
+        bounds = _relieved(bounds, tried[bounds], len(table)) if chosen in tried else chosen
+    return min(tried, key=lambda choice: max(tried[choice]))
+
+
+def _relieved(bounds: tuple[int, ...], took: list[int], end: int) -> tuple[int, ...]:
+    """Give the slowest group's outermost segment to its faster neighbour."""
+    slow = took.index(max(took))
+    before, after = (took[k] if 0 <= k < len(took) else math.inf for k in (slow - 1, slow + 1))
+    moved = [0, *bounds, end]
+    moved[slow if before < after else slow + 1] += 1 if before < after else -1
+    inner = tuple(moved[1:-1])
+    return inner if all(a < b for a, b in zip(moved[:-1], moved[1:], strict=True)) else bounds
 
 
 def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, ...]:

@@ -259,7 +259,6 @@ def main() -> None:
     team = join(size, 1, CPU, told.get("wire", "exact")) if size > 1 else Team(CPU)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with team.together():
-        what = told["what"]
         if told["what"] == "memory":
             found: Any = memory(told, team, before)
         else:
