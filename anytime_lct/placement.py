@@ -8,6 +8,7 @@ of which neighbouring groups share a worker.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def _relieved(bounds: tuple[int, ...], took: list[int], end: int) -> tuple[int, 
     moved = [0, *bounds, end]
     moved[slow if before < after else slow + 1] += 1 if before < after else -1
     inner = tuple(moved[1:-1])
-    return inner if all(a < b for a, b in zip(moved[:-1], moved[1:], strict=True)) else bounds
+    return inner if all(a < b for a, b in pairwise(moved)) else bounds
 
 
 def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, ...]:

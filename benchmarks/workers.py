@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ DEEP: dict[str, dict[str, Any]] = {
     "lstm16": {"model": {**LSTM, "layers": 16}, "batch": 32, "length": 50},
 }
 MICROBATCHES = (2, 4, 8)
+PICTURED = (
+    "--data fashion-mnist --model resnet --set model.depth=14 --set model.width=8 --groups 2 --epochs 6 "
+    "--set groups_schedule.name=one-cycle --set data.augment=none"
+).split()
 PARTS = ("compare", "throttled", "memory", "simulator", "picture")
 
 
@@ -256,15 +261,57 @@ def predict(found: dict[str, Any], variant: str) -> float:
     return run(pipelined(made, int(m), schedule), wire)
 
 
+def picture(rounds: int, data_root: str | None = None) -> dict[str, Any]:
+    """Train on Fashion-MNIST by each method, one thread a process; the training loss of the main network by epoch."""
+    runs = {
+        "backprop, 1 process": ["--method", "bp"],
+        "DDP, 2 processes": ["--method", "bp", "--replicas", "2"],
+        "1F1B, 2 processes": ["--method", "1f1b", "--workers", "2", "--place", "measured"],
+        "LCT, 2 processes": ["--workers", "2", "--place", "measured"],
+    }
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, flags in runs.items():
+            path = Path(folder) / name.split(",")[0]
+            program = [sys.executable, "-m", "anytime_lct.cli.main", "train", "--run-dir", str(path), *PICTURED, *flags]
+            program += ["--data-root", data_root] if data_root else []
+            subprocess.run(program, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+            lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+            rows[name] = {
+                "seconds": list(accumulate(line["seconds"] for line in lines)),
+                "train_loss": [line["train"]["loss"][-1] for line in lines],
+                "validation_accuracy": [line["validation"]["accuracy"][-1] for line in lines],
+            }
+            print(f"{name}: {rows[name]['seconds'][-1]:.0f} s, loss {rows[name]['train_loss'][-1]:.3f}", flush=True)
+    draw(rows)
+    return {"recipe": " ".join(PICTURED), "seed": 0, "runs": rows}
+
+
+def draw(rows: dict[str, Any]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for name, row in rows.items():
+        axes.plot(row["seconds"], row["train_loss"], marker="o", markersize=3, label=name)
+    axes.set(xlabel="seconds of training, one thread a process", ylabel="training loss of the main network")
+    axes.set_title("Fashion-MNIST, residual network of 14 layers, width 8")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(RESULTS / "workers.png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data-root", help="folder that holds Fashion-MNIST")
     told = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / "workers.json"
     for part in told.only:
-        found = globals()[part](told.rounds)
+        found = globals()[part](told.rounds, **({"data_root": told.data_root} if part == "picture" else {}))
         before = json.loads(path.read_text()) if path.exists() else {}
         before.pop("measured_on", None)
         write("workers", {**before, part: found})
