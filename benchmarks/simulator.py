@@ -4,7 +4,7 @@ Every worker runs a program a minibatch: compute for so long, send, receive. `ru
 against each other and returns the time between two minibatches once the pipeline is full.
 
     local critic training     F  send h  receive L_{i+1} of the minibatch before  learn  judge  send L  B
-    1F1B, GPipe               F and B of microbatches in the schedule's order, blocking as torch's schedules block
+    1F1B, GPipe               F and B of microbatches in the schedule's order; receives posted when they are needed
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ MINIBATCHES = 60
 
 @dataclass(frozen=True)
 class Wire:
-    """A link between two neighbours: seconds a message, bytes a second, a processor's seconds per byte at each end."""
+    """A link between two neighbours: seconds a message, bytes a second, and what a byte takes of the processor.
+
+    The latter is taken from the work of the sender, and of a receiver that works on meanwhile.
+    """
 
     latency: float
     bandwidth: float
@@ -42,11 +45,15 @@ class Send:
 
 @dataclass(frozen=True)
 class Receive:
-    """From the worker `by` places further: the message of this minibatch, or of `before` minibatches ago."""
+    """From the worker `by` places further: the message of this minibatch, or of `before` minibatches ago.
+
+    Without `ahead` it is posted only when it is needed, and the message starts no earlier: gloo holds it back.
+    """
 
     by: int
     tag: str
     before: int = 0
+    ahead: bool = True
 
 
 Program = Sequence[Compute | Send | Receive]
@@ -77,7 +84,7 @@ def run(programs: Sequence[Program], wire: Wire, minibatches: int = MINIBATCHES)
     """Return the period: seconds between two minibatches, over the second half of a run."""
     W = len(programs)
     clock, at, ended = [0.0] * W, [(0, 0)] * W, [[0.0] for _ in range(W)]
-    arrival: dict[tuple[int, int, str, int], float] = {}  # from, to, tag, minibatch
+    arrival: dict[tuple[int, int, str, int], tuple[float, float, float]] = {}  # of (from, to, tag, minibatch)
     sent: dict[tuple[int, int], list[float]] = defaultdict(list)  # arrivals of each direction, in order
     moved = True
     while moved:
@@ -94,19 +101,19 @@ def run(programs: Sequence[Program], wire: Wire, minibatches: int = MINIBATCHES)
                     clock[w] += action.seconds
                 elif isinstance(action, Send):
                     flight = sent[w, w + action.by]
-                    clock[w] += wire.processor * action.bytes
                     if len(flight) >= 2 and not action.wait:
                         clock[w] = max(clock[w], flight[-2])
                     free = flight[-1] if flight else 0.0
-                    flight.append(max(clock[w], free) + wire.latency + action.bytes / wire.bandwidth)
-                    arrival[w, w + action.by, action.tag, k] = flight[-1] + wire.processor * action.bytes
-                    if action.wait:
-                        clock[w] = flight[-1]
+                    takes = wire.latency + action.bytes / wire.bandwidth
+                    flight.append(max(clock[w], free) + takes)
+                    arrival[w, w + action.by, action.tag, k] = flight[-1], takes, wire.processor * action.bytes
+                    clock[w] = flight[-1] if action.wait else clock[w] + wire.processor * action.bytes
                 elif k >= action.before:
                     key = (w + action.by, w, action.tag, k - action.before)
                     if key not in arrival:
                         break
-                    clock[w] = max(clock[w], arrival[key])
+                    there, takes, work = arrival[key]
+                    clock[w] = max(clock[w] + work, there) if action.ahead else max(clock[w] + takes, there)
                 at[w] = (k, position + 1)
                 moved = True
     if any(k < minibatches for k, _ in at):
@@ -147,11 +154,11 @@ def pipelined(stages: Sequence[Stage], microbatches: int, schedule: str) -> list
         program: list[Compute | Send | Receive] = []
         for kind, i in order:
             if kind == "F":
-                program += [Receive(-1, f"h{i}")] if w > 0 else []
+                program += [Receive(-1, f"h{i}", ahead=False)] if w > 0 else []
                 program.append(Compute(stage.forward))
                 program += [Send(1, f"h{i}", stage.bytes)] if w < W - 1 else []
             else:
-                program += [Receive(1, f"d{i}")] if w < W - 1 else []
+                program += [Receive(1, f"d{i}", ahead=False)] if w < W - 1 else []
                 program.append(Compute(stage.backward))
                 program += [Send(-1, f"d{i}", stages[w - 1].bytes)] if w > 0 else []
         programs.append([*program, Compute(stage.step)])

@@ -32,10 +32,11 @@ from typing import Any
 import torch
 from measuring import RESULTS, write
 from simulator import Group, Stage, Wire, local_critics, pipelined, run
-from workers_process import FILL, facts_of
+from workers_process import facts_of
 
 from anytime_lct import models
 from anytime_lct.network import choose_places
+from anytime_lct.training import keep_freed_memory
 
 LSTM = {"name": "lstm", "units": 600, "embedding": 128}
 CASES: dict[str, dict[str, Any]] = {
@@ -48,6 +49,7 @@ DEEP: dict[str, dict[str, Any]] = {
     "lstm16": {"model": {**LSTM, "layers": 16}, "batch": 32, "length": 50},
 }
 MICROBATCHES = (2, 4, 8)
+REPEATS = 5  # of a group that is measured by itself
 PICTURED = (
     "--data fashion-mnist --model resnet --set model.depth=14 --set model.width=8 --groups 2 --epochs 6 "
     "--set groups_schedule.name=one-cycle --set data.augment=none"
@@ -89,16 +91,21 @@ def launch(told: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()
         return json.loads(found.read_text())
 
 
-def period(processes: Sequence[dict[str, list[float]]]) -> float:
-    """Seconds between two minibatches once the pipeline is full, on the worker where they are longest."""
-    ends = [process["ends"] for process in processes if process["ends"]]
-    return max((times[-1] - times[FILL - 1]) / (len(times) - FILL) for times in ends)
+Process = dict[str, list[float]]  # when its minibatches ended, and its seconds in links until then
 
 
-def waiting(process: dict[str, list[float]]) -> float:
-    """Share of the period that a process spent in its links."""
-    ends, spent = process["ends"], process["waiting"]
-    return (spent[-1] - spent[FILL - 1]) / (ends[-1] - ends[FILL - 1])
+def period(processes: Sequence[Process]) -> float:
+    """Seconds between two minibatches while the pipeline is full, on the worker where they are longest."""
+    return max(_mean_step(process["ends"]) for process in processes if process["ends"])
+
+
+def own_work(process: Process) -> float:
+    """Seconds of a minibatch that a process did not spend in its links."""
+    return _mean_step(process["ends"]) - _mean_step(process["waiting"])
+
+
+def _mean_step(times: Sequence[float]) -> float:
+    return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -126,8 +133,8 @@ def compare(rounds: int) -> dict[str, Any]:
             schedule: min((v for v in periods if v.startswith(schedule)), key=lambda v: statistics.median(periods[v]))
             for schedule in ("1f1b", "gpipe")
         }
-        shares = [[waiting(one["lct"][w]) for one in found] for w in range(2)]
-        slowest = [max(1 - waiting(process) for process in one["lct"]) for one in found]
+        works = [[own_work(process) for process in one["lct"]] for one in found]
+        rounds_of_lct = list(zip(works, periods["lct"], strict=True))
         row: dict[str, Any] = {"case": case, "places": places, "rounds": rounds}
         row["seconds"] = {variant: spread(times) for variant, times in periods.items()}
         row["best"] = best
@@ -135,8 +142,8 @@ def compare(rounds: int) -> dict[str, Any]:
             variant: spread([a / b for a, b in zip(periods[variant], periods["lct"], strict=True)])
             for variant in periods
         }
-        row["waiting_share"] = [spread(share) for share in shares]
-        row["period_to_slowest_compute"] = spread([1 / share for share in slowest])
+        row["waiting_share"] = [spread([1 - work[w] / whole for work, whole in rounds_of_lct]) for w in range(2)]
+        row["period_to_slowest_compute"] = spread([whole / max(work) for work, whole in rounds_of_lct])
         rows[name] = row
         faster = row["lct_times_faster_than"]
         print(
@@ -215,18 +222,23 @@ def simulator(rounds: int) -> dict[str, Any]:
     measured = json.loads((RESULTS / "workers.json").read_text())["compare"]
     rows: dict[str, Any] = {"two_workers": {}, "tables": {}}
     for name, case in CASES.items():
-        found = profiled(case, measured[name]["places"], MICROBATCHES, rounds)
-        row = {}
-        for variant in ("lct", measured[name]["best"]["1f1b"], measured[name]["best"]["gpipe"]):
-            predicted, real = predict(found, variant), measured[name]["seconds"][variant]["median"]
-            row[variant] = {"predicted": predicted, "measured": real, "ratio": predicted / real}
-            print(f"simulator {name} {variant}: {predicted:.4f} s, measured {real:.4f}: {predicted / real:.3f}")
+        names = ("lct", *measured[name]["best"].values())
+        variants = {name: spec for name, spec in variants_of(measured[name]["places"]).items() if name in names}
+        told = {"what": "simulate", "case": case, "places": measured[name]["places"], "variants": variants}
+        told |= {"rounds": rounds, "repeats": REPEATS, "count": case["count"], "microbatches": MICROBATCHES}
+        found, row = launch(told, 2), {}
+        for variant in variants:
+            predicted = [predict(one["profile"], variant) for one in found]
+            real = [period(one["real"][variant]) for one in found]
+            ratio = spread([a / b for a, b in zip(predicted, real, strict=True)])
+            row[variant] = {"predicted": spread(predicted), "measured": spread(real), "ratio": ratio}
+            print(f"simulator {name} {variant}: {ratio['median']:.3f} of measured", flush=True)
         rows["two_workers"][name] = row
     for name, case in {"resnet50": CASES["resnet50"], "lstm": CASES["lstm"], **DEEP}.items():
         for W in (4, 8, 16) if name in DEEP else (4,):
             places = places_of(case, W, "measured")
             pieces = [m for m in (4, 8, 16, 32) if m >= W]
-            found = profiled(case, places, pieces, rounds)
+            found = profiled(case, places, pieces)
             periods = {"lct": predict(found, "lct")}
             for schedule in ("1f1b", "gpipe"):
                 periods[schedule] = min(predict(found, f"{schedule}-{m}") for m in pieces)
@@ -244,10 +256,9 @@ def simulator(rounds: int) -> dict[str, Any]:
     return rows
 
 
-def profiled(case: dict[str, Any], places: list[str], pieces: Sequence[int], rounds: int) -> dict[str, Any]:
-    return launch(
-        {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": rounds}, 2
-    )
+def profiled(case: dict[str, Any], places: list[str], pieces: Sequence[int]) -> dict[str, Any]:
+    told = {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": REPEATS}
+    return launch(told, 2)
 
 
 def predict(found: dict[str, Any], variant: str) -> float:
@@ -309,6 +320,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder that holds Fashion-MNIST")
     told = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     path = RESULTS / "workers.json"
     for part in told.only:
         found = globals()[part](told.rounds, **({"data_root": told.data_root} if part == "picture" else {}))

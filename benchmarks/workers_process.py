@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ import torch.distributed as dist
 
 from anytime_lct import recipe as recipes
 from anytime_lct.baselines import METHODS
-from anytime_lct.learner import Clock
+from anytime_lct.learner import Clock, Learner
 from anytime_lct.recipe import Recipe
 from anytime_lct.run_folder import build_network
 from anytime_lct.task import Facts, losses
+from anytime_lct.training import keep_freed_memory
 from anytime_lct.training.group import GroupInTraining
 from anytime_lct.training.links import Link, Minibatch
 from anytime_lct.training.team import Team, join
@@ -34,6 +36,7 @@ from anytime_lct.training.worker import Worker
 
 CPU = torch.device("cpu")
 FILL = 3  # minibatches until every worker has one, and one more
+DRAIN = 1  # the last one, whose end waits for the other workers
 IMAGES = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 ALPHABET = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX")
 
@@ -56,7 +59,7 @@ def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any
     )
 
 
-def minibatch(case: dict[str, Any], step: int = 0, last: bool = False, part: tuple[int, int] = (0, 1)) -> Minibatch:
+def minibatch(case: dict[str, Any], part: tuple[int, int] = (0, 1)) -> Minibatch:
     facts, rows = facts_of(case), case["batch"]
     draw = torch.Generator().manual_seed(0)
     if facts.task == "classification":
@@ -66,7 +69,7 @@ def minibatch(case: dict[str, Any], step: int = 0, last: bool = False, part: tup
         x, y = (torch.randint(0, facts.outputs, (rows, case["length"]), generator=draw) for _ in range(2))
     k, n = part
     x, y = x.tensor_split(n)[k], y.tensor_split(n)[k]
-    return Minibatch(x, y, step, last, rows=len(y), joint=rows)
+    return Minibatch(x, y, 0, rows=len(y), joint=rows)
 
 
 class Waiting:
@@ -112,27 +115,28 @@ class Variant:
         self.team.bounds = tuple(spec.get("bounds", (0, 1)))
         make: Any = METHODS.get(method, Worker.of)
         self.method = make(network, told, facts_of(case).task, clock, self.team)
-        self.part = (self.team.replica, self.team.replicas)
+        self.batch = minibatch(case, part=(self.team.replica, self.team.replicas))
         self.method.start_epoch()
 
     def turn(self, count: int) -> dict[str, Any]:
-        """Run FILL + count minibatches; return when each ended and the seconds spent in links after the first."""
+        """Run minibatches; return when `count` of them, and the one before, ended, and the seconds spent in links."""
         if self.method is None:
             return {"ends": [], "waiting": []}
         ends, waited = [], []
-        for batch in self._minibatches(FILL + count):
+        for batch in self._minibatches(FILL + count + DRAIN):
             self.method.step(batch)
             ends.append(time.monotonic())
             waited.append(self.waiting.seconds)
-        self.at += FILL + count
-        return {"ends": ends, "waiting": waited}
+        self.at += FILL + count + DRAIN
+        full = slice(FILL - 1, -DRAIN)
+        return {"ends": ends[full], "waiting": waited[full]}
 
     def _minibatches(self, count: int) -> Iterator[Minibatch]:
         if self.team.previous is not None:
             yield from self.team.previous.minibatches(self.at)
             return
         for k in range(count):
-            yield minibatch(self.case, self.at + k, k == count - 1, self.part)
+            yield replace(self.batch, step=self.at + k, last=k == count - 1)
 
 
 def compare(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
@@ -144,11 +148,7 @@ def compare(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
         order = list(variants) if number % 2 else list(reversed(variants))
         found = {}
         for name in order:
-            dist.barrier()
-            mine = variants[name].turn(told["count"] if number >= 0 else 1)
-            everybody: list[Any] = [None] * team.workers
-            dist.all_gather_object(everybody, mine)
-            found[name] = everybody
+            found[name] = _turn(variants[name], told["count"] if number >= 0 else 1)
         if number >= 0:
             rounds.append(found)
         if team.leads:
@@ -156,30 +156,47 @@ def compare(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
     return rounds
 
 
-def profile(told: dict[str, Any], team: Team) -> dict[str, Any]:
-    """Measure every layer group, and the stages of pipelines, in both processes at once; means of the two medians."""
-    case, places, pieces = told["case"], told["places"], told["microbatches"]
-    recipe = recipe_of(case, "lct", places)
-    facts = facts_of(case)
-    network = build_network(recipe, facts).train()
-    critics = [*network.critics, None]
-    batch = minibatch(case)
-    found: list[Any] = [None] * network.num_groups
-    entries: list[torch.Tensor] = [batch.x]
-    with torch.no_grad():
-        for group in network.groups[:-1]:
-            entries.append(group(entries[-1]))
-    order = range(network.num_groups)
-    for k in order if team.worker == 0 else reversed(order):
-        one = GroupInTraining(k + 1, network.groups[k], critics[k], recipe, facts.task, Clock(1000, 1000))
-        one.start_epoch()
-        x, L = entries[k], None
+class Profile:
+    """Every layer group, and the stages of pipelines, by themselves: both processes measure at the same time."""
+
+    def __init__(self, told: dict[str, Any], team: Team) -> None:
+        case = told["case"]
+        recipe, facts = recipe_of(case, "lct", told["places"]), facts_of(case)
+        network = build_network(recipe, facts).train()
+        self.told, self.team, self.groups, self.batch = told, team, list(network.groups), minibatch(case)
+        self.task = facts.task
+        critics = [*network.critics, None]
+        clock = Clock(1_000_000, 1_000_000)
+        self.entries: list[torch.Tensor] = [self.batch.x]
+        self.training, self.learners = [], []
+        for k, group in enumerate(self.groups):
+            self.training.append(GroupInTraining(k + 1, group, critics[k], recipe, facts.task, clock))
+            self.training[-1].start_epoch()
+            self.learners.append(Learner(group, recipe.groups, recipe.groups_schedule, clock))
+            with torch.no_grad():
+                self.entries.append(group(self.entries[-1]))
+
+    def measure(self) -> dict[str, Any]:
+        """Return each group's seconds, means of the medians of both processes, and what the link takes."""
+        order = range(len(self.groups))
+        found: list[Any] = [None] * len(self.groups)
+        dist.barrier()
+        for k in order if self.team.worker == 0 else reversed(order):
+            pieces = self.told["microbatches"]
+            found[k] = {"lct": self._group(k), "stages": [self._stage(k, m) for m in pieces]}
+        everybody: list[Any] = [None] * self.team.size
+        dist.all_gather_object(everybody, found)
+        return {"groups": [_mean([mine[k] for mine in everybody]) for k in order], "wire": _wire(self.team)}
+
+    def _group(self, k: int) -> dict[str, float]:
+        one, x, L = self.training[k], self.entries[k], torch.zeros(())
+        h = self.entries[k + 1]
         taken = []
-        for step in range(told["repeats"] + 1):
+        for step in range(self.told["repeats"] + 1):
             marks = [time.monotonic()]
             h = one.forward(x, step)
             marks.append(time.monotonic())
-            L = one.judge(batch.y, step)
+            L = one.judge(self.batch.y, step)
             marks.append(time.monotonic())
             one.descend(step)
             marks.append(time.monotonic())
@@ -187,35 +204,58 @@ def profile(told: dict[str, Any], team: Team) -> dict[str, Any]:
             marks.append(time.monotonic())
             taken.append([after - before for before, after in pairwise(marks)])
         names = ("forward", "judge", "descend", "learn")
-        lct = dict(zip(names, (statistics.median(times) for times in zip(*taken[1:], strict=True)), strict=True))
-        lct["bytes"] = h.numel() * h.element_size()
-        found[k] = {"lct": lct, "stages": [_stage(network, k, x, batch.y, m, told["repeats"]) for m in pieces]}
-    everybody: list[Any] = [None] * team.size
-    dist.all_gather_object(everybody, found)
-    return {"groups": [_mean([mine[k] for mine in everybody]) for k in order], "wire": _wire(team)}
+        seconds = dict(zip(names, _medians(taken[1:]), strict=True))
+        return {**seconds, "bytes": float(h.numel() * h.element_size())}
+
+    def _stage(self, k: int, parts: int) -> dict[str, float]:
+        """Seconds of forward and backward on one of `parts` microbatches, as a pipeline's stage; and of the step."""
+        module, last = self.groups[k], k == len(self.groups) - 1
+        x, y = (whole.tensor_split(parts)[0] for whole in (self.entries[k], self.batch.y))
+        h, taken = self.entries[k + 1], []
+        optimizer = self.learners[k]
+        for step in range(self.told["repeats"] + 1):
+            entry = x.detach().requires_grad_() if k > 0 else x
+            start = time.monotonic()
+            h = module(entry)
+            result = losses(self.task, h, y).mean() if last else h
+            middle = time.monotonic()
+            result.backward(torch.ones_like(result))
+            end = time.monotonic()
+            optimizer.step(step)
+            taken.append([middle - start, end - middle, time.monotonic() - end])
+            optimizer.zero_grad()
+        forward, backward, step_ = _medians(taken[1:])
+        size = float(h.numel() * h.element_size())
+        return {"microbatches": parts, "forward": forward, "backward": backward, "step": step_, "bytes": size}
 
 
-def _stage(network: Any, k: int, x: torch.Tensor, y: torch.Tensor, parts: int, repeats: int) -> dict[str, float]:
-    """Seconds of forward and backward on one of `parts` microbatches, as a pipeline's stage; and of the step."""
-    module, last = network.groups[k], k == network.num_groups - 1
-    x, y = x.tensor_split(parts)[0], y.tensor_split(parts)[0]
-    optimizer = torch.optim.SGD(module.parameters(), 0.0, 0.9, fused=True)
-    task = "classification" if y.dim() == 1 else "language-model"
-    taken = []
-    for _ in range(repeats + 1):
-        entry = x.detach().requires_grad_(k > 0)
-        start = time.monotonic()
-        h = module(entry)
-        result = losses(task, h, y).mean() if last else h
-        middle = time.monotonic()
-        result.backward(torch.ones_like(result))
-        end = time.monotonic()
-        optimizer.step()
-        taken.append([middle - start, end - middle, time.monotonic() - end])
-        optimizer.zero_grad()
-    forward, backward, step = (statistics.median(times) for times in zip(*taken[1:], strict=True))
-    size = float(h.numel() * h.element_size())
-    return {"microbatches": parts, "forward": forward, "backward": backward, "step": step, "bytes": size}
+def profile(told: dict[str, Any], team: Team) -> dict[str, Any]:
+    return Profile(told, team).measure()
+
+
+def simulate(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
+    """Alternate what is to be predicted and what it is predicted from, so that both see the same machine."""
+    waiting = Waiting(team)
+    variants = {name: Variant(told["case"], spec, team, waiting) for name, spec in told["variants"].items()}
+    parts, rounds = Profile(told, team), []
+    for number in range(-1, told["rounds"]):  # the first one warms up
+        real = {name: _turn(variant, told["count"] if number >= 0 else 1) for name, variant in variants.items()}
+        found = {"real": real, "profile": parts.measure()}
+        if number >= 0:
+            rounds.append(found)
+    return rounds
+
+
+def _turn(variant: Variant, count: int) -> list[dict[str, Any]]:
+    """Run a variant in all processes; return what every one measured."""
+    dist.barrier()
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, variant.turn(count))
+    return everybody
+
+
+def _medians(taken: list[list[float]]) -> list[float]:
+    return [statistics.median(times) for times in zip(*taken, strict=True)]
 
 
 def _mean(found: list[Any]) -> Any:
@@ -227,18 +267,20 @@ def _mean(found: list[Any]) -> Any:
 
 
 def _wire(team: Team) -> dict[str, float]:
-    """Measure the link between the two processes: seconds of an empty message, and bytes a second."""
-    times = {}
+    """Measure the link between the two processes: seconds of an empty message, bytes a second, work per byte."""
+    seconds, work = {}, {}
     for numbers in (1, 4_000_000):
         values, taken = torch.zeros(numbers), []
         for _ in range(20):
             dist.barrier()
-            start = time.monotonic()
+            start, before = time.monotonic(), time.process_time()
             (dist.send if team.worker == 0 else dist.recv)(values, 1 - team.worker)
             (dist.recv if team.worker == 0 else dist.send)(values, 1 - team.worker)
-            taken.append((time.monotonic() - start) / 2)
-        times[numbers] = statistics.median(taken)
-    return {"latency": times[1], "bandwidth": 16_000_000 / (times[4_000_000] - times[1])}
+            taken.append([(time.monotonic() - start) / 2, (time.process_time() - before) / 2])
+        seconds[numbers], work[numbers] = _medians(taken)
+    size = 4 * 4_000_000
+    more = {"seconds": seconds[4_000_000] - seconds[1], "work": work[4_000_000] - work[1]}
+    return {"latency": seconds[1], "bandwidth": size / more["seconds"], "processor": max(0.0, more["work"] / size)}
 
 
 def memory(told: dict[str, Any], team: Team, before: int) -> list[int]:
@@ -255,6 +297,7 @@ def memory(told: dict[str, Any], team: Team, before: int) -> list[int]:
 def main() -> None:
     told = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
+    keep_freed_memory()
     size = int(os.environ["WORLD_SIZE"])
     team = join(size, 1, CPU, told.get("wire", "exact")) if size > 1 else Team(CPU)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -262,7 +305,7 @@ def main() -> None:
         if told["what"] == "memory":
             found: Any = memory(told, team, before)
         else:
-            found = {"compare": compare, "profile": profile}[told["what"]](told, team)
+            found = {"compare": compare, "profile": profile, "simulate": simulate}[told["what"]](told, team)
         if team.leads:
             Path(sys.argv[2]).write_text(json.dumps(found))
 

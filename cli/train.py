@@ -176,10 +176,11 @@ def run(
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
     from anytime_lct import data as datasets
     from anytime_lct.baselines import METHODS, expect_processes
-    from anytime_lct.training import device_of, join
+    from anytime_lct.training import device_of, join, keep_freed_memory
     from anytime_lct.training import train as training
 
     expect_processes(recipe.train.method, *size)
+    keep_freed_memory()
     method = {"method": METHODS[recipe.train.method]} if recipe.train.method in METHODS else {}
     team = None
     if size != (1, 1):

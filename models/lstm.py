@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from anytime_lct.errors import ModelError
 
+from .options import expect_dropout
+
 
 class CarriedLSTM(nn.LSTM):
     """One LSTM layer, (B, T, F) to (B, T, units), that can start where the last minibatch ended.
@@ -67,6 +69,5 @@ def lstm(
     for name, value in (("layers", layers), ("units", units), ("embedding", embedding)):
         if not isinstance(value, int) or value < 1:
             raise ModelError(f"Expected {name} of at least 1 for the network 'lstm', got {value!r}.")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"Expected a dropout from 0 up to below 1 for the network 'lstm', got {dropout!r}.")
+    expect_dropout("lstm", dropout)
     return CharacterLSTM(outputs, layers, units, embedding, dropout)

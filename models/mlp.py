@@ -10,22 +10,29 @@ from torch import nn
 
 from anytime_lct.errors import ModelError
 
+from .options import expect_dropout
 
-def mlp(input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] | int = (300, 150)) -> nn.Sequential:
+
+def mlp(
+    input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] | int = (300, 150), dropout: float = 0.0
+) -> nn.Sequential:
     """Make a perceptron with ReLU units on the flattened input, (B, C, H, W) to (B, outputs).
 
-    The default, with ten outputs, is the 300-150-10 network of Table III.
+    The default, with ten outputs, is the 300-150-10 network of Table III. `dropout` acts on every hidden layer.
     """
     if len(input_shape) != 3:
         raise ModelError(f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
     sizes = [hidden] if isinstance(hidden, int) else list(hidden)
     if any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ModelError(f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150].")
+    expect_dropout("mlp", dropout)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     features = prod(input_shape)
     for number, size in enumerate(sizes, start=1):
         layers[f"linear{number}"] = nn.Linear(features, size)
         layers[f"relu{number}"] = nn.ReLU()
+        if dropout:
+            layers[f"dropout{number}"] = nn.Dropout(dropout)
         features = size
     layers["output"] = nn.Linear(features, outputs)
     return nn.Sequential(layers)

@@ -9,6 +9,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from anytime_lct.errors import ModelError
 
+from .options import expect_dropout
+
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 182: (3, 8, 46, 3)}
 CIFAR_STEM_BELOW = 64
 
@@ -16,7 +18,7 @@ CIFAR_STEM_BELOW = 64
 class SmallResNet(nn.Module):
     """Three stages of basic blocks, 1, 2 and 4 times `width` wide: (B, C, H, W) to logits (B, outputs)."""
 
-    def __init__(self, channels: int, outputs: int, depth: int, width: int) -> None:
+    def __init__(self, channels: int, outputs: int, depth: int, width: int, dropout: float) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
@@ -27,6 +29,7 @@ class SmallResNet(nn.Module):
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.fc = nn.Linear(4 * width, outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -35,17 +38,23 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.flatten(self.avgpool(x)))
+        return self.fc(self.dropout(self.flatten(self.avgpool(x))))
 
 
-def small(input_shape: tuple[int, ...], outputs: int, depth: int = 20, width: int = 16) -> SmallResNet:
-    """Make a residual network of 6n+2 layers for small images; 1x1 projections where the shape changes."""
+def small(
+    input_shape: tuple[int, ...], outputs: int, depth: int = 20, width: int = 16, dropout: float = 0.0
+) -> SmallResNet:
+    """Make a residual network of 6n+2 layers for small images; 1x1 projections where the shape changes.
+
+    `dropout` acts on what enters the classifier.
+    """
     channels, _, _ = _image("resnet", input_shape, smallest=4)
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise ModelError(f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}.")
     if not isinstance(width, int) or width < 1:
         raise ModelError(f"Expected a width of at least 1 for 'resnet', got {width!r}.")
-    return SmallResNet(channels, outputs, depth, width)
+    expect_dropout("resnet", dropout)
+    return SmallResNet(channels, outputs, depth, width, dropout)
 
 
 def bottleneck(

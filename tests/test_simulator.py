@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from simulator import Compute, Group, Receive, Stage, Wire, local_critics, pipelined, run
+from simulator import Compute, Group, Receive, Send, Stage, Wire, local_critics, pipelined, run
 
 FREE = Wire(0.0, float("inf"))
 
@@ -33,6 +33,13 @@ def test_a_message_travels_while_the_worker_goes_on_until_the_wire_is_the_slowes
 def test_pipelines_have_the_bubble_of_the_textbook(schedule, W, m):
     stage = Stage(1.0, 2.0, 0.0, 0.0)
     assert run(pipelined([stage] * W, m, schedule), FREE) == pytest.approx(3.0 * (m + W - 1))
+
+
+def test_a_receive_that_is_not_posted_ahead_waits_for_the_whole_flight():
+    wire = Wire(0.5, float("inf"))
+    for ahead, expected in ((True, 2.0), (False, 2.5)):
+        programs = [[Compute(1.0), Send(1, "a", 0.0)], [Compute(2.0), Receive(-1, "a", ahead=ahead)]]
+        assert run(programs, wire) == pytest.approx(expected)
 
 
 def test_programs_that_wait_for_each_other_are_refused():

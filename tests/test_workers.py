@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from anytime_lct import recipe as recipes
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 RESNET = {
     "data": {"name": "digits", "batch_size": 256},
-    "model": {"name": "resnet", "depth": 14, "width": 4},
+    "model": {"name": "resnet", "depth": 14, "width": 4, "dropout": 0.1},
     "cut": {"groups": 4},
     "train": {"epochs": 2},
 }
@@ -38,7 +39,7 @@ VARIANTS = {
     },
     "lstm": LSTM,
     "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},
-    "mlp": MLP,
+    "mlp": {**MLP, "model": {**MLP["model"], "dropout": 0.2}},
 }  # fmt: skip
 
 
@@ -131,20 +132,42 @@ def test_a_killed_worker_ends_the_run_with_its_name(tmp_path):
     assert "Traceback" not in said
 
 
-def test_a_run_that_lost_workers_restarts_by_itself_and_ends_with_the_same_weights(tmp_path):
-    recipe = {**SLOW, "train": {**SLOW["train"], "epochs": 8}}
-    finish(start(recipe, tmp_path / "whole", 1))
-    process = start(recipe, tmp_path / "cut", 2, "--max-restarts", "2")
-    luck = random.Random(0)
-    for victim in (0, 1):
-        newest = max(steps(tmp_path / "cut"), default="")
-        wait_for(lambda n=newest: max(steps(tmp_path / "cut"), default="") > n)
-        time.sleep(luck.uniform(0, 0.2))
-        before = workers_of(process)
-        os.kill(before[victim], signal.SIGKILL)
-        wait_for(lambda old=before: len(set(workers_of(process)) - set(old)) == 2)
+LOSSY = {**SLOW, "train": {**SLOW["train"], "epochs": 4}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run that those below, which lose workers on the way, have to end like."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(LOSSY, folder, 1))
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_that_lost_a_worker_restarts_by_itself_and_ends_with_the_same_weights(seed, undisturbed, tmp_path):
+    """Worker 1 and worker 2 take turns in being killed, at a random step: 0 is before the first checkpoint."""
+    luck = random.Random(seed)
+    last = int(max(steps(undisturbed)).removeprefix("step-"))
+    at = f"step-{luck.randrange(last):08d}"
+    process = start(LOSSY, tmp_path / "run", 2, "--max-restarts", "1")
+    wait_for(lambda: len(workers_of(process)) == 2)
+    wait_for(lambda: max(steps(tmp_path / "run"), default="step-00000000") >= at)
+    time.sleep(luck.uniform(0, 0.05))
+    os.kill(workers_of(process)[seed % 2], signal.SIGKILL)
     finish(process)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert same(undisturbed, tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(undisturbed, tmp_path):
+    """The second worker cannot write its group; the run goes on when there is room again."""
+    process = start(LOSSY, tmp_path / "run", 2)
+    wait_for(lambda: steps(tmp_path / "run"))
+    resource.prlimit(workers_of(process)[1], resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    said = finish(process, 2)
+    assert "Could not write the checkpoint" in said and "make room" in said and "Traceback" not in said
+    assert steps(tmp_path / "run") and not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    resume(tmp_path / "run", 2)
+    assert same(undisturbed, tmp_path / "run")
 
 
 def test_what_one_worker_says_is_said_once(tmp_path):
@@ -167,6 +190,7 @@ def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
 
 def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):
     recipe = {**RESNET, "train": {"epochs": 1, "sync_batch_norm": True}, "cut": {"groups": 2}}
+    recipe["model"] = {**RESNET["model"], "dropout": 0.0}  # replicas drop other units
     finish(start(recipe, tmp_path / "1", 1))
     finish(start(recipe, tmp_path / "2", 1, "--replicas", "2"))
     close_to(tmp_path / "1", tmp_path / "2", 2e-3)
