@@ -29,7 +29,7 @@ class SmallResNet(nn.Module):
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.fc = nn.Linear(4 * width, outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -38,7 +38,8 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.dropout(self.flatten(self.avgpool(x))))
+        x = self.flatten(self.avgpool(x))
+        return self.fc(x if self.dropout is None else self.dropout(x))
 
 
 def small(
