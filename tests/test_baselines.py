@@ -23,7 +23,7 @@ MLP = {
     "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},
 }
 LSTM = {
-    "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},
+    "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 80},
     "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4},
     "cut": {"groups": 4},
     "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},

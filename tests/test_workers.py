@@ -26,7 +26,7 @@ RESNET = {
     "train": {"epochs": 2},
 }
 LSTM = {
-    "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},
+    "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 80},
     "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4, "dropout": 0.2},
     "cut": {"groups": 4},
     "train": {"epochs": 1},
