@@ -10,6 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -28,7 +29,24 @@ Saved = dict[int, int]  # bytes of the storages that are saved for the backward 
 REPEATS = 5  # of a measured segment
 
 
-def of_segments(trace: Trace, example: Tensor, by: Strategy, critic: MakeCritic, weight_copies: int = 0) -> Table:
+@dataclass(frozen=True)
+class Others:
+    """Processes that measure the same at the same time, as they will train: what they contend for is in the seconds.
+
+    `average` takes the mean of integers over all of them; number `place` (from 0) begins with another group than the
+    rest.
+    """
+
+    place: int = 0
+    average: Callable[[list[int]], list[int]] = list
+
+
+NOBODY = Others()
+
+
+def of_segments(
+    trace: Trace, example: Tensor, by: Strategy, critic: MakeCritic, weight_copies: int = 0, others: Others = NOBODY
+) -> Table:
     """Return the table of the segments between a network's candidates, on a batch like `example`.
 
     `weight_copies` counts every weight so often by memory: weight, gradient and the optimizer's slots, where groups
@@ -39,7 +57,12 @@ def of_segments(trace: Trace, example: Tensor, by: Strategy, critic: MakeCritic,
     if by == "layers":
         return _layers(trace)
     parts = partition.segments(trace, [cut.position for cut in trace.candidates])
-    return _table(parts, critic, example, by, weight_copies)
+    table = _table(parts, critic, example, by, weight_copies)
+    if by != "measured":
+        return table
+    size = len(table) + 1
+    agreed = others.average([cost for row in table for cost in row])
+    return [agreed[k * size : (k + 1) * size] for k in range(len(table))]
 
 
 def of_workers(
@@ -151,7 +174,7 @@ def _seconds_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None
 
 
 def corrected(
-    trace: Trace, cuts: Sequence[int], table: Table, example: Tensor, critic: MakeCritic
+    trace: Trace, cuts: Sequence[int], table: Table, example: Tensor, critic: MakeCritic, others: Others = NOBODY
 ) -> tuple[list[int], Table]:
     """Run the groups between `cuts` (numbers of candidates) as they will be trained, each by itself.
 
@@ -161,12 +184,13 @@ def corrected(
     parts = partition.segments(trace, [trace.candidates[k - 1].position for k in cuts])
     with torch.random.fork_rng(devices=[]):
         groups, behind, entries = _run([_copy(part, example.device) for part in parts], _values_like(example), critic)
-    S, bounds, took = len(table), [0, *cuts, len(table)], []
-    for group, c, x in zip(groups, behind, entries, strict=True):
-        weights = [p for p in group.parameters() if p.requires_grad]
+    S, N, bounds, took = len(table), len(groups), [0, *cuts, len(table)], [0] * len(groups)
+    for k in sorted(range(N), key=lambda k: (k - others.place) % N):
+        weights = [p for p in groups[k].parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, fused=True) if weights else None
-        times = [_step([group], [c], x, [optimizer]) for _ in range(REPEATS)][1:]
-        took.append(round(1e6 * min(own[0] + end[0] for own, end in times)))  # whatever disturbs only adds
+        times = [_step([groups[k]], [behind[k]], entries[k], [optimizer]) for _ in range(REPEATS)][1:]
+        took[k] = round(1e6 * min(own[0] + end[0] for own, end in times))  # whatever disturbs only adds
+    took = others.average(took)
     ends = [row[S] for row in table] + [0]
     own = [float(ends[k] - ends[k + 1]) for k in range(S)]
     behind_each = [table[k][k + 1] - own[k] for k in range(S)]

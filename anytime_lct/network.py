@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import critics, partition, placement
-from anytime_lct.costs import Strategy
+from anytime_lct.costs import NOBODY, Others, Strategy
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.task import TaskName
 
@@ -121,6 +121,7 @@ def choose_places(
     depth: int | Sequence[int] = 1,
     task: TaskName = "classification",
     weight_copies: int = 0,
+    others: Others = NOBODY,
 ) -> tuple[str, ...]:
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`placement.place`)."""
     outputs = _outputs(model, example)
@@ -132,6 +133,7 @@ def choose_places(
         by,
         lambda hidden: critics.build(critic, hidden, outputs, task, first),
         weight_copies,
+        others,
     )
 
 

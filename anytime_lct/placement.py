@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from anytime_lct import costs, partition
-from anytime_lct.costs import MakeCritic, Strategy, Table
+from anytime_lct.costs import NOBODY, MakeCritic, Others, Strategy, Table
 from anytime_lct.errors import PartitionError
 from anytime_lct.partition import Trace
 
@@ -22,16 +22,22 @@ CLOSE = 1.04  # a machine's pace drifts so much: choices as near to the best are
 
 
 def place(
-    trace: Trace, example: Tensor, num_groups: int, by: Strategy, critic: MakeCritic, weight_copies: int = 0
+    trace: Trace,
+    example: Tensor,
+    num_groups: int,
+    by: Strategy,
+    critic: MakeCritic,
+    weight_copies: int = 0,
+    others: Others = NOBODY,
 ) -> tuple[str, ...]:
     """Choose the N-1 places that cut a network into the best N groups.
 
     layers: as even as possible in depth, layers with weights on the longest path (least sum of squares).
     balanced: the smallest possible maximum of multiply-adds in training, each group's critic included.
-    measured: the same for seconds, measured here and now on a batch like `example`. memory: the same for the
-    bytes saved for the backward pass, and of `weight_copies` of the weights. Ties go to the more even choice,
-    then to the earlier cuts. `critic` makes a critic for a (meta) tensor that crosses a cut, or None. Raises
-    PartitionError where there are fewer candidates than cuts.
+    measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
+    come to the same choice. memory: the same for the bytes saved for the backward pass, and of `weight_copies` of the
+    weights. Ties go to the more even choice, then to the earlier cuts. `critic` makes a critic for a (meta) tensor that
+    crosses a cut, or None. Raises PartitionError where there are fewer candidates than cuts.
 
     >>> place(trace(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden: None)
     ('layer2.0', 'layer3.1')
@@ -43,25 +49,31 @@ def place(
         )
     if num_groups == 1:
         return ()
-    table = costs.of_segments(trace, example, by, critic, weight_copies)
+    table = costs.of_segments(trace, example, by, critic, weight_copies, others)
     bounds = best_bounds(table, num_groups, minimax=by != "layers")
     if by == "measured":
-        bounds = _corrected(trace, example, num_groups, table, bounds, critic)
+        bounds = _corrected(trace, example, num_groups, table, bounds, critic, others)
     return tuple(trace.candidates[k - 1].name for k in bounds)
 
 
 def _corrected(
-    trace: Trace, example: Tensor, num_groups: int, table: Table, bounds: tuple[int, ...], critic: MakeCritic
+    trace: Trace,
+    example: Tensor,
+    num_groups: int,
+    table: Table,
+    bounds: tuple[int, ...],
+    critic: MakeCritic,
+    others: Others,
 ) -> tuple[int, ...]:
     """Run the chosen groups as they will be trained, correct the table by what they took, and choose again."""
     tried: dict[tuple[int, ...], list[int]] = {}
     while bounds not in tried and len(tried) < CORRECTIONS:
-        tried[bounds], table = costs.corrected(trace, bounds, table, example, critic)
+        tried[bounds], table = costs.corrected(trace, bounds, table, example, critic, others)
         chosen = best_bounds(table, num_groups, minimax=True)
         bounds = _relieved(bounds, tried[bounds], len(table)) if chosen in tried else chosen
     contenders = _close(tried)
     for choice in contenders if len(contenders) > 1 else []:
-        again, _ = costs.corrected(trace, choice, table, example, critic)
+        again, _ = costs.corrected(trace, choice, table, example, critic, others)
         tried[choice] = [min(times) for times in zip(tried[choice], again, strict=True)]
     contenders = _close({choice: tried[choice] for choice in contenders})
     return min(contenders, key=lambda choice: sum(tried[choice]))  # less work leaves more of the memory to the others

@@ -69,6 +69,11 @@ def places_of(case: dict[str, Any], num_groups: int, by: Any, weight_copies: int
     )
 
 
+def measured_places(case: dict[str, Any], num_groups: int) -> list[str]:
+    """The cut of least seconds, measured by two processes side by side."""
+    return launch({"what": "places", "case": case, "groups": num_groups}, 2)
+
+
 def launch(told: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()) -> Any:
     """Run `size` processes of workers_process.py, on `hosts` if given; return what the first one wrote."""
     with socket.socket() as probe:
@@ -125,7 +130,7 @@ def variants_of(places: list[str], method: str = "lct") -> dict[str, dict[str, A
 def compare(rounds: int) -> dict[str, Any]:
     rows = {}
     for name, case in CASES.items():
-        places = places_of(case, 2, "measured")
+        places = measured_places(case, 2)
         told = {"what": "compare", "case": case, "variants": variants_of(places), "rounds": rounds}
         found = launch({**told, "count": case["count"]}, 2)
         periods = {variant: [period(one[variant]) for one in found] for variant in told["variants"]}
@@ -159,7 +164,7 @@ def compare(rounds: int) -> dict[str, Any]:
 def throttled(rounds: int) -> dict[str, Any]:
     """ResNet-50, global batch 32, two network namespaces joined by a link of 100 Mbit/s."""
     case, rows = CASES["resnet50"], {}
-    places = places_of(case, 2, "measured")
+    places = measured_places(case, 2)
     hosts = namespaces("100mbit")
     try:
         for wire in ("exact", "bf16"):
@@ -236,7 +241,7 @@ def simulator(rounds: int) -> dict[str, Any]:
         rows["two_workers"][name] = row
     for name, case in {"resnet50": CASES["resnet50"], "lstm": CASES["lstm"], **DEEP}.items():
         for W in (4, 8, 16) if name in DEEP else (4,):
-            places = places_of(case, W, "measured")
+            places = measured_places(case, W)
             pieces = [m for m in (4, 8, 16, 32) if m >= W]
             found = profiled(case, places, pieces)
             periods = {"lct": predict(found, "lct")}

@@ -22,9 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from anytime_lct import models, run_folder
 from anytime_lct import recipe as recipes
 from anytime_lct.baselines import METHODS
+from anytime_lct.costs import Others
 from anytime_lct.learner import Clock, Learner
+from anytime_lct.network import choose_places
 from anytime_lct.recipe import Recipe
 from anytime_lct.run_folder import build_network
 from anytime_lct.task import Facts, losses
@@ -229,6 +232,18 @@ class Profile:
         return {"microbatches": parts, "forward": forward, "backward": backward, "step": step_, "bytes": size}
 
 
+def places(told: dict[str, Any], team: Team) -> list[str]:
+    """Choose the cut of least seconds as `train --place measured` does, in all processes side by side."""
+    case, facts = told["case"], facts_of(told["case"])
+    options = {key: value for key, value in case["model"].items() if key != "name"}
+    torch.manual_seed(0)
+    model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
+    example = run_folder.example_input(facts, case["batch"])
+    others = Others(team.rank, team.mean)
+    groups = told["groups"]
+    return list(choose_places(model, example, num_groups=groups, by="measured", task=facts.task, others=others))
+
+
 def profile(told: dict[str, Any], team: Team) -> dict[str, Any]:
     return Profile(told, team).measure()
 
@@ -294,6 +309,11 @@ def memory(told: dict[str, Any], team: Team, before: int) -> list[int]:
     return everybody
 
 
+WHAT: dict[str, Callable[[dict[str, Any], Team], Any]] = {
+    "compare": compare, "profile": profile, "simulate": simulate, "places": places,
+}  # fmt: skip
+
+
 def main() -> None:
     told = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
@@ -305,7 +325,9 @@ def main() -> None:
         if told["what"] == "memory":
             found: Any = memory(told, team, before)
         else:
-            found = {"compare": compare, "profile": profile, "simulate": simulate}[told["what"]](told, team)
+            found = {"compare": compare, "profile": profile, "simulate": simulate, "places": places}[told["what"]](
+                told, team
+            )
         if team.leads:
             Path(sys.argv[2]).write_text(json.dumps(found))
 

@@ -154,6 +154,36 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, seed):
         assert placement.place(trace, x, num_groups, by, critic) == best
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_measured_cuts_even_out_the_mean_of_what_all_processes_measured(seed, monkeypatch):
+    """A clock that counts weights; the other process takes twice as long, in each group alike."""
+    model, x = random_network(random.Random(seed)), torch.zeros(2, 2, 8, 8)
+    agreed = []
+
+    def step(parts, behind, x, optimizers):
+        return [1e-6 * weights_of(part) for part in parts], [0.0 for _ in parts]
+
+    def average(values):
+        agreed.append(values)
+        return [round(1.5 * value) for value in values]
+
+    monkeypatch.setattr(costs, "_step", step)
+    trace, others = partition.trace(model), costs.Others(1, average)
+    names = [cut.name for cut in trace.candidates]
+    for N in range(2, len(names) + 2):
+        found = placement.place(trace, x, N, "measured", lambda hidden: nn.Identity(), others=others)
+        sizes = [weights_of(group) for group in partition.groups(trace, found)]
+        best = min(
+            max(weights_of(group) for group in partition.groups(trace, choice)) for choice in combinations(names, N - 1)
+        )
+        assert max(sizes) <= placement.CLOSE * best
+        assert sizes in agreed
+
+
+def weights_of(module):
+    return sum(p.numel() for p in module.parameters())
+
+
 DEPTHS = {"resnet18": 18, "resnet50": 50, "vgg11": 11, "densenet121": 121, "googlenet": 22, "alexnet": 8}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anytime_lct import costs, run_folder
-from anytime_lct.costs import Strategy
+from anytime_lct.costs import Others, Strategy
 from anytime_lct.data import Dataset
 from anytime_lct.network import LCTNetwork, choose_places
 from anytime_lct.placement import spread
@@ -14,9 +14,9 @@ from anytime_lct.training.team import Team
 def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = None) -> tuple[LCTNetwork, Recipe]:
     """Return the network, cut, and the recipe with its places; set the team's bounds.
 
-    Where the cut depends on this machine (measured) or on the number of workers (memory), the leader chooses it once,
-    and the recipe that goes into the run folder names the places. `place` says what is evened out between workers; by
-    default what the cut evens out, and training cost where that is layers.
+    Where the cut depends on this machine (measured, by all processes side by side) or on the number of workers
+    (memory), it is chosen once, and the recipe that goes into the run folder names the places. `place` says what is
+    evened out between workers; by default what the cut evens out, and training cost where that is layers.
     """
     recipe = _fixed(recipe, data, team)
     network = run_folder.build_network(recipe, data.facts, stages=recipe.train.method in PIPELINES)
@@ -40,7 +40,7 @@ def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
     if cut.places or cut.groups == 1 or not chosen_now or not cuts:
         return recipe
     places: tuple[str, ...] = ()
-    if team.leads:
+    if team.leads or cut.by == "measured":
         example = run_folder.example_input(data.facts, _rows(data, team)).to(team.device)
         places = choose_places(
             run_folder.build_model(recipe, data.facts).to(team.device),
@@ -51,6 +51,7 @@ def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
             depth=recipe.critic.depth,
             task=data.facts.task,
             weight_copies=_weight_copies(recipe.groups) if team.workers > 1 else 0,
+            others=Others(team.rank, team.mean),
         )
     places = tuple(team.share(places))
     return recipe.model_copy(update={"cut": cut.model_copy(update={"places": places})})

@@ -53,6 +53,11 @@ class Team:
         return self.workers * self.replicas
 
     @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return self.replica * self.workers + self.worker
+
+    @property
     def leads(self) -> bool:
         """Whether this process writes what a run has once: metrics, progress, the name of a checkpoint."""
         return self.worker == 0 and self.replica == 0
@@ -64,6 +69,11 @@ class Team:
         total = values.detach().cpu().clone()
         dist.all_reduce(total)
         return total
+
+    def mean(self, values: list[int]) -> list[int]:
+        """Return the rounded mean of integers over all processes, the same in each."""
+        total = self.sum(torch.tensor(values, dtype=torch.int64))
+        return [round(value / self.size) for value in total.tolist()]
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
         """Among the first workers of all replicas: grant what any of them wishes."""
@@ -95,7 +105,7 @@ class Team:
         if self.size == 1:
             yield
             return
-        rank = self.replica * self.workers + self.worker
+        rank = self.rank
         assert self.watch is not None
         try:
             yield
