@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -118,16 +119,15 @@ class ImageBatches:
             yield batch
 
     def _in_workers(self, made: _Epoch, numbers: range) -> Iterator[Batch | DataError]:
-        return iter(
-            data.DataLoader(
-                made,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=self.workers,
-                worker_init_fn=_ignore_interrupt,
-                generator=torch.Generator(),  # or else the loader draws a seed from torch's random state
-            )
+        loader = data.DataLoader(
+            made,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # or else the loader draws a seed from torch's random state
         )
+        with _without_interrupts():
+            return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -180,5 +180,11 @@ def expect_size(path: str, image: Tensor, size: tuple[int, int]) -> None:
         )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides what Ctrl-C means
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold SIGINT back, for good in processes started meanwhile: the one that trains decides what Ctrl-C means."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
