@@ -258,3 +258,28 @@ def test_schedules_are_torchs(total):
     warm = ours(name="constant", warmup=0.5)
     assert warm[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert set(warm[5:]) == {1.0}
+
+
+RESIDENT = """
+import torch
+from anytime_lct.training import keep_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+{call}
+before = resident()
+x = torch.ones(2**25)
+del x
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone gives memory back at once")
+def test_freed_memory_is_kept_when_asked():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", RESIDENT.format(call=call)], check=True, capture_output=True).stdout)
+        for call in ("assert keep_freed_memory()", "")
+    )
+    assert kept > 0.9 * 2**27 and given_back < 0.1 * 2**27
