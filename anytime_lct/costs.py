@@ -50,7 +50,9 @@ def of_segments(
     """Return the table of the segments between a network's candidates, on a batch like `example`.
 
     `weight_copies` counts every weight so often by memory: weight, gradient and the optimizer's slots, where groups
-    do not share a device; 0 leaves weights out. Raises PartitionError where there are no values to measure with.
+    do not share a device; then what enters counts once more, as the next minibatch is on its way, and what leaves
+    twice, in flight and as gradient. 0 leaves both out. Raises PartitionError where there are no values to measure
+    with.
     """
     if by not in get_args(Strategy):
         raise PartitionError(f"Expected cuts by {', '.join(get_args(Strategy))}, got by '{by}'.")
@@ -126,7 +128,8 @@ def _table(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, by: 
     try:
         with torch.random.fork_rng(devices=[]):
             bare = [_copy(part, example.device) if real else _on_meta(part) for part in parts]
-            table = measure(*_run(bare, _values_like(example) if real else _meta_like(example), critic))
+            made = _run(bare, _values_like(example) if real else _meta_like(example), critic)
+            table = measure(*made)
     except LCTError:
         raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
@@ -137,7 +140,11 @@ def _table(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, by: 
         ) from error
     if by == "memory" and weight_copies:
         held = [weight_copies * _weight_bytes(part) for part in parts]
-        table = [[cost + sum(held[a:b]) for b, cost in enumerate(row)] for a, row in enumerate(table)]
+        moved = [0, *(x.untyped_storage().nbytes() for x in made[2][1:]), 0]
+        table = [
+            [cost + sum(held[a:b]) + moved[a] + 2 * moved[b] if a < b else 0 for b, cost in enumerate(row)]
+            for a, row in enumerate(table)
+        ]
     return table
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,9 @@ class LocalLoss:
             delta, *self._dL = torch.autograd.grad(self._L.mean(), [self._cut, *_weights(self._c)])  # (2)
         else:
             (delta,) = torch.autograd.grad(self._L.mean(), self._cut, retain_graph=True)  # (2)
-        h.backward(delta)  # (3)
+        gradient = [delta]
+        del delta
+        _Handed.apply(h, gradient).backward()  # (3)
 
     def learn(self, L_next: Tensor, L: Tensor | None = None) -> None:
         """Add the gradient of (5), and only that, to the critic's; after `descend`.
@@ -86,6 +88,19 @@ class LocalLoss:
         (slope,) = torch.autograd.grad(matching(L_i, L_next) + extra * L_i, L_i)  # (5); for L1 sign(L_i - L_{i+1})
         for p, gradient in zip(_weights(self._c), self._dL, strict=True):
             p.grad = slope * gradient if p.grad is None else p.grad + slope * gradient
+
+
+class _Handed(torch.autograd.Function):
+    """h.backward(gradient) that lets go of the gradient as soon as the graph of h has taken it: one h less at peak."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, gradient: list[Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        return h.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient.pop(), None
 
 
 def descend(f: nn.Module, c: nn.Module | None, x: Tensor, y: Tensor, loss: Loss, rule: Rule) -> LocalLoss:

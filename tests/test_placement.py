@@ -117,9 +117,9 @@ def random_network(draw):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 10))
 
 
-@pytest.mark.parametrize("by", ["balanced", "memory"])
+@pytest.mark.parametrize(("by", "weight_copies"), [("balanced", 0), ("memory", 0), ("memory", 3)])
 @pytest.mark.parametrize("seed", range(4))
-def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, seed):
+def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_copies, seed):
     draw = random.Random(seed)
     model, x = random_network(draw), torch.zeros(2, 2, 8, 8)
     trace = partition.trace(model)
@@ -136,22 +136,26 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, seed):
         for group, end in zip(partition.groups(trace, places), ends, strict=True):
             if end not in known:
                 after = group(h).detach()
-                known[end] = (cost_of(group, None if end[1] is None else critic(after), h, after), after)
+                known[end] = (cost_of(group, end, h, after), after)
             h = known[end][1]
         costs = [known[end][0] for end in ends]
         return max(costs), sum(c * c for c in costs)
 
-    def cost_of(group, small, h, after):
+    def cost_of(group, end, h, after):
+        small = None if end[1] is None else critic(after)
         if by == "memory":
             whole = group if small is None else nn.Sequential(group, small)
-            return costs.saved_bytes(whole, h, input_grad=False)
+            saved = costs.saved_bytes(whole, h, input_grad=False)
+            weights = sum(p.nbytes for p in group.parameters())
+            passing = (h.nbytes if end[0] else 0) + (2 * after.nbytes if end[1] else 0)
+            return saved + weight_copies * weights + (passing if weight_copies else 0)
         own = costs.training_cost(group, h, input_grad=False)
         return own + (0 if small is None else costs.training_cost(small, after))
 
     names = [cut.name for cut in trace.candidates]
     for num_groups in range(2, len(names) + 2):
         best = min(combinations(names, num_groups - 1), key=cost)  # the first, and so earliest, of equals
-        assert placement.place(trace, x, num_groups, by, critic) == best
+        assert placement.place(trace, x, num_groups, by, critic, weight_copies) == best
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,7 +5,7 @@
                                         minibatches; a smaller one, like the short last minibatch, is padded.
 
 The receive of minibatch k+1 is posted before k is worked on, into the other of two buffers; a send overlaps what
-follows and is waited for two messages later. Every message carries its step: one that is out of turn stops the run.
+follows and is waited for by the next one. Every message carries its step: one that is out of turn stops the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAST, SAVE, INTERRUPTED = 1, 2, 4  # flags: the stretch ends here; write a check
 DIMENSIONS = 6
 NUMBERS = 8 + 2 * DIMENSIONS  # of an envelope, before the labels
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64)
-IN_FLIGHT = 2
+BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Link:
         self._type = self._original = torch.float32
 
     def send(self, message: Message) -> None:
-        """Start sending; what is sent must not be changed until two messages later, or `finish`."""
+        """Start sending; what is sent must not be changed until the next message, or `finish`."""
         order = sorted(range(message.tensor.dim()), key=lambda d: -message.tensor.stride(d))
         dense = message.tensor.detach().permute(order)
         flat = dense.contiguous().reshape(-1)  # no copy for any dense layout, channels-last included
@@ -100,7 +100,7 @@ class Link:
                     f"{flat.numel()} at step {message.step + 1}; give minibatches of one shape, the largest first."
                 )
             parts = [_padded(envelope, self._capacity[0]), _padded(flat, self._capacity[1])]
-            while len(self._flying) >= IN_FLIGHT:
+            while self._flying:
                 self._land()
             works = [dist.isend(part, self._peer, self._group) for part in parts]
             self._flying.append(([work for work in works if work is not None], parts))
@@ -141,7 +141,7 @@ class Link:
 
     def _post(self) -> None:
         assert self._capacity is not None
-        while len(self._buffers) < IN_FLIGHT:
+        while len(self._buffers) < BUFFERS:
             numbers, elements = self._capacity
             envelope = torch.zeros(numbers, dtype=torch.int64)
             self._buffers.append((envelope, torch.empty(elements, dtype=self._type, device=self._device)))
