@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,10 @@ CPU = torch.device("cpu")
 FILL = 3  # minibatches until every worker has one, and one more
 DRAIN = 1  # the last one, whose end waits for the other workers
 IMAGES = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+SMALL = {
+    "resnet50": {"name": "resnet", "depth": 8, "width": 16},
+    "lstm": {"name": "lstm", "layers": 2, "units": 16, "embedding": 8},
+}
 ALPHABET = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX")
 
 
@@ -115,10 +118,13 @@ class Variant:
             return
         told = recipe_of(case, method, spec.get("places", []), **spec.get("train", {}))
         network = build_network(told, facts_of(case), stages=method in recipes.PIPELINES).train()
+        self.batch = minibatch(case, part=(self.team.replica, self.team.replicas))
+        if told.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+            self.batch = replace(self.batch, x=self.batch.x.contiguous(memory_format=torch.channels_last))
         self.team.bounds = tuple(spec.get("bounds", (0, 1)))
         make: Any = METHODS.get(method, Worker.of)
         self.method = make(network, told, facts_of(case).task, clock, self.team)
-        self.batch = minibatch(case, part=(self.team.replica, self.team.replicas))
         self.method.start_epoch()
 
     def turn(self, count: int) -> dict[str, Any]:
@@ -298,19 +304,49 @@ def _wire(team: Team) -> dict[str, float]:
     return {"latency": seconds[1], "bandwidth": size / more["seconds"], "processor": max(0.0, more["work"] / size)}
 
 
-def memory(told: dict[str, Any], team: Team, before: int) -> list[int]:
-    """Return each process's peak resident bytes above its imports, after some minibatches."""
-    Variant(told["case"], told["variant"], team, Waiting(team)).turn(told["count"])
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    everybody: list[Any] = [grown]
+def memory(told: dict[str, Any], team: Team) -> list[dict[str, int]]:
+    """Return each process's peak bytes in some minibatches: of torch's allocator, and resident.
+
+    Weights, gradients, optimizers, activations, buffers of links and the room that computations need; not the code,
+    which small minibatches load beforehand. Resident memory is counted in a first pass, as counting takes some itself.
+    """
+    case, method = told["case"], told["variant"]["method"]
+    small = {"model": SMALL[case["model"]["name"]], "batch": 2, "length": 10}
+    Variant(small, {"method": method}, Team(CPU), Waiting(Team(CPU))).turn(1)
+    before = resident("VmRSS")
+
+    def learn() -> None:
+        Variant(case, told["variant"], team, Waiting(team)).turn(told["count"])
+
+    learn()
+    found = {"resident": resident("VmHWM") - before, "allocated": allocated(learn)}
+    everybody: list[Any] = [found]
     if team.size > 1:
         everybody = [None] * team.workers
-        dist.all_gather_object(everybody, grown)
+        dist.all_gather_object(everybody, found)
     return everybody
 
 
+def resident(field: str) -> int:
+    """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it began.
+
+    The peak that getrusage gives begins with the one of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def allocated(call: Callable[[], None]) -> int:
+    """Return the most bytes of torch's allocator that were in use at a time during a call, beside those before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    assert recorded.profiler is not None
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
 WHAT: dict[str, Callable[[dict[str, Any], Team], Any]] = {
-    "compare": compare, "profile": profile, "simulate": simulate, "places": places,
+    "compare": compare, "profile": profile, "simulate": simulate, "places": places, "memory": memory,
 }  # fmt: skip
 
 
@@ -320,14 +356,8 @@ def main() -> None:
     keep_freed_memory()
     size = int(os.environ["WORLD_SIZE"])
     team = join(size, 1, CPU, told.get("wire", "exact")) if size > 1 else Team(CPU)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with team.together():
-        if told["what"] == "memory":
-            found: Any = memory(told, team, before)
-        else:
-            found = {"compare": compare, "profile": profile, "simulate": simulate, "places": places}[told["what"]](
-                told, team
-            )
+        found = WHAT[told["what"]](told, team)
         if team.leads:
             Path(sys.argv[2]).write_text(json.dumps(found))
 
