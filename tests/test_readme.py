@@ -83,3 +83,41 @@ def test_the_benchmarks_are_those_of_the_committed_result():
         ratios = [row[way]["median_ratio"] for row in found["resumable"]]
         assert cells(f"`{way}`")[:4] == [f"{ratio:.2f}" for ratio in ratios]
     assert all(row["bit_identical"] for row in found["resumable"])
+
+
+def test_the_tables_of_workers_are_those_of_the_committed_result():
+    found, names = result("workers"), ("resnet50", "resnet20", "lstm")
+
+    def told(cell: str, expected: list[str]) -> None:
+        assert cells(cell) == expected, cell
+
+    rows = [found["compare"][name] for name in names]
+    for words, variant in (
+        ("backprop, 1 process", "backprop"),
+        ("1F1B, 2 workers", "1f1b"),
+        ("GPipe, 2 workers", "gpipe"),
+        ("DistributedDataParallel, 2 processes", "ddp"),
+    ):
+        faster = [row["lct_times_faster_than"][row["best"].get(variant, variant)]["median"] for row in rows]
+        told(words, [f"{ratio:.2f}" for ratio in faster])
+    for words, wire in (("float32", "exact"), ("bf16 for both", "bf16")):
+        told(f"the same, link of 100 Mbit/s, {words}", [f"{found['throttled'][wire]['faster']['median']:.2f}", "", ""])
+    told("period over", [f"{row['period_to_slowest_compute']['median']:.3f}" for row in rows])
+    told("waiting and", [", ".join(f"{share['median']:.1%}" for share in row["waiting_share"]) for row in rows])
+    told("period by the", [f"{found['simulator'][name]['lct']['ratio']['median']:.2f}" for name in names])
+    for words, N, way in (
+        ("largest worker's memory over backprop's, N = 2", "2", "allocated"),
+        ("largest worker's memory over backprop's, N = 4", "4", "allocated"),
+        ("the same as resident memory, N = 4", "4", "resident"),
+    ):
+        of_images, of_text = (found["memory"][name][N]["largest_share"][way] for name in ("resnet50", "lstm"))
+        told(words, [f"{of_images:.2f}", "", f"{of_text:.2f}"])
+    for words, name, sizes in (
+        ("ResNet-50, simulated", "resnet50", (4,)),
+        ("LSTM of 4 layers, simulated", "lstm", (4,)),
+        ("ResNet-152, simulated", "resnet152", (4, 8, 16)),
+        ("LSTM of 16 layers, simulated", "lstm16", (4, 8, 16)),
+    ):
+        scaled = [found["scaling"][f"{name}-{W}"] for W in sizes]
+        both = [f"{row['lct_speedup']:.1f}, {row['lct_times_faster_than_pipelines']:.1f}" for row in scaled]
+        told(words, [*both, *[""] * (3 - len(both))])
