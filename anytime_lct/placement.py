@@ -35,8 +35,9 @@ def place(
     layers: as even as possible in depth, layers with weights on the longest path (least sum of squares).
     balanced: the smallest possible maximum of multiply-adds in training, each group's critic included.
     measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
-    come to the same choice. memory: the same for the bytes saved for the backward pass, and of `weight_copies` of the
-    weights. Ties go to the more even choice, then to the earlier cuts. `critic` makes a critic for a (meta) tensor that
+    come to the same choice. memory: the same for the bytes saved for the backward pass, and with `weight_copies` of so
+    many copies of the weights and of what is on its way between workers. Ties go to the more even choice, then to the
+    earlier cuts. `critic` makes a critic for a (meta) tensor that
     crosses a cut, or None. Raises PartitionError where there are fewer candidates than cuts.
 
     >>> place(trace(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden: None)
