@@ -14,6 +14,9 @@ Two forms of (5). *Per sample* (the authors' code): L_ci is the mean over the mi
 takes the critic a small backward pass of its own once L_{i+1} is known. *Scalar*: l(mean_b L_i, mean_b L_{i+1}), whose
 gradient is one number times dL_i/d(critic), which (2) passes through anyway: one backward pass serves both.
 
+Beside (5), a critic may learn L_i itself: added to it (*mixed*), or alone (*cross-entropy*), which needs no L_{i+1} and
+is known as decoupled greedy learning (Belilovsky et al., ICML 2020).
+
 The rule knows no optimizer, no recipe, no process. `descend` is the whole of it for one group. A trainer whose groups
 run side by side takes its parts one by one, because what goes to the neighbours is known before the work is done: h_i
 after f_i, L_i after `LocalLoss`, and nothing downstream is waited for but L_{i+1}, which `learn` may get much later.
@@ -30,17 +33,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Form = Literal["per-sample", "scalar"]
+CriticLoss = Literal["paper", "mixed", "cross-entropy"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (Z, y) -> (B,)
 MATCHING: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth-l1": F.smooth_l1_loss}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a critic learns: the form of (5), its l, and the weight of L_i itself added to it (0: the paper's rule)."""
+    """How a critic learns: the form of (5), its l, and what is minimised.
+
+    `critic_loss` is (5) alone (paper), (5) + `cross_entropy` x L_i (mixed), or L_i alone (cross-entropy).
+    """
 
     form: Form = "per-sample"
     matching: str = "l1"
-    cross_entropy: float = 0.0
+    critic_loss: CriticLoss = "paper"
+    cross_entropy: float = 1.0
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the gradient of L_ci is a number times dL_i/d(critic), so that one backward pass serves both."""
+        return self.form == "scalar" or self.critic_loss == "cross-entropy"
+
+    def of(self, L: Tensor, L_next: Tensor) -> Tensor:
+        """Return L_ci, (), of L_i and L_{i+1}, both (B,) or both ()."""
+        if self.critic_loss == "cross-entropy":
+            return L.mean()
+        matching = MATCHING[self.matching](L, L_next)  # (5)
+        return matching if self.critic_loss == "paper" else matching + self.cross_entropy * L.mean()
 
 
 class LocalLoss:
@@ -65,7 +85,7 @@ class LocalLoss:
         if self._c is None:
             self._L.mean().backward()
             return
-        if self._rule.form == "scalar":
+        if self._rule.one_pass:
             delta, *self._dL = torch.autograd.grad(self._L.mean(), [self._cut, *_weights(self._c)])  # (2)
         else:
             (delta,) = torch.autograd.grad(self._L.mean(), self._cut, retain_graph=True)  # (2)
@@ -80,12 +100,11 @@ class LocalLoss:
         """
         if self._c is None:
             return
-        matching, extra = MATCHING[self._rule.matching], self._rule.cross_entropy
-        if self._rule.form == "per-sample":
-            (matching(self._L, L_next) + extra * self._L.mean()).backward(inputs=_weights(self._c))  # (5)
+        if not self._rule.one_pass:
+            self._rule.of(self._L, L_next).backward(inputs=_weights(self._c))  # (5)
             return
-        L_i = (self.L if L is None else L).clone().requires_grad_()
-        (slope,) = torch.autograd.grad(matching(L_i, L_next) + extra * L_i, L_i)  # (5); for L1 sign(L_i - L_{i+1})
+        L_i = (self.L if L is None else L).mean().requires_grad_()
+        (slope,) = torch.autograd.grad(self._rule.of(L_i, L_next.mean()), L_i)  # (5); for L1 sign(L_i - L_{i+1})
         for p, gradient in zip(_weights(self._c), self._dL, strict=True):
             p.grad = slope * gradient if p.grad is None else p.grad + slope * gradient
 
