@@ -58,29 +58,20 @@ class Learner:
 
     def state(self, kind: str) -> dict[str, Tensor]:
         """Return everything that training goes on from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
-        flat = {f"{kind}.{name}": value for name, value in self.module.state_dict().items()}
+        flat = module_state(kind, self.module)
         for number, slots in self._optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 if value is not None:
                     flat[f"{kind}_optimizer.{number}.{slot}"] = torch.as_tensor(value)
-        for name, module in carriers(self.module):
-            if module.state is not None:
-                flat |= {f"{kind}_carried.{name}.{k}": part for k, part in enumerate(module.state)}
         return flat
 
     def load(self, kind: str, flat: dict[str, Tensor]) -> None:
         """Go on from what `state` returned; raises CheckpointError where it is of another module."""
+        load_module(kind, self.module, flat)
         try:
-            self.module.load_state_dict(_under(f"{kind}.", flat))
             self._load_slots(_under(f"{kind}_optimizer.", flat))
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
-            raise CheckpointError(f"The checkpoint does not belong to this network: {first}") from None
-        device = next(self.module.parameters()).device
-        for name, module in carriers(self.module):
-            parts = _under(f"{kind}_carried.{name}.", flat)
-            module.carry = True
-            module.state = tuple(parts[str(k)].to(device) for k in range(len(parts))) if parts else None
+            raise _foreign(error) from None
 
     def _load_slots(self, flat: dict[str, Tensor]) -> None:
         whole = self._optimizer.state_dict()
@@ -93,6 +84,33 @@ class Learner:
                 value = torch.empty_like(owner, requires_grad=False).copy_(value)
             slots.setdefault(int(number), {})[slot] = value
         self._optimizer.load_state_dict({**whole, "state": slots})
+
+
+def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return weights, buffers and the hidden state carried, as `kind.NAME`, `kind_carried.NAME.NUMBER`."""
+    flat = {f"{kind}.{name}": value for name, value in module.state_dict().items()}
+    for name, carrier in carriers(module):
+        if carrier.state is not None:
+            flat |= {f"{kind}_carried.{name}.{k}": part for k, part in enumerate(carrier.state)}
+    return flat
+
+
+def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:
+    """Give a module what `module_state` returned; raises CheckpointError where it is of another module."""
+    try:
+        module.load_state_dict(_under(f"{kind}.", flat))
+    except RuntimeError as error:
+        raise _foreign(error) from None
+    device = next(module.parameters()).device
+    for name, carrier in carriers(module):
+        parts = _under(f"{kind}_carried.{name}.", flat)
+        carrier.carry = True
+        carrier.state = tuple(parts[str(k)].to(device) for k in range(len(parts))) if parts else None
+
+
+def _foreign(error: Exception) -> CheckpointError:
+    first = str(error).strip().splitlines()[-1].strip()
+    return CheckpointError(f"The checkpoint does not belong to this network: {first}")
 
 
 def as_told(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:

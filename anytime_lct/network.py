@@ -26,10 +26,17 @@ class LCTNetwork(nn.Module):
     """A main network cut into N layer groups, with a local critic behind each of the first N-1.
 
     The groups run the network's own submodules: they share its parameters and keep their names, so `main_state()`
-    loads straight into the uncut network. `places` names the modules after which it is cut.
+    loads straight into the uncut network. `places` names the modules after which it is cut, `shapes` are those of
+    h_1..h_{N-1}, without the batch.
     """
 
-    def __init__(self, groups: Sequence[nn.Module], critics: Sequence[nn.Module], places: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        groups: Sequence[nn.Module],
+        critics: Sequence[nn.Module],
+        places: Sequence[str] = (),
+        shapes: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         super().__init__()
         if len(critics) != len(groups) - 1:
             raise CriticError(
@@ -37,7 +44,7 @@ class LCTNetwork(nn.Module):
             )
         self.groups = nn.ModuleList(groups)
         self.critics = nn.ModuleList(critics)
-        self.places = tuple(places)
+        self.places, self.shapes = tuple(places), tuple(shapes)
 
     @classmethod
     def cut(
@@ -68,12 +75,13 @@ class LCTNetwork(nn.Module):
         depths = [depth] * len(places) if isinstance(depth, int) else list(depth)
         if len(depths) != len(places):
             raise CriticError(f"Expected one critic depth, or {len(places)} of them, one a critic; got {len(depths)}.")
-        made, hidden = [], example
+        made, shapes, hidden = [], [], example
         for group, at_depth in zip(groups, depths, strict=False):
             with probing(group):
                 hidden = group(hidden)
             made.append(critics.build(critic, hidden, outputs, task, at_depth))
-        return cls(groups, made, places)
+            shapes.append(tuple(hidden.shape[1:]))
+        return cls(groups, made, places, shapes)
 
     @property
     def num_groups(self) -> int:

@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anytime_lct.errors import RecipeError
 
 DataName = Literal["digits", "pydoc", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "text"]
-MethodName = Literal["lct", "bp", "gpipe", "1f1b"]
+MethodName = Literal["lct", "bp", "joint", "posthoc", "alone", "dni", "admm", "gpipe", "1f1b"]
 PIPELINES: frozenset[str] = frozenset({"gpipe", "1f1b"})
+WITH_EXITS: frozenset[str] = frozenset({"lct", "joint", "posthoc"})  # every layer group ends in an exit
+CUTS: frozenset[str] = frozenset({*WITH_EXITS, *PIPELINES, "alone", "dni"})
 TEXT: frozenset[str] = frozenset({"pydoc", "text"})
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -73,16 +75,33 @@ class CutRecipe(Section):
 
 
 class CriticRecipe(Section):
-    kind: Literal["slim", "paper", "paper-imagenet"] = "slim"
+    kind: Literal["slim", "residual", "paper", "paper-imagenet"] = "slim"
     depth: Count | tuple[Count, ...] = 1
 
 
 class RuleRecipe(Section):
-    """How critics learn (lct.Rule): the form of (5), its l, and the weight of cross-entropy added to it."""
+    """How critics learn (lct.Rule): what they minimise, the form of (5), its l, and the weight of L_i in the mixed loss."""
 
     form: Literal["per-sample", "scalar"] = "per-sample"
     matching: Literal["l1", "l2", "smooth-l1"] = "l1"
-    cross_entropy: NotNegative = 0.0
+    critic_loss: Literal["paper", "mixed", "cross-entropy"] = "paper"
+    cross_entropy: NotNegative = 1.0
+
+
+class DNIRecipe(Section):
+    """Synthetic gradients: what their networks see beside h, their width, and the scale of what they predict."""
+
+    labels: bool = True
+    width: Count = 128
+    scale: Positive = 10.0
+
+
+class ADMMRecipe(Section):
+    """Penalties of Taylor et al. (2016): `beta` on z = W a, `gamma` on a = h(z); sweeps before multipliers move."""
+
+    beta: Positive = 1.0
+    gamma: Positive = 10.0
+    warmup: Annotated[int, Field(ge=0)] = 10
 
 
 class OptimizerRecipe(Section):
@@ -104,6 +123,9 @@ class ScheduleRecipe(Section):
 
 class TrainRecipe(Section):
     method: MethodName = "lct"
+    exit: Count | None = None
+    weights: str | None = None
+    track_descent: Annotated[int, Field(ge=0)] = 0
     epochs: Count
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -118,6 +140,18 @@ class TrainRecipe(Section):
     keep: Literal["last", "best"] = "last"
     checkpoint_minutes: Positive = 10.0
 
+    @model_validator(mode="after")
+    def _fit_the_method(self) -> TrainRecipe:
+        if (self.method == "alone") != (self.exit is not None):
+            raise ValueError("method alone, and no other, needs exit = 1, 2 .., the sub-network that it trains")
+        if self.method == "posthoc" and self.weights is None:
+            raise ValueError("method posthoc needs weights, the run folder whose main network it freezes")
+        if self.track_descent and self.method != "lct":
+            raise ValueError(
+                f"track_descent compares local critic training with backprop; method {self.method} has none"
+            )
+        return self
+
 
 class Recipe(Section):
     """A whole run. `groups` and `critics` are the two optimizers, each with its schedule."""
@@ -127,6 +161,8 @@ class Recipe(Section):
     cut: CutRecipe
     critic: CriticRecipe
     rule: RuleRecipe
+    dni: DNIRecipe
+    admm: ADMMRecipe
     train: TrainRecipe
     groups: OptimizerRecipe
     groups_schedule: ScheduleRecipe
@@ -159,7 +195,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "train": {"epochs": 15},
         "groups_schedule": {"name": "one-cycle"},
         "critics": {"name": "adam", "lr": 1e-3},
-        "rule": {"cross_entropy": 0.5},
+        "rule": {"critic_loss": "mixed", "cross_entropy": 0.5},
     },
     "pydoc": {
         "data": {"batch_size": 32, "sequence_length": 100},

@@ -3,7 +3,8 @@
 RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
 RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
 RUN/main.safetensors  critics.safetensors         what came out
-RUN/profile.json  exits.png                       what it is worth (analyze)
+RUN/descent.jsonl                                 sufficient descent, where it was tracked
+RUN/profile.json  exits.png  descent.png          what it is worth (analyze)
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from anytime_lct import recipe as recipes
 from anytime_lct.checkpoint import load_tensors, save_tensors
 from anytime_lct.errors import CheckpointError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipe import CutRecipe, Recipe
+from anytime_lct.recipe import CUTS, WITH_EXITS, CutRecipe, Recipe
 from anytime_lct.task import Facts
 
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
 MAIN, CRITICS, PROFILE, PICTURE = "main.safetensors", "critics.safetensors", "profile.json", "exits.png"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+DESCENT, DESCENT_PICTURE = "descent.jsonl", "descent.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,22 +99,37 @@ def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]
 def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:
     """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
 
-    Backprop trains the main network alone, which is a network of one group; with `stages`, for a pipeline through it,
-    it is cut all the same.
+    A method without exits leaves a network of one group: the uncut main network, or the sub-network trained alone. With
+    `stages`, for training that goes through the layer groups, it is cut all the same.
     """
-    cut = recipe.cut if recipe.train.method == "lct" or stages else CutRecipe(groups=1)
+    method = recipe.train.method
+    whole = method not in CUTS or (method not in WITH_EXITS and method != "alone" and not stages)
+    cut = CutRecipe(groups=1) if whole else recipe.cut
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return LCTNetwork.cut(
+        network = LCTNetwork.cut(
             build_model(recipe, facts),
             example_input(facts),
             num_groups=cut.groups,
             places=cut.places,
             by=cut.by,
             critic=recipe.critic.kind,
-            depth=recipe.critic.depth if cut is recipe.cut else 1,
+            depth=1 if whole else recipe.critic.depth,
             task=facts.task,
         )
+    return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])
+
+
+def start_from(network: LCTNetwork, path: Path) -> None:
+    """Give a network the main weights of another run, and its critics' where that has any; raises CheckpointError."""
+    for name in (MAIN, CRITICS):
+        if not (path / name).exists():
+            raise CheckpointError(
+                f"Expected a run folder with weights to start from, got '{path}', which has no {name}; name the "
+                f"--run-dir of a finished train."
+            )
+    critics = load_tensors(path / CRITICS)
+    network.load(load_tensors(path / MAIN), critics or network.critics_state())
 
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:

@@ -20,20 +20,24 @@ def analyze(
 ) -> None:
     """Measure every sub-model: multiply-adds, parameters, quality on validation and test data, latency.
 
-    Writes profile.json and exits.png into the run folder.
+    Writes profile.json and exits.png into the run folder, and descent.png where train had --track-descent.
 
     Example: anytime-lct analyze runs/digits-resnet-0
     """
     from rich.console import Console
 
     profile = measure(run, data_root)
+    tracked = draw_descent(run, f"{profile.model} on {profile.data}: sufficient descent of every layer group")
     if as_json:
         typer.echo(profile.model_dump_json())
         return
     console = Console()
     console.print(table(profile))
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
-    console.print(f"Wrote {run / 'profile.json'} and {run / 'exits.png'}.", highlight=False, soft_wrap=True)
+    written = f"{run / 'profile.json'} and {run / 'exits.png'}"
+    if tracked:
+        written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"
+    console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
 
 
 NOTE = (
@@ -55,6 +59,17 @@ def measure(run: Path, data_root: str | None = None) -> Profile:
     profile.save(run / run_folder.PROFILE)
     analysis.draw(profile, run / run_folder.PICTURE)
     return profile
+
+
+def draw_descent(run: Path, title: str) -> bool:
+    """Draw sufficient descent over the run; False where it was not tracked."""
+    from anytime_lct import journal, run_folder
+    from anytime_lct.analysis import descent_picture
+
+    lines = journal.read(run / run_folder.DESCENT)
+    if lines:
+        descent_picture.draw(lines, run / run_folder.DESCENT_PICTURE, title)
+    return bool(lines)
 
 
 def table(profile: Profile) -> Table:

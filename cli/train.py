@@ -53,7 +53,25 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="lct, or what to compare it with: bp (with --replicas: DistributedDataParallel), gpipe, 1f1b."
+            help="lct, or what to compare it with: bp (with --replicas: DistributedDataParallel), joint (the losses of "
+            "all exits by backprop), posthoc (exits behind the frozen network of --weights), alone (sub-network --exit "
+            "by backprop), dni, admm, gpipe, 1f1b."
+        ),
+    ] = None,
+    critic_loss: Annotated[
+        str | None,
+        typer.Option(help="What critics minimise: paper (equation (5)), mixed (with their own loss), cross-entropy."),
+    ] = None,
+    exit_: Annotated[int | None, typer.Option("--exit", help="With --method alone: the sub-network, from 1.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Run folder whose weights training starts from; --method posthoc needs one.")
+    ] = None,
+    track_descent: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EVERY",
+            help="Every so many minibatches, measure each group's sufficient-descent ratio (16) and cosine against "
+            "backprop, into descent.jsonl; changes no weight.",
         ),
     ] = None,
     wire: Annotated[
@@ -76,7 +94,8 @@ def train(
     flags = {
         "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
         "cut.groups": groups, "train.epochs": epochs, "train.seed": seed,
-        "train.wire": wire, "train.method": method,
+        "train.wire": wire, "train.method": method, "train.exit": exit_, "train.weights": weights,
+        "train.track_descent": track_descent, "rule.critic_loss": critic_loss,
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(recipes.assignment(text) for text in settings or [])
@@ -105,8 +124,10 @@ def train(
         import json
 
         summary = None if last is None else last.as_json(metric_of(chosen.data.name))
-        typer.echo(json.dumps({"run": str(folder), "last_epoch": summary}))
+        typer.echo(json.dumps({"run": str(folder), "last_epoch": summary, "descent": descent(folder)}))
     else:
+        if tracked := descent(folder):
+            typer.echo(descent_line(tracked))
         typer.echo(f"The run is in {folder}. Next: anytime-lct analyze {folder}")
 
 
@@ -134,10 +155,12 @@ def _launch(
     from anytime_lct import recipe as recipes
     from anytime_lct.baselines import expect_processes
     from anytime_lct.errors import PartitionError
+    from anytime_lct.training import expect_one_process
     from anytime_lct.training.launch import launch
 
     workers, replicas = size
     expect_processes(recipe.train.method, workers, replicas)
+    expect_one_process(recipe, workers, replicas)
     if workers > recipe.cut.groups:
         raise PartitionError(
             f"Expected at most as many workers as layer groups, {recipe.cut.groups}, got {workers}; lower --workers or "
@@ -238,6 +261,38 @@ def epoch_line(epoch: Epoch, metric: str) -> str:
         shown = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
         line += f"  validation {metric} {' '.join(shown)}"
     return line
+
+
+def descent(folder: Path) -> dict[str, Any] | None:
+    """Sum up a run's descent.jsonl, with its cost as a share of training time; None where nothing was tracked."""
+    import dataclasses
+
+    from anytime_lct import journal, run_folder
+    from anytime_lct.descent import summarise
+
+    lines = journal.read(folder / run_folder.DESCENT)
+    if not lines:
+        return None
+    found = summarise(lines)
+    training = sum(line["seconds"] for line in journal.read(folder / run_folder.METRICS))
+    return dataclasses.asdict(found) | {"share_of_training": round(found.seconds / training, 4) if training else None}
+
+
+def descent_line(found: dict[str, Any]) -> str:
+    """Say what `descent` found: how often, the smallest sigma, which groups did not descend, and the cost."""
+    smallest = " ".join("-" if sigma is None else f"{sigma:.3g}" for sigma in found["smallest_sigma"])
+    count = found["measurements"]
+    odd = [
+        f"{what} in group {i} {times} of {count} times"
+        for what, numbers in (("<= 0", found["not_positive"]), ("undefined (true gradient zero)", found["undefined"]))
+        for i, times in enumerate(numbers, start=1)
+        if times
+    ]
+    share = "" if found["share_of_training"] is None else f", {100 * found['share_of_training']:.1f}% of training time"
+    return (
+        f"Sufficient descent (16), measured {count} times: smallest sigma a group {smallest}; "
+        f"{', '.join(odd) or 'never <= 0'}; it took {found['seconds']:.1f} s{share}, not counted in it."
+    )
 
 
 def metric_of(data: str) -> str:

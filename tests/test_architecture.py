@@ -14,10 +14,10 @@ FLOORS = {
     0: {"errors", "stopwatch", "budget", "profile", "selector", "bundle", "recipe", "__init__"},
     1: {
         "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
-        "checkpoint", "run_folder", "learner", "schedule", "models",
+        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal",
     },
     2: {"data", "training", "baselines", "analysis", "export"},
-    3: {"cli"},
+    3: {"cli", "experiments"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms} | {"runtime": -1, "serving": -1}
 HEAVY = {"torch", "torchvision", "fvcore", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"}
@@ -30,7 +30,7 @@ OWNERS = {
     "rich": {"cli"},
     "safetensors": {"checkpoint.py"},
     "sklearn": {"data/images.py"},
-    "matplotlib": {"analysis/picture.py"},
+    "matplotlib": {"analysis/picture.py", "analysis/descent_picture.py", "experiments/pictures.py"},
 }
 APART = {"training", "baselines", "analysis", "export"}
 

@@ -32,14 +32,15 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--data --data-root --download --epochs --groups --json --max-restarts --method --model --place --recipe "
-        "--replicas --resume --run-dir --seed --set --wire --workers"
+        "--critic-loss --data --data-root --download --epochs --exit --groups --json --max-restarts --method --model "
+        "--place --recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
     ),
     "analyze": "--data-root --json",
     "export": "--exits --force --json --only --out",
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),
+    "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
     "predict": ("--budget-flops --budget-latency --budget-params --exit --json --stream --text --threads --top"),
 }
 

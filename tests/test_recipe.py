@@ -18,7 +18,7 @@ def test_the_papers_settings_are_the_defaults_of_their_task():
     )
     assert (images.critics.name, images.critics.lr) == ("adam", 1e-4)
     assert images.groups_schedule.milestones == (0.5, 0.75)
-    assert (images.rule.form, images.rule.matching, images.rule.cross_entropy) == ("per-sample", "l1", 0.0)
+    assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "paper")
     text = recipes.complete({"data": {"name": "text"}})
     assert (text.groups.name, text.groups.lr, text.groups.weight_decay) == ("adam", 2.7e-3, 1.2e-5)
     assert (text.data.batch_size, text.data.sequence_length, text.model.options["embedding"]) == (128, 150, 128)

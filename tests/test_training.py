@@ -75,7 +75,7 @@ def every_step_is_shown(monkeypatch):
 
 VARIANTS = [
     tiny(),
-    tiny(rule={"form": "scalar", "cross_entropy": 0.0}, critics={"name": "adamw", "lr": 1e-3}),
+    tiny(rule={"form": "scalar", "critic_loss": "paper"}, critics={"name": "adamw", "lr": 1e-3}),
     tiny(train={"channels_last": True, "label_smoothing": 0.1}, groups={"name": "adam", "lr": 1e-3}),
     tiny(train={"precision": "bfloat16", "clip_norm": 1.0}),
     tiny(TEXT),
@@ -129,7 +129,7 @@ def test_a_step_of_the_trainer_is_the_rule_with_sgd(tmp_path):
     run(recipe, tmp_path / "run")
     network = run_folder.build_network(recipe, dataset.facts).train()
     (x, y) = next(dataset.batches("train", 0))
-    loss, rule = partial(tasks.losses, "classification"), lct.Rule(cross_entropy=recipe.rule.cross_entropy)
+    loss, rule = partial(tasks.losses, "classification"), lct.Rule(**recipe.rule.model_dump())
     descents, h = [], x
     for f, c in zip(network.groups, [*network.critics, None], strict=True):
         descents.append(lct.descend(f, c, h, y, loss, rule))

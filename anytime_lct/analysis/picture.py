@@ -18,9 +18,14 @@ LOG_RANGE = 10
 
 def draw(profile: Profile, path: Path) -> None:
     """Write `figure(profile)` as a PNG file; it is there whole or not at all. Raises AnalysisError."""
+    save(figure(profile), path)
+
+
+def save(made: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all; raises AnalysisError."""
     part = path.with_name(f".{path.name}.part")
     try:
-        figure(profile).savefig(part, format="png")
+        made.savefig(part, format="png")
         part.replace(path)
     except OSError as error:
         raise AnalysisError(f"Could not write the picture '{path}': {error.strerror or error}.") from None

@@ -1,17 +1,36 @@
 """What users would take instead of local critic training, on the same recipe, data and network."""
 
+from anytime_lct.baselines.admm import ADMM
 from anytime_lct.baselines.backprop import Backprop
+from anytime_lct.baselines.dni import DNI
+from anytime_lct.baselines.joint import Joint
 from anytime_lct.baselines.pipeline import Pipeline
+from anytime_lct.baselines.posthoc import PostHoc
 from anytime_lct.errors import RecipeError
 from anytime_lct.recipe import PIPELINES, MethodName
 
-METHODS = {"bp": Backprop, "gpipe": Pipeline, "1f1b": Pipeline}
+METHODS = {
+    "bp": Backprop,
+    "alone": Backprop,
+    "joint": Joint,
+    "posthoc": PostHoc,
+    "dni": DNI,
+    "admm": ADMM,
+    "gpipe": Pipeline,
+    "1f1b": Pipeline,
+}
+IN_ONE_PROCESS = {"alone", "joint", "posthoc", "dni", "admm"}
 
-__all__ = ["METHODS", "Backprop", "Pipeline", "expect_processes"]
+__all__ = ["ADMM", "DNI", "METHODS", "Backprop", "Joint", "Pipeline", "PostHoc", "expect_processes"]
 
 
 def expect_processes(method: MethodName, workers: int, replicas: int) -> None:
     """Raise RecipeError where a method cannot run in so many processes."""
+    if method in IN_ONE_PROCESS and (workers, replicas) != (1, 1):
+        raise RecipeError(
+            f"Expected one process with method {method}, got {workers} workers and {replicas} replicas; leave --workers "
+            f"and --replicas out."
+        )
     if method == "bp" and workers > 1:
         raise RecipeError(
             f"Expected one worker with method bp, which has no layer groups to share, got {workers}; use --replicas "

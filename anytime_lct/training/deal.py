@@ -7,7 +7,7 @@ from anytime_lct.costs import Others, Strategy
 from anytime_lct.data import Dataset
 from anytime_lct.network import LCTNetwork, choose_places
 from anytime_lct.placement import spread
-from anytime_lct.recipe import PIPELINES, OptimizerRecipe, Recipe
+from anytime_lct.recipe import CUTS, OptimizerRecipe, Recipe
 from anytime_lct.training.team import Team
 
 
@@ -19,7 +19,7 @@ def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = Non
     evened out between workers; by default what the cut evens out, and training cost where that is layers.
     """
     recipe = _fixed(recipe, data, team)
-    network = run_folder.build_network(recipe, data.facts, stages=recipe.train.method in PIPELINES)
+    network = run_folder.build_network(recipe, data.facts, stages=True)
     if not team.bounds:
         by = place or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
         bounds = (0, network.num_groups)
@@ -36,8 +36,7 @@ def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = Non
 def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
     cut = recipe.cut
     chosen_now = cut.by == "measured" or (cut.by == "memory" and team.workers > 1)
-    cuts = recipe.train.method == "lct" or recipe.train.method in PIPELINES
-    if cut.places or cut.groups == 1 or not chosen_now or not cuts:
+    if cut.places or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
         return recipe
     places: tuple[str, ...] = ()
     if team.leads or cut.by == "measured":

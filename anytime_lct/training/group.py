@@ -45,8 +45,8 @@ class GroupInTraining:
             for module in (group, critic):
                 if module is not None:
                     join_batch_norms(module, equals)
-        self._rule = lct.Rule(recipe.rule.form, recipe.rule.matching, recipe.rule.cross_entropy)
-        self._loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
+        self._rule = lct.Rule(**recipe.rule.model_dump())
+        self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
         self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock)
         self._f = as_told(group, recipe.train)
@@ -59,11 +59,19 @@ class GroupInTraining:
     def per_sample(self) -> bool:
         return self._rule.form == "per-sample"
 
+    def seed(self, step: int) -> int:
+        """Return the seed of what is random in the group and then in its critic."""
+        seed = (self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index
+        return seed + self._replica * 2**40  # replicas drop other units
+
+    def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
+        """Return f_i and c_i under the recipe's precision, for a graph that is run backward twice."""
+        return as_told(self.group, self._recipe.train, compiled=False), self._c
+
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""
         self.settle("group")
-        seed = (self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index
-        torch.manual_seed(seed + self._replica * 2**40)  # replicas drop other units
+        torch.manual_seed(self.seed(step))
         self._group_learner.zero_grad()
         h: Tensor = self._f(x)
         self._h = h
@@ -75,7 +83,7 @@ class GroupInTraining:
         self._share = share
         h, self._h = self._h, None
         assert h is not None
-        self._here = lct.LocalLoss(h, self._c, y, self._loss, self._rule)
+        self._here = lct.LocalLoss(h, self._c, y, self.loss, self._rule)
         if self._loses_its_way(self._here.L):
             raise DivergenceError(
                 f"The loss of exit {self.index} became {self._here.L.mean().item()} at step {step + 1} (epoch "

@@ -7,12 +7,11 @@ random state and a resumed run ends with the weights of an undisturbed one.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct import checkpoint, run_folder
+from anytime_lct import checkpoint, journal, run_folder
 from anytime_lct.costs import Strategy
 from anytime_lct.data import Dataset
-from anytime_lct.errors import CheckpointError, DataError, DivergenceError, RecipeError
+from anytime_lct.errors import DataError, DivergenceError, RecipeError
 from anytime_lct.learner import Clock
 from anytime_lct.recipe import Recipe
 from anytime_lct.training.deal import deal
@@ -31,6 +30,7 @@ from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.links import Minibatch
 from anytime_lct.training.method import MakeMethod, Method
 from anytime_lct.training.team import Team, alone, owned
+from anytime_lct.training.tracking import Tracking, expect_one_process
 from anytime_lct.training.worker import Worker
 
 REPORT_SECONDS = 0.2
@@ -100,6 +100,7 @@ def train(
     if clock.per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
     team = team or alone(device_of(recipe.train.device))
+    expect_one_process(recipe, team.workers, team.replicas)
     shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
     if shortest < team.replicas:
         raise DataError(
@@ -111,6 +112,8 @@ def train(
         if resume:
             recipe = run_folder.read(path)[0]
         network, recipe = deal(recipe, data, team, place)
+        if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
+            run_folder.start_from(network, Path(recipe.train.weights))
         network = network.to(team.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -147,9 +150,10 @@ class _Run:
     def go(self, resume: bool) -> Iterator[Progress | Epoch]:
         if resume:
             self._resume()
-        with _tensorboard(self.path, self.at.epoch + 1) if self.team.leads else nullcontext() as board:
+        board_or_none = _tensorboard(self.path, self.at.epoch + 1) if self.team.leads else nullcontext()
+        with board_or_none as board, closing(Tracking(self.path, self.recipe, self.clock, self.learning)) as track:
             while self.at.epoch < self.recipe.train.epochs:
-                yield from self._epoch()
+                yield from self._epoch(track)
                 epoch = self._evaluate()
                 self.at = _Position(epoch=epoch.epoch, best=self.at.best)
                 self._checkpoint(epoch)
@@ -163,12 +167,13 @@ class _Run:
             if found is not None:
                 run_folder.save_weights(self.path, *checkpoint.weights(found, self.num_groups))
 
-    def _epoch(self) -> Iterator[Progress]:
+    def _epoch(self, track: Tracking) -> Iterator[Progress]:
         at, start, shown = self.at, time.monotonic(), 0.0
         before = at.seconds
         if at.batch == 0:
             self.learning.start_epoch()
         for batch in self._minibatches():
+            start += track(batch)
             self.learning.step(batch, self.interrupted.is_set())
             at.batch, at.samples = at.batch + 1, at.samples + batch.joint
             now = time.monotonic()
@@ -258,7 +263,7 @@ class _Run:
         if self.team.leads:
             if epoch is not None:
                 self._keep_weights(epoch, part)
-                _append(self.path / run_folder.METRICS, epoch.as_json(self.data.facts.metric))
+                journal.append(self.path / run_folder.METRICS, epoch.as_json(self.data.facts.metric))
             checkpoint.commit(part, step, self.num_groups, {"at": vars(self.at), "sums": sums.tolist()})
         self.team.wait_for_all()
         self.saved = time.monotonic()
@@ -292,7 +297,7 @@ class _Run:
                 sums = torch.tensor(progress["sums"], dtype=torch.float64)
                 self.learning.sums[:, columns] = sums[:, columns].to(self.team.device)
         if self.team.leads:
-            _keep_lines(self.path / run_folder.METRICS, self.at.epoch)
+            journal.keep(self.path / run_folder.METRICS, lambda line: line["epoch"] <= self.at.epoch)
 
 
 @contextmanager
@@ -316,29 +321,3 @@ def device_of(name: str) -> torch.device:
             f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto."
         ) from None
     return device
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise CheckpointError(
-            f"Could not write '{path}': {error.strerror or error}; make room and use --resume."
-        ) from None
-
-
-def _keep_lines(path: Path, epochs: int) -> None:
-    """Drop the lines of epochs that will be run again."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["epoch"] <= epochs:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            break  # a line cut off by the end of the process
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)

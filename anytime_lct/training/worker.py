@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from anytime_lct import task as tasks
+from anytime_lct.descent import Descent, measure
 from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork, carrying, probing
 from anytime_lct.recipe import Recipe
@@ -108,6 +109,17 @@ class Worker:
         self.interrupted_below = bool(got.flags & INTERRUPTED)
         L = got.tensor[:-size].float()
         self.groups[-1].learn(L if self.groups[-1].per_sample else L[0], batch.step)
+
+    def descent(self, batch: Minibatch) -> Descent:
+        """Measure (16) on a minibatch that is yet to be learnt, and change nothing; where all groups are here.
+
+        Runs uncompiled, so that with `train.compile` dropout may drop other units than training does.
+        """
+        parts = [group.uncompiled() for group in self.groups]
+        groups, critics = [f for f, _ in parts], [c for _, c in parts if c is not None]
+        seeds = [group.seed(batch.step) for group in self.groups]
+        loss = self.groups[0].loss
+        return measure(groups, critics, batch.x, batch.y, loss, step=batch.step, seeds=seeds)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:

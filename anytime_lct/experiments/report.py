@@ -1,0 +1,130 @@
+"""What an experiment came to: a Markdown table with the paper's figures beside ours, the same as JSON, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anytime_lct import run_folder
+from anytime_lct.errors import CheckpointError
+from anytime_lct.experiments.figures import Figure
+from anytime_lct.experiments.plan import Experiment, Scale
+from anytime_lct.experiments.runner import ELSEWHERE, Job
+
+NOT_YET = "not yet run"
+
+
+def as_json(
+    experiment: Experiment, scale: Scale, figures: Sequence[Figure], jobs: Sequence[Job], seeds: int
+) -> dict[str, Any]:
+    """Return everything there is to say: figures, recipes of the runs, and the machines that they ran on."""
+    done = [job for job in jobs if experiment.kind != "complexity" and job.state() == "done"]
+    return {
+        "command": f"anytime-lct reproduce {experiment.name} --scale {scale} --seeds {seeds}",
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "scale": scale,
+        "unit": experiment.unit,
+        "differs": list(experiment.differs),
+        "figures": [
+            {
+                "row": figure.cell.row,
+                "column": figure.cell.column,
+                "paper": figure.cell.paper,
+                "mean": figure.mean,
+                "deviation": figure.deviation,
+                "values": list(figure.values),
+                "seeds": list(figure.seeds),
+                "run": figure.cell.run,
+                **({"failed": figure.failed} if figure.failed else {}),
+                "detail": list(figure.detail),
+            }
+            for figure in figures
+        ],
+        "recipes": {job.run.name: _recipe(job) for job in done},
+        "environments": _environments(done),
+    }
+
+
+def markdown(experiment: Experiment, scale: Scale, figures: Sequence[Figure], seeds: int) -> str:
+    """Return the report as Markdown: rows and columns as in the paper, `ours (paper)` in every cell."""
+    rows = list(dict.fromkeys(figure.cell.row for figure in figures))
+    columns = list(dict.fromkeys(figure.cell.column for figure in figures))
+    cells = {(figure.cell.row, figure.cell.column): figure for figure in figures}
+    text = [
+        f"# {experiment.name}: {experiment.title}",
+        "",
+        f"Scale {scale}; {experiment.unit}; mean ± standard deviation over seeds (their number as n where more than "
+        "one), the paper's figure in parentheses.",
+        "",
+        "| | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for row in rows:
+        shown = [show(cells[row, column], experiment) if (row, column) in cells else "" for column in columns]
+        text.append(f"| {row} | " + " | ".join(shown) + " |")
+    text += ["", "What differs from the paper's setting:", "", *(f"- {line}" for line in experiment.differs), ""]
+    text += [f"Made by `anytime-lct reproduce {experiment.name} --scale {scale} --seeds {seeds}`.", ""]
+    return "\n".join(text)
+
+
+def show(figure: Figure, experiment: Experiment) -> str:
+    """Write a cell: ours, then the paper's."""
+    digits = 2
+    if experiment.kind == "memory":
+        digits = 0
+    elif "BPC" in experiment.unit and (figure.mean or 99) < 10:
+        digits = 3
+    paper = "" if figure.cell.paper is None else f" ({figure.cell.paper:.{digits}f})"
+    if figure.mean is None:
+        return (f"failed: {figure.failed}" if figure.failed else NOT_YET) + paper
+    ours = f"{figure.mean:.{digits}f}"
+    if figure.deviation is not None:
+        ours += f" ± {figure.deviation:.{digits}f} (n = {len(figure.values)})"
+    if experiment.kind == "complexity":
+        ours += f", {figure.detail[0]['flops'] / 1e6:.1f}M multiply-adds"
+    return ours + paper
+
+
+def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Path, Path]:
+    """Write NAME.md and NAME.json, each whole or not at all; raises CheckpointError where the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made = []
+        for path, content in ((folder / f"{name}.md", text), (folder / f"{name}.json", json.dumps(found, indent=1))):
+            part = path.with_name(f".{path.name}.part")
+            part.write_text(content + ("" if content.endswith("\n") else "\n"), encoding="utf-8")
+            part.replace(path)
+            made.append(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write the report in '{folder}': {error.strerror or error}; choose another --out."
+        ) from None
+    return made[0], made[1]
+
+
+def _recipe(job: Job) -> dict[str, Any]:
+    """Return a run's recipe without what depends on the place and the seed."""
+    tables = job.recipe.model_dump(mode="json")
+    return {
+        table: {key: v for key, v in keys.items() if key not in {*ELSEWHERE.get(table, ()), "seed"} and v is not None}
+        for table, keys in tables.items()
+    }
+
+
+def _environments(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for job in jobs:
+        for environment in _object(job.folder / run_folder.ENVIRONMENT):
+            if environment not in found:
+                found.append(environment)
+    return found
+
+
+def _object(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return []
