@@ -7,8 +7,8 @@
     slim            pool to 8x8, conv1x1, depth x [conv3x3],      linear             linear at every step
                     batch norm and ReLU after each, pool, linear
     residual        basic blocks of stride 2 down to 8x8,         linear             linear at every step
-                    twice as wide each, at least depth of
-                    them, pool, linear
+                    twice as wide each, then of stride 1 up
+                    to depth blocks, pool, linear
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
@@ -17,7 +17,7 @@ likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -31,15 +31,33 @@ Kind = Literal["slim", "residual", "paper", "paper-imagenet"]
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_LEAST, SLIM_MOST = 32, 48
-RESIDUAL_LEAST, RESIDUAL_MOST = 32, 256
+RESIDUAL_LEAST, RESIDUAL_MOST, RESIDUAL_DEPTH = 32, 256, 3
 POOLED_SIDE = 8
+
+
+def depths(kind: Kind, depth: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return the depth of each of `count` critics: as given, one for all or one for each, or by default.
+
+    By default residual critics shrink with what they stand for (as the auxiliary networks of Ma et al., 2024), from
+    3 blocks behind the first group to 1 behind the last but one; others have depth 1. Raises CriticError.
+
+    >>> depths("residual", None, 3)
+    [3, 2, 1]
+    """
+    if depth is None:
+        first = RESIDUAL_DEPTH if kind == "residual" else 1
+        return [max(1, round(first * (count - k) / count)) for k in range(count)]
+    given = [depth] * count if isinstance(depth, int) else list(depth)
+    if len(given) != count:
+        raise CriticError(f"Expected one critic depth, or {count} of them, one a critic; got {len(given)}.")
+    return given
 
 
 def build(kind: Kind, hidden: Tensor, outputs: int, task: TaskName = "classification", depth: int = 1) -> nn.Module:
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
-    `depth` counts 3x3 convolutions (residual: blocks of two, at least) for maps and linear layers for vectors and sequences. Raises CriticError where the
-    kind is unknown or does not suit the shape.
+    `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
+    (residual: always one). Raises CriticError where the kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
@@ -55,9 +73,10 @@ def build(kind: Kind, hidden: Tensor, outputs: int, task: TaskName = "classifica
     if not fits or kind == "paper-imagenet":
         raise CriticError(
             f"A '{kind}' critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map "
-            f"(B, C, H, W) or, for the kinds slim, residual and paper, a vector (B, F) or a sequence (B, T, F); cut elsewhere."
+            f"(B, C, H, W) or, for the kinds slim, residual and paper, a vector (B, F) or a sequence (B, T, F); cut "
+            f"elsewhere."
         )
-    return _linear(hidden.shape[-1], outputs, depth)
+    return _linear(hidden.shape[-1], outputs, 1 if kind == "residual" else depth)
 
 
 def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:

@@ -56,13 +56,13 @@ class LCTNetwork(nn.Module):
         places: Sequence[str] = (),
         by: Strategy = "layers",
         critic: critics.Kind = "slim",
-        depth: int | Sequence[int] = 1,
+        depth: int | Sequence[int] | None = None,
         task: TaskName = "classification",
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
         `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or `num_groups` groups placed `by`
-        layers, balanced training cost or memory. `depth` is every critic's, or one for each of them.
+        layers, balanced training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
         Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
@@ -72,9 +72,7 @@ class LCTNetwork(nn.Module):
             places = choose_places(model, example, num_groups=num_groups, by=by, critic=critic, depth=depth, task=task)
         trace = partition.trace(model)
         groups = partition.groups(trace, places)
-        depths = [depth] * len(places) if isinstance(depth, int) else list(depth)
-        if len(depths) != len(places):
-            raise CriticError(f"Expected one critic depth, or {len(places)} of them, one a critic; got {len(depths)}.")
+        depths = critics.depths(critic, depth, len(places))
         made, shapes, hidden = [], [], example
         for group, at_depth in zip(groups, depths, strict=False):
             with probing(group):
@@ -126,20 +124,20 @@ def choose_places(
     num_groups: int,
     by: Strategy,
     critic: critics.Kind = "slim",
-    depth: int | Sequence[int] = 1,
+    depth: int | Sequence[int] | None = None,
     task: TaskName = "classification",
     weight_copies: int = 0,
     others: Others = NOBODY,
 ) -> tuple[str, ...]:
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`placement.place`)."""
     outputs = _outputs(model, example)
-    first = depth if isinstance(depth, int) else max(depth, default=1)
+    deepest = max(critics.depths(critic, depth, num_groups - 1), default=1)
     return placement.place(
         partition.trace(model),
         example,
         num_groups,
         by,
-        lambda hidden: critics.build(critic, hidden, outputs, task, first),
+        lambda hidden: critics.build(critic, hidden, outputs, task, deepest),
         weight_copies,
         others,
     )

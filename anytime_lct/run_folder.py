@@ -114,7 +114,7 @@ def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTN
             places=cut.places,
             by=cut.by,
             critic=recipe.critic.kind,
-            depth=1 if whole else recipe.critic.depth,
+            depth=None if whole else recipe.critic.depth,
             task=facts.task,
         )
     return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])

@@ -61,7 +61,7 @@ def reproduce(
         todo = [job for job in laid_out if _wanted(job.name, only) and job.state() != "done"]
         if not resume:
             runner.expect_unbegun(todo)
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
         typer.echo(f"{len(laid_out)} runs, {len(todo)} of them to do.", err=True)
         failed = runner.work(todo, jobs, threads, lambda line: typer.echo(line, err=True))
     found = figures.figures(experiment, laid_out, failed)

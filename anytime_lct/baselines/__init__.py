@@ -28,8 +28,8 @@ def expect_processes(method: MethodName, workers: int, replicas: int) -> None:
     """Raise RecipeError where a method cannot run in so many processes."""
     if method in IN_ONE_PROCESS and (workers, replicas) != (1, 1):
         raise RecipeError(
-            f"Expected one process with method {method}, got {workers} workers and {replicas} replicas; leave --workers "
-            f"and --replicas out."
+            f"Expected one process with method {method}, got {workers} workers and {replicas} replicas; leave "
+            f"--workers and --replicas out."
         )
     if method == "bp" and workers > 1:
         raise RecipeError(

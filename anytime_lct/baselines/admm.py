@@ -32,13 +32,17 @@ if TYPE_CHECKING:
     from anytime_lct.training.team import Team
 
 RIDGE = 1e-5  # share of the mean diagonal of a^T a: pixels that never change leave it singular
+KAIMING = (
+    6**0.5
+)  # from the deviation of nn.Linear's initial weights, 1 / sqrt(3 n), to one that ReLU keeps, sqrt(2 / n)
 
 
 class ADMM:
     """Trains a network of one group, an uncut perceptron; an epoch is a sweep over the whole training set.
 
-    The variables start from a forward pass through the network as it is initialised, and the samples stay those of the
-    first minibatch. The optimizers of the recipe are for gradients, and are not asked.
+    The variables start from a forward pass through the network as it is initialised, hidden weights grown to Kaiming's
+    deviation (those of `train.weights` are left alone), and the samples stay those of the first minibatch. Whatever the
+    recipe says of gradients, its optimizers and schedules, is not asked.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -82,6 +86,9 @@ class ADMM:
         self.sums[1] += len(self._y)
 
     def _start(self, x: Tensor, y: Tensor) -> None:
+        if self._recipe.train.weights is None:
+            for linear in self._linears[:-1]:
+                linear.weight.mul_(KAIMING)
         self._a, self._z, self._y = [x], [], y
         for linear in self._linears:
             self._z.append(linear(self._a[-1]))

@@ -1,4 +1,4 @@
-"""Joint losses: the sum of the losses of all exits by backprop, as BranchyNet (Teerapittayanon et al., 2016; Table IV)."""
+"""Joint losses (Table IV): the losses of all exits, summed, by backprop; BranchyNet, Teerapittayanon et al. (2016)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def run(setting: Setting, method: str, groups: int = 1, given: Given | None = No
     parts = [setting.key, method, *([f"n{groups - 1}"] if groups > 1 else []), *([tag] if tag else [])]
     own: dict[str, dict[str, Any]] = {"train": {"method": method}}
     if groups > 1:
-        own["cut"] = {"groups": groups}
+        own["cut"] = {"groups": groups, "places": setting.papers_places if groups == 4 else ()}
     layers = [setting.given, setting.methods.get(method, {}), own, given or {}]
     return Run("-".join(parts), merged(*layers), **keys)
 
@@ -70,7 +70,8 @@ def _table_of_methods(
             it = run(setting, method, groups)
             made.append((Cell(setting.name, column, it.name, paper=figure), it))
             if method == "dni":
-                blind = run(setting, method, groups, {"dni": {"labels": False}}, "no-labels")
+                without = merged(setting.methods.get("dni-no-labels", {}), {"dni": {"labels": False}})
+                blind = run(setting, method, groups, without, "no-labels")
                 made.append((Cell(setting.name, f"{column}, no labels", blind.name, paper=figure), blind))
     return _experiment(name, "quality", made, scale)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from anytime_lct import run_folder
+from anytime_lct import journal, run_folder
 from anytime_lct.experiments.plan import Cell, Experiment, Kind
-from anytime_lct.experiments.runner import Job, lines
+from anytime_lct.experiments.runner import Job
 from anytime_lct.profile import Profile
 
 
@@ -74,7 +73,7 @@ def _memory(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, di
 
 
 def _descent(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
-    rows = [row for row in lines(job.folder / run_folder.DESCENT) if row["sigma"][cell.exit - 1] is not None]
+    rows = [row for row in journal.read(job.folder / run_folder.DESCENT) if row["sigma"][cell.exit - 1] is not None]
     if not rows:
         return None, {}
     sigma = [row["sigma"][cell.exit - 1] for row in rows]
@@ -124,7 +123,7 @@ READ: dict[Kind, Callable[[Cell, Job, Sequence[Job]], tuple[float | None, dict[s
 
 
 def _epochs(job: Job) -> list[dict[str, Any]]:
-    return lines(job.folder / run_folder.METRICS)
+    return journal.read(job.folder / run_folder.METRICS)
 
 
 def _counted(

@@ -1,4 +1,4 @@
-"""The figures of the paper (Lee, Hsieh and Lee, IEEE TNNLS 2021): accuracies in percent, BPC, MiB, parameters in millions.
+"""The figures of the paper (Lee, Hsieh and Lee, IEEE TNNLS 2021): percent, BPC, MiB, millions of parameters.
 
 Each table is {row: {column: figure}}. LCT_n3 means three local critics, N = 4 layer groups. Rows of the preliminary
 version (IJCNN 2019), whose network is its own, say so.

@@ -1,4 +1,4 @@
-"""What an experiment came to: a Markdown table with the paper's figures beside ours, the same as JSON, and a picture."""
+"""What an experiment came to: a Markdown table with the paper's figures beside ours, and the same as JSON."""
 
 from __future__ import annotations
 

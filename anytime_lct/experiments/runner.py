@@ -8,7 +8,6 @@ Runs are shared between experiments: one that is finished, with the recipe that 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,12 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from anytime_lct import journal, run_folder
 from anytime_lct import recipe as recipes
-from anytime_lct import run_folder
 from anytime_lct.errors import CheckpointError, LCTError
 from anytime_lct.experiments.plan import Run
 from anytime_lct.recipe import Recipe
 
+NO_EXITS = {"critic", "rule", "critics", "critics_schedule", "dni", "admm"}
+UNUSED: dict[str, set[str]] = {  # tables of the recipe that a method does not look at
+    "lct": {"dni", "admm"},
+    "joint": {"rule", "dni", "admm"},
+    "posthoc": {"rule", "dni", "admm"},
+    "alone": {"rule", "critics", "critics_schedule", "dni", "admm"},
+    "bp": {"cut", *NO_EXITS},
+    "admm": {"cut", *NO_EXITS} - {"admm"},
+    "dni": {"critic", "rule", "admm"},
+    "gpipe": NO_EXITS,
+    "1f1b": NO_EXITS,
+}
 State = Literal["missing", "begun", "trained", "done"]
 ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes"}}  # no part of a result
 WAIT_SECONDS = 0.5
@@ -138,18 +149,7 @@ def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[s
 
 def epochs(folder: Path) -> int:
     """Return how many epochs a run has behind it."""
-    return len(lines(folder / run_folder.METRICS))
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    """Read a file of JSON lines, as far as it is whole; nothing where there is none."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    return len(journal.read(folder / run_folder.METRICS))
 
 
 def _may_start(job: Job, waiting: Sequence[Job], running: object) -> bool:

@@ -28,6 +28,7 @@ from anytime_lct.recipe import Recipe
 from anytime_lct.training.deal import deal
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.links import Minibatch
+from anytime_lct.training.memory import PeakMemory
 from anytime_lct.training.method import MakeMethod, Method
 from anytime_lct.training.team import Team, alone, owned
 from anytime_lct.training.tracking import Tracking, expect_one_process
@@ -49,7 +50,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one."""
+    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one.
+
+    `peak_bytes` is the most memory that each process has taken so far, by rank.
+    """
 
     epoch: int
     step: int
@@ -57,6 +61,7 @@ class Epoch:
     train_losses: tuple[float, ...]
     validation_losses: tuple[float, ...]
     scores: tuple[float, ...]
+    peak_bytes: tuple[int, ...] = ()
 
     def as_json(self, metric: str) -> dict[str, Any]:
         return {
@@ -65,6 +70,7 @@ class Epoch:
             "seconds": round(self.seconds, 3),
             "train": {"loss": self.train_losses},
             "validation": {"loss": self.validation_losses, metric: self.scores},
+            "peak_bytes": self.peak_bytes,
         }
 
 
@@ -144,7 +150,7 @@ class _Run:
     ) -> None:
         self.recipe, self.data, self.path, self.num_groups = recipe, data, path, num_groups
         self.learning, self.clock, self.team, self.interrupted = learning, clock, team, interrupted
-        self.at = _Position()
+        self.at, self.memory = _Position(), PeakMemory(team.device)
         self.saved = time.monotonic()
 
     def go(self, resume: bool) -> Iterator[Progress | Epoch]:
@@ -239,7 +245,11 @@ class _Run:
             found = self.team.sum(found)
             losses, scores = tuple(found[0].tolist()), tuple(found[1].tolist())
         step = (self.at.epoch + 1) * self.clock.per_epoch
-        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)
+        peaks = torch.zeros(self.team.workers * self.team.replicas, dtype=torch.float64)
+        peaks[self.team.rank] = self.memory.bytes()
+        peaks = self.team.sum(peaks)
+        peak_bytes = tuple(int(peak) for peak in peaks.tolist())
+        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores, peak_bytes)
 
     def _expect_finite(self, means: tuple[float, ...]) -> None:
         for exit_, loss in enumerate(means, start=1):

@@ -32,18 +32,18 @@ class Tracking:
             return 0.0
         found = self._worker.descent(batch)
         if self._board is None:
-            self._begin(batch.step)
+            self._board = self._begin(batch.step)
         journal.append(self._path / run_folder.DESCENT, found.as_json(found.step / self._clock.per_epoch))
         for i, sigma in enumerate(found.sigma, start=1):
             if sigma is not None:
                 self._board.add_scalar(f"descent/sigma/group_{i}", sigma, found.step)
         return found.seconds
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
         journal.keep(self._path / run_folder.DESCENT, lambda line: line["step"] < step)
-        self._board = SummaryWriter(str(self._path / run_folder.TENSORBOARD / "descent"), purge_step=step)
+        return SummaryWriter(str(self._path / run_folder.TENSORBOARD / "descent"), purge_step=step)
 
     def close(self) -> None:
         if self._board is not None:

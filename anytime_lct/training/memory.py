@@ -1,0 +1,33 @@
+"""The most memory that a process of a run took: of its GPU, or resident on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+
+
+class PeakMemory:
+    """Counts from when it is made, so that the interpreter, its libraries and the data are left out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            self._before = _resident("VmRSS")
+
+    def bytes(self) -> int:
+        """Return the peak in bytes: torch's allocator on a GPU, else resident; 0 where the system does not say."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(0, _resident("VmHWM") - self._before)
+
+
+def _resident(field: str) -> int:
+    """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it began."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
