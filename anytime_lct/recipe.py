@@ -100,8 +100,8 @@ class ADMMRecipe(Section):
     """Penalties of Taylor et al. (2016): `beta` on z = W a, `gamma` on a = h(z); sweeps before multipliers move."""
 
     beta: Positive = 1.0
-    gamma: Positive = 10.0
-    warmup: Annotated[int, Field(ge=0)] = 10
+    gamma: Positive = 100.0
+    warmup: Annotated[int, Field(ge=0)] = 40
 
 
 class OptimizerRecipe(Section):
@@ -233,6 +233,11 @@ def complete(given: dict[str, Any]) -> Recipe:
     layers = [empty, PAPER_TEXT if name in TEXT else PAPER_IMAGES, BUILT_IN.get(name, {})]
     if "name" in _table(given, "model"):  # options of a default network do not pass to another network
         layers = [{**layer, "model": cast("dict[str, Any]", {})} for layer in layers]
+    for table in ("groups", "critics"):  # nor do those of a default optimizer to another one
+        named = _table(given, table).get("name")
+        if named is not None:
+            other = [_table(layer, table).get("name", named) != named for layer in layers]
+            layers = [{**layer, table: {}} if foreign else layer for layer, foreign in zip(layers, other, strict=True)]
     merged: dict[str, Any] = {}
     for layer in [*layers, given]:
         for key, value in layer.items():
@@ -347,6 +352,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
     wanted = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):  # entries that do not go together
+        return f"The recipe does not do: {wanted}."
     return f"The recipe's '{where}' is {first['input']!r}, which does not do: {wanted[0].lower()}{wanted[1:]}."
 
 

@@ -56,18 +56,19 @@ def reproduce(
         raise RecipeError(f"Expected --scale small or paper, got '{scale}'.")
     experiment = catalogue.experiment(name.lower(), size)
     laid_out = runner.jobs(experiment.runs, seeds, runs or out / "runs", data_root)
+    stem = f"{experiment.name}_{size}"
+    known, whole, before = reports.known(out / f"{stem}.json", experiment, laid_out)
     failed: dict[str, str] = {}
     if experiment.kind != "complexity" and not report:
-        todo = [job for job in laid_out if _wanted(job.name, only) and job.state() != "done"]
+        todo = [job for job in laid_out if _wanted(job.name, only) and job.name not in whole and job.state() != "done"]
         if not resume:
             runner.expect_unbegun(todo)
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
         typer.echo(f"{len(laid_out)} runs, {len(todo)} of them to do.", err=True)
         failed = runner.work(todo, jobs, threads, lambda line: typer.echo(line, err=True))
-    found = figures.figures(experiment, laid_out, failed)
+    found = figures.figures(experiment, laid_out, failed, known)
     text = reports.markdown(experiment, size, found, seeds)
-    summary = reports.as_json(experiment, size, found, laid_out, seeds)
-    stem = f"{experiment.name}_{size}"
+    summary = reports.as_json(experiment, size, found, laid_out, seeds, before)
     written = [*reports.write(out, stem, text, summary), pictures.draw(experiment, found, out / f"{stem}.png")]
     if as_json:
         typer.echo(json.dumps(summary))

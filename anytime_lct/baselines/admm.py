@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from anytime_lct.training.team import Team
 
 RIDGE = 1e-5  # share of the mean diagonal of a^T a: pixels that never change leave it singular
-KAIMING = (
-    6**0.5
-)  # from the deviation of nn.Linear's initial weights, 1 / sqrt(3 n), to one that ReLU keeps, sqrt(2 / n)
+KAIMING = 6**0.5  # from nn.Linear's initial deviation, 1 / sqrt(3 n), to the one that ReLU keeps, sqrt(2 / n)
 
 
 class ADMM:
@@ -51,16 +49,11 @@ class ADMM:
         self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
         self._network, self._recipe, self._told = network, recipe, recipe.admm
         self._model = network.groups[0]
-        self._linears = linears(self._model, task)
+        self._linears = linears(self._model)
         if clock.per_epoch > 1:
             raise RecipeError(
                 f"Expected the whole training set in one minibatch with method admm, got {clock.per_epoch} minibatches "
                 f"of data.batch_size = {recipe.data.batch_size}; raise it to the number of training samples or more."
-            )
-        if recipe.data.augment != "none":
-            raise RecipeError(
-                f"Expected data.augment = 'none' with method admm, whose variables belong to samples that stay as they "
-                f"are, got '{recipe.data.augment}'; set data.augment=none."
             )
         self._a: list[Tensor] = []  # a_0 = x, a_1, .., a_{L-1}
         self._z: list[Tensor] = []  # z_1, .., z_L
@@ -143,7 +136,7 @@ class ADMM:
             raise CheckpointError(f"The checkpoint is not one of method admm: {error} is missing.") from None
 
 
-def linears(model: nn.Module, task: TaskName) -> list[nn.Linear]:
+def linears(model: nn.Module) -> list[nn.Linear]:
     """Return the linear layers of a traced perceptron in order; raises RecipeError where it is none."""
     steps = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
     used = [
@@ -154,9 +147,9 @@ def linears(model: nn.Module, task: TaskName) -> list[nn.Linear]:
     names = [type(part).__name__ if isinstance(part, nn.Module) else part.name for part in used]
     found = [part for part in used if isinstance(part, nn.Linear) and part.bias is not None]
     expected = ["Linear", *["ReLU", "Linear"] * (len(found) - 1)]
-    if task != "classification" or names not in (expected, ["Flatten", *expected]):
+    if names not in (expected, ["Flatten", *expected]):
         raise RecipeError(
-            f"Expected a perceptron that classifies images with method admm (Flatten, then Linear with ReLU between), "
+            f"Expected a perceptron with method admm (Flatten, then Linear with ReLU between), "
             f"got {', '.join(dict.fromkeys(names))}; set model.name=mlp without dropout, or choose another method."
         )
     return found

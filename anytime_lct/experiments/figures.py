@@ -33,19 +33,35 @@ class Figure:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
-def figures(experiment: Experiment, jobs: Sequence[Job], failed: Mapping[str, str]) -> list[Figure]:
-    """Read every cell's figures out of the runs that are done."""
+Known = Mapping[tuple[str, str], Mapping[int, tuple[float, dict[str, Any]]]]  # row and column: seed: value, detail
+
+
+def figures(
+    experiment: Experiment, jobs: Sequence[Job], failed: Mapping[str, str], known: Known | None = None
+) -> list[Figure]:
+    """Read every cell's figures out of the runs that are done, and out of `known` where the runs lie elsewhere."""
     if experiment.kind == "complexity":
         return [Figure(cell, *_counted(cell, jobs)) for cell in experiment.cells]
     found = []
     for cell in experiment.cells:
         of_run = [job for job in jobs if job.run.name == cell.run]
-        done = [job for job in of_run if job.state() == "done"]
-        read = [READ[experiment.kind](cell, job, jobs) for job in done]
-        kept = [(value, job.seed, detail) for (value, detail), job in zip(read, done, strict=True) if value is not None]
+        by_seed = dict((known or {}).get((cell.row, cell.column), {}))
+        for job in of_run:
+            if job.state() == "done":
+                value, detail = READ[experiment.kind](cell, job, jobs)
+                if value is not None:
+                    by_seed[job.seed] = (value, detail)
+        seeds = tuple(seed for seed in sorted(by_seed) if seed in {job.seed for job in of_run})
         reasons = [failed[job.name] for job in of_run if job.name in failed]
-        values, seeds, details = zip(*kept, strict=True) if kept else ((), (), ())
-        found.append(Figure(cell, values, seeds, reasons[0] if reasons and not kept else "", details))
+        found.append(
+            Figure(
+                cell,
+                tuple(by_seed[seed][0] for seed in seeds),
+                seeds,
+                reasons[0] if reasons and not seeds else "",
+                tuple(by_seed[seed][1] for seed in seeds),
+            )
+        )
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anytime_lct import run_folder
 from anytime_lct.errors import CheckpointError
-from anytime_lct.experiments.figures import Figure
+from anytime_lct.experiments.figures import Figure, Known
 from anytime_lct.experiments.plan import Experiment, Scale
 from anytime_lct.experiments.runner import ELSEWHERE, Job
 
@@ -17,9 +17,18 @@ NOT_YET = "not yet run"
 
 
 def as_json(
-    experiment: Experiment, scale: Scale, figures: Sequence[Figure], jobs: Sequence[Job], seeds: int
+    experiment: Experiment,
+    scale: Scale,
+    figures: Sequence[Figure],
+    jobs: Sequence[Job],
+    seeds: int,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything there is to say: figures, recipes of the runs, and the machines that they ran on."""
+    """Return everything there is to say: figures, recipes of the runs, and the machines that they ran on.
+
+    Recipes and machines of the report `before` are kept, since its figures are.
+    """
+    before = before or {}
     done = [job for job in jobs if experiment.kind != "complexity" and job.state() == "done"]
     return {
         "command": f"anytime-lct reproduce {experiment.name} --scale {scale} --seeds {seeds}",
@@ -43,9 +52,30 @@ def as_json(
             }
             for figure in figures
         ],
-        "recipes": {job.run.name: _recipe(job) for job in done},
-        "environments": _environments(done),
+        "recipes": {**before.get("recipes", {}), **{job.run.name: _recipe(job) for job in done}},
+        "environments": _environments(done, before.get("environments", [])),
     }
+
+
+def known(path: Path, experiment: Experiment, jobs: Sequence[Job]) -> tuple[Known, set[str], dict[str, Any]]:
+    """Return what an earlier report at `path` has of these runs, by the same recipes: figures, jobs, and the report.
+
+    A job is known when all its cells are. Nothing is known where there is no such report, or none that can be read.
+    """
+    before = next(iter(_object(path)), {})
+    figures: dict[tuple[str, str], dict[int, tuple[float, dict[str, Any]]]] = {}
+    same = {job.run.name for job in jobs if before.get("recipes", {}).get(job.run.name) == _recipe(job)}
+    for figure in before.get("figures", []):
+        if figure["run"] in same:
+            entries = zip(figure["seeds"], figure["values"], figure["detail"], strict=True)
+            figures[figure["row"], figure["column"]] = {seed: (value, detail) for seed, value, detail in entries}
+    whole = {
+        job.name
+        for job in jobs
+        if job.run.name in same
+        and all(job.seed in figures.get((c.row, c.column), {}) for c in experiment.cells if c.run == job.run.name)
+    }
+    return figures, whole, {**before, "recipes": {name: before["recipes"][name] for name in same}}
 
 
 def markdown(experiment: Experiment, scale: Scale, figures: Sequence[Figure], seeds: int) -> str:
@@ -114,8 +144,8 @@ def _recipe(job: Job) -> dict[str, Any]:
     }
 
 
-def _environments(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _environments(jobs: Sequence[Job], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = list(before)
     for job in jobs:
         for environment in _object(job.folder / run_folder.ENVIRONMENT):
             if environment not in found:

@@ -7,7 +7,7 @@ small   for two CPU cores: the same code on smaller networks, free data sets and
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from anytime_lct.experiments.plan import Given, Scale, merged
 
@@ -133,17 +133,33 @@ PERCEPTRON_METHODS: dict[str, Given] = {
     "dni-no-labels": {"dni": {"width": 512}, "groups": {"lr": 0.01}},
 }
 
-# What critics are and learn, against the default of `anytime-lct train`; the tag is empty for that one.
+# What critics are and learn, each against the default of `anytime-lct train`, which is the first.
+RESIDUAL: Given = {"critic": {"kind": "residual", "depth": [3, 2, 1]}}
 SLIM: Given = merged(ADAM, {"critic": {"kind": "slim", "depth": 2}})
+OWN: Given = {"rule": {"critic_loss": "cross-entropy"}}
+MIXED: Given = {"rule": {"critic_loss": "mixed"}}
+PLAIN: Given = {"rule": {"critic_loss": "paper"}}
+SCALAR: Given = {"rule": {"form": "scalar"}}
 CRITICS: dict[str, tuple[str, Given]] = {
-    "residual critics, own loss (default)": ("", {}),
-    "residual critics, (5) + own loss": ("mixed", {"rule": {"critic_loss": "mixed"}}),
-    "residual critics, (5) per sample": ("plain", {"rule": {"critic_loss": "paper"}}),
-    "slim critics, own loss": ("slim-own", merged(SLIM, {"rule": {"critic_loss": "cross-entropy"}})),
-    "slim critics, (5) per sample": ("slim-plain", merged(SLIM, {"rule": {"critic_loss": "paper"}})),
-    "slim critics, (5) scalar": ("slim-scalar", merged(SLIM, {"rule": {"critic_loss": "paper", "form": "scalar"}})),
-    "the paper's critics, (5) per sample": ("paper", merged(ADAM, PAPERS_RULE)),
+    "residual critics, own loss (default)": ("residual-own", merged(RESIDUAL, OWN)),
+    "residual critics, (5) per sample + own loss": ("residual-mixed", merged(RESIDUAL, MIXED)),
+    "residual critics, (5) scalar + own loss": ("residual-mixed-scalar", merged(RESIDUAL, MIXED, SCALAR)),
+    "residual critics, (5) per sample": ("residual-plain", merged(RESIDUAL, PLAIN)),
+    "residual critics, (5) scalar": ("residual-plain-scalar", merged(RESIDUAL, PLAIN, SCALAR)),
+    "slim critics, own loss": ("slim-own", merged(SLIM, OWN)),
+    "slim critics, (5) per sample + own loss": ("slim-mixed", merged(SLIM, MIXED)),
+    "slim critics, (5) per sample": ("slim-plain", merged(SLIM, PLAIN)),
+    "slim critics, (5) scalar": ("slim-plain-scalar", merged(SLIM, PLAIN, SCALAR)),
+    "the paper's critics, (5) per sample": ("paper-plain", merged(ADAM, PAPERS_RULE)),
+    "the paper's critics, (5) scalar": ("paper-plain-scalar", merged(ADAM, PAPERS_RULE, SCALAR)),
 }
+
+
+def short(scale: Scale) -> Setting:
+    """Return the setting in which critics are compared: the first of the images', and half as long when small."""
+    setting = images(scale)[0]
+    epochs = {"train": {"epochs": 4}} if scale == "small" else {}
+    return replace(setting, key=f"{setting.key}-short", given=merged(setting.given, epochs), methods={})
 
 
 def images(scale: Scale) -> list[Setting]:
