@@ -157,18 +157,22 @@ def _may_start(job: Job, waiting: Sequence[Job], running: object) -> bool:
 
 
 def _comparable(recipe: Recipe) -> dict[str, dict[str, object]]:
-    tables = recipe.model_dump(mode="json")
-    return {
-        table: {k: v for k, v in keys.items() if k not in ELSEWHERE.get(table, ())} for table, keys in tables.items()
-    }
+    """Return what a result depends on: not where it was made, nor what its method and schedule do not look at."""
+    found: dict[str, dict[str, object]] = {}
+    for table, keys in recipe.model_dump(mode="json").items():
+        if table not in UNUSED[recipe.train.method]:
+            stepped = not table.endswith("_schedule") or keys["name"] == "step"
+            left_out = {*ELSEWHERE.get(table, ()), *(() if stepped else ("milestones", "gamma"))}
+            found[table] = {key: value for key, value in keys.items() if key not in left_out}
+    return found
 
 
 def _first_difference(found: Recipe, wanted: Recipe) -> str:
     one, other = _comparable(found), _comparable(wanted)
     for table in other:
-        for key in {**one[table], **other[table]}:
-            if one[table].get(key) != other[table].get(key):
-                return f"{table}.{key} is {one[table].get(key)!r}, wanted {other[table].get(key)!r}"
+        for key in {**one.get(table, {}), **other[table]}:
+            if one.get(table, {}).get(key) != other[table].get(key):
+                return f"{table}.{key} is {one.get(table, {}).get(key)!r}, wanted {other[table].get(key)!r}"
     return "no difference"
 
 
