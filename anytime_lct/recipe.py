@@ -101,7 +101,7 @@ class ADMMRecipe(Section):
 
     beta: Positive = 1.0
     gamma: Positive = 100.0
-    warmup: Annotated[int, Field(ge=0)] = 40
+    warmup: Annotated[int, Field(ge=0)] = 60
 
 
 class OptimizerRecipe(Section):

@@ -128,7 +128,7 @@ PERCEPTRON: Given = merged(
     },
 )
 PERCEPTRON_METHODS: dict[str, Given] = {
-    "admm": {"data": {"batch_size": 60_000}, "train": {"epochs": 40}},
+    "admm": {"data": {"batch_size": 60_000}, "train": {"epochs": 60}},
     "dni": {"dni": {"scale": 100.0}, "critics_schedule": {"name": "constant"}},
     "dni-no-labels": {"dni": {"width": 512}, "groups": {"lr": 0.01}},
 }
