@@ -3,7 +3,7 @@
 RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
 RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
 RUN/main.safetensors  critics.safetensors         what came out
-RUN/descent.jsonl                                 sufficient descent, where it was tracked
+RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
 RUN/profile.json  exits.png  descent.png          what it is worth (analyze)
 """
 
@@ -32,7 +32,7 @@ from anytime_lct.task import Facts
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
 MAIN, CRITICS, PROFILE, PICTURE = "main.safetensors", "critics.safetensors", "profile.json", "exits.png"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-DESCENT, DESCENT_PICTURE = "descent.jsonl", "descent.png"
+DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def start_from(network: LCTNetwork, path: Path) -> None:
                 f"--run-dir of a finished train."
             )
     critics = load_tensors(path / CRITICS)
-    network.load(load_tensors(path / MAIN), critics or network.critics_state())
+    network.load(load_tensors(path / MAIN), critics if critics and network.critics else network.critics_state())
 
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:

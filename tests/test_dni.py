@@ -210,7 +210,9 @@ def test_a_checkpoint_of_another_network_is_refused():
 
 
 def test_text_is_refused():
-    recipe = recipes.complete({"data": {"name": "pydoc"}, "train": {"method": "dni"}})
+    with pytest.raises(RecipeError, match="method dni learns images alone"):
+        recipes.complete({"data": {"name": "pydoc"}, "train": {"method": "dni"}})
+    recipe = recipes.complete({"data": {"name": "pydoc"}})
     data = datasets.from_recipe(recipe)
     network = run_folder.build_network(recipe, data.facts, stages=True)
     with pytest.raises(RecipeError, match=r"images.*method dni.*sequences, got.*train by lct or bp"):

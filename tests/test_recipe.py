@@ -16,9 +16,10 @@ def test_the_papers_settings_are_the_defaults_of_their_task():
         0.9,
         5e-4,
     )
-    assert (images.critics.name, images.critics.lr) == ("adam", 1e-4)
+    assert images.critics == images.groups and images.critics_schedule == images.groups_schedule
     assert images.groups_schedule.milestones == (0.5, 0.75)
-    assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "paper")
+    assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "cross-entropy")
+    assert images.critic.kind == "residual"
     text = recipes.complete({"data": {"name": "text"}})
     assert (text.groups.name, text.groups.lr, text.groups.weight_decay) == ("adam", 2.7e-3, 1.2e-5)
     assert (text.data.batch_size, text.data.sequence_length, text.model.options["embedding"]) == (128, 150, 128)
@@ -28,6 +29,18 @@ def test_the_papers_settings_are_the_defaults_of_their_task():
 def test_options_of_a_default_network_do_not_pass_to_another():
     assert recipes.complete({"model": {"name": "mlp"}}).model.options == {}
     assert recipes.complete({"model": {"width": 8}}).model.options == {"depth": 14, "width": 8}
+
+
+def test_options_of_a_default_optimizer_do_not_pass_to_another():
+    with pytest.raises(RecipeError, match=r"needs a value for 'critics\.lr'"):
+        recipes.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam"}})
+    named = recipes.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam", "lr": 1e-4}})
+    assert named.critics.weight_decay == 0.0
+
+
+def test_entries_that_do_not_go_together_are_refused_in_a_sentence():
+    with pytest.raises(RecipeError, match=r"^The recipe does not do: method admm needs data\.augment = none"):
+        recipes.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}})
 
 
 def test_places_decide_the_number_of_groups():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,10 +83,9 @@ def _quality(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, d
 
 
 def _memory(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
-    peaks = [epoch["peak_bytes"] for epoch in _epochs(job) if "peak_bytes" in epoch]
-    if not peaks or cell.worker > len(peaks[-1]):
-        return None, {}
-    return max(peak[cell.worker - 1] for peak in peaks) / 2**20, {}
+    path = job.folder / run_folder.MEMORY
+    peaks = json.loads(path.read_text(encoding="utf-8"))["peak_bytes"] if path.exists() else []
+    return (peaks[cell.worker - 1] / 2**20, {}) if cell.worker <= len(peaks) else (None, {})
 
 
 def _descent(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:

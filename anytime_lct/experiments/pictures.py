@@ -66,7 +66,8 @@ def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None
     if experiment.kind == "complexity":
         axes.set_xscale("log")
     _tidy(axes)
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _descent(panels: Any, figures: Sequence[Figure]) -> None:

@@ -113,9 +113,22 @@ def show(figure: Figure, experiment: Experiment) -> str:
     ours = f"{figure.mean:.{digits}f}"
     if figure.deviation is not None:
         ours += f" ± {figure.deviation:.{digits}f} (n = {len(figure.values)})"
+    if experiment.kind == "descent":
+        ours += _descent(figure)
     if experiment.kind == "complexity":
         ours += f", {figure.detail[0]['flops'] / 1e6:.1f}M multiply-adds"
     return ours + paper
+
+
+def _descent(figure: Figure) -> str:
+    """Say more of the first seed's measurements: the median, when sigma was not positive, what they cost."""
+    told = figure.detail[0]
+    odd = [str(step) for step in told["not_positive"]]
+    when = f"never <= 0 in {told['measurements']} measurements"
+    if odd:
+        when = f"<= 0 at {len(odd)} of {told['measurements']}, minibatch {', '.join(odd[:6])}{' ..' * (len(odd) > 6)}"
+    cost = f"{100 * told['share_of_training']:.1f}% of training time"
+    return f" (median {told['median_sigma']:.2f}, cosine {told['median_cosine']:.2f}; {when}; {cost})"
 
 
 def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Path, Path]:

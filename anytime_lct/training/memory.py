@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+
+from anytime_lct import run_folder
+from anytime_lct.training.team import Team
 
 STATUS = Path("/proc/self/status")
 
@@ -25,6 +29,17 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return max(0, _resident("VmHWM") - self._before)
+
+
+def write_peaks(path: Path, memory: PeakMemory, team: Team) -> None:
+    """Write the peaks of all processes, by rank, into RUN/memory.json; every process calls this alike."""
+    peaks = torch.zeros(team.size, dtype=torch.float64)
+    peaks[team.rank] = memory.bytes()
+    peaks = team.sum(peaks)
+    if team.leads:
+        part = path / f".{run_folder.MEMORY}.part"
+        part.write_text(json.dumps({"peak_bytes": [int(peak) for peak in peaks.tolist()]}), encoding="utf-8")
+        part.replace(path / run_folder.MEMORY)
 
 
 def _resident(field: str) -> int:

@@ -28,7 +28,7 @@ from anytime_lct.recipe import Recipe
 from anytime_lct.training.deal import deal
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.links import Minibatch
-from anytime_lct.training.memory import PeakMemory
+from anytime_lct.training.memory import PeakMemory, write_peaks
 from anytime_lct.training.method import MakeMethod, Method
 from anytime_lct.training.team import Team, alone, owned
 from anytime_lct.training.tracking import Tracking, expect_one_process
@@ -50,10 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one.
-
-    `peak_bytes` is the most memory that each process has taken so far, by rank.
-    """
+    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one."""
 
     epoch: int
     step: int
@@ -61,7 +58,6 @@ class Epoch:
     train_losses: tuple[float, ...]
     validation_losses: tuple[float, ...]
     scores: tuple[float, ...]
-    peak_bytes: tuple[int, ...] = ()
 
     def as_json(self, metric: str) -> dict[str, Any]:
         return {
@@ -70,7 +66,6 @@ class Epoch:
             "seconds": round(self.seconds, 3),
             "train": {"loss": self.train_losses},
             "validation": {"loss": self.validation_losses, metric: self.scores},
-            "peak_bytes": self.peak_bytes,
         }
 
 
@@ -245,11 +240,7 @@ class _Run:
             found = self.team.sum(found)
             losses, scores = tuple(found[0].tolist()), tuple(found[1].tolist())
         step = (self.at.epoch + 1) * self.clock.per_epoch
-        peaks = torch.zeros(self.team.workers * self.team.replicas, dtype=torch.float64)
-        peaks[self.team.rank] = self.memory.bytes()
-        peaks = self.team.sum(peaks)
-        peak_bytes = tuple(int(peak) for peak in peaks.tolist())
-        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores, peak_bytes)
+        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)
 
     def _expect_finite(self, means: tuple[float, ...]) -> None:
         for exit_, loss in enumerate(means, start=1):
@@ -276,6 +267,7 @@ class _Run:
                 journal.append(self.path / run_folder.METRICS, epoch.as_json(self.data.facts.metric))
             checkpoint.commit(part, step, self.num_groups, {"at": vars(self.at), "sums": sums.tolist()})
         self.team.wait_for_all()
+        write_peaks(self.path, self.memory, self.team)
         self.saved = time.monotonic()
 
     def _keep_weights(self, epoch: Epoch, part: Path) -> None:
