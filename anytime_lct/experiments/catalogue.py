@@ -50,19 +50,24 @@ def run(setting: Setting, method: str, groups: int = 1, given: Given | None = No
 
 
 def _experiment(
-    name: str, kind: Any, made: Iterable[tuple[Cell, Run]], scale: Scale, more: Sequence[str] = (), **keys: Any
+    name: str,
+    kind: Any,
+    made: Iterable[tuple[Cell, Run]],
+    scale: Scale,
+    more: Sequence[str] = (),
+    *,
+    general: bool = True,
+    **keys: Any,
 ) -> Experiment:
     pairs = list(made)
     runs = {run.name: run for _, run in pairs}
     return Experiment(
         name, NAMES[name], kind, tuple(runs.values()), tuple(cell for cell, _ in pairs),
-        differs=(*settings.DIFFERS[scale], *more), **keys,
+        differs=(*(settings.DIFFERS[scale] if general else ()), *more), **keys,
     )  # fmt: skip
 
 
-def _table_of_methods(
-    name: str, scale: Scale, table: paper.Table, chosen: Sequence[Setting], columns: Any
-) -> Experiment:
+def _of_methods(table: paper.Table, chosen: Sequence[Setting], columns: Any) -> list[tuple[Cell, Run]]:
     made = []
     for setting in chosen:
         for column, (method, groups) in columns.items():
@@ -73,7 +78,7 @@ def _table_of_methods(
                 without = merged(setting.methods.get("dni-no-labels", {}), {"dni": {"labels": False}})
                 blind = run(setting, method, groups, without, "no-labels")
                 made.append((Cell(setting.name, f"{column}, no labels", blind.name, paper=figure), blind))
-    return _experiment(name, "quality", made, scale)
+    return made
 
 
 METHODS = {
@@ -84,22 +89,26 @@ METHODS = {
 
 
 def _table1(scale: Scale) -> Experiment:
-    return _table_of_methods("table1", scale, paper.TABLE_1, settings.images(scale), METHODS)
+    return _experiment("table1", "quality", _of_methods(paper.TABLE_1, settings.images(scale), METHODS), scale)
 
 
 def _table2(scale: Scale) -> Experiment:
     columns = {column: METHODS[column] for column in ("BP", "LCT_n1", "LCT_n2", "LCT_n3")}
-    return _table_of_methods("table2", scale, paper.TABLE_2, settings.large(scale), columns)
+    return _experiment("table2", "quality", _of_methods(paper.TABLE_2, settings.large(scale), columns), scale)
 
 
 def _table3(scale: Scale) -> Experiment:
     columns = {"BP": ("bp", 1), "ADMM": ("admm", 1), "DNI_n1": ("dni", 2), "LCT_n1": ("lct", 2)}
-    return _table_of_methods("table3", scale, paper.TABLE_3, settings.perceptrons(scale), columns)
+    made = _of_methods(paper.TABLE_3, settings.perceptrons(scale), columns)
+    for setting in settings.perceptrons(scale):
+        own = run(setting, "lct", 2, settings.OWN, "own")
+        made.append((Cell(setting.name, "LCT_n1, own loss", own.name), own))
+    return _experiment("table3", "quality", made, scale, settings.OF_PERCEPTRONS, general=False)
 
 
 def _table4(scale: Scale) -> Experiment:
     columns = {"Joint losses": ("joint", 4), "BP": ("bp", 1)}
-    return _table_of_methods("table4", scale, paper.TABLE_4, settings.images(scale), columns)
+    return _experiment("table4", "quality", _of_methods(paper.TABLE_4, settings.images(scale), columns), scale)
 
 
 def _table5(scale: Scale) -> Experiment:
