@@ -135,7 +135,7 @@ PERCEPTRON_METHODS: dict[str, Given] = {
 
 OF_PERCEPTRONS = (
     "Networks and MNIST are the paper's; Fashion-MNIST stands in for CIFAR-10 in the small scale. The paper does not "
-    "give its recipe: ours is 20 epochs of minibatches of 128, SGD with a one-cycle rate up to 0.1, critics by Adam, 1e-3.",
+    "give its recipe: ours is 20 epochs of minibatches of 128, SGD at a one-cycle rate up to 0.1, critics by Adam.",
     "A tenth of the training images is held out; settings were chosen on MNIST's part of it.",
     "ADMM: beta 1, gamma 100, 60 sweeps over all samples, multipliers never moved. DNI: gradients scaled by 100, two "
     "hidden layers of 128 units; without labels 512 and a rate of 0.01 for the groups.",
