@@ -39,7 +39,16 @@ FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), 
 
 
 def recipe_for(model: dict[str, Any], **cut: Any) -> Recipe:
-    return recipes.complete({"data": {"name": "cifar10"}, "model": model, "cut": {"groups": 4, **cut}})
+    return recipes.complete(
+        {
+            "data": {"name": "cifar10"},
+            "model": model,
+            "cut": {"groups": 4, **cut},
+            "critic": {"kind": "slim"},
+            "rule": {"critic_loss": "paper"},
+            "critics": {"name": "adam", "lr": 1e-4},
+        }
+    )
 
 
 class Backprop:

@@ -52,7 +52,8 @@ MICROBATCHES = (2, 4, 8)
 REPEATS = 5  # of a group that is measured by itself
 PICTURED = (
     "--data fashion-mnist --model resnet --set model.depth=14 --set model.width=16 --groups 2 --epochs 4 "
-    "--set groups_schedule.name=one-cycle --set data.augment=none"
+    "--set groups_schedule.name=one-cycle --set data.augment=none --set critic.kind=slim --critic-loss paper "
+    "--set critics.name=adam --set critics.lr=1e-4"
 ).split()
 PARTS = ("compare", "throttled", "memory", "simulator", "scaling", "picture")
 

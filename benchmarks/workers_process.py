@@ -60,6 +60,9 @@ def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any
             "data": {"name": "text" if text else "cifar10", "path": "random", "batch_size": case["batch"]},
             "model": case["model"],
             "cut": {"places": places} if places else {"groups": 1},
+            "critic": {"kind": "slim"},
+            "rule": {"critic_loss": "paper"},
+            **({} if text else {"critics": {"name": "adam", "lr": 1e-4}}),
             "train": {"epochs": 1, "method": method, **train},
         }
     )

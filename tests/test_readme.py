@@ -121,3 +121,27 @@ def test_the_tables_of_workers_are_those_of_the_committed_result():
         scaled = [found["scaling"][f"{name}-{W}"] for W in sizes]
         both = [f"{row['lct_speedup']:.1f}, {row['lct_times_faster_than_pipelines']:.1f}" for row in scaled]
         told(words, [*both, *[""] * (3 - len(both))])
+
+
+def test_the_tables_of_experiments_are_those_of_the_committed_results():
+    def shown(name: str, row: str, column: str, digits: int = 2) -> str:
+        figures = result(f"{name}_small")["figures"]
+        found = next(f for f in figures if (f["row"], f["column"]) == (row, column))
+        if found["mean"] is None:
+            return "not yet run"
+        spread = "" if found["deviation"] is None else f" ± {found['deviation']:.{digits}f}"
+        return f"{found['mean']:.{digits}f}{spread}"
+
+    for data in ("MNIST", "Fashion-MNIST"):
+        columns = ("BP", "ADMM", "DNI_n1", "LCT_n1", "LCT_n1, own loss")
+        assert cells(f"MLP, {data}") == [shown("table3", f"MLP, {data}", column) for column in columns]
+    for data in ("CIFAR-10 (JPEG)", "Fashion-MNIST"):
+        row = f"ResNet-20, {data}"
+        exits = [shown("table7", f"LCT_n3, {row}", column) for column in ("Sub_1", "Sub_2", "Sub_3", "Main")]
+        assert cells(row) == [shown("table1", row, "BP"), *exits]
+    for layers in (2, 3, 4):
+        both = [shown("table5", f"{method}, King James Bible", f"{layers} layers", 3) for method in ("BP", "LCT")]
+        assert cells(f"LSTM, {layers} layers") == both
+    for figure in result("critics_small")["figures"]:
+        if figure["column"] == "Main":
+            assert cells(figure["row"])[-1] == shown("critics", figure["row"], "Main")
