@@ -38,7 +38,7 @@ def reproduce(
     """
     import json
 
-    from anytime_lct.errors import RecipeError
+    from anytime_lct.errors import LCTError, RecipeError
     from anytime_lct.experiments import catalogue, figures, pictures, runner
     from anytime_lct.experiments import report as reports
 
@@ -72,9 +72,14 @@ def reproduce(
     written = [*reports.write(out, stem, text, summary), pictures.draw(experiment, found, out / f"{stem}.png")]
     if as_json:
         typer.echo(json.dumps(summary))
-        return
-    typer.echo(text)
-    typer.echo(f"Wrote {', '.join(str(path) for path in written)}.")
+    else:
+        typer.echo(text)
+        typer.echo(f"Wrote {', '.join(str(path) for path in written)}.")
+    if failed:
+        first = next(iter(failed))
+        raise LCTError(
+            f"{len(failed)} of the runs failed, first {first}: {failed[first]} The log beside its run folder says more."
+        )
 
 
 def _wanted(name: str, patterns: list[str] | None) -> bool:

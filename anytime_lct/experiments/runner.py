@@ -1,7 +1,8 @@
 """Run what an experiment needs, each run by the shipped command in a process of its own, several side by side.
 
     RUNS/cifar10-jpeg-resnet20-lct-n3-seed0/         the run folder: recipe, metrics, weights, profile.json
-    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.log      what the command said
+    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.toml     the recipe that the command was given
+    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.log      what it said
 
 Runs are shared between experiments: one that is finished, with the recipe that is wanted, is never run again.
 """
@@ -12,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,7 +177,7 @@ def _first_difference(found: Recipe, wanted: Recipe) -> str:
 
 
 def _written(job: Job) -> Path:
-    path = Path(tempfile.gettempdir()) / f"{job.name}-{os.getpid()}.toml"
+    path = job.folder.with_name(f"{job.name}.toml")
     recipes.write(job.recipe, path)
     return path
 
