@@ -65,7 +65,13 @@ def reproduce(
             runner.expect_unbegun(todo)
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
         typer.echo(f"{len(laid_out)} runs, {len(todo)} of them to do.", err=True)
-        failed = runner.work(todo, jobs, threads, lambda line: typer.echo(line, err=True))
+        try:
+            failed = runner.work(todo, jobs, threads, lambda line: typer.echo(line, err=True))
+        except KeyboardInterrupt:
+            typer.echo(
+                "Stopped; what was under way has its checkpoints. Go on with the same command and --resume.", err=True
+            )
+            raise
     found = figures.figures(experiment, laid_out, failed, known)
     text = reports.markdown(experiment, size, found, seeds)
     summary = reports.as_json(experiment, size, found, laid_out, seeds, before)

@@ -39,7 +39,7 @@ UNUSED: dict[str, set[str]] = {  # tables of the recipe that a method does not l
 }
 State = Literal["missing", "begun", "trained", "done"]
 ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes"}}  # no part of a result
-WAIT_SECONDS = 0.5
+WAIT_SECONDS, INTERRUPTED = 0.5, 130
 PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 
 
@@ -131,6 +131,8 @@ def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[s
                 if process.poll() is None:
                     continue
                 del running[name]
+                if process.returncode == INTERRUPTED:
+                    raise KeyboardInterrupt
                 if process.returncode != 0:
                     failed[name] = _last_line(job.log)
                     tell(f"{name}: failed: {failed[name]}")
