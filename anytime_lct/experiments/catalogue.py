@@ -120,6 +120,8 @@ def _table5(scale: Scale) -> Experiment:
                 it = run(setting, method, groups)
                 figure = paper.TABLE_5.get(f"{method.upper()}, {setting.of_paper}", {}).get(column)
                 made.append((Cell(row, column, it.name, paper=figure), it))
+            own = run(setting, "lct", layers, settings.OWN, "own")
+            made.append((Cell(f"LCT, own loss, {corpus}", f"{layers} layers", own.name), own))
     return _experiment("table5", "quality", made, scale, unit="test BPC")
 
 
@@ -156,12 +158,15 @@ def _table7(scale: Scale) -> Experiment:
         made.append((Cell(f"alone by BP, {setting.name}", "Main", bp.name, 0), bp))
     for corpus, by_layers in settings.texts(scale).items():
         for layers, setting in by_layers.items():
-            it = run(setting, "lct", layers)
-            figures = paper.TABLE_9.get(f"LCT_n3, {setting.of_paper}", {}) if layers == 4 else {}
-            for exit_ in range(1, layers + 1):
-                column = paper.EXITS[exit_ - 1] if exit_ < layers else "Main"
-                row = f"LCT_n{layers - 1}, LSTM, {corpus} (BPC)"
-                made.append((Cell(row, column, it.name, exit_, figures.get(column)), it))
+            for words, it in (
+                (f"LCT_n{layers - 1}", run(setting, "lct", layers)),
+                (f"LCT_n{layers - 1}, own loss", run(setting, "lct", layers, settings.OWN, "own")),
+            ):
+                figures = paper.TABLE_9.get(f"{words}, {setting.of_paper}", {}) if layers == 4 else {}
+                for exit_ in range(1, layers + 1):
+                    column = paper.EXITS[exit_ - 1] if exit_ < layers else "Main"
+                    row = f"{words}, LSTM, {corpus} (BPC)"
+                    made.append((Cell(row, column, it.name, exit_, figures.get(column)), it))
     return _experiment("table7", "quality", made, scale, unit="test accuracy, % (LSTM: test BPC)")
 
 
