@@ -47,8 +47,8 @@ DIFFERS: dict[Scale, tuple[str, ...]] = {
         "King James Bible instead of the Penn Treebank and enwik8.",
         "8 epochs with a one-cycle rate (images) or 4 (text) instead of 80,000 iterations or 100 epochs; a tenth of "
         "the training images, a twentieth of the text, is held out for validation. Test is looked at once, at the end.",
-        "Images by the toolkit's default critics (residual, own loss); the table `critics` has the paper's rule. Text by "
-        "the paper's rule, and by the default, own loss, where it says so.",
+        "Images by the toolkit's default critics (residual, own loss); the table `critics` has the paper's rule. Text "
+        "by the paper's rule, and by the default, own loss, where it says so.",
         "The paper's figure beside ours is that of its own network on its own data: only the order and the gaps "
         "between methods can be compared.",
     ),
