@@ -45,12 +45,13 @@ def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
 
 def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None:
     """A line a row: ours as filled marks with the deviation over seeds, the paper's as open ones."""
-    rows = list(dict.fromkeys(figure.cell.row for figure in figures))
+    shown = [figure for figure in figures if figure.values or figure.cell.paper is not None]
+    rows = list(dict.fromkeys(figure.cell.row for figure in shown))
     columns = list(dict.fromkeys(figure.cell.column for figure in figures))
     for k, column in enumerate(columns):
         offset = (k - (len(columns) - 1) / 2) * 0.7 / max(1, len(columns))
         colour = COLOURS[k % len(COLOURS)]
-        mine = [figure for figure in figures if figure.cell.column == column]
+        mine = [figure for figure in shown if figure.cell.column == column]
         ours = [(f.mean, rows.index(f.cell.row) + offset, f.deviation or 0.0) for f in mine if f.mean is not None]
         theirs = [(f.cell.paper, rows.index(f.cell.row) + offset) for f in mine if f.cell.paper is not None]
         if ours:
@@ -71,16 +72,23 @@ def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None
 
 
 def _descent(panels: Any, figures: Sequence[Figure]) -> None:
-    """Sigma (16) and cosine over epochs, medians of neighbouring measurements; a curve a layer group."""
+    """Sigma (16) and cosine over epochs, medians of neighbouring measurements; a curve a layer group.
+
+    The axes are those of the medians: single measurements, where the true gradient is small, may lie far outside.
+    """
+    drawn: tuple[list[float], list[float]] = ([], [])
     for k, figure in enumerate(figures):
         for detail in figure.detail[:1]:
-            for axes, what in zip(panels, ("sigma", "cosine"), strict=True):
+            for axes, what, values in zip(panels, ("sigma", "cosine"), drawn, strict=True):
                 x, y = _smooth(detail["epochs"], detail[what])
+                values += y
                 axes.plot(x, y, color=COLOURS[k % len(COLOURS)], linewidth=1.4, label=figure.cell.column)
                 axes.plot(
                     detail["epochs"], detail[what], ".", color=COLOURS[k % len(COLOURS)], alpha=0.18, markersize=3
                 )
-    for axes, words in zip(panels, ("sigma, ratio (16)", "cosine with the true gradient"), strict=True):
+    for axes, words, values in zip(panels, ("sigma, ratio (16)", "cosine with the true gradient"), drawn, strict=True):
+        low, high = min([0.0, *values]), max([1.0, *values])
+        axes.set_ylim(low - 0.15 * (high - low), high + 0.1 * (high - low))
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel("epoch")
         axes.set_ylabel(words)
