@@ -172,7 +172,7 @@ def _table7(scale: Scale) -> Experiment:
 
 def _table8(scale: Scale) -> Experiment:
     made = []
-    for setting in (*settings.sized(scale), settings.deepest_text(scale)):
+    for setting in (*settings.sized(scale), settings.deepest_text("paper")):
         it = run(setting, "lct", 4, {"critic": {"kind": setting.papers_critic}}, "paper-critics")
         figures = {**paper.TABLE_8, **paper.TABLE_10}.get(setting.of_complexity, {})
         for exit_, column in enumerate(paper.EXITS, start=1):
