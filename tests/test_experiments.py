@@ -135,6 +135,8 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
     assert whole == {job.name for job in jobs}
     elsewhere = runner.jobs(experiment.runs, 2, tmp_path / "elsewhere", "data")
     assert figures.figures(experiment, elsewhere, {}, known) == found
+    fewer = runner.jobs(experiment.runs, 1, tmp_path / "elsewhere", "data")
+    assert figures.figures(experiment, fewer, {}, known) == found, "fewer seeds asked for, none lost"
     again = report.as_json(experiment, "small", found, elsewhere, 2, before)
     assert again == summary
     other = Experiment("tiny", "", "quality", tuple(Run(r.name, {**r.given, "groups": {"lr": 0.2}}, r.after)

@@ -52,7 +52,7 @@ def figures(
                 value, detail = READ[experiment.kind](cell, job, jobs)
                 if value is not None:
                     by_seed[job.seed] = (value, detail)
-        seeds = tuple(seed for seed in sorted(by_seed) if seed in {job.seed for job in of_run})
+        seeds = tuple(sorted(by_seed))
         reasons = [failed[job.name] for job in of_run if job.name in failed]
         found.append(
             Figure(

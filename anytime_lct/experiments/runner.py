@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -154,8 +154,8 @@ def epochs(folder: Path) -> int:
     return len(journal.read(folder / run_folder.METRICS))
 
 
-def _may_start(job: Job, waiting: Sequence[Job], running: object) -> bool:
-    return job.after is None or (job.after not in waiting and job.after.name not in running)  # type: ignore[operator]
+def _may_start(job: Job, waiting: Sequence[Job], running: Collection[str]) -> bool:
+    return job.after is None or (job.after not in waiting and job.after.name not in running)
 
 
 def _comparable(recipe: Recipe) -> dict[str, dict[str, object]]:
