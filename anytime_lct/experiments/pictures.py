@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from anytime_lct.errors import CheckpointError
+from anytime_lct.analysis.picture import save
 from anytime_lct.experiments.figures import Figure
 from anytime_lct.experiments.plan import Experiment
 
@@ -19,7 +19,7 @@ SMOOTHED = 9
 
 
 def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
-    """Write the picture as PNG, whole or not at all; raises CheckpointError where the disk refuses."""
+    """Write the picture as PNG, whole or not at all; raises AnalysisError where the disk refuses."""
     kind = experiment.kind
     panels = 2 if kind in ("descent", "time") else 1
     rows = len({figure.cell.row for figure in figures})
@@ -32,14 +32,7 @@ def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
     else:
         _dots(canvas.add_subplot(), experiment, figures)
     canvas.suptitle(f"{experiment.name}: {experiment.title}", fontsize=11, color=INK, x=0.01, ha="left")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        canvas.savefig(part, format="png")
-        part.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"Could not write the picture '{path}': {error.strerror or error}.") from None
-    finally:
-        part.unlink(missing_ok=True)
+    save(canvas, path)
     return path
 
 
