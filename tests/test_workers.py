@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -88,9 +89,9 @@ def workers_of(process):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     found = []
     for child in children:
-        words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        if "anytime_lct.cli.main" in words:
-            found.append(int(child))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended meanwhile
+            if "anytime_lct.cli.main" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                found.append(int(child))
     return found
 
 
