@@ -57,12 +57,13 @@ class Latency(Record):
 
 
 class Exit(Record):
-    """What was measured of sub-model `index`."""
+    """What was measured of sub-model `index`; its logits divided by `temperature` give probabilities that hold."""
 
     index: Annotated[int, Field(ge=1)]
     validation: Quality | None
     test: Quality
     latency: Latency | None = None
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
 
 
 class Profile(Record):

@@ -11,7 +11,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 FLOORS = {
-    0: {"errors", "stopwatch", "budget", "profile", "selector", "bundle", "recipe", "defaults", "__init__"},
+    0: {"errors", "stopwatch", "budget", "profile", "selector", "thresholds", "bundle", "recipe", "defaults", "__init__"},
     1: {
         "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
         "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal",
