@@ -65,7 +65,7 @@ def test_answers(session: AnytimeSession) -> None:
     powers = np.exp(answer.logits.astype(np.float64))
     np.testing.assert_allclose(answer.probabilities, powers / powers.sum(axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_array_equal(answer.classes, answer.logits.argmax(axis=1))
-    large = Answer(1, np.array([[1000.0, 0.0]], dtype=np.float32), 1)
+    large = Answer(1, np.array([[1000.0, 0.0]], dtype=np.float32), 1, np.array([1]))
     np.testing.assert_array_equal(large.probabilities, [[1.0, 0.0]])
     with pytest.raises(FrozenInstanceError):
         answer.exit = 1  # pyright: ignore

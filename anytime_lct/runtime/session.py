@@ -1,29 +1,31 @@
-"""Answers from a bundle: the best exit a budget allows, or every exit in turn, computing nothing twice.
-
-input -> group 1 -> hidden 1 -> group 2 -> hidden 2 -> group 3 -> logits
-                       |                      |
-                    critic 1 -> logits     critic 2 -> logits
-"""
+"""Answers from a bundle: the best exit a budget allows, or every exit in turn, computing nothing twice."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from anytime_lct.budget import Budget
-from anytime_lct.bundle import Bundle, Manifest
-from anytime_lct.errors import BundleError, InputError
+from anytime_lct.budget import Budget, check_positive
+from anytime_lct.bundle import Bundle
+from anytime_lct.errors import BudgetError, BundleError, InputError
+from anytime_lct.profile import Latency, Profile
+from anytime_lct.runtime import calibration as calibrations
+from anytime_lct.runtime import deadline
+from anytime_lct.runtime.calibration import Calibration
+from anytime_lct.runtime.chain import Chain
+from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.preprocess import check_batch, show_shape
+from anytime_lct.runtime.timing import Timing
+from anytime_lct.runtime.walk import Order, Stopped, Stopping, Walk, steps
 from anytime_lct.selector import select
+from anytime_lct.thresholds import Measure, Thresholds
 
 # Buffers kept for the next request: one chain serves one request at a time, for one input shape.
 SPARE_CHAINS = 16
@@ -32,15 +34,19 @@ KNOWN_BUDGETS = 256
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What exit `exit` says of a batch.
+    """What a batch was told: `logits` float32, (B, K) for images and (B, T, K) for text.
 
-    `logits` are float32, (B, K) for images and (B, T, K) for text; `flops` the multiply-adds paid so far, per
-    sample (for text: per character), groups and visited critics together.
+    `exit` is the deepest exit that answered; `exits` (B,) says which answered each sample, where samples stop one by
+    one. `flops` are the multiply-adds paid per sample (for text: per character), groups and visited critics together;
+    the mean of the batch where samples differ. `stopped` says why no deeper exit answered.
     """
 
     exit: int
     logits: NDArray[np.float32]
-    flops: int
+    flops: float
+    exits: NDArray[np.int64]
+    exits_run: int = 1
+    stopped: Stopped = "budget"
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -72,33 +78,84 @@ class AnytimeSession:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        self._graphs = _Graphs(self.bundle.path, threads)
-        self._spare: list[_Chain] = []
+        self.threads = threads
+        self.timing: Timing | None = None
+        self._graphs = Graphs(self.bundle.path, threads)
+        self._spare: list[tuple[tuple[int, ...], Chain]] = []
         self._spare_lock = threading.RLock()
         self._chosen: dict[Budget, int] = {}
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
-        self._paid = self._stream_flops()
+        if (found := calibrations.load(self.bundle, threads)) is not None:
+            self.use(found)
+
+    def use(self, calibration: Calibration) -> None:
+        """Take timings of this machine, for budgets of latency and for timeouts.
+
+        A session finds the ones that `anytime-lct calibrate` left beside the bundle by itself.
+        """
+        self.timing = Timing(calibration)
+        self._chosen.clear()
 
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.
 
-        Raises NothingFitsError, and BudgetError for a latency budget where the profile has no latencies.
+        A latency is held against this machine's timings where there are any, and else against the profile's.
+        Raises NothingFitsError, and BudgetError for a latency budget where neither has latencies.
         """
         budget = budget or Budget()
         if (exit := self._chosen.get(budget)) is None:
-            exit = select(self.profile, budget, exits=self.served).exit
+            profile = self.profile if budget.latency is None else self._profile_here()
+            exit = select(profile, budget, exits=self.served).exit
             if len(self._chosen) >= KNOWN_BUDGETS:
                 self._chosen.clear()
             self._chosen[budget] = exit
         return exit
 
-    def run(self, x: NDArray[Any], budget: Budget | None = None) -> Answer:
-        """Answer a batch once, by `choose(budget)`: groups 1..i, then critic i only.
+    def run(
+        self,
+        x: NDArray[Any],
+        budget: Budget | None = None,
+        *,
+        timeout: float | None = None,
+        min_confidence: float | None = None,
+        measure: Measure = "max-probability",
+        thresholds: Thresholds | None = None,
+    ) -> Answer:
+        """Answer a batch once, no deeper than `choose(budget)`: groups 1..i, then critic i only.
 
-        `x` is (B, C, H, W) float32 or float64, or (B, T) integers.
-        Raises InputError, NothingFitsError and BundleError.
+        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. With `min_confidence`, of 0 to 1, every sample stops
+        at the first exit that is so sure by `measure`, at the temperatures of the profile; with `thresholds`, by its
+        rule. With `timeout`, in seconds from this call, the deepest exit in time answers, by this machine's timings;
+        too short a timeout is answered by the first exit.
+        Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
-        return self.run_to(self.choose(budget), x)
+        began = time.perf_counter()
+        most = self.choose(budget)
+        if timeout is None and min_confidence is None and thresholds is None:
+            return self.run_to(most, x)
+        if thresholds is not None:
+            most = min(most, max(thresholds.at))
+        stopping = self.stopping(most, min_confidence, measure, thresholds)
+        if timeout is not None:
+            check_positive(timeout, "a timeout in seconds")
+            if self.timing is None:
+                raise BudgetError(
+                    f"Expected timings of this machine for a timeout, got none; measure them with: "
+                    f"anytime-lct calibrate {self.bundle.path}."
+                )
+        with self.walk(x) as walk:
+            taken = steps(walk, most, stopping)
+            try:
+                next(taken)
+                while True:
+                    order: Order = "deeper"
+                    if timeout is not None:
+                        assert self.timing is not None
+                        left = began + timeout - time.perf_counter()
+                        order = deadline.order(self.timing, walk, left, timeout)
+                    taken.send(order)
+            except StopIteration as end:
+                return self.answer_of(walk, end.value)
 
     def run_to(self, exit: int, x: NDArray[Any]) -> Answer:
         """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""
@@ -106,15 +163,16 @@ class AnytimeSession:
             raise InputError(
                 f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
             )
-        x = self.check(x)
-        flops = self._flops[exit]
+        stopped: Stopped = "last" if exit == self.served[-1] else "budget"
         if not self.manifest.groups:
-            return Answer(exit, self._graphs.run(self.manifest.exits[exit].name, x), flops)
-        chain = self._take(x)
-        try:
-            return Answer(exit, chain.logits(exit), flops)
-        finally:
-            self._give_back(chain)
+            x = self.check(x)
+            logits = self._graphs.run(self.manifest.exits[exit].name, x)
+            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stopped)
+        with self.walk(x) as walk:
+            while walk.depth < exit:
+                walk.advance()
+            walk.answer()
+            return self.answer_of(walk, stopped)
 
     def stream(self, x: NDArray[Any]) -> Iterator[Answer]:
         """Answer a batch by every served exit in turn, each paying only for what lies behind the one before.
@@ -123,180 +181,89 @@ class AnytimeSession:
         the loop early pays nothing more. An answer stays valid.
         Raises InputError, and BundleError for a bundle without groups.
         """
-        if not self.manifest.groups:
-            raise BundleError(
-                f"Expected a bundle with layer groups to stream from, got '{self.bundle.path}', which "
-                "has whole exits "
-                f"only; export it again without --only exits."
-            )
+        self._need_groups()
         return self._stream(np.array(self.check(x)))
 
     def _stream(self, x: NDArray[Any]) -> Iterator[Answer]:
-        chain = self._take(x)
-        try:
-            for exit, flops in self._paid.items():
-                yield Answer(exit, chain.logits(exit), flops)
-        finally:
-            self._give_back(chain)
+        with Walk(self, x) as walk:
+            for exit in self.served:
+                while walk.depth < exit:
+                    walk.advance()
+                walk.answer()
+                yield self.answer_of(walk, "last" if exit == self.served[-1] else "budget")
+
+    def walk(self, x: NDArray[Any]) -> Walk:
+        """Set a batch on its way through the groups, to be taken where one likes; close it in the end.
+
+        Raises InputError, and BundleError for a bundle without groups.
+        """
+        self._need_groups()
+        return Walk(self, self.check(x))
+
+    def answer_of(self, walk: Walk, stopped: Stopped) -> Answer:
+        """Put what a walk has told its samples into an answer."""
+        assert walk.logits is not None
+        flops = walk.paid / len(walk.exits)
+        return Answer(
+            int(walk.exits.max()),
+            walk.logits,
+            int(flops) if flops.is_integer() else flops,
+            walk.exits.copy(),
+            walk.exits_run,
+            stopped,
+        )
 
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a batch as the network takes it, C-contiguous float32 or int64; raises InputError."""
         return check_batch(x, self.manifest)
 
-    def _stream_flops(self) -> dict[int, int]:
-        """Multiply-adds of reaching each served exit by way of the served ones before it."""
-        groups, critics = self.profile.groups, self.profile.critics
-        return {
-            exit: sum(cost.flops for cost in groups[:exit])
-            + sum(critics[i - 1].flops for i in self.served if i <= min(exit, len(critics)))
-            for exit in self.served
-        }
+    def stopping(
+        self, most: int, min_confidence: float | None, measure: Measure, thresholds: Thresholds | None
+    ) -> Stopping | None:
+        """Make the rule by which samples stop before exit `most`; None where they do not. Raises BudgetError."""
+        if thresholds is not None:
+            if min_confidence is not None:
+                raise BudgetError("Expected either min_confidence or thresholds, got both; leave one out.")
+            at, measure = {i: t for i, t in thresholds.at.items() if i < most}, thresholds.measure
+        elif min_confidence is not None:
+            if isinstance(min_confidence, bool) or not 0 < min_confidence <= 1:
+                raise BudgetError(f"Expected a confidence above 0 and up to 1, got {min_confidence!r}; give another.")
+            at = dict.fromkeys((i for i in self.served if i < most), float(min_confidence))
+        else:
+            return None
+        return Stopping(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
 
-    def _take(self, x: NDArray[Any]) -> _Chain:
+    def take_chain(self, shape: tuple[int, ...]) -> Chain:
+        """Lend a chain for batches of this shape, a used one where there is one."""
         with self._spare_lock:
-            spare = next((chain for chain in reversed(self._spare) if chain.shape == x.shape), None)
-            if spare is not None:
-                self._spare.remove(spare)
-        chain = spare or _Chain(self._graphs, self.manifest, x.shape)
-        chain.start(x)
-        return chain
+            for k in range(len(self._spare) - 1, -1, -1):
+                if self._spare[k][0] == shape:
+                    return self._spare.pop(k)[1]
+        return Chain(self._graphs, self.manifest)
 
-    def _give_back(self, chain: _Chain) -> None:
+    def give_back_chain(self, shape: tuple[int, ...], chain: Chain) -> None:
+        """Keep a chain for the next request of this shape."""
         with self._spare_lock:
-            self._spare.append(chain)
+            self._spare.append((shape, chain))
             del self._spare[:-SPARE_CHAINS]
 
+    def _profile_here(self) -> Profile:
+        """The profile with the latencies of this machine, where they were measured."""
+        if self.timing is None:
+            return self.profile
+        exits = [
+            e.model_copy(
+                update={"latency": Latency(seconds=self.timing.to_exit(e.index, 1), engine="onnxruntime", machine="")}
+                if e.index in self.served
+                else {"latency": None}
+            )
+            for e in self.profile.exits
+        ]
+        return self.profile.model_copy(update={"exits": tuple(exits)})
 
-class _Graphs:
-    """The bundle's ONNX graphs, each loaded once, when it is first needed."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._folder = folder
-        self._threads = threads
-        self._loaded: dict[str, ort.InferenceSession] = {}
-        self._lock = threading.Lock()
-
-    def load(self, name: str) -> ort.InferenceSession:
-        if (graph := self._loaded.get(name)) is None:
-            with self._lock:
-                if (graph := self._loaded.get(name)) is None:
-                    graph = self._loaded[name] = self._open(name)
-        return graph
-
-    def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
-        graph = self.load(name)
-        try:
-            return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x})[0])
-        except Exception as error:
-            raise _failed(name, error) from None
-
-    def _open(self, name: str) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        _share_memory(options)
-        options.log_severity_level = 4  # errors come as exceptions; nothing is printed
-        if self._threads > 1:
-            # Every graph has a pool of its own: those that wait must not burn the cores of the one that runs.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self._folder / name
-        try:
-            graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
+    def _need_groups(self) -> None:
+        if not self.manifest.groups:
             raise BundleError(
-                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load "
-                f"({_first_line(error)}); "
-                f"export the bundle again."
-            ) from None
-        if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
-            raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
-        return graph
-
-
-class _Chain:
-    """Groups and critics bound to buffers for one input shape, so that no tensor is copied between them.
-
-    Serves one request at a time. `start` sets a batch; `logits(i)` runs only the groups not yet run for it.
-    A graph's first run shows its output's shape; that output then stays as the buffer of all later runs.
-    """
-
-    def __init__(self, graphs: _Graphs, manifest: Manifest, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self._graphs = graphs
-        self._manifest = manifest
-        dtype = np.float32 if manifest.input_dtype == "float32" else np.int64
-        self._values = [ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cpu")]  # input, hidden 1, ..
-        self._groups: list[_Bound] = []
-        self._critics: dict[int, _Bound] = {}
-        self._passed = 0
-
-    def start(self, x: NDArray[Any]) -> None:
-        self._values[0].update_inplace(x)
-        self._passed = 0
-
-    def logits(self, exit: int) -> NDArray[np.float32]:
-        """Return a copy of the logits of exit i, which the next request does not touch."""
-        while self._passed < exit:
-            if self._passed == len(self._groups):
-                file = self._manifest.groups[self._passed]
-                self._groups.append(_Bound(self._graphs, file.name, self._values[self._passed]))
-                self._values.append(self._groups[-1].output)
-            else:
-                self._groups[self._passed].run()
-            self._passed += 1
-        if exit == self._manifest.num_groups:
-            return np.array(self._values[exit].numpy())
-        if exit in self._critics:
-            self._critics[exit].run()
-        else:
-            self._critics[exit] = _Bound(self._graphs, self._manifest.critics[exit].name, self._values[exit])
-        return np.array(self._critics[exit].output.numpy())
-
-
-class _Bound:
-    """One graph bound to the buffer it reads and the buffer it writes; making it is its first run."""
-
-    def __init__(self, graphs: _Graphs, name: str, source: ort.OrtValue) -> None:
-        self._name = name
-        self._graph = graphs.load(name)
-        self._binding = self._graph.io_binding()
-        output = self._graph.get_outputs()[0].name
-        try:
-            self._binding.bind_ortvalue_input(self._graph.get_inputs()[0].name, source)
-            self._binding.bind_output(output, "cpu")
-        except Exception as error:
-            raise _failed(name, error) from None
-        self.run()
-        self.output: ort.OrtValue = self._binding.get_outputs()[0]
-        self._binding.bind_ortvalue_output(output, self.output)
-
-    def run(self) -> None:
-        try:
-            self._graph.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise _failed(self._name, error) from None
-
-
-def _share_memory(options: ort.SessionOptions) -> None:
-    """Let a graph work in the memory that the one before it left, still warm in cache, instead of a pool of its own.
-
-    One pool for the process: less memory, and `stream` is a percent faster (benchmarks/overhead.py).
-    """
-    with contextlib.suppress(Exception):  # refused where the host program has registered one of its own: share that
-        _register_pool()
-    options.add_session_config_entry("session.use_env_allocators", "1")
-
-
-@functools.cache
-def _register_pool() -> None:
-    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(cpu, None)
-
-
-def _failed(name: str, error: Exception) -> BundleError:
-    return BundleError(f"The bundle's graph '{name}' cannot run ({_first_line(error)}); export the bundle again.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+                f"Expected a bundle with layer groups to go through, got '{self.bundle.path}', which has whole exits "
+                f"only; export it again without --only exits."
+            )

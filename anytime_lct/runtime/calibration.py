@@ -1,0 +1,169 @@
+"""What every group and critic of a bundle takes on this machine: measured once, kept beside the bundle.
+
+BUNDLE.calibration.json stands beside the folder BUNDLE, not in it: a bundle travels, its timings do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import onnxruntime as ort
+from pydantic import Field, model_validator
+
+from anytime_lct.bundle import MANIFEST, Bundle
+from anytime_lct.errors import BundleError, LCTError
+from anytime_lct.profile import Record, parse, read_text, write_whole
+from anytime_lct.stopwatch import machine
+
+if TYPE_CHECKING:
+    from anytime_lct.runtime.session import AnytimeSession
+
+SIZES = (1, 4, 16)
+STEPS = 32  # characters a sample, where a network on text is measured
+WARMUP, LEAST, MOST = 2, 5, 200
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Quantiles(Record):
+    """Seconds of one part: half, nine tenths and 99 in 100 of its runs took at most so long."""
+
+    p50: Seconds
+    p90: Seconds
+    p99: Seconds
+
+
+class Times(Record):
+    """Seconds of all parts for batches of one size: groups from 1 on, and the critics by number."""
+
+    groups: tuple[Quantiles, ...]
+    critics: dict[int, Quantiles]
+
+
+class Calibration(Record):
+    """Times by size of batch, in samples (of text: characters), on `machine`, with `threads` threads a request."""
+
+    format: int = 1
+    bundle: str
+    machine: str
+    onnxruntime: str
+    threads: Annotated[int, Field(ge=1)]
+    sizes: dict[int, Times]
+
+    @model_validator(mode="after")
+    def _sizes_rise(self) -> Calibration:
+        if not self.sizes or list(self.sizes) != sorted(self.sizes) or next(iter(self.sizes)) < 1:
+            raise ValueError("sizes need to be positive and in rising order, one at least")
+        return self
+
+    def fits(self, bundle: Bundle, threads: int) -> bool:
+        """Tell whether these are the times of this very bundle on this machine, with so many threads."""
+        here = (bundle_sum(bundle), machine(), ort.__version__, threads)
+        return (self.bundle, self.machine, self.onnxruntime, self.threads) == here
+
+
+def calibration_path(bundle: Path) -> Path:
+    """Return where a bundle's timings stand: beside its folder.
+
+    >>> calibration_path(Path("bundles/digits"))
+    PosixPath('bundles/digits.calibration.json')
+    """
+    whole = bundle.resolve() if bundle.name in ("", "..") else bundle
+    return whole.with_name(f"{whole.name}.calibration.json")
+
+
+def bundle_sum(bundle: Bundle) -> str:
+    """Return the sum of the manifest, which holds the sums of all other files."""
+    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def load(bundle: Bundle, threads: int) -> Calibration | None:
+    """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind."""
+    path = calibration_path(bundle.path)
+    if not path.is_file():
+        return None
+    remedy = f"measure anew with: anytime-lct calibrate {bundle.path}"
+    found = parse(Calibration, read_text(path, BundleError, remedy), path, BundleError, remedy)
+    return found if found.fits(bundle, threads) else None
+
+
+def save(calibration: Calibration, bundle: Bundle) -> Path:
+    """Write timings beside their bundle, whole or not at all; raises BundleError where the folder is not writable."""
+    path = calibration_path(bundle.path)
+    write_whole(path, calibration.model_dump_json(indent=1) + "\n", BundleError)
+    return path
+
+
+def calibrate(
+    session: AnytimeSession,
+    sizes: Sequence[int] = SIZES,
+    seconds: float = 1.0,
+    progress: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Measure every group and critic for batches of `sizes` samples, about `seconds` each size, as requests run them.
+
+    Raises BundleError for a bundle of whole exits only, and LCTError for sizes below 1.
+    """
+    if not session.manifest.groups:
+        raise BundleError(
+            f"Expected a bundle with layer groups to calibrate, got '{session.bundle.path}', which has whole exits "
+            f"only; export it again without --only exits."
+        )
+    if not sizes or min(sizes) < 1:
+        raise LCTError(f"Expected sizes of batches from 1 on, got {list(sizes)}; name others.")
+    measured: dict[int, Times] = {}
+    for size in sorted(set(sizes)):
+        if progress is not None:
+            progress(f"measuring batches of {size}")
+        x = _example(session, size)
+        measured[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
+    return Calibration(
+        bundle=bundle_sum(session.bundle),
+        machine=machine(),
+        onnxruntime=ort.__version__,
+        threads=session.threads,
+        sizes=measured,
+    )
+
+
+def _example(session: AnytimeSession, size: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    if session.manifest.task == "language-model":
+        return generator.integers(0, session.manifest.outputs, (size, STEPS), dtype=np.int64)
+    shape = [int(side) for side in session.manifest.input_shape[1:]]
+    return generator.standard_normal((size, *shape), dtype=np.float32)
+
+
+def _measure(session: AnytimeSession, x: np.ndarray, seconds: float) -> Times:
+    groups: dict[int, list[float]] = {}
+    critics: dict[int, list[float]] = {}
+    until = 0.0
+    for turn in range(WARMUP + MOST):
+        if turn == WARMUP:
+            groups, critics, until = {}, {}, time.perf_counter() + seconds
+        if turn >= WARMUP + LEAST and time.perf_counter() > until:
+            break
+        with session.walk(x) as walk:
+            while walk.depth < session.served[-1]:
+                groups.setdefault(walk.depth + 1, []).append(_timed(walk.advance))
+                if walk.depth in session.manifest.critics:
+                    critics.setdefault(walk.depth, []).append(_timed(walk.answer))
+    return Times(
+        groups=tuple(_quantiles(groups[i]) for i in sorted(groups)),
+        critics={i: _quantiles(times) for i, times in critics.items()},
+    )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _quantiles(times: Sequence[float]) -> Quantiles:
+    p50, p90, p99 = (float(q) for q in np.quantile(times, (0.5, 0.9, 0.99)))
+    return Quantiles(p50=p50, p90=p90, p99=p99)

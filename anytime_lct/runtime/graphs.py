@@ -1,0 +1,86 @@
+"""The bundle's ONNX graphs in onnxruntime: each loaded once, when it is first needed, all from one pool of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from anytime_lct.errors import BundleError
+
+
+class Graphs:
+    """The bundle's ONNX graphs, each loaded once, when it is first needed."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._loaded: dict[str, ort.InferenceSession] = {}
+        self._lock = threading.Lock()
+
+    def load(self, name: str) -> ort.InferenceSession:
+        if (graph := self._loaded.get(name)) is None:
+            with self._lock:
+                if (graph := self._loaded.get(name)) is None:
+                    graph = self._loaded[name] = self._open(name)
+        return graph
+
+    def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
+        graph = self.load(name)
+        try:
+            return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x})[0])
+        except Exception as error:
+            raise failed(name, error) from None
+
+    def _open(self, name: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        _share_memory(options)
+        options.log_severity_level = 4  # errors come as exceptions; nothing is printed
+        if self._threads > 1:
+            # Every graph has a pool of its own: those that wait must not burn the cores of the one that runs.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self._folder / name
+        try:
+            graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load "
+                f"({_first_line(error)}); "
+                f"export the bundle again."
+            ) from None
+        if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
+            raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
+        return graph
+
+
+def _share_memory(options: ort.SessionOptions) -> None:
+    """Let a graph work in the memory that the one before it left, still warm in cache, instead of a pool of its own.
+
+    One pool for the process: less memory, and `stream` is a percent faster (benchmarks/overhead.py).
+    """
+    with contextlib.suppress(Exception):  # refused where the host program has registered one of its own: share that
+        _register_pool()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+@functools.cache
+def _register_pool() -> None:
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, None)
+
+
+def failed(name: str, error: Exception) -> BundleError:
+    return BundleError(f"The bundle's graph '{name}' cannot run ({_first_line(error)}); export the bundle again.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
