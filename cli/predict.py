@@ -12,11 +12,15 @@ from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from anytime_lct.budget import Budget
     from anytime_lct.bundle import Manifest
     from anytime_lct.runtime import Answer, AnytimeSession
 
 # An input as it is named to the user, and its batch.
 Input = tuple[str, Any]
+TIMEOUT = "Answer by the deepest exit that this machine reaches in so long, such as 5ms; needs `calibrate` first."
+CONFIDENCE = "Let every sample stop at the first exit that is so sure, from 0 to 1."
+MEASURE = "What sure means: max-probability, margin or entropy."
 STREAM = "Show the answer of every exit on the way, up to the one that the budget chooses."
 
 
@@ -30,6 +34,9 @@ def predict(
     exit: Annotated[int | None, typer.Option("--exit", help="Go no deeper than this exit.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help=STREAM)] = False,
     top: Annotated[int | None, typer.Option(min=1, help="Show so many classes; default: 1, for text 5.")] = None,
+    timeout: Annotated[str | None, typer.Option(help=TIMEOUT)] = None,
+    min_confidence: Annotated[float | None, typer.Option(help=CONFIDENCE)] = None,
+    measure: Annotated[str, typer.Option(metavar="MEASURE", help=MEASURE)] = "max-probability",
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -43,10 +50,12 @@ def predict(
     from anytime_lct.runtime import AnytimeSession
 
     session = AnytimeSession(bundle, threads=threads)
-    chosen = session.choose(read_budget(budget_flops, budget_params, budget_latency, exit))
+    budget = read_budget(budget_flops, budget_params, budget_latency, exit)
+    policy = read_policy(timeout, min_confidence, measure, stream)
+    chosen = session.choose(budget)
     inputs = read_inputs(session, files or [], text)
     shown = top or (1 if session.manifest.task == "classification" else 5)
-    rows = (row for name, x in inputs for row in answers(session, name, x, chosen, stream, shown))
+    rows = (row for name, x in inputs for row in answers(session, name, x, budget, policy, chosen, stream, shown))
     if as_json:
         import json
 
@@ -71,12 +80,33 @@ def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) ->
     return [(name, session.check(x)) for name, x in inputs]
 
 
+def read_policy(timeout: str | None, min_confidence: float | None, measure: str, stream: bool) -> dict[str, Any]:
+    """Read when to stop before the budget's exit, as arguments of `AnytimeSession.run`; raises BudgetError."""
+    from anytime_lct.budget import parse_seconds
+    from anytime_lct.errors import BudgetError
+    from anytime_lct.thresholds import MEASURES
+
+    if measure not in MEASURES:
+        raise BudgetError(f"Expected --measure {', '.join(MEASURES)}, got '{measure}'; name one of them.")
+    if stream and not (timeout is None and min_confidence is None):
+        raise BudgetError("Expected --stream alone, which shows every exit; leave --timeout and --min-confidence out.")
+    seconds = None if timeout is None else parse_seconds(timeout)
+    return {"timeout": seconds, "min_confidence": min_confidence, "measure": measure}
+
+
 def answers(
-    session: AnytimeSession, name: str, x: Any, chosen: int, stream: bool, top: int
+    session: AnytimeSession,
+    name: str,
+    x: Any,
+    budget: Budget,
+    policy: dict[str, Any],
+    chosen: int,
+    stream: bool,
+    top: int,
 ) -> Iterator[dict[str, Any]]:
     """Answer one input: a row a sample, and with `stream` for every exit up to the chosen one."""
     if not stream:
-        yield from rows_of(session.manifest, name, session.run_to(chosen, x), top)
+        yield from rows_of(session.manifest, name, session.run(x, budget, **policy), top)
         return
     for answer in session.stream(x):
         yield from rows_of(session.manifest, name, answer, top)
@@ -95,8 +125,9 @@ def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator
             "input": name,
             "sample": sample,
             "samples": len(likely),
-            "exit": answer.exit,
+            "exit": int(answer.exits[sample]),
             "flops": answer.flops,
+            "stopped": answer.stopped,
             "top": [
                 {"class": manifest.classes[k], "index": int(k), "probability": float(row[k])} for k in best.tolist()
             ],

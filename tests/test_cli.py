@@ -41,7 +41,11 @@ OPTIONS = {
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),
     "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
-    "predict": ("--budget-flops --budget-latency --budget-params --exit --json --stream --text --threads --top"),
+    "calibrate": "--json --seconds --sizes --threads",
+    "predict": (
+        "--budget-flops --budget-latency --budget-params --exit --json --measure --min-confidence --stream --text "
+        "--threads --timeout --top"
+    ),
 }
 
 

@@ -177,3 +177,52 @@ def test_predict_complains_in_one_sentence(
     ):
         found, out, err = program("predict", *arguments)
         assert (found, out, err.count("\n")) == (code, "", 1) and says in err
+
+
+def test_calibrate_and_predict_in_time(program: Program, tmp_path: Path) -> None:
+    write_image_bundle(tmp_path / "tiny")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((4, 1, 6, 6)).astype(np.float32))
+    predict = ("predict", tmp_path / "tiny", tmp_path / "x.npy")
+    code, _, err = program(*predict, "--timeout", "10ms")
+    assert code == 2 and "anytime-lct calibrate" in err
+    code, out, _ = program("calibrate", tmp_path / "tiny", "--sizes", "1,4", "--seconds", "0.01", "--json")
+    assert code == 0 and list(json.loads(out)["sizes"]) == ["1", "4"]
+    code, out, _ = program("calibrate", tmp_path / "tiny", "--sizes", "2", "--seconds", "0.01")
+    assert code == 0 and "exit 3" in out and (tmp_path / "tiny.calibration.json").is_file()
+    for more, exits in (
+        (("--timeout", "60s"), [3] * 4),
+        (("--budget-latency", "1s"), [3] * 4),
+        (("--timeout", "1us"), [1] * 4),
+        (("--min-confidence", "0.0001"), [1] * 4),
+    ):
+        code, out, _ = program(*predict, *more, "--json")
+        assert code == 0 and [row["exit"] for row in json.loads(out)["answers"]] == exits
+    x = np.load(tmp_path / "x.npy")
+    expected = AnytimeSession(tmp_path / "tiny").run(x, min_confidence=0.5, measure="margin")
+    code, out, _ = program(*predict, "--min-confidence", "0.5", "--measure", "margin", "--json")
+    assert [row["exit"] for row in json.loads(out)["answers"]] == expected.exits.tolist()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--timeout", "5"), "800us, 5ms or 0.1s"),
+        (("--min-confidence", "2"), "above 0 and up to 1"),
+        (("--min-confidence", "0.5", "--measure", "mood"), "max-probability, margin, entropy"),
+        (("--stream", "--timeout", "5ms"), "--stream alone"),
+    ],
+)
+def test_predict_refuses_what_makes_no_sense(
+    program: Program, tmp_path: Path, more: tuple[str, ...], says: str
+) -> None:
+    write_image_bundle(tmp_path / "tiny")
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 6, 6), np.float32))
+    code, out, err = program("predict", tmp_path / "tiny", tmp_path / "x.npy", *more)
+    assert (code, out) == (2, "") and says in " ".join(err.split())
+
+
+@pytest.mark.parametrize("sizes", ["", "0", "1,x", "-4"])
+def test_calibrate_refuses_sizes_that_are_none(program: Program, tmp_path: Path, sizes: str) -> None:
+    write_image_bundle(tmp_path / "tiny")
+    code, _, err = program("calibrate", tmp_path / "tiny", "--sizes", sizes)
+    assert code == 2 and "sizes of batches" in err and not (tmp_path / "tiny.calibration.json").exists()

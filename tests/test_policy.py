@@ -10,9 +10,8 @@ from bundles import SYMBOLS, make_profile, write_image_bundle, write_text_bundle
 
 from anytime_lct.budget import Budget
 from anytime_lct.errors import BudgetError, BundleError
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime import AnytimeSession, deadline
 from anytime_lct.runtime import calibration as calibrations
-from anytime_lct.runtime import deadline
 from anytime_lct.runtime.calibration import Calibration, Quantiles, Times
 from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.timing import Timing

@@ -1,0 +1,203 @@
+"""Requests in, answers out: threads that run what the scheduler says, and a watchdog that keeps the deadline.
+
+submit -> scheduler -> worker: group 1 | ask | group 2 | ask | .. -> future
+                       watchdog: due, and a group still runs -> the last answer -> future
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from anytime_lct.errors import LCTError
+from anytime_lct.runtime import Answer
+from anytime_lct.runtime.timing import FORGET
+from anytime_lct.runtime.walk import steps
+from anytime_lct.serving.job import Job, Served
+from anytime_lct.serving.request import Ask, Overloaded, Reply
+from anytime_lct.serving.scheduler import Scheduler
+
+__all__ = ["Engine", "Served"]
+
+HANDOVER = 0.0003
+
+
+class Engine:
+    """Answers requests of any number of served models with `threads` threads, one request on each.
+
+    >>> engine = Engine(threads=2)                                                                # doctest: +SKIP
+    >>> engine.submit(served, x, Ask(timeout=0.02), time.monotonic()).result().logits             # doctest: +SKIP
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise LCTError(f"Expected one compute thread at least, got {threads}; give more.")
+        self._scheduler = Scheduler(threads)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._watch = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)
+        self._is_open, self._is_running = True, True
+        self._handover = HANDOVER
+        targets = [self._run_worker] * threads + [self._run_watchdog]
+        self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, served: Served, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
+        """Take a request; `x` is as `session.check` returns it, `arrived` a reading of time.monotonic().
+
+        Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
+        where its budget fits none. Cancelling the future drops the request, if it has not begun.
+        """
+        job = Job(served, x, ask, arrived, served.session.choose(ask.budget))
+        if ask.min_confidence is not None:
+            served.session.stopping(job.most, ask.min_confidence, "max-probability", None)
+        with self._lock:
+            if not self._is_open:
+                raise Overloaded("The server is shutting down and takes no more requests; ask another.", 1.0)
+            if ask.timeout is not None:
+                job.due = arrived + ask.timeout - min(self._handover, ask.timeout / 4)
+            self._scheduler.admit(job, time.monotonic())
+            self._work.notify()
+        return job.future
+
+    def sent(self, reply: Reply) -> None:
+        """Be told that a reply has just left: what passed since it was ready is allowed for from now on."""
+        self._handover = max(HANDOVER, self._handover * FORGET, time.monotonic() - reply.finished)
+
+    def queue_length(self) -> int:
+        """Return how many requests wait."""
+        return len(self._scheduler)
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests, and wait until all admitted ones are answered; tell whether they were in time."""
+        with self._lock:
+            self._is_open = False
+            return self._idle.wait_for(lambda: self._scheduler.is_idle, seconds)
+
+    def close(self) -> None:
+        """End the threads; what still waits is cancelled."""
+        with self._lock:
+            self._is_open = self._is_running = False
+            while (job := self._scheduler.next(0.0)) is not None:
+                job.future.cancel()
+                self._scheduler.done(job)
+            self._work.notify_all()
+            self._watch.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run_worker(self) -> None:
+        while True:
+            with self._lock:
+                while self._is_running and not len(self._scheduler):
+                    self._work.wait()
+                job = self._scheduler.next(time.monotonic()) if self._is_running else None
+            if job is None:
+                return
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        """Take a request as far as the scheduler lets it, and answer it, unless it has to yield."""
+        resumed = time.monotonic()
+        try:
+            answer = self._go_through(job)
+        except Exception as error:  # a graph that fails, memory: the request's own, the worker goes on
+            answer = error
+        job.computed += time.monotonic() - resumed
+        with self._lock:
+            if answer is None:
+                self._scheduler.put_back(job)
+                self._work.notify()
+                return
+            self._scheduler.done(job)
+            if self._scheduler.is_idle:
+                self._idle.notify_all()
+        if job.walk is not None:
+            job.walk.close()
+        _settle(job, answer)
+
+    def _go_through(self, job: Job) -> Answer | None:
+        """Run groups, and ask behind each; None where another request goes first."""
+        session = job.served.session
+        if job.taken is None:
+            if not job.future.set_running_or_notify_cancel():
+                raise InvalidStateError("cancelled")
+            job.began = time.monotonic()
+            job.walk = session.walk(job.x)
+            stopping = session.stopping(job.most, job.ask.min_confidence, "max-probability", None)
+            job.taken = steps(job.walk, job.most, stopping)
+            begin = True
+        else:
+            begin = False
+        assert job.walk is not None
+        try:
+            if begin:
+                next(job.taken)
+            while True:
+                if job.future.done():  # the watchdog was quicker: nobody waits for more
+                    return job.last
+                with self._lock:
+                    order = self._scheduler.order(job, time.monotonic())
+                    if order is None:
+                        return None
+                if order == "answer and deeper":
+                    job.walk.answer()
+                    self._keep_in_need(job)
+                job.taken.send("deeper" if order == "answer and deeper" else order)
+        except StopIteration as end:
+            return session.answer_of(job.walk, end.value)
+
+    def _keep_in_need(self, job: Job) -> None:
+        """Let the watchdog have what every sample was told so far."""
+        assert job.walk is not None
+        if job.walk.is_answered:
+            answer = job.served.session.answer_of(job.walk, "deadline")
+            with self._lock:
+                job.last = replace(answer, logits=answer.logits.copy())
+                self._watch.notify()
+
+    def _run_watchdog(self) -> None:
+        """Answer with what there is when a request is due and a group still runs."""
+        with self._lock:
+            while self._is_running:
+                watched = [job for job in self._scheduler.running if job.last is not None and not job.future.done()]
+                now = time.monotonic()
+                for job in watched:
+                    if job.due <= now:
+                        job.computed = now - job.began
+                        _settle(job, job.last)
+                waits = [job.due - now for job in watched if job.due > now]
+                self._watch.wait(min(waits) if waits else None)
+
+
+def _settle(job: Job, answer: Answer | Exception | None) -> None:
+    """Give the answer to who waits for it, once."""
+    try:
+        if not isinstance(answer, Answer):
+            if answer is not None and not job.future.cancelled():
+                job.future.set_exception(answer)
+            return
+        finished = time.monotonic()
+        due = None if job.ask.timeout is None else job.arrived + job.ask.timeout
+        job.future.set_result(
+            Reply(
+                logits=answer.logits,
+                exits=answer.exits,
+                exits_run=answer.exits_run,
+                stopped=answer.stopped,
+                flops=answer.flops,
+                queued=max(0.0, job.began - job.arrived),
+                computed=job.computed,
+                on_time=None if due is None else finished <= due,
+                finished=finished,
+            )
+        )
+    except InvalidStateError:  # the watchdog and the worker were ready at once: one answer is enough
+        pass

@@ -1,0 +1,162 @@
+"""The engine with a real bundle: replies are the session's own answers, and no fault of one request is another's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import write_image_bundle
+from test_policy import images, made_calibration
+
+from anytime_lct.budget import Budget
+from anytime_lct.errors import BudgetError, BundleError, NothingFitsError
+from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.calibration import calibration_path
+from anytime_lct.runtime.chain import Chain
+from anytime_lct.serving.engine import Engine, Served
+from anytime_lct.serving.request import Ask, Overloaded
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    session = AnytimeSession(write_image_bundle(tmp_path / "tiny"))
+    session.use(made_calibration((0.001, 0.020, 0.040), {1: 0.0001, 2: 0.0001}))
+    return Served(session)
+
+
+@pytest.fixture
+def engine():
+    made = Engine(threads=2)
+    yield made
+    made.close()
+
+
+def ask(engine: Engine, served: Served, x: np.ndarray, **given):
+    return engine.submit(served, x, Ask(**given), time.monotonic())
+
+
+def test_replies_are_the_sessions_answers(engine: Engine, served: Served):
+    inputs = [images(1 + k % 3, seed=k) for k in range(60)]
+    exits = [1 + k % 3 for k in range(60)]
+    futures = [ask(engine, served, x, budget=Budget(exit=exit)) for x, exit in zip(inputs, exits, strict=True)]
+    for x, exit, future in zip(inputs, exits, futures, strict=True):
+        reply = future.result(10)
+        assert set(reply.exits) == {exit} and reply.exits_run == 1 and reply.on_time is None
+        assert reply.stopped == ("last" if exit == 3 else "budget")
+        np.testing.assert_array_equal(reply.logits, served.session.run_to(exit, x).logits)
+        assert reply.flops == served.profile.cost(exit).flops and reply.queued >= 0 and reply.computed > 0
+    assert engine.queue_length() == 0
+
+
+def test_confidence_and_deadline_together(engine: Engine, served: Served):
+    x = images(16)
+    sure = ask(engine, served, x, min_confidence=0.6).result(10)
+    np.testing.assert_array_equal(sure.exits, served.session.run(x, min_confidence=0.6).exits)
+    reply = ask(engine, served, x[:1], timeout=10.0).result(10)
+    assert (reply.exits[0], reply.on_time, reply.stopped) == (3, True, "last")
+    reply = ask(engine, served, x[:1], timeout=0.015).result(10)
+    assert (reply.exits[0], reply.stopped) == (1, "deadline")
+
+
+def test_what_cannot_be_is_said_at_once(engine: Engine, served: Served):
+    with pytest.raises(Overloaded, match="until the deadline") as refused:
+        ask(engine, served, images(1), timeout=1e-6)
+    assert refused.value.retry_after > 0
+    with pytest.raises(NothingFitsError):
+        ask(engine, served, images(1), budget=Budget(flops=1))
+    with pytest.raises(BudgetError):
+        ask(engine, served, images(1), min_confidence=1.5)
+
+
+def hold(monkeypatch, at: int) -> threading.Event:
+    """Let group `at` wait for an event."""
+    gate, real = threading.Event(), Chain.advance
+
+    def advance(chain: Chain) -> None:
+        if chain.depth + 1 == at:
+            gate.wait(10)
+        real(chain)
+
+    monkeypatch.setattr(Chain, "advance", advance)
+    return gate
+
+
+def test_the_watchdog_answers_while_a_group_hangs(engine: Engine, served: Served, monkeypatch):
+    gate = hold(monkeypatch, at=2)
+    reply = ask(engine, served, images(1), timeout=0.5).result(10)  # group 2 hangs, so somebody else must have answered
+    assert (reply.exits[0], reply.stopped, reply.exits_run) == (1, "deadline", 1)
+    np.testing.assert_array_equal(reply.logits, served.session.run_to(1, images(1)).logits)
+    gate.set()
+    assert ask(engine, served, images(1)).result(10).exits[0] == 3  # the worker is free again
+
+
+def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
+    gate = hold(monkeypatch, at=1)
+    engine = Engine(threads=1)
+    first, second = (ask(engine, served, images(1)) for _ in range(2))
+    while not first.running():
+        time.sleep(0.001)
+    assert engine.queue_length() == 1 and second.cancel()
+    gate.set()
+    assert first.result(10).exits[0] == 3
+    assert engine.drain(10) and second.cancelled()
+    engine.close()
+
+
+def test_a_request_that_fails_harms_no_other(engine: Engine, served: Served, monkeypatch):
+    real = Chain.advance
+
+    def advance(chain: Chain) -> None:
+        if chain.hidden().flat[0] == 77.0:
+            raise BundleError("broken")
+        real(chain)
+
+    monkeypatch.setattr(Chain, "advance", advance)
+    bad = images(1)
+    bad[:] = 77.0
+    futures = [ask(engine, served, bad if k % 2 else images(1)) for k in range(8)]
+    wait(futures, 10)
+    for k, future in enumerate(futures):
+        if k % 2:
+            with pytest.raises(BundleError, match="broken"):
+                future.result()
+        else:
+            assert future.result().exits[0] == 3
+    monkeypatch.setattr(Chain, "advance", real)
+    assert ask(engine, served, images(1)).result(10).exits[0] == 3
+
+
+def test_drain_answers_all_that_was_admitted_and_takes_no_more(served: Served):
+    engine = Engine(threads=1)
+    futures = [ask(engine, served, images(1)) for _ in range(20)]
+    assert engine.drain(10) and all(future.done() for future in futures)
+    with pytest.raises(Overloaded, match="shutting down"):
+        ask(engine, served, images(1))
+    engine.close()
+
+
+def test_close_cancels_what_waits(served: Served, monkeypatch):
+    gate = hold(monkeypatch, at=1)
+    engine = Engine(threads=1)
+    first, second = (ask(engine, served, images(1)) for _ in range(2))
+    while not first.running():
+        time.sleep(0.001)
+    threading.Timer(0.05, gate.set).start()
+    engine.close()
+    assert first.result(10).exits[0] == 3
+    with pytest.raises(CancelledError):
+        second.result(10)
+
+
+def test_timings_are_measured_where_there_are_none(tmp_path: Path):
+    bundle = write_image_bundle(tmp_path / "tiny")
+    said: list[str] = []
+    served = Served(bundle, said.append)
+    assert calibration_path(bundle.path).is_file() and said[0] == "measuring batches of 1"
+    said.clear()
+    assert Served(bundle, said.append).timing.to_exit(3, 1) > 0 and not said
+    assert served.timing is not None
