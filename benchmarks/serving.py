@@ -1,0 +1,225 @@
+"""The server under load: who is answered in time, how deep and how well, and what HTTP costs.
+
+1. Poisson load at shares of the full-depth capacity, on a server that goes as deep as time allows and on the same one
+   at fixed full depth; Fashion-MNIST's test images, one a request, binary tensors; latency from the scheduled time.
+   Every answer is held against the offline sub-model of the exit that it names, to the bit.
+2. One binary request at a time over HTTP, beside the same input in process, in turns.
+
+    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving
+    python benchmarks/serving.py --run runs/serving [--seconds 60] [--seeds 3] [--deadline 20ms]
+
+One compute thread; the sender shares the machine. Results are kept as they come: --resume goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from load import Sent, open_loop, request
+from measuring import RESULTS, write
+
+from anytime_lct import data as datasets
+from anytime_lct import run_folder
+from anytime_lct.budget import parse_seconds
+from anytime_lct.runtime import AnytimeSession
+
+LOADS = (0.5, 0.9, 1.3, 2.5)
+IMAGES = 2000
+HOST = "127.0.0.1"
+PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
+
+
+def prepare(run: Path, bundle: Path) -> AnytimeSession:
+    """Analyze, export and calibrate what has not been yet."""
+    steps = [
+        (run / "profile.json", ("analyze", run)),
+        (bundle, ("export", run, "--out", bundle)),
+        (bundle.with_name(f"{bundle.name}.calibration.json"), ("calibrate", bundle)),
+    ]
+    for made, arguments in steps:
+        if not made.exists():
+            subprocess.run([*PROGRAM, *map(str, arguments)], check=True)
+    return AnytimeSession(bundle)
+
+
+def images_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images as the network takes them, and their classes."""
+    data = datasets.from_recipe(run_folder.open_run(run).recipe)
+    pairs = [(x.numpy(), y.numpy()) for x, y in data.batches("test")]
+    return np.concatenate([x for x, _ in pairs])[:IMAGES], np.concatenate([y for _, y in pairs])[:IMAGES]
+
+
+@contextlib.contextmanager
+def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A server with one compute thread on a free port; it is drained in the end and must end well."""
+    command = [*PROGRAM, "serve", str(bundle), "--port", "0", "--cores", "1", "--json", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(json.loads(process.stdout.readline())["address"].rpartition(":")[2].strip("/")), process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        if process.wait(30) != 0:
+            raise RuntimeError(f"The server ended with {process.returncode}.")
+
+
+def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
+    """Logits of the file exit_i.onnx in a plain onnxruntime session, an image at a time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    whole = onnxruntime.InferenceSession(session.bundle.exit(exit), options, providers=["CPUExecutionProvider"])
+    return np.concatenate([np.asarray(whole.run(None, {"input": image[None]})[0]) for image in x])
+
+
+def capacity(bundle: Path, messages: list[bytes], seconds: float = 5.0) -> float:
+    """Requests a second that the server answers at full depth when there is always one waiting."""
+    with server(bundle, "--fixed", str(AnytimeSession(bundle).served[-1])) as (port, _):
+        asyncio.run(open_loop(HOST, port, 20, 2, messages, seed=0))
+        start = time.perf_counter()
+        sent = asyncio.run(open_loop(HOST, port, 1000, seconds / 5, messages, seed=0))
+        last = max(each.arrived for each in sent)
+        return sum(each.status == 200 for each in sent) / (last - max(start, min(each.left for each in sent)))
+
+
+def judge(sent: list[Sent], offline: np.ndarray, classes: np.ndarray, deadline: float) -> dict[str, Any]:
+    """Sum up a minute: shares in time, refused, exits, accuracy, and answers that are not the sub-model's own."""
+    answered, correct, other, exits, in_time, stopped, took = [], 0, 0, {}, 0, {}, []
+    for each in sent:
+        logits = each.read()
+        if logits is None:
+            continue
+        answered.append(each)
+        image, exit = each.number % len(classes), each.facts["exit"]
+        other += not np.array_equal(logits, offline[exit - 1, image])
+        correct += int(logits.argmax()) == classes[image]
+        exits[exit] = exits.get(exit, 0) + 1
+        stopped[each.facts["stopped"]] = stopped.get(each.facts["stopped"], 0) + 1
+        in_time += bool(each.facts["on_time"])
+        took.append(each.facts["server_us"] / 1e6)
+    latencies = sorted(each.latency for each in answered)
+    status = {str(code): sum(each.status == code for each in sent) for code in {each.status for each in sent}}
+    return {
+        "sent": len(sent),
+        "status": status,
+        "answered": len(answered),
+        "refused_share": 1 - len(answered) / len(sent),
+        "on_time_share": in_time / max(1, len(answered)),
+        "accuracy": correct / max(1, len(answered)),
+        "exits": {str(exit): exits[exit] for exit in sorted(exits)},
+        "stopped": stopped,
+        "not_the_sub_models": other,
+        "server_p50": float(np.quantile(took, 0.5)),
+        "server_p999": float(np.quantile(took, 0.999)),
+        "latency_p50": latencies[len(latencies) // 2],
+        "latency_p99": latencies[int(0.99 * len(latencies))],
+        "in_time_at_the_client_share": sum(each < deadline for each in latencies) / max(1, len(latencies)),
+        "sent_late_p99": float(np.quantile([each.left - each.scheduled for each in sent], 0.99)),
+    }
+
+
+def http_cost(
+    session: AnytimeSession, bundle: Path, message: bytes, x: np.ndarray, rounds: int = 500
+) -> dict[str, Any]:
+    """Seconds of a binary request beside the same input in process, at every exit, in turns."""
+    rows = {}
+    with server(bundle) as (port, _):
+        connection = http.client.HTTPConnection(HOST, port)
+        head, _, body = message.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        path = head.split(b" ")[1].decode()
+        for exit in session.served:
+            said = json.loads(body[: int(headers["Inference-Header-Content-Length"])])
+            said["parameters"] = {"max_exit": exit}
+            text = json.dumps(said).encode()
+            told = {"Inference-Header-Content-Length": str(len(text))}
+            whole = text + body[int(headers["Inference-Header-Content-Length"]) :]
+            over, inside = [], []
+            for turn in range(rounds + 20):
+                start = time.perf_counter()
+                connection.request("POST", path, whole, told)
+                connection.getresponse().read()
+                middle = time.perf_counter()
+                session.run_to(exit, x)
+                end = time.perf_counter()
+                if turn >= 20:
+                    over.append(middle - start)
+                    inside.append(end - middle)
+            rows[str(exit)] = {
+                "http_p50": statistics.median(over),
+                "in_process_p50": statistics.median(inside),
+                "more_p50": statistics.median(over) - statistics.median(inside),
+            }
+            print(f"exit {exit}: {1e3 * rows[str(exit)]['more_p50']:.3f} ms over HTTP", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/serving"))
+    parser.add_argument("--bundle", type=Path, help="Where the export is kept; default: beside the run.")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
+    parser.add_argument("--deadline", default="20ms")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--resume", action="store_true")
+    told = parser.parse_args()
+    bundle = told.bundle or told.run.with_name(f"{told.run.name}.bundle")
+    session = prepare(told.run, bundle)
+    x, classes = images_of(told.run)
+    offline = np.stack([whole_exit(session, i, x) for i in session.served])
+    name = bundle.name.removesuffix(".bundle")
+    messages = [request(HOST, name, image[None], {}) for image in x]
+    path = told.out / "serving.json"
+    kept = json.loads(path.read_text()) if told.resume and path.exists() else {}
+    found: dict[str, Any] = {
+        "network": session.manifest.model,
+        "deadline_seconds": parse_seconds(told.deadline),
+        "seconds": told.seconds,
+        "exit_accuracy": {
+            str(i): float((offline[k].argmax(axis=1) == classes).mean()) for k, i in enumerate(session.served)
+        },
+        "exit_seconds": {str(i): session.timing.to_exit(i, 1) for i in session.served} if session.timing else {},
+        "http": kept.get("http") or http_cost(session, bundle, messages[0], x[:1]),
+        "capacity": kept.get("capacity") or capacity(bundle, messages),
+        "rows": kept.get("rows", []),
+    }
+    write("serving", found, told.out)
+    print(f"capacity at full depth {found['capacity']:.1f} requests/s", flush=True)
+    done = {(row["seed"], row["load"], row["mode"]) for row in found["rows"]}
+    for seed in range(told.seeds):
+        for load in told.loads:
+            for mode, options in (("anytime", ()), ("fixed", ("--fixed", str(session.served[-1])))):
+                if (seed, load, mode) in done:
+                    continue
+                with server(bundle, "--deadline", told.deadline, *options) as (port, _):
+                    asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=seed))  # the first requests make buffers
+                    rate = load * found["capacity"]
+                    sent = asyncio.run(open_loop(HOST, port, rate, told.seconds, messages, seed))
+                row = judge(sent, offline, classes, found["deadline_seconds"])
+                found["rows"].append({"seed": seed, "load": load, "mode": mode, "rate": rate, **row})
+                write("serving", found, told.out)
+                print(
+                    f"seed {seed} load {load} {mode:8s} on time {100 * row['on_time_share']:.3f}%  refused "
+                    f"{100 * row['refused_share']:.2f}%  accuracy {100 * row['accuracy']:.2f}%  exits {row['exits']}  "
+                    f"p99 {1e3 * row['latency_p99']:.1f} ms  wrong {row['not_the_sub_models']}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
