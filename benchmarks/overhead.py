@@ -1,10 +1,8 @@
-"""What local critic training and resumable execution cost beside what a user would take instead.
+"""What local critic training costs beside what a user would take instead.
 
 1. Training in one process with 4 layer groups and slim critics, against backprop on the same network: time of a step,
    alternated, medians of ratios.
 2. Bytes of activations saved for backward at the peak of a step, cut in 4 by memory, against backprop's.
-3. Resumable answers from the bundle (`stream`, every critic on the way; `run`, the one critic it needs) against the
-   whole exit_i.onnx in a plain onnxruntime session, batch 1, one thread.
 
     python benchmarks/overhead.py [--rounds 15] [--threads 2]
 """
@@ -12,26 +10,18 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import torch
 from measuring import SavedBytes, ratios, write
 from torch import nn
 
 from anytime_lct import models
 from anytime_lct import recipe as recipes
-from anytime_lct.analysis.complexity import components
-from anytime_lct.export import export
 from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Exit, Profile, Quality
 from anytime_lct.recipe import Recipe
-from anytime_lct.run_folder import build_network, example_input
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.run_folder import build_network
 from anytime_lct.task import Facts
 from anytime_lct.training.worker import Minibatch, Worker
 
@@ -113,56 +103,6 @@ def saved_bytes(name: str, model: dict[str, Any], batch: int) -> dict[str, Any]:
     return row
 
 
-def resumable(name: str, model: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
-    network = build_network(recipe_for(model), FACTS).eval()
-    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))
-    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
-    exits = tuple(Exit(index=i, validation=quality, test=quality, latency=None) for i in range(1, 5))
-    profile = Profile(
-        model=name,
-        data="random",
-        metric="accuracy",
-        groups=groups,
-        critics=critics,
-        exits=exits,
-        p_worse=((1.0,) * 4,) * 4,
-    )
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = export(network, FACTS, profile, Path(folder) / "bundle", model_name=name)
-        session = AnytimeSession(bundle, threads=1)
-        x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape)).astype(np.float32)
-        for i in range(1, 5):
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            whole = onnxruntime.InferenceSession(str(bundle.exit(i)), options, providers=["CPUExecutionProvider"])
-
-            def stream(i: int = i) -> Any:
-                return next(answer for answer in session.stream(x) if answer.exit == i)
-
-            def straight(i: int = i) -> Any:
-                return session.run_to(i, x)
-
-            found = ratios([lambda w=whole: w.run(None, {"input": x}), stream, straight], rounds)
-            logits = whole.run(None, {"input": x})[0]
-            same = all(np.array_equal(logits, answer.logits) for answer in (stream(), straight()))
-            row = {
-                "network": name,
-                "exit": i,
-                "whole_seconds": found[0]["median_seconds"],
-                "stream": found[1],
-                "run": found[2],
-                "bit_identical": same,
-            }
-            rows.append(row)
-            print(
-                f"{name} to exit {i}: stream {found[1]['median_ratio']:.3f}, run {found[2]['median_ratio']:.3f} times "
-                f"exit_{i}.onnx, same bits {same}",
-                flush=True,
-            )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -176,7 +116,6 @@ def main() -> None:
             *training_time("resnet20", small, 128, 2 * told.rounds),
         ],
         "saved_bytes": [saved_bytes("resnet50", large, 16), saved_bytes("resnet20", small, 128)],
-        "resumable": resumable("resnet50", large, 10 * told.rounds),
     }
     print(f"wrote {write('overhead', result)}")
 

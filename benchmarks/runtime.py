@@ -1,26 +1,52 @@
 """What going through the groups one by one costs beside running a whole exit at once.
 
-For every exit: `run` (groups 1..i, critic i), `stream` (every critic on the way) and a run that asks behind every group
-whether to stop (a confidence that nothing reaches), each against the file exit_i.onnx in a plain onnxruntime session;
-batch 1, one thread, in turns, medians of ratios. Logits are compared bit by bit.
+For every exit: `run` (groups 1..i, critic i), `stream` (every critic on the way) and `asking` (behind every group, the
+critic and whether its answer is sure enough, which it never is), each against the file exit_i.onnx in a plain
+onnxruntime session; batch 1, one thread, in turns, medians of ratios. Logits are compared bit by bit. Weights are
+random: time does not depend on them.
 
-    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving
-    python benchmarks/runtime.py --run runs/serving [--rounds 200]
+    python benchmarks/runtime.py [--rounds 200]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from measuring import RESULTS, ratios, write
-from serving import prepare
+from overhead import FACTS, recipe_for
 
+from anytime_lct.analysis.complexity import components
 from anytime_lct.budget import Budget
+from anytime_lct.bundle import Bundle
+from anytime_lct.export import export
+from anytime_lct.profile import Exit, Profile, Quality
+from anytime_lct.run_folder import build_network, example_input
 from anytime_lct.runtime import AnytimeSession
+
+NEVER_SURE = 1e30
+NETWORKS = {"resnet50": {"name": "resnet50"}, "resnet20": {"name": "resnet20"}}
+
+
+def bundle_of(name: str, model: dict[str, Any], folder: Path) -> Bundle:
+    """Export an untrained network, cut in 4, with slim critics."""
+    network = build_network(recipe_for(model), FACTS).eval()
+    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))
+    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
+    profile = Profile(
+        model=name,
+        data="random",
+        metric="accuracy",
+        groups=groups,
+        critics=critics,
+        exits=tuple(Exit(index=i, validation=quality, test=quality, temperature=NEVER_SURE) for i in range(1, 5)),
+        p_worse=((1.0,) * 4,) * 4,
+    )
+    return export(network, FACTS, profile, folder / name, model_name=name)
 
 
 def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -51,21 +77,21 @@ def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/serving"))
-    parser.add_argument("--bundle", type=Path, help="Where the export is kept; default: beside the run.")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS)
     told = parser.parse_args()
-    session = prepare(told.run, told.bundle or told.run.with_name(f"{told.run.name}.bundle"))
-    shape = [int(side) for side in session.manifest.input_shape[1:]]
-    x = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape), dtype=np.float32)
     rows = []
-    for exit in session.served:
-        row = beside_whole(session, exit, x, told.rounds)
-        rows.append(row)
-        shown = "  ".join(f"{way} {row[way]['median_ratio']:.4f}" for way in ("run", "stream", "asking"))
-        print(f"exit {exit}  {1e3 * row['whole_seconds']:.2f} ms  {shown}  same bits {row['same_bits']}", flush=True)
-    write("runtime", {"network": session.manifest.model, "rounds": told.rounds, "rows": rows}, told.out)
+    for name, model in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            session = AnytimeSession(bundle_of(name, model, Path(folder)))
+            for exit in session.served:
+                row = beside_whole(session, exit, x, told.rounds)
+                rows.append({"network": name, **row})
+                shown = "  ".join(f"{way} {row[way]['median_ratio']:.4f}" for way in ("run", "stream", "asking"))
+                taken = f"{1e3 * row['whole_seconds']:.2f} ms"
+                print(f"{name} exit {exit}  {taken}  {shown}  same bits {row['same_bits']}", flush=True)
+    print(f"wrote {write('runtime', {'rounds': told.rounds, 'rows': rows}, told.out)}")
 
 
 if __name__ == "__main__":
