@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 # Section V-B of the paper: ResNets on CIFAR (80,000 minibatches of 128 are some 205 epochs) and LSTMs on the Penn
-# Treebank; but critics learn what measured best, their own loss, and those of images are residual and trained like the
-# groups (benchmarks/results/critics_small.md, table5_small.md). The built-in data sets are small and get short runs.
+# Treebank; but critics learn what measured best, their own loss: those of images are residual and trained like the
+# groups, those of text have three layers (benchmarks/results/critics_small.md, table5_small.md). The built-in data sets
+# are small and get short runs.
 PAPER_IMAGES: dict[str, Any] = {
     "model": {"name": "resnet20"},
     "train": {"epochs": 205},
@@ -23,6 +24,7 @@ PAPER_TEXT: dict[str, Any] = {
     "train": {"epochs": 100},
     "groups": {"name": "adam", "lr": 2.7e-3, "weight_decay": 1.2e-5},
     "groups_schedule": {"name": "step", "milestones": [0.2, 0.4, 0.6, 0.8], "gamma": 0.33},
+    "critic": {"kind": "slim", "depth": 3},
     "rule": {"critic_loss": "cross-entropy"},
     "critics": {"name": "adam", "lr": 2.7e-3},
     "critics_schedule": {"name": "step", "milestones": [0.2, 0.4, 0.6, 0.8], "gamma": 0.33},

@@ -111,6 +111,10 @@ def _table4(scale: Scale) -> Experiment:
     return _experiment("table4", "quality", _of_methods(paper.TABLE_4, settings.images(scale), columns), scale)
 
 
+# What critics of text learn, and by how many layers, beside the paper's rule with the paper's linear critics.
+TEXT_CRITICS = (("own loss", "own", settings.OWN), ("default", "default", settings.TEXT_DEFAULT))
+
+
 def _table5(scale: Scale) -> Experiment:
     made = []
     for corpus, by_layers in settings.texts(scale).items():
@@ -120,8 +124,9 @@ def _table5(scale: Scale) -> Experiment:
                 it = run(setting, method, groups)
                 figure = paper.TABLE_5.get(f"{method.upper()}, {setting.of_paper}", {}).get(column)
                 made.append((Cell(row, column, it.name, paper=figure), it))
-            own = run(setting, "lct", layers, settings.OWN, "own")
-            made.append((Cell(f"LCT, own loss, {corpus}", f"{layers} layers", own.name), own))
+            for words, tag, given in TEXT_CRITICS:
+                own = run(setting, "lct", layers, given, tag)
+                made.append((Cell(f"LCT, {words}, {corpus}", f"{layers} layers", own.name), own))
     return _experiment("table5", "quality", made, scale, unit="test BPC")
 
 
@@ -158,10 +163,10 @@ def _table7(scale: Scale) -> Experiment:
         made.append((Cell(f"alone by BP, {setting.name}", "Main", bp.name, 0), bp))
     for corpus, by_layers in settings.texts(scale).items():
         for layers, setting in by_layers.items():
-            for words, it in (
-                (f"LCT_n{layers - 1}", run(setting, "lct", layers)),
-                (f"LCT_n{layers - 1}, own loss", run(setting, "lct", layers, settings.OWN, "own")),
-            ):
+            of_text = {f"LCT_n{layers - 1}": run(setting, "lct", layers)}
+            for words, tag, given in TEXT_CRITICS:
+                of_text[f"LCT_n{layers - 1}, {words}"] = run(setting, "lct", layers, given, tag)
+            for words, it in of_text.items():
                 figures = paper.TABLE_9.get(f"{words}, {setting.of_paper}", {}) if layers == 4 else {}
                 for exit_ in range(1, layers + 1):
                     column = paper.EXITS[exit_ - 1] if exit_ < layers else "Main"
