@@ -1,0 +1,1 @@
+"""Bundles answered over HTTP, by the Open Inference Protocol V2; needs no torch."""
