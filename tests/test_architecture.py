@@ -26,6 +26,9 @@ OWNERS = {
     "onnxscript": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export", "runtime/session.py"},
+    "starlette": {"serving/app.py"},
+    "uvicorn": {"serving/server.py", "serving/connection.py"},
+    "prometheus_client": {"serving/metrics.py", "serving/workers.py"},
     "typer": {"cli"},
     "rich": {"cli"},
     "safetensors": {"checkpoint.py"},
@@ -81,13 +84,15 @@ def test_imports_go_down_only(name, path):
     for other in rooms_of(names) - {own}:
         if own == "runtime":
             assert FLOOR[other] == 0, f"the runtime imports {other}"
+        elif own == "serving":
+            assert other == "runtime" or FLOOR[other] == 0, f"serving imports {other}"
         elif own == "models":
             assert other == "errors", f"models imports {other}"
         else:
             assert FLOOR[other] <= FLOOR[own], f"floor {FLOOR[own]} imports {other} above it"
             assert not {own, other} <= APART, f"{own} imports {other} beside it"
     top = {imported.partition(".")[0] for imported in names}
-    if own == "runtime" or FLOOR[own] == 0:
+    if own in ("runtime", "serving") or FLOOR[own] == 0:
         assert not top & HEAVY
     for library in top & OWNERS.keys():
         assert any(name.startswith(owner) for owner in OWNERS[library]), f"{library} belongs to {OWNERS[library]}"
@@ -102,8 +107,9 @@ def test_commands_import_inside_their_bodies(name):
     assert not {module.partition(".")[0] for module in loaded} & (HEAVY | {"numpy", "onnxruntime"})
 
 
-def test_the_runtime_loads_nothing_that_trains():
-    code = "import sys, anytime_lct.runtime; print(*sorted(sys.modules))"
+@pytest.mark.parametrize("module", ["runtime", "serving.server", "serving.workers"])
+def test_what_answers_loads_nothing_that_trains(module):
+    code = f"import sys, anytime_lct.{module}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {module.partition(".")[0] for module in loaded} & HEAVY
 
