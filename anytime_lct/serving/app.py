@@ -213,7 +213,7 @@ class Views:
 
     async def load(self, request: Request) -> Response:
         """Read a bundle again."""
-        small = replace(self._service.limits, body=SMALL)
+        small = replace(self._service.limits, body=min(SMALL, self._service.limits.body))
         with self._service.allowance.hold() as holding:
             body = await read_body(dict(request.scope["headers"]), request.receive, small, holding)
         if body not in (b"", b"{}"):

@@ -40,7 +40,9 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
         )
     length = headers.get(b"content-length", b"")
     try:
-        if length.isdigit() and int(length) > limits.body:
+        if length.isdigit() and (len(length) > 15 or int(length) > limits.body):
+            if b"expect" not in headers:  # such a client waits with its body for a word from here
+                await _listen(receive, limits)
             raise too_large(limits.body)
         async with asyncio.timeout(limits.read_seconds):
             body = await _collect(receive, limits, holding)
@@ -48,10 +50,6 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
         raise Refusal(
             f"Expected the whole body within {limits.read_seconds:g} s, got a part of it; send it faster.", 408
         ) from None
-    except Refusal:
-        if b"expect" not in headers:  # such a client waits with its body for a word from here
-            await _listen(receive, limits)
-        raise
     return body if encoding == b"identity" else await _unpack(body, PACKED[encoding], limits, holding)
 
 
@@ -81,6 +79,8 @@ async def _collect(receive: Receive, limits: Limits, holding: Holding) -> bytes:
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > limits.body:
+            if message.get("more_body", False):
+                await _listen(receive, limits)
             raise too_large(limits.body)
         holding.take(len(part))
         parts.append(part)

@@ -13,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from anytime_lct.serving.limits import USUAL, Limits
 from anytime_lct.serving.protocol import write_json
 
+PATIENCE = 1.0
+
 
 def bounded(limits: Limits) -> type[HttpToolsProtocol]:
     """Return the class of connections within these limits, for uvicorn's `http`."""
@@ -29,6 +31,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     limits = USUAL
     _heard = 0
+    _is_refused = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,7 +49,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless headers have become too large."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         if self._timer is not None:
             self._heard += len(data)
@@ -93,11 +96,15 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        # An answer on its way must not be cut in two by this one.
-        if self.cycle is None or self.cycle.response_complete:
-            body = write_json({"error": words})
-            self.transport.write(
-                STATUS_LINE[status] + b"content-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%b" % (len(body), body)
-            )
-        self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # an answer on its way must not be cut in two by this one
+            return
+        body = write_json({"error": words})
+        self.transport.write(
+            STATUS_LINE[status] + b"content-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        # To close while bytes still come would take the answer back: hear them out for a while.
+        self._is_refused = True
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(PATIENCE, self.transport.close)
