@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +305,23 @@ def alive(process):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
+    """`console`, `py` and `yaml` blocks show other programs and are not run; `bash` and `python` blocks are."""
+    write_image_bundle(tmp_path / "bundles" / "digits", size=8)
+    docs = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    said = []
+    with Server(tmp_path / "bundles") as server:
+        for kind, block in blocks:
+            block = block.replace("127.0.0.1:8000", server.place)
+            program = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
+            done = subprocess.run([*program, block], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            said.append(done.stdout)
+    assert "'exit': 3" in said[0] and '"exit":2' in said[1] and "'stopped': " in said[2]
 
 
 @pytest.mark.parametrize(
