@@ -100,8 +100,9 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()  # an answer on its way must not be cut in two by this one
             return
         body = write_json({"error": words})
+        again = b"retry-after: 1\r\n" if status == 503 else b""
         self.transport.write(
-            STATUS_LINE[status] + b"content-type: application/json\r\nconnection: close\r\n"
+            STATUS_LINE[status] + again + b"content-type: application/json\r\nconnection: close\r\n"
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
         )
         # To close while bytes still come would take the answer back: hear them out for a while.

@@ -65,7 +65,8 @@ class Workers:
         with self._signals(), tempfile.TemporaryDirectory(prefix="anytime-lct-metrics-") as counters:
             os.environ[SHARED] = counters
             try:
-                self._workers = [self._start() for _ in range(self._number)]
+                # The first measures this machine where nobody has yet; the others, in peace, use what it found.
+                self._workers = [self._start()]
                 while self._workers:
                     self._watch(started)
             finally:
@@ -81,8 +82,10 @@ class Workers:
             if not worker.process.is_alive():
                 self._replace(worker)
         if not self._has_started and self._workers and all(worker.is_ready for worker in self._workers):
-            self._has_started = True
-            started()
+            self._workers += [self._start() for _ in range(self._number - len(self._workers))]
+            if all(worker.is_ready for worker in self._workers):
+                self._has_started = True
+                started()
 
     def _listen(self, worker: Worker) -> None:
         """Hear what a worker has to say, until it has no more to say."""
