@@ -86,9 +86,9 @@ class Infer:
                 reply = await self._answer(model.served, request, arrived, receive)
                 seconds = time.monotonic() - arrived
                 answer, length = write_reply(request, model.name, model.version, reply, seconds)
-                counted.answered(reply, seconds)
                 await send_answer(send, answer, length, headers.get(b"accept-encoding"), service.limits.read_seconds)
                 service.engine.sent(reply)
+                counted.answered(reply, seconds)  # when the client has its answer: counting takes time too
         except ClientGone:
             counted.outcomes["gone"].inc()
         except Overloaded:

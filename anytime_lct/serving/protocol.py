@@ -119,7 +119,7 @@ def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[s
 
 def write_json(value: object) -> bytes:
     """Write compact JSON in ASCII."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def _length(header: bytes | None, size: int) -> int:
@@ -137,6 +137,8 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+# Made once: making one costs more than a small answer does.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _DECODER = json.JSONDecoder(parse_constant=_constant)
 
 
@@ -193,7 +195,8 @@ def _read_tensor(
     tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
 ) -> NDArray[Any]:
     """Read the input, and bring pixels, text and half-precision numbers to what the network takes."""
-    datatype, text = tensor.get("datatype"), manifest.input_dtype == "int64"
+    datatype: Any = tensor.get("datatype")
+    text = manifest.input_dtype == "int64"
     fitting = ("INT64", "INT32", tensors.TEXT) if text else ("FP32", "FP64", "FP16", "UINT8")
     if datatype not in fitting:
         raise Refusal(f"Expected the datatype {', '.join(fitting)}, got {show(datatype)}; convert the input.")
