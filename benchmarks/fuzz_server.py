@@ -132,7 +132,7 @@ def wrong(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
         elif change == 7:
             request["inputs"] = [tensor] * int(fuzz.rng.integers(0, 4))
         elif change == 8:
-            raw = raw[: int(fuzz.rng.integers(len(raw)))]
+            raw = raw[: int(fuzz.rng.integers(len(raw) + 1))]
         elif change == 9:
             raw += fuzz.rng.bytes(int(fuzz.rng.integers(1, 100)))
         elif change == 10:
@@ -165,7 +165,7 @@ def packed(fuzz: Fuzz, body: bytes) -> tuple[bytes, str]:
     name = fuzz.some(("gzip", "deflate", "br", "gzip, deflate", "zip"))
     done = fuzz.some((gzip.compress, zlib.compress, bytes))(body)
     if fuzz.rng.random() < 0.5:
-        done = done[: int(fuzz.rng.integers(len(done)))]
+        done = done[: int(fuzz.rng.integers(len(done) + 1))]
     return done, name
 
 

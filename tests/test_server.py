@@ -378,6 +378,15 @@ def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, eng
     assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X))), logits(before))
 
 
+def test_files_that_change_do_not_change_answers_before_they_are_read_again(folder, app):
+    before = logits(ask(app, "POST", INFER, *binary(X, max_exit=1)))
+    for graph in (folder / "tiny.bundle").glob("*.onnx"):
+        graph.write_bytes(b"")
+    for exit in (1, 2, 3):
+        assert ask(app, "POST", INFER, *binary(X, max_exit=exit)).status == 200
+    assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X, max_exit=1))), before)
+
+
 def test_a_broken_bundle_does_not_take_the_place_of_a_whole_one(folder, app):
     rewrite(folder / "tiny.bundle", classes=["only one"])
     refused(ask(app, "POST", "/v2/repository/models/tiny/load"), 400, "damaged")

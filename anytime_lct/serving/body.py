@@ -70,22 +70,21 @@ def pack(body: bytes, accepted: bytes) -> tuple[bytes, bytes | None]:
 
 
 async def _collect(receive: Receive, limits: Limits, holding: Holding) -> bytes:
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()  # not a list of parts: one may be a single byte
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
         part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limits.body:
-            if message.get("more_body", False):
+        more: bool = message.get("more_body", False)
+        if len(body) + len(part) > limits.body:
+            if more:
                 await _listen(receive, limits)
             raise too_large(limits.body)
         holding.take(len(part))
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        if not more:
+            return bytes(body + part) if body else part
+        body += part
 
 
 async def _listen(receive: Receive, limits: Limits) -> None:

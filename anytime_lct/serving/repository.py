@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from anytime_lct.bundle import MANIFEST, Bundle, Manifest, is_bundle
 from anytime_lct.errors import BundleError
 from anytime_lct.profile import Profile
@@ -108,8 +110,9 @@ class Repository(Generic[ServedT]):
     def _open(self, paths: dict[Key, Path]) -> dict[Key, Model[ServedT]]:
         opened: dict[Key, Model[ServedT]] = {}
         for key, path in paths.items():
-            content = _manifest(path)
-            opened[key] = Model(*key, path, content, self._serve(AnytimeSession(Bundle.open(path))))
+            content, session = _manifest(path), AnytimeSession(Bundle.open(path))
+            warm(session)
+            opened[key] = Model(*key, path, content, self._serve(session))
         return opened
 
 
@@ -122,6 +125,13 @@ def highest(keys: Iterable[Key]) -> dict[str, str]:
     return {name: version for name, version in sorted(keys, key=lambda key: int(key[1]))}
 
 
+def warm(session: AnytimeSession) -> None:
+    """Run every exit once, so that all graphs are loaded: no request waits for one, or gets one written since."""
+    shape = [size if isinstance(size, int) else 1 for size in session.manifest.input_shape]
+    for exit in session.manifest.served:
+        session.run_to(exit, np.zeros(shape, session.manifest.input_dtype))
+
+
 def scan(path: Path) -> dict[Key, Path]:
     """Find the bundles, by name and version: the folder itself, or those in it; raises BundleError.
 
@@ -131,7 +141,7 @@ def scan(path: Path) -> dict[Key, Path]:
     if is_bundle(path):
         return {(_name(path.resolve()), "1"): path}
     found: dict[Key, Path] = {}
-    for folder in sorted(path.iterdir()) if path.is_dir() else ():
+    for folder in _folders(path):
         versions = {"1": folder} if is_bundle(folder) else _versions(folder)
         for version, bundle in versions.items():
             key = (_name(folder), version)
@@ -148,9 +158,14 @@ def scan(path: Path) -> dict[Key, Path]:
     return found
 
 
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    except OSError as error:
+        raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; mend its rights.") from None
+
+
 def _versions(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
     numbered = (inner for inner in folder.iterdir() if re.fullmatch(r"[1-9][0-9]{0,8}", inner.name))
     return {inner.name: inner for inner in numbered if is_bundle(inner)}
 
