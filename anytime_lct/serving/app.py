@@ -126,7 +126,8 @@ class Views:
 
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""
-        return answer(openapi.describe(self._service.repository.names()))
+        repository = self._service.repository
+        return answer(openapi.describe({name: repository.versions(name) for name in repository.names()}))
 
     async def server(self, request: Request) -> Response:
         """Name, version and extensions."""

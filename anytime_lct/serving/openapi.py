@@ -12,14 +12,15 @@ from anytime_lct.serving.tensors import DTYPES, MAX_DIMENSIONS, TEXT
 Json = dict[str, Any]
 
 
-def describe(models: list[str]) -> Json:
-    """Describe the server of these models.
+def describe(models: dict[str, list[str]]) -> Json:
+    """Describe the server of these models, each with its versions.
 
-    >>> describe(["digits"])["openapi"]
+    >>> describe({"digits": ["1"]})["openapi"]
     '3.1.0'
     """
-    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": models}}
-    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": ["1"]}}
+    versions = sorted({version for each in models.values() for version in each}, key=int)
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": versions}}
     paths: Json = {
         "/v2": {"get": _operation("Name, version and extensions.", "Server")},
         "/v2/health/live": {"get": _operation("Whether the process answers.", "Live")},
