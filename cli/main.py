@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
 
-VERBS = ("quickstart", "train", "analyze", "select", "export", "calibrate", "predict", "reproduce")
+VERBS = ("quickstart", "train", "analyze", "select", "export", "calibrate", "predict", "serve", "reproduce")
 for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 
@@ -79,6 +79,8 @@ def _extra_of(error: ModuleNotFoundError) -> str | None:
         "torch", "torchvision", "fvcore", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy",
         "sklearn", "tensorboard", "tomli_w",
     }  # fmt: skip
+    if package in {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"}:
+        return "serve"
     return "train" if package in train else None
 
 

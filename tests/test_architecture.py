@@ -29,6 +29,9 @@ OWNERS = {
     "onnxscript": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export", "runtime"},
+    "starlette": {"serving/app.py"},
+    "uvicorn": {"serving/server.py", "serving/connection.py"},
+    "prometheus_client": {"serving/metrics.py", "serving/workers.py"},
     "typer": {"cli"},
     "rich": {"cli"},
     "safetensors": {"checkpoint.py"},
@@ -107,8 +110,9 @@ def test_commands_import_inside_their_bodies(name):
     assert not {module.partition(".")[0] for module in loaded} & (HEAVY | {"numpy", "onnxruntime"})
 
 
-def test_the_runtime_loads_nothing_that_trains():
-    code = "import sys, anytime_lct.runtime; print(*sorted(sys.modules))"
+@pytest.mark.parametrize("module", ["runtime", "serving.server", "serving.workers"])
+def test_what_answers_loads_nothing_that_trains(module):
+    code = f"import sys, anytime_lct.{module}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {module.partition(".")[0] for module in loaded} & HEAVY
 

@@ -46,6 +46,7 @@ OPTIONS = {
         "--budget-flops --budget-latency --budget-params --exit --json --measure --min-confidence --stream --text "
         "--threads --timeout --top"
     ),
+    "serve": "--cores --deadline --fixed --host --json --max-body --port --workers",
 }
 
 
@@ -69,16 +70,25 @@ def test_the_options_are_those_promised(verb):
     assert sorted(found) == OPTIONS[verb].split()
 
 
-@pytest.mark.parametrize("arguments", [("train",), ("analyze", "x"), ("quickstart",), ("export", "x", "--out", "y")])
-def test_a_missing_extra_is_named(arguments, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("torch", "train", ("train",)),
+        ("torch", "train", ("analyze", "x")),
+        ("torch", "train", ("quickstart",)),
+        ("torch", "train", ("export", "x", "--out", "y")),
+        ("uvicorn", "serve", ("serve", "x")),
+    ],
+)
+def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = without({"torch"}, *arguments)
+    ended = without({package}, *arguments)
     assert ended.returncode == 2
     assert (
         ended.stderr.split()
         == (
-            "This command needs the package 'torch', which is not installed; install it with: "
-            "pip install 'anytime-lct[train]'"
+            f"This command needs the package '{package}', which is not installed; install it with: "
+            f"pip install 'anytime-lct[{extra}]'"
         ).split()
     )
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,164 @@
+"""The way of one request: its bytes, its input, the engine, its answer. The hot path: plain ASGI, nothing between."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from anytime_lct.errors import LCTError
+from anytime_lct.serving.body import ClientGone, Message, Receive, pack, read_body
+from anytime_lct.serving.limits import Allowance, Limits
+from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.protocol import HEADER_LENGTH, InferRequest, read_request, write_json, write_reply
+from anytime_lct.serving.repository import Repository
+from anytime_lct.serving.request import Ask, Overloaded, Refusal, Reply
+
+Scope = Any
+Send = Callable[[Message], Awaitable[None]]
+
+# A body that takes a millisecond and more to read must not keep the event loop from the others.
+LARGE = 1 << 18
+PIECE = 1 << 18
+
+
+class Answering(Protocol):
+    """What the server needs of an engine."""
+
+    def submit(self, served: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
+        """Admit a checked batch that came at `arrived`, of time.monotonic(); raises Overloaded."""
+        ...
+
+    def sent(self, reply: Reply) -> None:
+        """Be told that a reply has just left."""
+        ...
+
+    def queue_length(self) -> int:
+        """Count what is admitted and not begun."""
+        ...
+
+    def drain(self, seconds: float) -> bool:
+        """Admit no more and wait for what is admitted."""
+        ...
+
+    def close(self) -> None:
+        """End the threads."""
+        ...
+
+
+@dataclass(eq=False)
+class Service:
+    """All that requests share. `default` is what a request asks for where it says nothing."""
+
+    repository: Repository[Any]
+    engine: Answering
+    metrics: Metrics
+    limits: Limits
+    default: Ask
+    allowance: Allowance
+    draining: bool = False
+
+
+class Infer:
+    """The endpoint `/v2/models/{model}/infer`, an ASGI app; raises LCTError for what cannot be answered."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        arrived = time.monotonic()
+        service, path = self._service, scope["path_params"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        model = service.repository.find(path["model"], path.get("version"))
+        counted = service.metrics.of(model.name, model.served.manifest.served)
+        service.metrics.in_flight.inc()
+        try:
+            with service.allowance.hold() as holding:
+                body = await read_body(headers, receive, service.limits, holding)
+                request = await self._read(body, headers.get(HEADER_LENGTH), model.served)
+                reply = await self._answer(model.served, request, arrived, receive)
+                seconds = time.monotonic() - arrived
+                answer, length = write_reply(request, model.name, model.version, reply, seconds)
+                await send_answer(send, answer, length, headers.get(b"accept-encoding"), service.limits.read_seconds)
+                service.engine.sent(reply)
+                counted.answered(reply, seconds)  # when the client has its answer: counting takes time too
+        except ClientGone:
+            counted.outcomes["gone"].inc()
+        except Overloaded:
+            counted.outcomes["shed"].inc()
+            raise
+        except LCTError:
+            counted.outcomes["refused"].inc()
+            raise
+        except Exception:
+            counted.outcomes["failed"].inc()
+            raise
+        finally:
+            service.metrics.in_flight.dec()
+            service.metrics.queue.set(service.engine.queue_length())
+
+    async def _read(self, body: bytes, length: bytes | None, served: Any) -> InferRequest:
+        service = self._service
+        known = (body, length, served.manifest, service.limits, service.default)
+        return await asyncio.to_thread(read_request, *known) if len(body) > LARGE else read_request(*known)
+
+    async def _answer(self, served: Any, request: InferRequest, arrived: float, receive: Receive) -> Reply:
+        future = self._service.engine.submit(served, request.x, request.ask, arrived)
+        watch = asyncio.create_task(_cancel_when_gone(receive, future))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if watch.done() and future.cancelled():
+                raise ClientGone from None
+            raise
+        finally:
+            watch.cancel()
+
+
+async def send_answer(send: Send, body: bytes, json_length: int | None, accepted: bytes | None, seconds: float) -> None:
+    """Send an answer, packed if that is wanted and worthwhile, to a client that takes it within so many seconds."""
+    headers = [(b"content-type", b"application/json" if json_length is None else b"application/octet-stream")]
+    if json_length is not None:
+        headers.append((HEADER_LENGTH, b"%d" % json_length))
+    if accepted is not None:
+        body, encoding = await asyncio.to_thread(pack, body, accepted) if len(body) > LARGE else pack(body, accepted)
+        if encoding is not None:
+            headers += [(b"content-encoding", encoding), (b"vary", b"accept-encoding")]
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if len(body) <= PIECE:
+        await send({"type": "http.response.body", "body": body})
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            for at in range(0, len(body), PIECE):
+                more = at + PIECE < len(body)
+                await send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": more})
+    except TimeoutError:
+        raise ClientGone from None
+
+
+def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
+    """Return the status, headers and body that tell a client of an error."""
+    status, headers = 400, {"content-type": "application/json"}
+    if isinstance(error, Refusal):
+        status = error.status
+    elif isinstance(error, Overloaded):
+        status = 503
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if status in (408, 413):  # what is left of the body is not read
+        headers["connection"] = "close"
+    return status, headers, write_json({"error": str(error)})
+
+
+async def _cancel_when_gone(receive: Receive, future: Future[Reply]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    future.cancel()

@@ -1,0 +1,188 @@
+"""The bundles in service: one, or a folder of them; read again without dropping a request.
+
+FOLDER/digits/manifest.json          model "digits", version "1"
+FOLDER/digits.bundle/manifest.json   the same name
+FOLDER/digits/2/manifest.json        model "digits", version "2"; without a version the highest answers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from anytime_lct.bundle import MANIFEST, Bundle, Manifest, is_bundle
+from anytime_lct.errors import BundleError
+from anytime_lct.profile import Profile
+from anytime_lct.runtime import AnytimeSession
+from anytime_lct.serving.request import Refusal
+from anytime_lct.serving.tensors import show
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+Key = tuple[str, str]  # name and version
+
+
+class InService(Protocol):
+    """What the engine makes of a session: a model that it can answer with."""
+
+    manifest: Manifest
+    profile: Profile
+
+
+ServedT = TypeVar("ServedT", bound=InService)
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Generic[ServedT]):
+    """A bundle in service; `content` is its manifest, byte for byte. A request keeps the one that it began with."""
+
+    name: str
+    version: str
+    path: Path
+    content: bytes
+    served: ServedT
+
+
+class Repository(Generic[ServedT]):
+    """The models by name and version, opened and found whole; used from the event loop alone.
+
+    `serve` makes of a session what the engine answers with. Raises BundleError.
+
+    >>> repository = Repository(Path("bundles"), Served)  # doctest: +SKIP
+    >>> repository.find("digits").version                 # doctest: +SKIP
+    '1'
+    """
+
+    def __init__(self, path: Path, serve: Callable[[AnytimeSession], ServedT]) -> None:
+        self.path = path
+        self._serve = serve
+        self._lock = asyncio.Lock()
+        self._models = self._open(scan(path))
+        self._highest = highest(self._models)
+
+    def names(self) -> list[str]:
+        """Return the names of the models in service."""
+        return sorted(self._highest)
+
+    def versions(self, name: str) -> list[str]:
+        """Return a model's versions, rising; raises Refusal for an unknown one."""
+        found = [version for known, version in self._models if known == name]
+        if not found:
+            raise Refusal(f"Expected a model of {', '.join(self.names())}, got {show(name)}; ask for one of them.", 404)
+        return sorted(found, key=int)
+
+    def find(self, name: str, version: str | None = None) -> Model[ServedT]:
+        """Return a model, of the highest version unless told otherwise; raises Refusal."""
+        model = self._models.get((name, version or self._highest.get(name, "")))
+        if model is None:
+            versions = ", ".join(self.versions(name))
+            raise Refusal(
+                f"Expected a version of {versions} of '{name}', got {show(version)}; ask for one of them.", 404
+            )
+        return model
+
+    async def reload(self, name: str | None = None) -> list[str]:
+        """Read the folder again, or one model of it; returns the names that changed, were added or went away.
+
+        A bundle is opened and its sums compared before it takes the place of the one in service. Raises
+        BundleError, and Refusal for an unknown name; what is in service then stays.
+        """
+        async with self._lock:
+            found = {key: path for key, path in scan(self.path).items() if name in (None, key[0])}
+            gone = {key for key in self._models if name in (None, key[0]) and key not in found}
+            if not found and not gone:
+                raise Refusal(f"Expected the name of a bundle in '{self.path}', got {show(name)}; copy it there.", 404)
+            changed = {key: path for key, path in found.items() if self._differs(key, path)}
+            fresh = await asyncio.to_thread(self._open, changed)
+            self._models = {key: model for key, model in self._models.items() if key not in gone} | fresh
+            self._highest = highest(self._models)
+            return sorted({name for name, _ in gone | fresh.keys()})
+
+    def _differs(self, key: Key, path: Path) -> bool:
+        known = self._models.get(key)
+        return known is None or known.path != path or known.content != _manifest(path)
+
+    def _open(self, paths: dict[Key, Path]) -> dict[Key, Model[ServedT]]:
+        opened: dict[Key, Model[ServedT]] = {}
+        for key, path in paths.items():
+            content, session = _manifest(path), AnytimeSession(Bundle.open(path))
+            warm(session)
+            opened[key] = Model(*key, path, content, self._serve(session))
+        return opened
+
+
+def highest(keys: Iterable[Key]) -> dict[str, str]:
+    """Return the highest version of each name.
+
+    >>> highest([("digits", "2"), ("digits", "10")])
+    {'digits': '10'}
+    """
+    return {name: version for name, version in sorted(keys, key=lambda key: int(key[1]))}
+
+
+def warm(session: AnytimeSession) -> None:
+    """Run every exit once, so that all graphs are loaded: no request waits for one, or gets one written since."""
+    shape = [size if isinstance(size, int) else 1 for size in session.manifest.input_shape]
+    for exit in session.manifest.served:
+        session.run_to(exit, np.zeros(shape, session.manifest.input_dtype))
+
+
+def scan(path: Path) -> dict[Key, Path]:
+    """Find the bundles, by name and version: the folder itself, or those in it; raises BundleError.
+
+    >>> scan(Path("bundles"))  # doctest: +SKIP
+    {('digits', '1'): PosixPath('bundles/digits')}
+    """
+    if is_bundle(path):
+        return {(_name(path.resolve()), "1"): path}
+    found: dict[Key, Path] = {}
+    for folder in _folders(path):
+        versions = {"1": folder} if is_bundle(folder) else _versions(folder)
+        for version, bundle in versions.items():
+            key = (_name(folder), version)
+            if key in found:
+                raise BundleError(
+                    f"Expected one bundle named '{key[0]}', got '{found[key]}' and '{bundle}'; rename one."
+                )
+            found[key] = bundle
+    if not found:
+        raise BundleError(
+            f"Expected a bundle or a folder of bundles, got '{path}', which has none; write one with: "
+            "anytime-lct export RUN."
+        )
+    return found
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    except OSError as error:
+        raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; mend its rights.") from None
+
+
+def _versions(folder: Path) -> dict[str, Path]:
+    numbered = (inner for inner in folder.iterdir() if re.fullmatch(r"[1-9][0-9]{0,8}", inner.name))
+    return {inner.name: inner for inner in numbered if is_bundle(inner)}
+
+
+def _name(folder: Path) -> str:
+    name = folder.name.removesuffix(".bundle")
+    if not NAME.fullmatch(name):
+        raise BundleError(
+            f"Expected a bundle's folder named in letters, digits, '.', '_' and '-', got '{folder.name}'; rename it."
+        )
+    return name
+
+
+def _manifest(path: Path) -> bytes:
+    try:
+        return (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"The manifest of the bundle '{path}' cannot be read: {error.strerror or error}; export it again."
+        ) from None

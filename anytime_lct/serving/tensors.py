@@ -1,0 +1,145 @@
+"""Tensors of the V2 protocol: lists of JSON or little-endian bytes become arrays, and arrays become either.
+
+Nothing is allocated for a shape before the numbers that it promises are there.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anytime_lct.serving.request import Refusal
+
+# The datatypes that inputs may have; the wire is little-endian.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "UINT8": np.dtype("u1"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+}
+TEXT = "BYTES"
+MAX_DIMENSIONS = 8
+
+
+def read_shape(raw: object) -> tuple[int, ...]:
+    """Check a shape: a list of up to 8 whole numbers, none negative; raises Refusal."""
+    good = isinstance(raw, list) and 0 < len(raw) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in raw)
+    if not good:
+        raise Refusal(
+            f"Expected 'shape' to be a list of 1 to {MAX_DIMENSIONS} whole numbers, got {show(raw)}; "
+            "the first is the batch."
+        )
+    return tuple(cast("list[int]", raw))
+
+
+def from_bytes(datatype: str, shape: tuple[int, ...], raw: memoryview) -> NDArray[Any]:
+    """View little-endian bytes as an array, copying nothing; raises Refusal where their number is another.
+
+    >>> from_bytes("FP32", (1, 2), memoryview(b"\\0\\0\\x80?\\0\\0\\0@"))
+    array([[1., 2.]], dtype=float32)
+    """
+    dtype, count = DTYPES[datatype], math.prod(shape)
+    if len(raw) != count * dtype.itemsize:
+        raise Refusal(
+            f"Expected {count * dtype.itemsize} bytes for {datatype} of shape {list(shape)}, got {len(raw)}; "
+            "'binary_data_size' and the shape must agree."
+        )
+    array = np.frombuffer(raw, dtype).reshape(shape)
+    # The JSON before it has any length, so that numbers may lie across machine words.
+    return array if array.flags.aligned else array.copy()
+
+
+def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[Any]:
+    """Make an array of JSON numbers, flat or nested as the shape says; raises Refusal.
+
+    >>> from_list("FP32", (2, 2), [[1, 2], [3, 4.5]])
+    array([[1. , 2. ],
+           [3. , 4.5]], dtype=float32)
+    """
+    flat = _flatten(data, shape)
+    dtype = DTYPES[datatype]
+    allowed = {int, float} if dtype.kind == "f" else {int}
+    if strange := set(map(type, flat)) - allowed:
+        wanted = "numbers" if dtype.kind == "f" else "whole numbers"
+        raise Refusal(f"Expected {wanted} in 'data' of {datatype}, got a {_kind(strange.pop())}; send nothing else.")
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(flat, dtype).reshape(shape)
+    except (OverflowError, ValueError):
+        raise Refusal(f"Expected 'data' in the range of {datatype}, got a number beyond it; check the input.") from None
+
+
+def texts_from_list(shape: tuple[int, ...], data: object) -> list[str]:
+    """Take the strings of a BYTES tensor in JSON; raises Refusal."""
+    flat = _flatten(data, shape)
+    if strange := set(map(type, flat)) - {str}:
+        raise Refusal(f"Expected strings in 'data' of BYTES, got a {_kind(strange.pop())}; send text.")
+    return cast("list[str]", flat)
+
+
+def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
+    """Take the strings of a binary BYTES tensor, each after its length in 4 little-endian bytes; raises Refusal.
+
+    >>> texts_from_bytes((1,), memoryview(b"\\2\\0\\0\\0ab"))
+    ['ab']
+    """
+    count, texts, at = math.prod(shape), list[str](), 0
+    while at < len(raw) and len(texts) < count:
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if at + 4 > len(raw) or end > len(raw):
+            raise Refusal("Expected every string of BYTES after its length, got a length beyond the end; encode anew.")
+        try:
+            texts.append(str(raw[at + 4 : end], "utf-8"))
+        except UnicodeDecodeError:
+            raise Refusal("Expected UTF-8 text in BYTES, got other bytes; encode the text as UTF-8.") from None
+        at = end
+    if len(texts) != count or at != len(raw):
+        raise Refusal(
+            f"Expected {count} strings of BYTES, got {'more' if at < len(raw) else len(texts)}; mend the shape."
+        )
+    return texts
+
+
+def show(value: object) -> str:
+    """Write what came, cut short: nobody wants megabytes back."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists within lists
+        return "something else"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
+    """Lay nested lists out flat, a level at a time, each as long as the shape says."""
+    count = math.prod(shape)
+    if not isinstance(data, list):
+        raise Refusal(f"Expected 'data' as a list of {count} values, got {show(data)}; send a list.")
+    level = cast("list[Any]", data)
+    if level and type(level[0]) is list:
+        for depth, size in enumerate(shape):
+            if len(level) != math.prod(shape[: depth + 1]):
+                raise _uneven(shape)
+            if depth < len(shape) - 1:
+                if set(map(type, level)) - {list} or set(map(len, level)) - {shape[depth + 1]}:
+                    raise _uneven(shape)
+                level = list(chain.from_iterable(level))
+            elif size and type(level[0]) is list:
+                raise _uneven(shape)
+    if len(level) != count:
+        raise Refusal(f"Expected {count} values in 'data' for shape {list(shape)}, got {len(level)}; mend one of both.")
+    return level
+
+
+def _uneven(shape: tuple[int, ...]) -> Refusal:
+    return Refusal(f"Expected 'data' flat or nested as {list(shape)}, got lists of other lengths; mend one of both.")
+
+
+def _kind(kind: type) -> str:
+    names = {bool: "truth value", str: "string", type(None): "null", list: "list", dict: "object", float: "fraction"}
+    return names.get(kind, kind.__name__)

@@ -1,0 +1,170 @@
+"""Several processes behind one port, with one set of metrics; one that dies is replaced.
+
+            listening socket, made by the parent
+             |            |            |
+parent ->  worker 1    worker 2    worker 3        each with models and engine of its own
+             \\____________|____________/
+                folder of counters, read by whom Prometheus asks
+
+All take connections from the same socket, so that those not yet taken by a worker that dies go to the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from anytime_lct.errors import LCTError, WorkerLostError
+from anytime_lct.serving.metrics import SHARED
+from anytime_lct.serving.server import Settings, serve
+
+PAUSE = 1.0  # seconds between two beginnings of a worker that does not live longer
+READY, RELOADED = "ready", "reloaded"
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process, the parent's end of its pipe, and when it began."""
+
+    process: BaseProcess
+    pipe: Connection
+    began: float
+    is_ready: bool = False
+
+
+class Workers:
+    """The parent of `number` processes: replaces those that die, and passes signals on.
+
+    >>> Workers(listen("127.0.0.1", 8000), Settings(Path("bundles")), number=2).run(lambda: None)  # doctest: +SKIP
+    """
+
+    def __init__(self, listener: socket.socket, settings: Settings, number: int) -> None:
+        self._listener, self._settings, self._number = listener, settings, number
+        self._workers: list[Worker] = []
+        self._has_started = self._is_stopping = False
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT; `started` is called when all workers answer.
+
+        Raises the error that keeps a worker from beginning, and WorkerLostError for one that dies before it does.
+        """
+        with self._signals(), tempfile.TemporaryDirectory(prefix="anytime-lct-metrics-") as counters:
+            os.environ[SHARED] = counters
+            try:
+                # The first measures this machine where nobody has yet; the others, in peace, use what it found.
+                self._workers = [self._start()]
+                while self._workers:
+                    self._watch(started)
+            finally:
+                self._stop()
+                for worker in self._workers:
+                    worker.process.join()
+                del os.environ[SHARED]
+
+    def _watch(self, started: Callable[[], None]) -> None:
+        wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)], PAUSE)
+        for worker in list(self._workers):
+            self._listen(worker)
+            if not worker.process.is_alive():
+                self._replace(worker)
+        if not self._has_started and self._workers and all(worker.is_ready for worker in self._workers):
+            self._workers += [self._start() for _ in range(self._number - len(self._workers))]
+            if all(worker.is_ready for worker in self._workers):
+                self._has_started = True
+                started()
+
+    def _listen(self, worker: Worker) -> None:
+        """Hear what a worker has to say, until it has no more to say."""
+        try:
+            while worker.pipe.poll():
+                word = worker.pipe.recv()
+                if isinstance(word, LCTError):
+                    if not self._has_started:
+                        raise word
+                    print(word, file=sys.stderr, flush=True)
+                elif word == READY:
+                    worker.is_ready = True
+                elif word == RELOADED:
+                    self._send(signal.SIGHUP, [other for other in self._workers if other is not worker])
+        except (EOFError, OSError):
+            worker.process.join(PAUSE)
+
+    def _replace(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        mark_process_dead(worker.process.pid)
+        if self._is_stopping:
+            return
+        if not self._has_started:
+            raise WorkerLostError(
+                f"Expected {self._number} processes that serve, but one ended (exit code {worker.process.exitcode}) "
+                "before it could; look at what it wrote, and at the memory that is free."
+            )
+        print(f"A worker ended (exit code {worker.process.exitcode}); another takes its place.", file=sys.stderr)
+        time.sleep(max(0.0, worker.began + PAUSE - time.monotonic()))
+        self._workers.append(self._start())
+
+    def _start(self) -> Worker:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=work, args=(self._listener, self._settings, theirs))
+        process.start()
+        theirs.close()
+        return Worker(process, ours, time.monotonic())
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stop()
+
+        def reload(number: int, frame: FrameType | None) -> None:
+            self._send(signal.SIGHUP, self._workers)
+
+        old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        old[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._send(signal.SIGTERM, self._workers)
+
+    def _send(self, number: signal.Signals, workers: list[Worker]) -> None:
+        for worker in workers:
+            # One that does not listen to signals yet would end by this one, and begins by reading anew anyway.
+            if worker.process.is_alive() and (worker.is_ready or number == signal.SIGTERM):
+                os.kill(worker.process.pid or 0, number)
+
+
+def work(listener: socket.socket, settings: Settings, pipe: Connection) -> None:
+    """Be a worker: serve on the parent's socket, and end when it does."""
+    os.setsid()  # Ctrl-C is the parent's to hear
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        serve(listener, settings, lambda: pipe.send(READY), lambda: pipe.send(RELOADED))
+    except LCTError as error:
+        pipe.send(error)
+        sys.exit(error.exit_code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,360 @@
+"""The server under malformed requests: at least 10,000 are refused, none makes it fail, grow or fall silent.
+
+1. schemathesis makes requests, right and wrong ones, from the server's own description, and holds the answers to it.
+2. Binary requests that were right until bytes, sizes, shapes, packing or headers were changed at random.
+3. Sockets that speak no HTTP, half of it, too much of it, or hang up in the middle.
+
+    python benchmarks/fuzz_server.py [--binary 9500] [--schema 250] [--sockets 2000] [--seed 0]
+
+Then an ordinary request must be answered as before. The networks are tiny ones, written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.client
+import json
+import socket
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import RESULTS, write
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from bundles import write_image_bundle, write_text_bundle
+from serving_process import Server
+
+MEGA = 1 << 20
+SIZE = 28
+NUMBERS = (-1, 0, 1, 2, 3, 255, 2**31, 2**63, 2**64, 10**30, 1.5, True, None, "1", [], {}, "NaN", -(2**63))
+KEYS = (
+    "timeout",
+    "max_flops",
+    "max_params",
+    "max_exit",
+    "min_confidence",
+    "mode",
+    "sequence_id",
+    "x",
+    "binary_data_output",
+)
+
+
+class Fuzz:
+    """Sends requests over one connection, and counts answers by their status."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self.server, self.rng = server, np.random.default_rng(seed)
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+        self._line: http.client.HTTPConnection | None = None
+
+    def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Send a request; a connection that the server closed is opened again."""
+        for again in (True, False):
+            if self._line is None:
+                self._line = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+            try:
+                self._line.request("POST", path, body, headers)
+                answer = self._line.getresponse()
+                told = answer.read()
+                if answer.getheader("connection") == "close":
+                    self._line = None
+                return answer.status, told
+            except (OSError, http.client.HTTPException):
+                self._line = None
+                if not again:
+                    raise
+        raise AssertionError("unreachable")
+
+    def judge(self, what: str, status: int, told: bytes) -> None:
+        """Count an answer, and keep it where it is none that a server may give."""
+        self.statuses[status] += 1
+        if status == 200:
+            return
+        try:
+            said = json.loads(told)
+            good = list(said) == ["error"] and isinstance(said["error"], str) and len(said["error"]) < 2000
+        except ValueError:
+            good = False
+        if not good or (status >= 500 and status != 503):
+            self.failures.append(f"{what}: {status} {told[:200]!r}")
+
+    def some(self, options: Any) -> Any:
+        """Return one of several."""
+        return options[int(self.rng.integers(len(options)))]
+
+
+def right(fuzz: Fuzz) -> tuple[str, dict[str, Any], bytes]:
+    """A request that is right: path, JSON, and what follows it."""
+    if fuzz.rng.random() < 0.5:
+        x = fuzz.rng.standard_normal((int(fuzz.rng.integers(1, 4)), 1, SIZE, SIZE)).astype("<f4")
+        path, datatype = "/v2/models/tiny/infer", "FP32"
+    else:
+        x = fuzz.rng.integers(0, 5, (int(fuzz.rng.integers(1, 4)), int(fuzz.rng.integers(1, 9))))
+        path, datatype = "/v2/models/words/infer", "INT64"
+    tensor = {
+        "name": "input", "datatype": datatype, "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}
+    }  # fmt: skip
+    return path, {"id": "7", "inputs": [tensor], "parameters": {"timeout": 10**6}}, x.tobytes()
+
+
+def wrong(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
+    """The same, with one thing or several made wrong."""
+    path, request, raw = right(fuzz)
+    tensor, headers = request["inputs"][0], {}
+    late = []
+    for _ in range(fuzz.rng.integers(1, 3)):
+        change = int(fuzz.rng.integers(12))
+        if change == 0:
+            tensor["parameters"]["binary_data_size"] = fuzz.some(NUMBERS)
+        elif change == 1:
+            tensor["shape"] = [fuzz.some(NUMBERS) for _ in range(fuzz.rng.integers(0, 12))]
+        elif change == 2:
+            tensor["shape"][int(fuzz.rng.integers(len(tensor["shape"])))] = fuzz.some(NUMBERS)
+            late.append("shape")
+        elif change == 3:
+            tensor["datatype"] = fuzz.some(("FP64", "FP16", "BOOL", "BYTES", "UINT8", "INT32", "", None, 7))
+        elif change == 4:
+            request["parameters"] = {fuzz.some(KEYS): fuzz.some(NUMBERS) for _ in range(3)}
+        elif change == 5:
+            request[fuzz.some(("inputs", "outputs", "id", "parameters", "x"))] = fuzz.some(NUMBERS)
+        elif change == 6:
+            tensor[fuzz.some(("name", "data", "x", "parameters"))] = fuzz.some(NUMBERS)
+        elif change == 7:
+            request["inputs"] = [tensor] * int(fuzz.rng.integers(0, 4))
+        elif change == 8:
+            raw = raw[: int(fuzz.rng.integers(len(raw) + 1))]
+        elif change == 9:
+            raw += fuzz.rng.bytes(int(fuzz.rng.integers(1, 100)))
+        elif change == 10:
+            raw = np.full(len(raw) // 4, fuzz.some((np.nan, np.inf, 3e38)), "<f4").tobytes()
+        else:
+            late.append("bytes")
+        if not isinstance(tensor.get("shape"), list) or not tensor["shape"]:
+            tensor["shape"] = [1]
+        if not isinstance(tensor.get("parameters"), dict):
+            break
+    head = json.dumps(request).encode()
+    length: object = len(head)
+    if "bytes" in late:
+        changed = bytearray(head)
+        for _ in range(fuzz.rng.integers(1, 6)):
+            place = int(fuzz.rng.integers(len(changed)))
+            changed[place : place + int(fuzz.rng.integers(0, 4))] = fuzz.rng.bytes(int(fuzz.rng.integers(0, 4)))
+        head = bytes(changed)
+    if fuzz.rng.random() < 0.15:
+        length = fuzz.some((0, -1, 1, len(head) + 1, len(head) - 1, 10**9, 10**30, "x", "", "1e3", "0x10"))
+    headers["Inference-Header-Content-Length"] = str(length)
+    body = head + raw
+    if fuzz.rng.random() < 0.15:
+        body, headers["Content-Encoding"] = packed(fuzz, body)
+    return path, body, headers
+
+
+def packed(fuzz: Fuzz, body: bytes) -> tuple[bytes, str]:
+    """Pack a body, rightly or wrongly."""
+    name = fuzz.some(("gzip", "deflate", "br", "gzip, deflate", "zip"))
+    done = fuzz.some((gzip.compress, zlib.compress, bytes))(body)
+    if fuzz.rng.random() < 0.5:
+        done = done[: int(fuzz.rng.integers(len(done) + 1))]
+    return done, name
+
+
+def hard(fuzz: Fuzz) -> list[tuple[str, bytes, dict[str, str]]]:
+    """A few that are meant to take time and memory."""
+    path = "/v2/models/tiny/infer"
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 1, SIZE, SIZE]}
+    deep = b'{"inputs": ' + b"[" * 3 * MEGA
+    wide = json.dumps({"inputs": [tensor | {"data": [[]] * MEGA}]}).encode()
+    many = json.dumps({"inputs": [tensor | {"data": [0.5] * MEGA}]}).encode()
+    digits = b'{"inputs": [' + b"9" * 5 * MEGA + b"]}"
+    lying = json.dumps({"inputs": [tensor | {"shape": [2**40], "parameters": {"binary_data_size": 2**42}}]}).encode()
+    bomb = gzip.compress(bytes(256 * MEGA))
+    return [
+        (path, deep, {}),
+        (path, wide, {}),
+        (path, many, {}),
+        (path, digits, {}),
+        (path, lying, {"Inference-Header-Content-Length": str(len(lying))}),
+        (path, bomb, {"Content-Encoding": "gzip"}),
+        (path, bytes(80 * MEGA), {}),
+        (path, b"x", {"Content-Length": str(2**50)}),
+        (path, b"{}", {"Inference-Header-Content-Length": "2" * 5000}),
+        (path, b"{}", {"Content-Encoding": "z" * 5000}),
+    ]
+
+
+def nonsense(fuzz: Fuzz) -> bytes:
+    """Bytes for a socket: no HTTP, half of it, or too much of it."""
+    start = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n"
+    return fuzz.some(
+        (
+            lambda: fuzz.rng.bytes(int(fuzz.rng.integers(1, 3000))),
+            lambda: start[: int(fuzz.rng.integers(len(start)))],
+            lambda: start + b"Content-Length: 100000\r\n\r\n" + fuzz.rng.bytes(50),
+            lambda: start + b"Content-Length: %d\r\n\r\n" % fuzz.some((-1, 10**30, 0)) + b"{}",
+            lambda: start + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+            lambda: (
+                start
+                + b"Transfer-Encoding: chunked\r\n\r\n"
+                + fuzz.some((b"zz\r\n", b"ffffffffffffffffff\r\n", b"-1\r\n", b"5\r\nab"))
+            ),
+            lambda: start + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+            lambda: start + b"a: " + b"b" * int(fuzz.rng.integers(1, 200_000)) + b"\r\n",
+            lambda: start + b"\x00\x01: \xff\r\n\r\n",
+            lambda: b"GET /" + b"%ff%00/../" * int(fuzz.rng.integers(1, 300)) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            lambda: b"GET /v2 HTTP/1.1\r\n\r\n" * int(fuzz.rng.integers(1, 50)) + b"nonsense\r\n\r\n",
+            lambda: bytes([22, 3, 1]) + fuzz.rng.bytes(200),
+            lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        )
+    )()
+
+
+def sockets(fuzz: Fuzz, number: int) -> int:
+    """Send nonsense and hang up, sometimes without waiting; returns how many were answered."""
+    answered = 0
+    for _ in range(number):
+        with socket.create_connection(("127.0.0.1", fuzz.server.port), timeout=20) as line:
+            try:
+                line.sendall(nonsense(fuzz))
+                if fuzz.rng.random() < 0.2:
+                    continue
+                line.shutdown(socket.SHUT_WR)
+                heard = b""
+                while part := line.recv(1 << 16):
+                    heard += part
+            except (BrokenPipeError, ConnectionResetError):
+                continue
+        for answer in heard.split(b"HTTP/1.1 ")[1:]:
+            answered += 1
+            head, _, body = answer.partition(b"\r\n\r\n")
+            fuzz.judge("socket", int(head[:3]), body)
+    return answered
+
+
+def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
+    """Have schemathesis try every operation with so many examples, wrong and right; returns its number of requests."""
+    import hypothesis
+    import requests
+    import schemathesis
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.core.failures import FailureGroup
+    from schemathesis.generation import GenerationMode
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
+    described = schemathesis.openapi.from_url(f"{fuzz.server.address}/openapi.json")
+    session, found, sent = requests.Session(), [], 0
+
+    def run(operation: Any, mode: GenerationMode, number: int) -> None:
+        @hypothesis.seed(0)
+        @hypothesis.settings(
+            max_examples=number, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck),
+            phases=[hypothesis.Phase.generate],
+        )  # fmt: skip
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def try_it(case: Any) -> None:
+            nonlocal sent
+            answer = case.call(session=session)
+            sent += 1
+            fuzz.statuses[answer.status_code] += 1
+            try:
+                case.validate_response(answer, checks=checks)
+            except FailureGroup as group:
+                found.extend(f"{case.method} {case.formatted_path}: {each}"[:500] for each in group.exceptions)
+
+        try_it()
+
+    for each in described.get_all_operations():
+        operation = each.ok()
+        takes_body = bool(operation.body)
+        for mode in GenerationMode:
+            try:
+                run(operation, mode, examples if takes_body else max(1, examples // 10))
+            except (hypothesis.errors.Unsatisfiable, hypothesis.errors.InvalidArgument):
+                continue  # nothing can be made wrong in a request that takes nothing
+    return sent, found
+
+
+def memory(server: Server, what: str) -> int:
+    """Bytes that the server holds in memory (VmRSS), or held at most (VmHWM)."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(what))) * 1024
+
+
+def ordinary(fuzz: Fuzz) -> bytes:
+    """An ordinary request's answer, without what differs each time."""
+    x = np.random.default_rng(0).standard_normal((1, 1, SIZE, SIZE)).astype("<f4")
+    sent = {"inputs": [{"name": "input", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}]}
+    status, told = fuzz.post("/v2/models/tiny/infer", json.dumps(sent).encode(), {})
+    assert status == 200, told
+    return json.dumps(json.loads(told)["outputs"]).encode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=int, default=9500)
+    parser.add_argument("--schema", type=int, default=250)
+    parser.add_argument("--sockets", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        write_image_bundle(Path(place) / "tiny", size=SIZE)
+        write_text_bundle(Path(place) / "words")
+        with Server(Path(place)) as server:
+            fuzz = Fuzz(server, told.seed)
+            begun = time.monotonic()
+            before = ordinary(fuzz)
+            for _ in range(500):
+                fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
+            warm = memory(server, "VmRSS")
+            for _ in range(told.binary - 500):
+                fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
+            for request in hard(fuzz):
+                fuzz.judge("hard", *fuzz.post(*request))
+            answered = sockets(fuzz, told.sockets)
+            sent, found = schema(fuzz, told.schema)
+            after = ordinary(fuzz)
+            result = {
+                "command": "python benchmarks/fuzz_server.py",
+                "seed": told.seed,
+                "sent": {"binary": told.binary, "hard": len(hard(fuzz)), "sockets": told.sockets, "schemathesis": sent},
+                "answers_to_sockets": answered,
+                "statuses": dict(sorted(fuzz.statuses.items())),
+                "refused": sum(number for status, number in fuzz.statuses.items() if status >= 400),
+                "failures": fuzz.failures + found,
+                "answers_as_before": after == before,
+                "memory": {
+                    "after_500_requests": warm,
+                    "at_the_end": memory(server, "VmRSS"),
+                    "at_most": memory(server, "VmHWM"),
+                },
+                "seconds": round(time.monotonic() - begun, 1),
+                "schemathesis": version("schemathesis"),
+            }
+            code = server.stop()
+    result["exit_code"] = code
+    print(json.dumps(result, indent=1))
+    print(f"wrote {write('fuzz_server', result, told.out)}")
+    assert not result["failures"] and result["answers_as_before"] and code == 0
+    assert result["refused"] >= 10_000 or told.binary < 9500
+    assert result["memory"]["at_the_end"] - warm < 128 * MEGA
+    assert result["memory"]["at_most"] - warm < 512 * MEGA
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A real `anytime-lct serve` on a free port, for tests that need its sockets, signals and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = "from anytime_lct.cli.main import run; run()"
+
+
+class Server:
+    """Starts on entering, waits until it answers, and is ended by SIGTERM on leaving."""
+
+    def __init__(self, bundle: Path, *options: str, program: str = PROGRAM) -> None:
+        self._command = [sys.executable, "-c", program, "serve", str(bundle), "--port", "0", "--json", *options]
+        self.code: int | None = None
+        self.errors = ""
+
+    def __enter__(self) -> Server:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout is not None and self.process.stderr is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(self.process.stderr.read())
+        self.address: str = json.loads(line)["address"]
+        self.place = self.address.removeprefix("http://")
+        self.port = int(self.place.rpartition(":")[2])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it, once; returns its exit code."""
+        if self.code is None:
+            self.signal(signal.SIGTERM)
+            _, self.errors = self.process.communicate(timeout=60)
+            self.code = self.process.returncode
+        return self.code

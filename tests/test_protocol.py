@@ -1,0 +1,392 @@
+"""The V2 protocol in bytes: what is read equals what was sent, and what lies is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+
+from anytime_lct.budget import Budget
+from anytime_lct.errors import InputError, LCTError
+from anytime_lct.runtime import preprocess
+from anytime_lct.serving.asking import FREELY, read_ask
+from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.protocol import describe_model, read_request, write_reply
+from anytime_lct.serving.request import Ask, Refusal, Reply
+from anytime_lct.serving.tensors import from_bytes, from_list
+
+X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest
+
+
+def tensor(data=None, datatype="FP32", shape=(2, 1, 6, 6), **more):
+    given = {} if data is None else {"data": data}
+    return {"name": "input", "datatype": datatype, "shape": list(shape), **given, **more}
+
+
+def read(manifest, request, *, limits=USUAL, default=FREELY):
+    return read_request(json.dumps(request).encode(), None, manifest, limits, default)
+
+
+def pack(array, datatype, **request):
+    """A binary request and the length of its JSON."""
+    raw = array.tobytes()
+    entry = tensor(None, datatype, array.shape, parameters={"binary_data_size": len(raw)})
+    head = json.dumps({"inputs": [entry], **request}).encode()
+    return head + raw, str(len(head)).encode()
+
+
+def reply(logits, exits, **changes):
+    facts = {"exits_run": 2, "stopped": "load", "flops": 35.0, "queued": 0.0, "computed": 0.0, "on_time": None}
+    return Reply(logits=logits, exits=exits, **(facts | changes))
+
+
+@pytest.mark.parametrize("data", [X.ravel().tolist(), X.tolist()], ids=["flat", "nested"])
+def test_json_is_read_to_the_bit(image, data):
+    found = read(image, {"id": "7", "inputs": [tensor(data)]})
+    assert np.array_equal(found.x, X) and found.x.dtype == np.float32
+    assert (found.id, found.outputs, found.ask) == ("7", {"logits": False, "exit": False}, Ask())
+
+
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("FP64", "<f8"), ("FP16", "<f2")])
+@pytest.mark.parametrize("filler", [0, 1, 2, 3])
+def test_binary_is_read_to_the_bit_wherever_it_begins(image, datatype, dtype, filler):
+    sent = X.astype(dtype)
+    body, length = pack(sent, datatype, id="x" * filler)
+    found = read_request(body, length, image, USUAL, FREELY)
+    assert np.array_equal(found.x, sent.astype(np.float32))
+    assert found.x.flags.aligned and found.x.dtype == np.float32
+
+
+def test_pixels_are_preprocessed_as_the_bundle_says(image):
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 7, 1), np.uint8)
+    body, length = pack(pixels, "UINT8")
+    expected = preprocess.from_array(pixels, image.preprocessing)
+    assert np.array_equal(read_request(body, length, image, USUAL, FREELY).x, expected)
+    sent = tensor(pixels.tolist(), "UINT8", pixels.shape)
+    assert np.array_equal(read(image, {"inputs": [sent]}).x, expected)
+
+
+def test_text_is_numbers_or_strings(text):
+    expected = [[0, 1, 1, 3], [3, 3, 0, 4]]
+    texts = ["".join(SYMBOLS[k] for k in row) for row in expected]
+    assert read(text, {"inputs": [tensor(expected, "INT64", (2, 4))]}).x.tolist() == expected
+    assert read(text, {"inputs": [tensor(texts, "BYTES", (2,))]}).x.tolist() == expected
+    for datatype, dtype in (("INT64", "<i8"), ("INT32", "<i4")):
+        body, length = pack(np.array(expected, dtype), datatype)
+        found = read_request(body, length, text, USUAL, FREELY).x
+        assert found.tolist() == expected and found.dtype == np.int64
+    raw = b"".join(struct.pack("<I", len(each.encode())) + each.encode() for each in texts)
+    entry = tensor(None, "BYTES", (2,), parameters={"binary_data_size": len(raw)})
+    head = json.dumps({"inputs": [entry]}).encode()
+    assert read_request(head + raw, str(len(head)).encode(), text, USUAL, FREELY).x.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "image"}, "Expected an input named 'input', got 'image'"),
+        ({"datatype": "BOOL"}, "datatype FP32, FP64, FP16, UINT8, got 'BOOL'"),
+        ({"datatype": ["FP32"]}, "datatype"),
+        ({"shape": [2, 36]}, "Expected an input of shape (batch, 1, 6, 6)"),
+        ({"shape": [0, 1, 6, 6], "data": []}, "Expected at least one sample"),
+        ({"shape": [-2, 1, 6, 6]}, "'shape' to be a list"),
+        ({"shape": [True, 1, 6, 6]}, "'shape' to be a list"),
+        ({"shape": [2.0, 1, 6, 6]}, "'shape' to be a list"),
+        ({"shape": [1] * 9}, "'shape' to be a list"),
+        ({"shape": [10**18, 1, 6, 6]}, "at most 256 images"),
+        ({"shape": [2, 10**12, 10**12, 6]}, "Expected 12"),
+        ({"data": X.ravel().tolist()[:-1]}, "Expected 72 values in 'data' for shape [2, 1, 6, 6], got 71"),
+        ({"data": X.tolist()[:1]}, "flat or nested"),
+        ({"data": [X[0].tolist(), X[1].ravel().tolist()]}, "flat or nested"),
+        ({"data": [[[[[1.0]]]]]}, "flat or nested"),
+        ({"data": "AAAA"}, "'data' as a list"),
+        ({"data": {"0": 1}}, "'data' as a list"),
+        ({"data": ["1"] * 72}, "got a string"),
+        ({"data": [True] * 72}, "got a truth value"),
+        ({"data": [None] * 72}, "got a null"),
+        ({"data": [0.0] * 71 + [[1.0]]}, "got a list"),
+        ({"data": [10**400] * 72}, "beyond it"),
+        ({"data": [1e300] * 72}, "Expected finite numbers"),
+        ({"parameters": {"shared_memory_region": "x"}}, "shared_memory_region"),
+        ({"parameters": {"binary_data_size": 288}}, "Expected one of 'data' and 'binary_data_size'"),
+        ({"parameters": []}, "as a JSON object"),
+        ({"extra": 1}, "got 'extra'"),
+    ],
+)
+def test_wrong_inputs_are_named(image, changes, words):
+    with pytest.raises((Refusal, InputError)) as caught:
+        read(image, {"inputs": [tensor(X.ravel().tolist()) | changes]})
+    assert words in str(caught.value)
+    assert getattr(caught.value, "status", 400) == 400
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ([], "a request as a JSON object"),
+        ({}, "'inputs' as a list"),
+        ({"inputs": []}, "'inputs' as a list"),
+        ({"inputs": [1]}, "an input as a JSON object"),
+        ({"inputs": [tensor(), tensor()]}, "once, got it 2 times"),
+        ({"inputs": [tensor()]}, "Expected 'data' or 'binary_data_size'"),
+        ({"inputs": [tensor([0.0] * 72)], "id": 7}, "'id' as a text"),
+        ({"inputs": [tensor([0.0] * 72)], "id": "7" * 1001}, "'id' as a text"),
+        ({"inputs": [tensor([0.0] * 72)], "input": []}, "got 'input'"),
+        ({"inputs": [tensor([0.0] * 72)], "outputs": {}}, "'outputs' as a list"),
+        ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "probabilities"}]}, "an output of logits, exit"),
+        ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit"}] * 2}, "'exit' again"),
+        (
+            {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit", "parameters": {"classification": 3}}]},
+            "got 'classification'",
+        ),
+        (
+            {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit", "parameters": {"binary_data": 1}}]},
+            "'binary_data' as true or false",
+        ),
+        ({"inputs": [tensor([0.0] * 72)], "parameters": [1]}, "'parameters' as a JSON object"),
+    ],
+)
+def test_wrong_requests_are_named(image, request_, words):
+    with pytest.raises(Refusal) as caught:
+        read(image, request_)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"nonsense",
+        b'{"inputs": [NaN]}',
+        b'{"inputs": [-Infinity]}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"1" * 5000,
+        b"\xef\xbb\xbf{}",
+        b'"\\ud800"',
+    ],
+)
+def test_what_is_no_json_is_refused(image, raw):
+    with pytest.raises(Refusal):
+        read_request(raw, None, image, USUAL, FREELY)
+
+
+@pytest.mark.parametrize(
+    ("size", "cut", "length", "words"),
+    [
+        (287, 0, None, "Expected 'binary_data_size' 288"),
+        (289, 0, None, "Expected 'binary_data_size' 288"),
+        (10**15, 0, None, "Expected 'binary_data_size' 288"),
+        (-288, 0, None, "Expected 'binary_data_size' 288"),
+        ("288", 0, None, "Expected 'binary_data_size' 288"),
+        (True, 0, None, "Expected 'binary_data_size' 288"),
+        (284, 4, None, "Expected 288 bytes for FP32 of shape [2, 1, 6, 6], got 284"),
+        (288, 4, None, "Expected 'binary_data_size' 284"),
+        (288, 0, b"99999", "Inference-Header-Content-Length"),
+        (288, 0, b"-5", "Inference-Header-Content-Length"),
+        (288, 0, b"1e3", "Inference-Header-Content-Length"),
+        (288, 0, b"", "Inference-Header-Content-Length"),
+        (288, 0, b"9" * 5000, "Inference-Header-Content-Length"),
+        (288, 0, b"0", "in JSON"),
+    ],
+)
+def test_sizes_that_lie_are_refused(image, size, cut, length, words):
+    head = json.dumps({"inputs": [tensor(parameters={"binary_data_size": size})]}).encode()
+    body = head + X.tobytes()
+    with pytest.raises(Refusal) as caught:
+        read_request(body[: len(body) - cut], length or str(len(head)).encode() if length != b"" else b"",
+                     image, USUAL, FREELY)  # fmt: skip
+    assert words in str(caught.value)
+
+
+def test_bytes_that_nobody_announced_are_refused(image):
+    head = json.dumps({"inputs": [tensor(X.ravel().tolist())]}).encode()
+    with pytest.raises(Refusal, match="no bytes behind the JSON, got 3"):
+        read_request(head + b"abc", str(len(head)).encode(), image, USUAL, FREELY)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused(image, number):
+    x = X.copy()
+    x[1, 0, 2, 3] = number
+    body, length = pack(x, "FP32")
+    with pytest.raises(InputError, match="finite"):
+        read_request(body, length, image, USUAL, FREELY)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x01", b"\x02\0\0\0a", b"\xff\xff\xff\xff", b"\x01\0\0\0\xff", b"\x01\0\0\0a" * 2, b""]
+)
+def test_strings_that_lie_about_their_length_are_refused(text, raw):
+    entry = tensor(None, "BYTES", (1,), parameters={"binary_data_size": len(raw)})
+    head = json.dumps({"inputs": [entry]}).encode()
+    with pytest.raises((Refusal, InputError)):
+        read_request(head + raw, str(len(head)).encode(), text, USUAL, FREELY)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "words"),
+    [
+        ("INT64", (1, 2), [0, 5], "Expected symbols of 0 to 4, got 5"),
+        ("INT64", (1, 2), [0, -1], "got -1"),
+        ("INT64", (1, 2), [0, 1.0], "got a fraction"),
+        ("INT64", (1, 2), [0, 2**63], "beyond it"),
+        ("INT64", (1, 0), [], "at least one sample"),
+        ("FP32", (1, 2), [0, 1], "datatype INT64, INT32, BYTES"),
+        ("BYTES", (1,), ["z"], "got 'z' as character 1"),
+        ("BYTES", (1,), [""], "at least one character"),
+        ("BYTES", (0,), [], "at least one text"),
+        ("BYTES", (2,), ["a", "ab"], "one length"),
+        ("BYTES", (1, 1), [["a"]], "shape [batch]"),
+        ("BYTES", (1,), [1], "Expected strings"),
+        ("BYTES", (1,), ["a" * 20_000], "at most 16384 characters"),
+        ("INT64", (2, 9000), [0] * 18_000, "at most 16384 characters"),
+    ],
+)
+def test_wrong_text_is_named(text, datatype, shape, data, words):
+    with pytest.raises((Refusal, InputError)) as caught:
+        read(text, {"inputs": [tensor(data, datatype, shape)]})
+    assert words in str(caught.value)
+
+
+def test_too_many_samples_and_too_much_json_are_refused(image):
+    one = {"inputs": [tensor([0.0] * 72)]}
+    with pytest.raises(Refusal, match="at most 1 images"):
+        read(image, one, limits=Limits(images=1))
+    with pytest.raises(Refusal) as caught:
+        read(image, one, limits=Limits(json=100))
+    assert caught.value.status == 413
+
+
+def test_parameters_say_what_a_request_may_cost():
+    sent = {"timeout": 20_000, "max_flops": "20M", "max_params": 1e6, "max_exit": 2, "min_confidence": 1}
+    assert read_ask(sent, FREELY) == Ask(Budget(flops=2e7, params=1e6, exit=2), 0.02, 1.0, "anytime")
+    assert read_ask({"timeout": "5ms", "mode": "fixed"}, FREELY) == Ask(timeout=0.005, mode="fixed")
+
+
+def test_what_a_request_leaves_out_is_the_servers_default():
+    default = Ask(Budget(exit=3), timeout=0.1)
+    assert read_ask({}, default) is default
+    assert read_ask({"binary_data_output": True, "priority": 3}, default) is default
+    assert read_ask({"max_flops": 10}, default) == Ask(Budget(flops=10.0, exit=3), timeout=0.1)
+    assert read_ask({"sequence_id": 0, "sequence_start": False}, default) == default
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"timeout": 0}, "'timeout'"),
+        ({"timeout": -5}, "'timeout'"),
+        ({"timeout": 2.5}, "'timeout'"),
+        ({"timeout": True}, "'timeout'"),
+        ({"timeout": 10**400}, "'timeout'"),
+        ({"timeout": "20"}, "'timeout'"),
+        ({"timeout": "5" * 1000 + "ms"}, "'timeout'"),
+        ({"max_flops": 0}, "'max_flops'"),
+        ({"max_flops": "-1M"}, "'max_flops'"),
+        ({"max_flops": "1e999"}, "'max_flops'"),
+        ({"max_flops": None}, "'max_flops'"),
+        ({"max_flops": [1]}, "'max_flops'"),
+        ({"max_params": True}, "'max_params'"),
+        ({"max_params": 10**400}, "'max_params'"),
+        ({"max_exit": 1.0}, "'max_exit'"),
+        ({"max_exit": 0}, "'max_exit'"),
+        ({"min_confidence": 0}, "'min_confidence'"),
+        ({"min_confidence": 1.01}, "'min_confidence'"),
+        ({"min_confidence": "0.9"}, "'min_confidence'"),
+        ({"mode": "Fixed"}, "'mode'"),
+        ({"mode": ["fixed"]}, "'mode'"),
+        ({"mode": "fixed", "min_confidence": 0.9}, "'min_confidence' and the mode"),
+        ({"sequence_id": 7}, "'sequence_id'"),
+        ({"max_flop": 1}, "got 'max_flop'"),
+        ({"": 1}, "got ''"),
+    ],
+)
+def test_parameters_that_are_wrong_unknown_or_contradictory_are_named(parameters, words):
+    with pytest.raises(Refusal) as caught:
+        read_ask(parameters, FREELY)
+    assert words in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_answers_say_the_same_in_json_and_in_bytes(image):
+    logits = np.random.default_rng(2).standard_normal((2, 3)).astype(np.float32)
+    exits = np.array([1, 2])
+    told = reply(logits, exits, on_time=True)
+    body, length = pack(X, "FP32", id="é", parameters={"binary_data_output": True})
+    request = read_request(body, length, image, USUAL, FREELY)
+    raw, size = write_reply(request, "tiny", "1", told, 0.0015)
+    head = json.loads(raw[:size])
+    sizes = [output["parameters"]["binary_data_size"] for output in head["outputs"]]
+    assert sizes == [24, 16] and len(raw) == size + 40
+    assert np.array_equal(np.frombuffer(raw, "<f4", 6, size).reshape(2, 3), logits)
+    assert np.frombuffer(raw, "<i8", 2, size + 24).tolist() == [1, 2]
+    assert head["parameters"] == {
+        "exit": 2, "exits_run": 2, "stopped": "load", "flops": 35.0, "server_us": 1500, "on_time": True,
+    }  # fmt: skip
+    assert (head["id"], head["model_name"], head["model_version"]) == ("é", "tiny", "1")
+
+    plain, size = write_reply(read(image, {"inputs": [tensor(X.tolist())]}), "tiny", "1", told, 0.0015)
+    found = json.loads(plain)
+    assert size is None and "id" not in found
+    assert np.array_equal(np.array(found["outputs"][0]["data"], np.float32).reshape(2, 3), logits)
+    assert found["outputs"][1] == {"name": "exit", "datatype": "INT64", "shape": [2], "data": [1, 2]}
+
+
+def test_only_the_outputs_that_were_asked_for_come_each_in_its_way(image):
+    wanted = [{"name": "exit", "parameters": {"binary_data": True}}, {"name": "logits"}]
+    request = read(image, {"inputs": [tensor(X.tolist())], "outputs": wanted})
+    raw, size = write_reply(request, "tiny", "1", reply(np.zeros((2, 3), np.float32), np.array([3, 3])), 0.0)
+    outputs = json.loads(raw[:size])["outputs"]
+    assert [output["name"] for output in outputs] == ["exit", "logits"]
+    assert outputs[1]["data"] == [0.0] * 6 and raw[size:] == np.array([3, 3], "<i8").tobytes()
+    assert read(image, {"inputs": [tensor(X.tolist())], "outputs": wanted[:1]}).outputs == {"exit": True}
+
+
+def test_logits_that_are_no_numbers_are_no_answer(image):
+    request = read(image, {"inputs": [tensor(X.tolist())]})
+    with pytest.raises(Refusal, match="finite logits"):
+        write_reply(request, "tiny", "1", reply(np.array([[np.inf, 0, 0]], np.float32), np.array([1])), 0.0)
+
+
+def test_metadata_tell_shapes_with_free_dimensions(image, text):
+    assert describe_model("tiny", ["1"], image)["inputs"] == [
+        {"name": "input", "datatype": "FP32", "shape": [-1, 1, 6, 6]}
+    ]
+    assert [each["shape"] for each in describe_model("tiny", ["1"], text)["outputs"]] == [[-1, -1, 5], [-1]]
+
+
+def test_tensors_cross_the_wire_without_a_copy_where_they_can():
+    raw = np.arange(4, dtype="<f4").tobytes()
+    assert np.shares_memory(from_bytes("FP32", (4,), memoryview(raw)), np.frombuffer(raw, "u1"))
+    assert np.array_equal(from_list("INT64", (2, 1), [[1], [2]]), [[1], [2]])
+
+
+def test_nonsense_of_any_kind_is_refused_and_nothing_else(image):
+    """Bytes of a good request changed at random: an answer or one of our errors, never another."""
+    rng = np.random.default_rng(3)
+    body, length = pack(X, "FP32", parameters={"timeout": 20_000, "max_flops": "20M"}, id="7")
+    for _ in range(3000):
+        bad = bytearray(body)
+        for _ in range(rng.integers(1, 4)):
+            place = rng.integers(0, int(length) + 8)
+            bad[place : place + rng.integers(0, 3)] = rng.bytes(int(rng.integers(0, 3)))
+        try:
+            read_request(bytes(bad), length, image, USUAL, FREELY)
+        except LCTError as error:
+            assert str(error).endswith(".") and len(str(error)) < 700

@@ -1,0 +1,440 @@
+"""The server as an app: the protocol's paths, bounds on bodies, clients that are slow or gone, bundles read again."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import shutil
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asgi import ask, binary, logits, request
+from bundles import rewrite, write_image_bundle, write_text_bundle
+from fake_engine import FakeEngine, FakeServed
+
+from anytime_lct.budget import Budget
+from anytime_lct.errors import BundleError
+from anytime_lct.runtime import AnytimeSession
+from anytime_lct.serving.app import create_app
+from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.repository import Repository, scan
+from anytime_lct.serving.request import Ask, Overloaded
+
+X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+JSON = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [2, 1, 6, 6], "data": X.tolist()}]}
+INFER = "/v2/models/tiny/infer"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image_bundle(tmp_path / "tiny.bundle")
+    write_text_bundle(tmp_path / "text")
+    return tmp_path
+
+
+@pytest.fixture
+def engine():
+    engine = FakeEngine()
+    yield engine
+    engine.gate.set()
+    engine.drain(1)
+
+
+@pytest.fixture
+def app(folder, engine):
+    return create_app(Repository(folder, FakeServed), engine)
+
+
+def bounded(folder, engine, **limits):
+    return create_app(Repository(folder, FakeServed), engine, limits=Limits(**limits))
+
+
+def refused(response, status, words=""):
+    assert response.status == status, response.body
+    assert list(response.json()) == ["error"] and words in response.json()["error"]
+    return response
+
+
+def test_every_exit_answers_as_the_session_does(app, folder):
+    session = AnytimeSession(folder / "tiny.bundle")
+    for exit in (1, 2, 3):
+        body, headers = binary(X, max_exit=exit)
+        found = ask(app, "POST", INFER, body, headers)
+        assert np.array_equal(logits(found), session.run_to(exit, X).logits)
+        plain = ask(app, "POST", INFER, JSON | {"parameters": {"max_exit": exit}}).json()
+        assert np.array_equal(np.array(plain["outputs"][0]["data"], np.float32), logits(found).ravel())
+        assert plain["parameters"]["exit"] == exit and plain["outputs"][1]["data"] == [exit, exit]
+        assert "on_time" not in plain["parameters"]
+
+
+def test_text_is_answered_too(app, folder):
+    session = AnytimeSession(folder / "text")
+    sent = {"inputs": [{"name": "input", "datatype": "BYTES", "shape": [1], "data": ["abé"]}]}
+    found = ask(app, "POST", "/v2/models/text/infer", sent).json()["outputs"][0]
+    assert found["shape"] == [1, 3, 5]
+    expected = session.run_to(3, np.array([[0, 1, 3]])).logits
+    assert np.array_equal(np.array(found["data"], np.float32), expected.ravel())
+
+
+def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
+    app = create_app(Repository(folder, FakeServed), engine, default=Ask(Budget(exit=2), timeout=9.0))
+    ask(app, "POST", INFER, JSON | {"parameters": {"max_flops": 120, "timeout": 7_000_000}})
+    found = ask(app, "POST", INFER, JSON).json()
+    assert engine.asked == [Ask(Budget(flops=120.0, exit=2), timeout=7.0), Ask(Budget(exit=2), timeout=9.0)]
+    assert len(engine.left) == 2 and found["parameters"]["on_time"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("/v2", {"name": "anytime-lct", "extensions": ["binary_tensor_data", "model_repository", "statistics"]}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/tiny", {"name": "tiny", "versions": ["1"]}),
+        ("/v2/models/tiny/versions/1", {"name": "tiny"}),
+        ("/v2/models/tiny/ready", {"name": "tiny", "ready": True}),
+        ("/v2/models/tiny/versions/1/ready", {"ready": True}),
+        ("/v2/models/text/config", {"name": "text", "max_batch_size": 256}),
+        ("/openapi.json", {"openapi": "3.1.0"}),
+    ],
+)
+def test_paths_tell_of_the_server_and_its_models(app, path, part):
+    found = ask(app, "GET", path)
+    assert found.status == 200 and part.items() <= found.json().items()
+    refused(ask(app, "POST", path), 405, "GET")
+
+
+def test_exits_tell_cost_and_quality(app):
+    found = ask(app, "GET", "/v2/models/tiny/exits").json()
+    assert [(row["flops"], row["quality"]) for row in found["exits"]] == [(35, 0.8), (100, 0.9), (150, 0.95)]
+    assert found["classes"] == ["zero", "one", "two"] and found["preprocessing"]["height"] == 6
+
+
+def test_the_page_comes_from_the_server_alone(app):
+    found = ask(app, "GET", "/")
+    assert found.status == 200 and found.headers["content-type"].startswith("text/html")
+    assert b"http://" not in found.body and b"https://" not in found.body
+    assert "default-src 'none'" in found.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v3", 404),
+        ("GET", "/v2/", 404),
+        ("GET", "/v2/models/other", 404),
+        ("GET", "/v2/models/tiny/versions/7", 404),
+        ("GET", "/v2/models/tiny/versions/%00", 404),
+        ("POST", "/v2/models/other/infer", 404),
+        ("POST", "/v2/models/tiny/versions/2/infer", 404),
+        ("POST", "/v2/repository/models/other/load", 404),
+        ("GET", INFER, 405),
+        ("DELETE", "/v2", 405),
+        ("POST", INFER, 400),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_the_protocols_words(app, method, path, status):
+    refused(ask(app, method, path), status)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [({"max_flops": 3}, "35"), ({"depth": 1}, "'depth'"), ({"mode": "fixed", "min_confidence": 0.5}, "both")],
+)
+def test_budgets_that_nothing_fits_or_nobody_knows_are_bad_requests(app, parameters, words):
+    refused(ask(app, "POST", INFER, JSON | {"parameters": parameters}), 400, words)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_packed_bodies_are_the_same_bodies(app, name, pack):
+    body, headers = binary(X)
+    plain = ask(app, "POST", INFER, body, headers)
+    packed = ask(app, "POST", INFER, pack(body), headers | {"Content-Encoding": name})
+    assert np.array_equal(logits(packed), logits(plain))
+    pieces = [pack(body)[:5], pack(body)[5:]]
+    assert np.array_equal(logits(ask(app, "POST", INFER, pieces, headers | {"Content-Encoding": name})), logits(plain))
+
+
+def test_packed_bodies_beyond_a_step_are_whole(app):
+    text = json.dumps(JSON).encode()
+    padded = text[:-1] + b" " * 3_000_000 + b"}"
+    assert ask(app, "POST", INFER, gzip.compress(padded), {"Content-Encoding": "gzip"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "status"),
+    [
+        (b"nonsense", "gzip", 400),
+        (gzip.compress(b"{}")[:-4], "gzip", 400),
+        (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (b"", "gzip", 400),
+        (zlib.compress(b"{}"), "br", 415),
+        (b"{}", "gzip, gzip", 415),
+    ],
+)
+def test_badly_packed_bodies_are_refused(app, body, name, status):
+    refused(ask(app, "POST", INFER, body, {"Content-Encoding": name}), status)
+
+
+def test_bombs_are_put_out_at_the_limit(folder, engine):
+    app = bounded(folder, engine, body=1 << 20)
+    bomb = gzip.compress(bytes(50 << 20))
+    refused(ask(app, "POST", INFER, bomb, {"Content-Encoding": "gzip"}), 413, "at most 1048576 bytes")
+    assert app.state.service.allowance.held == 0
+
+
+def test_answers_are_packed_where_that_is_wanted_and_worthwhile(app):
+    many = np.zeros((200, 1, 6, 6), np.float32)
+    sent = {"inputs": [{"name": "input", "datatype": "FP32", "shape": many.shape, "data": many.tolist()}]}
+    plain = ask(app, "POST", INFER, sent)
+    assert "content-encoding" not in plain.headers
+    for accepted, unpack in (
+        ("gzip", gzip.decompress),
+        ("deflate", zlib.decompress),
+        ("br, gzip;q=0.5", gzip.decompress),
+    ):
+        packed = ask(app, "POST", INFER, sent, {"Accept-Encoding": accepted})
+        assert packed.headers["content-encoding"] == accepted.partition(";")[0].split()[-1]
+        assert json.loads(unpack(packed.body))["outputs"] == plain.json()["outputs"]
+        assert len(packed.body) < len(plain.body) / 2
+    assert "content-encoding" not in ask(app, "POST", INFER, sent, {"Accept-Encoding": "gzip;q=0"}).headers
+    assert "content-encoding" not in ask(app, "POST", INFER, JSON, {"Accept-Encoding": "gzip"}).headers
+
+
+def test_large_answers_come_whole(folder, engine):
+    app = bounded(folder, engine, characters=200_000)
+    sent = {"inputs": [{"name": "input", "datatype": "INT64", "shape": [1, 50_000], "data": [1] * 50_000}]}
+    found = ask(app, "POST", "/v2/models/text/infer", sent)
+    assert len(found.json()["outputs"][0]["data"]) == 250_000
+    assert int(found.headers["content-length"]) == len(found.body)
+
+
+def test_bodies_that_are_too_large_are_refused_before_or_on_the_way(folder, engine):
+    app = bounded(folder, engine, body=1000)
+    said = refused(ask(app, "POST", INFER, b"", {"Content-Length": "1001"}), 413, "at most 1000 bytes")
+    assert said.headers["connection"] == "close"
+    refused(ask(app, "POST", INFER, [b"x" * 600] * 2), 413)
+    refused(ask(app, "POST", "/v2/repository/models/tiny/load", [b"x" * 600] * 2), 413)
+    assert app.state.service.allowance.held == 0
+
+
+def test_slow_bodies_are_refused(folder, engine):
+    app = bounded(folder, engine, read_seconds=0.05)
+    refused(ask(app, "POST", INFER, [b"{"] * 10, then=0.2), 408, "within 0.05 s")
+    assert app.state.service.allowance.held == 0
+
+
+def test_bytes_of_all_requests_together_are_bounded(folder, engine):
+    body, headers = binary(X)
+    app = bounded(folder, engine, in_flight=len(body) + 10)
+
+    async def two():
+        engine.gate.clear()
+        first = asyncio.create_task(request(app, "POST", INFER, body, headers))
+        while not engine.asked:
+            await asyncio.sleep(0.001)
+        second = await request(app, "POST", INFER, body, headers)
+        engine.gate.set()
+        return await first, second
+
+    first, second = asyncio.run(two())
+    assert first.status == 200
+    assert refused(second, 503).headers["retry-after"] == "1"
+    assert ask(app, "POST", INFER, body, headers).status == 200
+
+
+def test_an_overloaded_engine_says_when_to_come_again(app, engine):
+    engine.error = Overloaded("Expected less, got more; try again.", retry_after=2.3)
+    assert refused(ask(app, "POST", INFER, JSON), 503).headers["retry-after"] == "3"
+    assert app.state.service.metrics.of("tiny", (1, 2, 3)).outcomes["shed"]._value.get() == 1
+
+
+def test_a_failing_engine_is_the_servers_fault_and_is_counted(app, engine):
+    engine.error = ZeroDivisionError("made")
+    with pytest.raises(ZeroDivisionError):  # the framework answers, and raises it again for the log
+        ask(app, "POST", INFER, JSON)
+    assert app.state.service.metrics.of("tiny", (1, 2, 3)).outcomes["failed"]._value.get() == 1
+
+
+def test_what_a_gone_client_asked_for_is_dropped_if_it_has_not_begun(app, engine):
+    async def leave():
+        engine.gate.clear()
+        gone = asyncio.Event()
+        first = asyncio.create_task(request(app, "POST", INFER, *binary(X)))
+        while not engine.asked:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(request(app, "POST", INFER, *binary(X), gone=gone))
+        while len(engine.asked) < 2:
+            await asyncio.sleep(0.001)
+        gone.set()
+        left = await second
+        engine.gate.set()
+        return left, await first
+
+    left, stayed = asyncio.run(leave())
+    assert (left.status, stayed.status, len(engine.left)) == (0, 200, 1)
+    counts = ask(app, "GET", "/v2/models/tiny/stats").json()["model_stats"][0]["anytime"]["requests"]
+    assert counts == {"answered": 1, "refused": 0, "shed": 0, "gone": 1, "failed": 0}
+
+
+def test_a_client_that_goes_in_the_middle_of_its_body_leaves_nothing_behind(app, engine):
+    async def leave():
+        stream = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive():
+            return next(stream)
+
+        async def send(message):
+            raise AssertionError("nobody is there to be answered")
+
+        await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
+
+    asyncio.run(leave())
+    assert app.state.service.allowance.held == 0 and not engine.asked
+
+
+def test_requests_are_counted_by_model_outcome_exit_and_deadline(app):
+    ask(app, "POST", INFER, JSON | {"parameters": {"max_exit": 1, "timeout": "9s"}})
+    ask(app, "POST", INFER, JSON | {"parameters": {"max_exit": 2, "timeout": "1us"}})
+    ask(app, "POST", INFER, b"{")
+    ask(app, "POST", "/v2/models/other/infer", b"{")
+    stats = ask(app, "GET", "/v2/models/tiny/stats").json()["model_stats"][0]
+    assert stats["anytime"] == {
+        "requests": {"answered": 2, "refused": 1, "shed": 0, "gone": 0, "failed": 0},
+        "deadlines": {"kept": 1, "missed": 1},
+        "exits": {"1": 2, "2": 2, "3": 0},
+        "queue_length": 0,
+        "in_flight": 0,
+    }
+    assert (stats["inference_count"], stats["execution_count"]) == (4, 2)
+    assert stats["inference_stats"]["success"]["count"] == 2 and stats["inference_stats"]["success"]["ns"] > 0
+    text = ask(app, "GET", "/metrics").body.decode()
+    assert 'anytime_lct_exits_total{exit="2",model="tiny"} 2.0' in text
+    assert 'anytime_lct_request_seconds_bucket{le="10.0",model="tiny"} 2.0' in text
+    assert "other" not in text
+
+
+def test_names_and_versions_come_from_folders(folder, engine):
+    shutil.copytree(folder / "text", folder / "many" / "2")
+    shutil.copytree(folder / "text", folder / "many" / "10")
+    (folder / "notes").mkdir()
+    app = create_app(Repository(folder, FakeServed), engine)
+    found = ask(app, "POST", "/v2/repository/index").json()
+    assert [(row["name"], row["version"]) for row in found] == [
+        ("many", "2"), ("many", "10"), ("text", "1"), ("tiny", "1"),
+    ]  # fmt: skip
+    sent = {"inputs": [{"name": "input", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
+    assert ask(app, "POST", "/v2/models/many/infer", sent).json()["model_version"] == "10"
+    assert ask(app, "POST", "/v2/models/many/versions/2/infer", sent).json()["model_version"] == "2"
+    refused(ask(app, "POST", "/v2/models/many/versions/1/infer", sent), 404, "2, 10")
+    assert list(scan(folder / "tiny.bundle")) == [("tiny", "1")]
+
+
+@pytest.mark.parametrize("name", ["empty", "no name.bundle", "absent"])
+def test_folders_that_cannot_be_served_are_refused(tmp_path, name):
+    if name == "no name.bundle":
+        write_image_bundle(tmp_path / "in" / name)
+    elif name == "empty":
+        (tmp_path / "in").mkdir()
+    with pytest.raises(BundleError):
+        Repository(tmp_path / "in", FakeServed)
+
+
+def test_two_bundles_of_one_name_are_refused(folder):
+    shutil.copytree(folder / "tiny.bundle", folder / "tiny")
+    with pytest.raises(BundleError, match="one bundle named 'tiny'"):
+        scan(folder)
+
+
+def test_an_altered_bundle_is_not_served(folder):
+    graph = folder / "tiny.bundle" / "group_1.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match="altered"):
+        Repository(folder, FakeServed)
+
+
+def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, engine):
+    read_again = []
+    app = create_app(Repository(folder, FakeServed), engine, on_reload=lambda: read_again.append(True))
+    load = "/v2/repository/models/tiny/load"
+    assert ask(app, "POST", load).json() == {} and not read_again  # nothing has changed
+
+    async def reload():
+        engine.gate.clear()
+        old = asyncio.create_task(request(app, "POST", INFER, *binary(X)))
+        while not engine.asked:
+            await asyncio.sleep(0.001)
+        rewrite(folder / "tiny.bundle", classes=["null", "eins", "zwei"])
+        assert (await request(app, "POST", load)).status == 200
+        engine.gate.set()
+        return await old
+
+    before = asyncio.run(reload())
+    assert before.status == 200 and read_again == [True]
+    assert ask(app, "GET", "/v2/models/tiny/exits").json()["classes"] == ["null", "eins", "zwei"]
+    assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X))), logits(before))
+
+
+def test_files_that_change_do_not_change_answers_before_they_are_read_again(folder, app):
+    before = logits(ask(app, "POST", INFER, *binary(X, max_exit=1)))
+    for graph in (folder / "tiny.bundle").glob("*.onnx"):
+        graph.write_bytes(b"")
+    for exit in (1, 2, 3):
+        assert ask(app, "POST", INFER, *binary(X, max_exit=exit)).status == 200
+    assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X, max_exit=1))), before)
+
+
+def test_a_broken_bundle_does_not_take_the_place_of_a_whole_one(folder, app):
+    rewrite(folder / "tiny.bundle", classes=["only one"])
+    refused(ask(app, "POST", "/v2/repository/models/tiny/load"), 400, "damaged")
+    assert ask(app, "POST", INFER, JSON).status == 200
+
+
+def test_bundles_come_and_go_with_their_folders(folder, app):
+    shutil.copytree(folder / "tiny.bundle", folder / "twin")
+    assert ask(app, "POST", "/v2/repository/models/twin/load").status == 200
+    assert ask(app, "GET", "/v2/models/twin/ready").status == 200
+    shutil.rmtree(folder / "twin")
+    assert ask(app, "POST", "/v2/repository/models/twin/load").status == 200
+    refused(ask(app, "GET", "/v2/models/twin/ready"), 404)
+    refused(ask(app, "POST", "/v2/repository/models/twin/load"), 404)
+    refused(ask(app, "POST", "/v2/repository/models/tiny/load", {"parameters": {"config": "{}"}}), 400)
+
+
+def test_what_the_docs_say_of_malformed_requests_is_the_committed_result():
+    house = Path(__file__).parent.parent
+    found = json.loads((house / "benchmarks" / "results" / "fuzz_server.json").read_text(encoding="utf-8"))
+    assert found["failures"] == [] and found["answers_as_before"] is True and found["exit_code"] == 0
+    assert {int(status) for status in found["statuses"] if int(status) >= 500} <= {503}
+    held = [round(found["memory"][when] / 1e6) for when in ("after_500_requests", "at_the_end", "at_most")]
+    docs = " ".join((house / "docs" / "serving.md").read_text(encoding="utf-8").split())
+    assert f"Of {sum(found['sent'].values()):,} sent, {found['refused']:,} were refused" in docs
+    assert "held {} MB after 500 of them, {} MB at the end and {} MB at most".format(*held) in docs
+
+
+def test_it_may_be_mounted_in_another_app(app):
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    outer = Starlette(routes=[Mount("/nets", app)])
+    found = ask(outer, "POST", f"/nets{INFER}", *binary(X))
+    assert found.status == 200
+    refused(ask(outer, "GET", "/nets/v2/models/other"), 404)
+
+
+def test_answers_come_from_many_clients_at_once(app, folder):
+    session = AnytimeSession(folder / "tiny.bundle")
+    batches = [np.full((1, 1, 6, 6), k, np.float32) for k in range(40)]
+
+    async def all_at_once():
+        return await asyncio.gather(
+            *(request(app, "POST", INFER, *binary(x, max_exit=1 + k % 3)) for k, x in enumerate(batches))
+        )
+
+    for k, found in enumerate(asyncio.run(all_at_once())):
+        assert np.array_equal(logits(found), session.run_to(1 + k % 3, batches[k]).logits)
+    assert threading.active_count() < 20

@@ -1,0 +1,360 @@
+"""`anytime-lct serve` as processes: existing clients, sockets that misbehave, signals, workers that die."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from asgi import binary
+from bundles import rewrite, write_image_bundle, write_text_bundle
+from serving_process import Server
+
+from anytime_lct.runtime import AnytimeSession
+
+X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+INFER = "/v2/models/tiny/infer"
+# A server with bounds that a test can wait for.
+IMPATIENT = """
+import json, sys
+from pathlib import Path
+from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.server import Settings, address, listen, serve
+listener = listen("127.0.0.1", 0)
+limits = Limits(header_seconds=0.3, read_seconds=0.5, connections=40)
+said = json.dumps({"address": address(listener)})
+serve(listener, Settings(Path(sys.argv[2]), limits=limits), lambda: print(said, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    write_image_bundle(folder / "tiny")
+    write_text_bundle(folder / "words")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with Server(folder) as server:
+        yield server
+
+
+def post(server, body, headers, path=INFER):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def talk(server, *pieces, seconds=10.0):
+    """Send bytes as they are; returns all that comes back until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as line:
+        for piece in pieces:
+            line.sendall(piece)
+        heard = b""
+        while part := line.recv(65536):
+            heard += part
+    return heard
+
+
+def status(heard):
+    return int(heard.split(b" ", 2)[1])
+
+
+def error(heard):
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower()
+    return json.loads(body)["error"]
+
+
+def listens(server):
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
+        return True
+    except OSError:
+        return False
+
+
+def stats(server):
+    found = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    found.request("GET", "/v2/models/tiny/stats")
+    told = json.loads(found.getresponse().read())["model_stats"][0]["anytime"]
+    found.close()
+    return told
+
+
+def test_tritonclient_works_as_it_is(server, folder):
+    session = AnytimeSession(folder / "tiny")
+    with triton.InferenceServerClient(server.place) as client:
+        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny", "1")
+        assert not client.is_model_ready("other")
+        assert client.get_server_metadata()["name"] == "anytime-lct"
+        assert client.get_model_metadata("words")["inputs"][0]["datatype"] == "INT64"
+        assert client.get_model_config("tiny")["input"][0]["dims"] == [1, 6, 6]
+        assert {row["name"] for row in client.get_model_repository_index()} == {"tiny", "words"}
+        assert client.load_model("tiny") is None
+        given = triton.InferInput("input", X.shape, "FP32")
+        for inside in (True, False):
+            given.set_data_from_numpy(X, binary_data=inside)
+            wanted = [triton.InferRequestedOutput("logits", binary_data=inside), triton.InferRequestedOutput("exit")]
+            for outputs in (None, wanted):
+                for packing in (None, "gzip", "deflate"):
+                    found = client.infer(
+                        "tiny", [given], outputs=outputs, request_id="7", timeout=5_000_000, priority=1,
+                        parameters={"max_exit": 2, "max_flops": "20M"},
+                        request_compression_algorithm=packing, response_compression_algorithm=packing,
+                    )  # fmt: skip
+                    assert np.array_equal(found.as_numpy("logits"), session.run_to(2, X).logits)
+                    assert found.as_numpy("exit").tolist() == [2, 2]
+                    told = found.get_response()
+                    assert told["id"] == "7" and told["parameters"]["on_time"] is True
+        with pytest.raises(triton.InferenceServerException, match="'depth'"):
+            client.infer("tiny", [given], parameters={"depth": 1})
+        words = triton.InferInput("input", [1, 3], "INT64").set_data_from_numpy(np.array([[0, 1, 3]]))
+        expected = AnytimeSession(folder / "words").run_to(3, np.array([[0, 1, 3]])).logits
+        assert np.array_equal(client.infer("words", [words]).as_numpy("logits"), expected)
+        assert client.get_inference_statistics("words")["model_stats"][0]["inference_count"] == 1
+
+
+def test_many_requests_share_a_connection_and_come_in_order(server):
+    body, headers = binary(X)
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    length = f"Inference-Header-Content-Length: {headers['Inference-Header-Content-Length']}\r\n"
+    one = (head + length + "\r\n").encode() + body
+    last = (head + length + "Connection: close\r\n\r\n").encode() + body
+    assert talk(server, one * 5 + last).count(b"HTTP/1.1 200 OK") == 6
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400),
+        (b"POST /v2 HTTP/9.9\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999999\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+        (b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /" + b"a" * 200_000, 431),
+        (b"GET /v2 HTTP/1.1\r\n" + b"x: y\r\n" * 50_000, 431),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n", 200),
+        (b"GET /v2 HTTP/1.0\r\n\r\n", 200),
+        (b"BREW /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    ],
+)
+def test_bytes_that_are_no_request_are_answered_in_the_protocols_words(server, sent, code):
+    heard = talk(server, sent)
+    assert status(heard) == code
+    if code != 200:
+        assert error(heard)
+
+
+def test_a_body_that_is_too_large_is_refused_though_it_is_sent_on(folder):
+    with Server(folder, "--max-body", "1M") as server:
+        code, told = post(server, bytes(3 << 20), {})
+        assert code == 413 and "at most 1000000 bytes" in json.loads(told)["error"]
+        chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+        start = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        assert status(talk(server, start, chunk, chunk, b"0\r\n\r\n")) == 413
+        waiting = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\nExpect: 100-continue\r\n\r\n"
+        assert status(talk(server, waiting.encode())) == 413
+        assert post(server, *binary(X))[0] == 200
+
+
+def test_clients_that_are_slow_are_let_go_and_too_many_turned_away(folder):
+    with Server(folder, program=IMPATIENT) as server:
+        assert error(talk(server, b"")).startswith("Expected whole headers within 0.3 s")
+        assert status(talk(server, b"POST /v2 HTTP/1.1\r\nHost:")) == 408
+        half = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+        heard = talk(server, half)
+        assert status(heard) == 408 and "whole body within 0.5 s" in error(heard)
+        lines = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(60)]
+        heard = [line.recv(65536) for line in lines]
+        codes = [status(each) for each in heard]
+        for line in lines:
+            line.close()
+        assert codes.count(503) == 20 and codes.count(408) == 40
+        assert post(server, *binary(X))[0] == 200
+
+
+def test_sigterm_lets_a_request_finish_that_has_begun(folder):
+    body, headers = binary(X)
+    with Server(folder) as server:
+        line = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        length = headers["Inference-Header-Content-Length"]
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        line.sendall(f"{head}Inference-Header-Content-Length: {length}\r\n\r\n".encode() + body[:50])
+        while stats(server)["in_flight"] == 0:
+            time.sleep(0.01)
+        server.signal(signal.SIGTERM)
+        while listens(server):
+            time.sleep(0.02)
+        line.sendall(body[50:])
+        assert status(line.recv(65536)) == 200
+        line.close()
+        assert server.process.wait(30) == 0
+        assert server.process.stderr.read() == ""
+
+
+def test_sigterm_under_load_loses_no_answer(folder):
+    body, headers = binary(X)
+    with Server(folder) as server:
+        codes, stopped = [], threading.Event()
+
+        def client():
+            line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            while not stopped.is_set():
+                try:
+                    line.request("POST", INFER, body, headers)
+                except OSError:  # it has stopped listening
+                    return
+                try:
+                    answer = line.getresponse()
+                    codes.append(answer.status)
+                    answer.read()
+                except http.client.RemoteDisconnected:  # an idle connection was closed before it had read the request
+                    return
+                except OSError:
+                    return
+
+        clients = [threading.Thread(target=client) for _ in range(4)]
+        for each in clients:
+            each.start()
+        while len(codes) < 50:
+            time.sleep(0.01)
+        counted = stats(server)["requests"]
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        stopped.set()
+        for each in clients:
+            each.join()
+        assert set(codes) == {200} and len(codes) >= counted["answered"]
+
+
+def test_sighup_reads_bundles_again_and_keeps_what_is_whole(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "in")
+    with Server(tmp_path / "in") as server, triton.InferenceServerClient(server.place) as client:
+        shutil.copytree(folder / "tiny", tmp_path / "in" / "twin")
+        server.signal(signal.SIGHUP)
+        while not client.is_model_ready("twin"):
+            time.sleep(0.02)
+        rewrite(tmp_path / "in" / "twin", classes=["too few"])
+        server.signal(signal.SIGHUP)
+        assert "damaged" in server.process.stderr.readline()
+        assert client.is_model_ready("twin")
+
+
+def test_workers_share_a_port_and_a_set_of_metrics_and_are_replaced(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "in")
+    with Server(tmp_path / "in", "--workers", "2", "--cores", "2") as server:
+        for _ in range(20):
+            assert post(server, *binary(X))[0] == 200
+        while stats(server)["requests"]["answered"] < 20:  # the other may still be counting its last one
+            time.sleep(0.01)
+        assert {stats(server)["requests"]["answered"] for _ in range(10)} == {20}
+        children = workers_of(server)
+        assert len(children) == 2
+        os.kill(children[0], signal.SIGKILL)
+        while set(workers_of(server)) in (set(children), {children[1]}):
+            time.sleep(0.05)
+        assert "another takes its place" in server.process.stderr.readline()
+        for _ in range(20):
+            assert post(server, *binary(X))[0] == 200
+        while stats(server)["requests"]["answered"] < 40:
+            time.sleep(0.01)
+        assert stats(server)["requests"]["answered"] == 40
+
+        # A bundle that one worker was asked to read again, all read again.
+        shutil.copytree(folder / "tiny", tmp_path / "in" / "twin")
+        ready = [False] * 20
+        while not all(ready):
+            assert post(server, b"", {}, "/v2/repository/models/twin/load")[0] == 200
+            ready = [post(server, *binary(X), "/v2/models/twin/infer")[0] == 200 for _ in ready]
+        assert server.stop() == 0
+    assert all(not alive(each) for each in children)
+
+
+def test_workers_end_with_their_parent(folder):
+    with Server(folder, "--workers", "2") as server:
+        children = workers_of(server)
+        server.process.kill()
+        server.process.communicate(timeout=30)
+        server.code = -9
+        while any(map(alive, children)):
+            time.sleep(0.05)
+
+
+def workers_of(server):
+    """The parent's children that serve, not multiprocessing's own helper."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+    )
+    return [int(row.split()[0]) for row in found.stdout.splitlines() if "spawn_main" in row]
+
+
+def alive(process):
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
+    """`console`, `py` and `yaml` blocks show other programs and are not run; `bash` and `python` blocks are."""
+    write_image_bundle(tmp_path / "bundles" / "digits", size=8)
+    docs = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    said = []
+    with Server(tmp_path / "bundles") as server:
+        for kind, block in blocks:
+            block = block.replace("127.0.0.1:8000", server.place)
+            program = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
+            done = subprocess.run([*program, block], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            said.append(done.stdout)
+    assert "'exit': 3" in said[0] and '"exit":2' in said[1] and "'stopped': " in said[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{folder}/absent"], "which has none"),
+        (["{folder}", "--port", "{taken}"], "choose another --host or --port"),
+        (["{folder}", "--host", "no.such.host.invalid"], "choose another --host or --port"),
+        (["{folder}", "--deadline", "20"], "a time like 800us"),
+        (["{folder}", "--max-body", "lots"], "a count like 20M"),
+        (["{broken}"], "altered"),
+        (["{broken}", "--workers", "2"], "altered"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_sentence(folder, tmp_path, arguments, words):
+    shutil.copytree(folder / "tiny", tmp_path / "broken")
+    graph = tmp_path / "broken" / "group_1.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        known = {"folder": folder, "broken": tmp_path / "broken", "taken": taken.getsockname()[1]}
+        given = [argument.format(**known) for argument in arguments]
+        command = [sys.executable, "-m", "anytime_lct.cli.main", "serve", "--port", "0", *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
