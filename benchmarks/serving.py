@@ -1,7 +1,7 @@
 """The server under load: who is answered in time, how deep and how well, and what HTTP costs.
 
 1. Poisson load at shares of the full-depth capacity, on a server that goes as deep as time allows and on the same one
-   at fixed full depth; Fashion-MNIST's test images, one a request, binary tensors; latency from the scheduled time.
+   at fixed full depth (the exit that answers when there is time: the best on validation data, here perhaps not the last); Fashion-MNIST's test images, one a request, binary tensors; latency from the scheduled time.
    Every answer is held against the offline sub-model of the exit that it names, to the bit.
 2. One binary request at a time over HTTP, beside the same input in process, in turns.
 
@@ -85,9 +85,9 @@ def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(whole.run(None, {"input": image[None]})[0]) for image in x])
 
 
-def capacity(bundle: Path, messages: list[bytes], seconds: float = 5.0) -> float:
+def capacity(bundle: Path, deepest: int, messages: list[bytes], seconds: float = 5.0) -> float:
     """Requests a second that the server answers at full depth when there is always one waiting."""
-    with server(bundle, "--fixed", str(AnytimeSession(bundle).served[-1])) as (port, _):
+    with server(bundle, "--fixed", str(deepest)) as (port, _):
         asyncio.run(open_loop(HOST, port, 20, 2, messages, seed=0))
         start = time.perf_counter()
         sent = asyncio.run(open_loop(HOST, port, 1000, seconds / 5, messages, seed=0))
@@ -188,6 +188,7 @@ def main() -> None:
     kept = json.loads(path.read_text()) if told.resume and path.exists() else {}
     found: dict[str, Any] = {
         "network": session.manifest.model,
+        "deepest": session.choose(),
         "deadline_seconds": parse_seconds(told.deadline),
         "seconds": told.seconds,
         "exit_accuracy": {
@@ -195,7 +196,7 @@ def main() -> None:
         },
         "exit_seconds": {str(i): session.timing.to_exit(i, 1) for i in session.served} if session.timing else {},
         "http": kept.get("http") or http_cost(session, bundle, messages[0], x[:1]),
-        "capacity": kept.get("capacity") or capacity(bundle, messages),
+        "capacity": kept.get("capacity") or capacity(bundle, session.choose(), messages),
         "rows": kept.get("rows", []),
     }
     write("serving", found, told.out)
@@ -203,7 +204,7 @@ def main() -> None:
     done = {(row["seed"], row["load"], row["mode"]) for row in found["rows"]}
     for seed in range(told.seeds):
         for load in told.loads:
-            for mode, options in (("anytime", ()), ("fixed", ("--fixed", str(session.served[-1])))):
+            for mode, options in (("anytime", ()), ("fixed", ("--fixed", str(session.choose())))):
                 if (seed, load, mode) in done:
                     continue
                 with server(bundle, "--deadline", told.deadline, *options) as (port, _):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import write_image_bundle
+from bundles import make_profile, write_image_bundle
 from test_policy import images, made_calibration
 
 from anytime_lct.budget import Budget
@@ -160,3 +160,17 @@ def test_timings_are_measured_where_there_are_none(tmp_path: Path):
     said.clear()
     assert Served(bundle, said.append).timing.to_exit(3, 1) > 0 and not said
     assert served.timing is not None
+
+
+def test_a_fixed_exit_is_that_exit_whatever_the_load_and_the_profile_say(tmp_path: Path):
+    profile = make_profile(values=(0.8, 0.9, 0.85))  # the last is not the best
+    session = AnytimeSession(write_image_bundle(tmp_path / "tiny", profile=profile))
+    session.use(made_calibration((1.0, 1.0, 1.0)))
+    served, engine = Served(session), Engine(1)
+    for exit in (1, 2, 3):
+        reply = ask(engine, served, images(1), budget=Budget(exit=exit), timeout=0.001, mode="fixed").result(10)
+        assert reply.exits.tolist() == [exit]
+    assert ask(engine, served, images(1), mode="fixed").result(10).exits.tolist() == [2]
+    with pytest.raises(BudgetError, match="among those served"):
+        ask(engine, served, images(1), budget=Budget(exit=4), mode="fixed")
+    engine.close()

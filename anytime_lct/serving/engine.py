@@ -14,7 +14,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from anytime_lct.errors import LCTError
+from anytime_lct.budget import Budget
+from anytime_lct.errors import BudgetError, LCTError
 from anytime_lct.runtime import Answer
 from anytime_lct.runtime.timing import FORGET
 from anytime_lct.runtime.walk import steps
@@ -55,7 +56,7 @@ class Engine:
         Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
         where its budget fits none. Cancelling the future drops the request, if it has not begun.
         """
-        job = Job(served, x, ask, arrived, served.session.choose(ask.budget))
+        job = Job(served, x, ask, arrived, _deepest(served, ask))
         if ask.min_confidence is not None:
             served.session.stopping(job.most, ask.min_confidence, "max-probability", None)
         with self._lock:
@@ -175,6 +176,19 @@ class Engine:
                         _settle(job, job.last)
                 waits = [job.due - now for job in watched if job.due > now]
                 self._watch.wait(min(waits) if waits else None)
+
+
+def _deepest(served: Served, ask: Ask) -> int:
+    """The exit to go to at most: the best that the budget allows, or in the mode "fixed" the very one that it names."""
+    budget = ask.budget
+    if ask.mode == "fixed" and budget.exit is not None and budget == Budget(exit=budget.exit):
+        if budget.exit not in served.session.served:
+            known = ", ".join(map(str, served.session.served))
+            raise BudgetError(
+                f"Expected a fixed exit among those served, {known}, got {budget.exit}; name one of them."
+            )
+        return budget.exit
+    return served.session.choose(budget)
 
 
 def _settle(job: Job, answer: Answer | Exception | None) -> None:

@@ -22,6 +22,8 @@ from anytime_lct.serving.request import Ask
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+# How long a thread of Python may keep the others waiting: a twentieth of what is usual, as answers have milliseconds.
+SWITCH_SECONDS = 0.00025
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def serve(
     from anytime_lct.serving.engine import Engine, Served
     from anytime_lct.serving.repository import Repository
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     repository = Repository(settings.bundle, Served)
     engine = Engine(settings.threads)
     app = create_app(repository, engine, limits=settings.limits, default=settings.default, on_reload=on_reload)
