@@ -1,8 +1,9 @@
 """The server under load: who is answered in time, how deep and how well, and what HTTP costs.
 
 1. Poisson load at shares of the full-depth capacity, on a server that goes as deep as time allows and on the same one
-   at fixed full depth (the exit that answers when there is time: the best on validation data, here perhaps not the last); Fashion-MNIST's test images, one a request, binary tensors; latency from the scheduled time.
-   Every answer is held against the offline sub-model of the exit that it names, to the bit.
+   at fixed full depth, which is the exit that answers when there is time: the best on validation data. Fashion-MNIST's
+   test images, one a request, binary tensors; latency counts from the scheduled time. Every answer is held against the
+   offline sub-model of the exit that it names, to the bit.
 2. One binary request at a time over HTTP, beside the same input in process, in turns.
 
     anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving
