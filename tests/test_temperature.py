@@ -1,4 +1,4 @@
-"""Temperatures against a scan of the loss, calibration errors against sums by hand, and what a profile keeps of both."""
+"""Temperatures against a scan of the loss, calibration errors by hand, and what a profile keeps of both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The temperature of every exit, and how far its confidence is from its accuracy: both without keeping a logit.
 
 Guo et al., On Calibration of Modern Neural Networks, 2017: logits divided by one number T, which minimises the loss on
-held-out data. In b = 1/T that loss is convex. Its slope and curvature are summed up over the samples at a few b; between
-two of them a cubic has the same slopes and curvatures, and its root is the minimum within a thousandth.
+held-out data. In b = 1/T that loss is convex. Its slope and curvature are summed up over the samples at a few b;
+between two of them lies a cubic with the same slopes and curvatures, and its root is the minimum within a thousandth.
 
     NLL(b)   = sum over samples of  logsumexp(b z) - b z_y
     NLL'(b)  = sum of  E[z] - z_y,   NLL''(b) = sum of  Var[z],   under p = softmax(b z)
