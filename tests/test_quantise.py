@@ -20,7 +20,7 @@ from anytime_lct.cli.main import run as program
 from anytime_lct.errors import BundleError, ExportError
 from anytime_lct.export import Int8, export, parity
 from anytime_lct.export.graphs import export_sheet
-from anytime_lct.export.quantise import quantise
+from anytime_lct.export.quantise import _share_scale, quantise
 from anytime_lct.network import LCTNetwork
 from anytime_lct.profile import Profile
 from anytime_lct.runtime import AnytimeSession
@@ -124,6 +124,25 @@ def test_scales_by_hand():
     assert (stored.ravel() * scales).tolist() == pytest.approx([1.0, -0.5])
     left = next(node for node in graph.node if "hidden" in node.output)
     assert left.op_type == "DequantizeLinear" and values[left.input[1]] == pytest.approx(4 / 255)
+
+
+def test_both_pairs_around_a_hidden_tensor_get_one_scale():
+    """The two are computed from the same values by torch and by onnxruntime, and differed in the last bit."""
+    given = {"left": np.float32(0.1), "entered": np.nextafter(np.float32(0.1), np.float32(1))}
+    given |= {"zero": np.uint8(0), "one": np.uint8(1)}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("DequantizeLinear", ["q", "left", "zero"], ["group_1"]),
+            onnx.helper.make_node("QuantizeLinear", ["hidden_1", "entered", "one"], ["p"]),
+        ],
+        "sheet",
+        [],
+        [],
+        [numpy_helper.from_array(value, name) for name, value in given.items()],
+    )
+    _share_scale(graph, "group_1", "hidden_1")
+    values = {t.name: numpy_helper.to_array(t).item() for t in graph.initializer}
+    assert values == {"left": given["entered"], "entered": given["entered"], "zero": 1, "one": 1}
 
 
 def test_what_stays_float32(made):
