@@ -1,10 +1,10 @@
 """Rules for stopping beside fixed exits: test accuracy at the mean multiply-adds of the exits between first and main.
 
-For every run (seeds of one recipe, trained before) the exits are measured, rules are searched on validation for a mean
-cost as high as that of exit 2, exit 3, .., and both are reported on the same test samples, with the exact test of
-McNemar; then for other budgets, for the picture. Nothing is written into the run folders.
+For every run (seeds of one recipe, trained and analyzed before) rules are searched on validation for a mean cost as high
+as that of exit 2, exit 3, .., and reported beside the exit on the same test samples, with the exact test of McNemar; then
+for other budgets, for the picture. Nothing is written into the run folders.
 
-    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving
+    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
     python benchmarks/confidence.py runs/serving [RUN ..] [--data-root DIR]
 """
 
@@ -26,6 +26,7 @@ from anytime_lct.analysis import measure, picture, threshold_search
 from anytime_lct.analysis.statistics import p_worse
 from anytime_lct.budget import show_count
 from anytime_lct.cli.analyze import with_root
+from anytime_lct.profile import Profile
 from anytime_lct.thresholds import MEASURES
 
 POINTS = 16
@@ -35,7 +36,7 @@ def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
     """Search and report rules for one trained network."""
     opened = run_folder.open_run(path)
     data = datasets.from_recipe(with_root(opened.recipe, data_root))
-    profile = measure.profile(opened.network, data, opened.recipe.model.name)
+    profile = Profile.load(path)
     exits, temperatures = range(1, profile.num_groups + 1), [exit.temperature for exit in profile.exits]
     judge = measure.judging(opened.network, data)
     validation, test = (

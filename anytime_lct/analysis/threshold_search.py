@@ -9,6 +9,7 @@ With b = 0 these are the geometric shares of Huang et al., Multi-Scale Dense Net
 exits all shares are of this kind. For every set of exits and every slope b the budget fixes a, and the shares fix the
 thresholds, as quantiles: nothing is left to be fitted to single samples. Which exits, slope and measure are best is
 told by cross-validation: thresholds from four fifths of the validation samples, accuracy on the fifth, five times.
+Where no rule that spends the budget beats the best fixed exit, deeper exits add nothing: rules that spend less compete.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from anytime_lct.profile import Profile, Quality
 from anytime_lct.runtime.confidence import confidence
 from anytime_lct.thresholds import MEASURES, MeanCost, Measure, Thresholds
 
+SHARES_OF_BUDGET = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 SLOPES = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0)
-MOST_VISITED = 4
+# Exits that a rule visits at most: there are too many sets of them in a network of many exits.
+MOST_VISITED, MOST_VISITED_OF_MANY, MANY = 4, 3, 8
 FOLDS = 5
 # A rule whose thresholds cannot split equal confidences may miss its budget by so much.
 TOLERANCE = 0.005
@@ -89,8 +92,8 @@ def search(
 ) -> Thresholds:
     """Search the rule of the best accuracy at a mean cost of `mean_flops`, on validation; report it on test.
 
-    The rule spends the budget, unless a single exit that costs less is as good. Raises NothingFitsError for a
-    budget below the cheapest exit, and BudgetError.
+    The rule spends the budget if that beats the best fixed exit, and may spend less otherwise; where no rule beats the
+    fixed exit, it is the rule. Raises NothingFitsError for a budget below the cheapest exit, and BudgetError.
 
     >>> search(profile, validation, test, 20e6).at                                            # doctest: +SKIP
     {1: 0.9725, 2: 0.8816, 4: 0.0}
@@ -132,22 +135,37 @@ def stopping_costs(profile: Profile, visited: Iterable[int]) -> tuple[float, ...
 
 
 def _best(profile: Profile, validation: Samples, budget: float, measures: Sequence[Measure], fixed: int) -> _Rule:
-    """Return the rule of the best cross-validated accuracy; of equals the first, which is the simpler one."""
+    """Return the rule of the best cross-validated accuracy; of equals the first, which is the simpler one.
+
+    A rule that spends less must beat the fixed exit by a standard error: there are many such, and one is lucky.
+    """
     fold = np.random.default_rng(0).permutation(validation.right.shape[1]) % FOLDS
-    halves = [(_part(validation, fold != k), _part(validation, fold == k)) for k in range(FOLDS)]
+    held = [np.flatnonzero(fold == k) for k in range(FOLDS)]
+    folds = [(_part(validation, np.flatnonzero(fold != k)), _part(validation, held[k])) for k in range(FOLDS)]
     best = _Rule((fixed,), stopping_costs(profile, (fixed,)), (1.0,), measures[0])
-    most_right = int(validation.right[_row(validation, fixed)].sum())
-    for rule in _rules(profile, validation.exits, budget, measures):
-        if not _keeps(validation, rule, budget):
-            continue
-        right = sum(_num_right(held, rule.measure, _thresholds(others, rule)) for others, held in halves)
-        if right > most_right:
-            best, most_right = rule, right
+    alone = validation.right[_row(validation, fixed)]
+    most_right = alone.sum()
+    for target in (budget, *(share * budget for share in SHARES_OF_BUDGET)):
+        for rule in _rules(profile, validation.exits, target, measures):
+            thresholds = _thresholds(validation, rule)
+            if not _keeps(validation, rule, thresholds, target):
+                continue
+            if _right(validation, rule.measure, thresholds).sum() <= most_right:
+                continue  # no better even on the samples that it was fitted to
+            right = np.zeros_like(alone)
+            for chosen, (others, part) in zip(held, folds, strict=True):
+                right[chosen] = _right(part, rule.measure, _thresholds(others, rule))
+            noise = math.sqrt((right != alone).sum()) if target < budget else 0.0
+            if right.sum() > max(most_right, alone.sum() + noise):
+                best, most_right = rule, right.sum()
+        if target == budget and len(best.visited) > 1:
+            break
     return best
 
 
 def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure]) -> Iterator[_Rule]:
-    for visits in range(2, min(MOST_VISITED, len(exits)) + 1):
+    most = MOST_VISITED if len(exits) <= MANY else MOST_VISITED_OF_MANY
+    for visits in range(2, min(most, len(exits)) + 1):
         for visited in itertools.combinations(exits, visits):
             costs = stopping_costs(profile, visited)
             if costs[0] < budget < costs[-1]:
@@ -206,16 +224,16 @@ def _between(sure: NDArray[np.float32], passing: int) -> float:
     return float(above) if more - passing < passing - fewer and above <= 1 else float(low)
 
 
-def _keeps(samples: Samples, rule: _Rule, budget: float) -> bool:
+def _keeps(samples: Samples, rule: _Rule, at: dict[int, float], budget: float) -> bool:
     """Tell whether the thresholds come to the budget, which equal confidences can prevent."""
-    stopped = stops(samples, rule.measure, _thresholds(samples, rule))
+    stopped = stops(samples, rule.measure, at)
     cost = sum(C * (stopped == _row(samples, i)).mean() for i, C in zip(rule.visited, rule.costs, strict=True))
     return abs(cost / budget - 1) <= max(TOLERANCE, rule.costs[-1] / budget / len(stopped))
 
 
-def _num_right(samples: Samples, measure: Measure, at: dict[int, float]) -> int:
+def _right(samples: Samples, measure: Measure, at: dict[int, float]) -> NDArray[np.bool_]:
     stopped = stops(samples, measure, at)
-    return int(samples.right[stopped, np.arange(len(stopped))].sum())
+    return samples.right[stopped, np.arange(len(stopped))]
 
 
 def _without_idle(samples: Samples, rule: _Rule, at: dict[int, float]) -> dict[int, float]:
@@ -250,7 +268,7 @@ def _quality(right: NDArray[np.bool_], losses: NDArray[np.floating]) -> Quality:
     return Quality(value=value, low=low, high=high, loss=float(losses.astype(np.float64).mean()), samples=len(right))
 
 
-def _part(samples: Samples, chosen: NDArray[np.bool_]) -> Samples:
+def _part(samples: Samples, chosen: NDArray[np.integer]) -> Samples:
     sure = {measure: values[:, chosen] for measure, values in samples.sure.items()}
     return Samples(samples.exits, sure, samples.right[:, chosen], samples.losses[:, chosen])
 
