@@ -1,8 +1,8 @@
 """Rules for stopping beside fixed exits: test accuracy at the mean multiply-adds of the exits between first and main.
 
-For every run (seeds of one recipe, trained and analyzed before) rules are searched on validation for a mean cost as high
-as that of exit 2, exit 3, .., and reported beside the exit on the same test samples, with the exact test of McNemar; then
-for other budgets, for the picture. Nothing is written into the run folders.
+For every run (seeds of one recipe, trained and analyzed before) rules are searched on validation for a mean cost as
+high as that of exit 2, exit 3, .., and reported beside the exit on the same test samples, with McNemar's exact test;
+then for other budgets, for the picture. Nothing is written into the run folders.
 
     anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
     python benchmarks/confidence.py runs/serving [RUN ..] [--data-root DIR]
@@ -120,8 +120,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy over mean multiply-adds: rules as a line, fixed exits as marks, means over runs."""
     made = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
     axes = made.add_subplot()
-    curves = [[(100 * point["accuracy"], point["cost"]) for point in run["curve"]] for run in runs]
-    accuracy, cost = np.array(curves).mean(axis=0).T
+    curves = [[(point["cost"], 100 * point["accuracy"]) for point in run["curve"]] for run in runs]
+    cost, accuracy = np.array(sorted(np.mean(curves, axis=0).tolist())).T
     axes.plot(cost, accuracy, "o-", color=picture.BLUE, markersize=4, linewidth=1.8, label="rules for stopping")
     flops = [exit["flops"] for exit in runs[0]["exits"]]
     tests = [[100 * run["exits"][k]["test"]["value"] for run in runs] for k in range(len(flops))]

@@ -41,6 +41,8 @@ FOLDS = 5
 # A rule whose thresholds cannot split equal confidences may miss its budget by so much.
 TOLERANCE = 0.005
 
+Confidences = dict[Measure, NDArray[np.float32]]
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -50,7 +52,7 @@ class Samples:
     """
 
     exits: tuple[int, ...]
-    sure: dict[Measure, NDArray[np.float32]]
+    sure: Confidences
     right: NDArray[np.bool_]
     losses: NDArray[np.floating]
 
@@ -79,7 +81,7 @@ def watch(judge: Judge, split: Split, exits: Sequence[int], temperatures: Sequen
             parts.append(np.stack([confidence(z, measure, T) for z, T in zip(logits, temperatures, strict=True)]))
 
     found: Evaluation = judge(split, witness)
-    sure = {measure: np.concatenate(parts, axis=1) for measure, parts in seen.items()}
+    sure: Confidences = {measure: np.concatenate(parts, axis=1) for measure, parts in seen.items()}
     return Samples(tuple(exits), sure, found.scores.numpy() > 0, found.losses.numpy())
 
 
@@ -269,7 +271,7 @@ def _quality(right: NDArray[np.bool_], losses: NDArray[np.floating]) -> Quality:
 
 
 def _part(samples: Samples, chosen: NDArray[np.integer]) -> Samples:
-    sure = {measure: values[:, chosen] for measure, values in samples.sure.items()}
+    sure: Confidences = {measure: values[:, chosen] for measure, values in samples.sure.items()}
     return Samples(samples.exits, sure, samples.right[:, chosen], samples.losses[:, chosen])
 
 
