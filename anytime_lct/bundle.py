@@ -1,6 +1,6 @@
 """The exported folder: everything a device needs to answer, with the sums to know that it is whole.
 
-BUNDLE/manifest.json  profile.json
+BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
 BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from anytime_lct.errors import BundleError, ProfileError
 from anytime_lct.profile import Profile, Record, parse, read_text, write_whole
+from anytime_lct.thresholds import ThresholdTable
 
 MANIFEST = "manifest.json"
 
@@ -58,7 +59,11 @@ class Preprocessing(Record):
 
 
 class Manifest(Record):
-    """What is in the bundle. `served` are the exits it can answer with; keys and numbers count from 1."""
+    """What is in the bundle. `served` are the exits it can answer with; keys and numbers count from 1.
+
+    All graphs are of one `precision`. `largest_difference` of logits is that from torch's, or, for int8, that of the
+    chain of groups from the whole exits.
+    """
 
     format: Literal[1] = 1
     toolkit: str
@@ -76,7 +81,9 @@ class Manifest(Record):
     critics: dict[int, File]
     served: Annotated[tuple[int, ...], Field(min_length=1)]
     largest_difference: Annotated[float, Field(ge=0.0)]
+    precision: Literal["float32", "int8"] = "float32"
     profile: File
+    thresholds: File | None = None
 
     @model_validator(mode="after")
     def _can_serve(self) -> Manifest:
@@ -93,16 +100,18 @@ class Manifest(Record):
 
     def files(self) -> list[File]:
         """Return every file the manifest names."""
-        return [*self.exits.values(), *self.groups, *self.critics.values(), self.profile]
+        records = [self.profile] if self.thresholds is None else [self.profile, self.thresholds]
+        return [*self.exits.values(), *self.groups, *self.critics.values(), *records]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported folder that was found whole."""
+    """An exported folder that was found whole; `thresholds` are its rules for stopping, where it has any."""
 
     path: Path
     manifest: Manifest
     profile: Profile
+    thresholds: ThresholdTable | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
@@ -125,11 +134,14 @@ class Bundle:
                 )
         try:
             profile = Profile.load(folder / manifest.profile.name)
+            rules = manifest.thresholds and ThresholdTable.load(folder / manifest.thresholds.name)
         except ProfileError as error:
             raise BundleError(f"The bundle '{folder}' has no usable profile: {error}") from None
         if profile.num_groups != manifest.num_groups:
             raise BundleError(f"The profile in the bundle '{folder}' is of another network; export the bundle again.")
-        return cls(folder, manifest, profile)
+        if rules and rules.of_exits(manifest.served) != rules:
+            raise BundleError(f"The thresholds in the bundle '{folder}' visit exits it lacks; export the bundle again.")
+        return cls(folder, manifest, profile, rules)
 
     def group(self, i: int) -> Path:
         """Return the file of layer group i, from 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 from anytime_lct import task as tasks
 from anytime_lct.network import LCTNetwork, carrying, probing
 from anytime_lct.task import TaskName
+
+# What turns a minibatch into the outputs of its exits, and what looks on: at these outputs and at the labels.
+Answers = Callable[[Tensor], Sequence[Tensor]]
+Witness = Callable[[Sequence[Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,29 @@ class Evaluation:
         return self.scores.double().mean(dim=1).tolist()
 
 
-def evaluate(network: LCTNetwork, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName) -> Evaluation:
-    """Run every exit over `batches` in evaluation mode, carrying hidden state from one to the next from zero."""
+def evaluate(
+    network: LCTNetwork, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *witnesses: Witness
+) -> Evaluation:
+    """Run every exit over `batches` in evaluation mode, carrying hidden state from one to the next from zero.
+
+    Witnesses see the logits of every minibatch, which are not kept.
+    """
     device = next(network.parameters()).device
+    with probing(network), carrying(network):
+        return evaluate_answers(lambda x: network(x.to(device)), batches, task, *witnesses)
+
+
+def evaluate_answers(
+    answers: Answers, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *witnesses: Witness
+) -> Evaluation:
+    """Judge what something answers as `evaluate` judges a network: exported graphs, for instance."""
     losses: list[Tensor] = []
     scores: list[Tensor] = []
-    with probing(network), carrying(network):
-        for x, y in batches:
-            x, y = x.to(device), y.to(device)
-            outputs = network(x)
-            losses.append(torch.stack([tasks.losses(task, Z, y) for Z in outputs]).cpu())
-            scores.append(torch.stack([tasks.scores(task, Z, y) for Z in outputs]).cpu())
+    for x, y in batches:
+        outputs = answers(x)
+        y = y.to(outputs[0].device)
+        losses.append(torch.stack([tasks.losses(task, Z, y) for Z in outputs]).cpu())
+        scores.append(torch.stack([tasks.scores(task, Z, y) for Z in outputs]).cpu())
+        for witness in witnesses:
+            witness(outputs, y)
     return Evaluation(torch.cat(losses, dim=1), torch.cat(scores, dim=1))

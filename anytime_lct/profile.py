@@ -56,6 +56,13 @@ class Latency(Record):
     machine: str
 
 
+class Calibration(Record):
+    """Expected calibration error on test data, of 0 to 1, of the logits as they are and divided by the temperature."""
+
+    before: Annotated[float, Field(ge=0.0, le=1.0)]
+    after: Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class Exit(Record):
     """What was measured of sub-model `index`; its logits divided by `temperature` give probabilities that hold."""
 
@@ -64,6 +71,7 @@ class Exit(Record):
     test: Quality
     latency: Latency | None = None
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    calibration: Calibration | None = None
 
 
 class Profile(Record):

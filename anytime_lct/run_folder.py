@@ -5,15 +5,17 @@ RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go o
 RUN/main.safetensors  critics.safetensors         what came out
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
 RUN/profile.json  exits.png  descent.png          what it is worth (analyze)
+RUN/thresholds.json                               where samples stop within a mean budget (thresholds)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,15 @@ def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]
     """Write main.safetensors and critics.safetensors."""
     save_tensors(path / MAIN, main)
     save_tensors(path / CRITICS, critics)
+
+
+def fingerprint(path: Path, temperatures: Sequence[float]) -> str:
+    """Return a sum of a run's weights and its exits' temperatures, which rules for stopping hold for."""
+    digest = hashlib.sha256(" ".join(f"{T:.4g}" for T in temperatures).encode())
+    for name in (MAIN, CRITICS):
+        with (path / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:

@@ -5,6 +5,7 @@ RUN/thresholds.json, BUNDLE/thresholds.json: one entry for each mean budget that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,10 +54,24 @@ class Thresholds(Record):
 
 
 class ThresholdTable(Record):
-    """The rules of a network, by rising mean cost."""
+    """The rules of a network, by rising mean cost.
+
+    `network` is a sum of the weights and temperatures that they hold for (`run_folder.fingerprint`).
+    """
 
     format: Literal[1] = 1
+    network: str = ""
     rules: tuple[Thresholds, ...]
+
+    def extended(self, rules: Iterable[Thresholds]) -> ThresholdTable:
+        """Return the table with more rules; one for a budget that was there already takes the other's place."""
+        merged = {rule.mean_flops: rule for rule in (*self.rules, *rules)}
+        return self.model_copy(update={"rules": tuple(merged[flops] for flops in sorted(merged))})
+
+    def of_exits(self, served: Iterable[int]) -> ThresholdTable:
+        """Return the table with only those rules whose visited exits are all among `served`."""
+        known = set(served)
+        return self.model_copy(update={"rules": tuple(rule for rule in self.rules if known >= rule.at.keys())})
 
     def within(self, mean_flops: float) -> Thresholds:
         """Return the rule of the largest mean budget up to `mean_flops`; raises NothingFitsError and BudgetError.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from anytime_lct.profile import Profile, Quality
+    from anytime_lct.recipe import Recipe
 
 
 def analyze(
@@ -52,13 +53,18 @@ def measure(run: Path, data_root: str | None = None) -> Profile:
     from anytime_lct import data as datasets
 
     opened = run_folder.open_run(run)
-    recipe = opened.recipe
-    if data_root is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
-    profile = analysis.profile(opened.network, datasets.from_recipe(recipe), recipe.model.name)
+    data = datasets.from_recipe(with_root(opened.recipe, data_root))
+    profile = analysis.profile(opened.network, data, opened.recipe.model.name)
     profile.save(run / run_folder.PROFILE)
     analysis.draw(profile, run / run_folder.PICTURE)
     return profile
+
+
+def with_root(recipe: Recipe, data_root: str | None) -> Recipe:
+    """Return a recipe that looks for its data in `data_root`, where that is given."""
+    if data_root is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
 
 
 def draw_descent(run: Path, title: str) -> bool:

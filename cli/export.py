@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from rich.console import Console
+
     from anytime_lct.bundle import Bundle
+    from anytime_lct.evaluation import Answers
+    from anytime_lct.export import Int8
+    from anytime_lct.profile import Profile
+    from anytime_lct.run_folder import Run
+    from anytime_lct.thresholds import ThresholdTable
 
 
 def export(
@@ -20,32 +30,56 @@ def export(
     only: Annotated[
         str | None, typer.Option(metavar="exits|groups", help="Whole exits only, or groups and critics only.")
     ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8, and measure every exit again.")] = False,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the scales of int8.")] = 512,
+    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object.")] = False,
 ) -> None:
     """Export every exit to ONNX: whole sub-models, and layer groups and critics for resumable execution.
 
-    Every exit is compared with torch before the folder gets its name; a difference aborts.
+    Every exit is compared with torch before the folder gets its name; a difference aborts. Rules for stopping, where
+    `thresholds` found some, go into the bundle. With --int8 quality, temperatures and these rules are measured on the
+    int8 graphs, which takes the data set.
 
     Example: anytime-lct export runs/digits-resnet-0 --out bundles/digits
     """
+    from anytime_lct.budget import show_count
     from anytime_lct.errors import ExportError
+    from anytime_lct.profile import Profile
+    from anytime_lct.selector import show_quality
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
-    bundle = write(run, out, exits=_numbers(exits), only=only, force=force, quiet=as_json)  # type: ignore[arg-type]
+    bundle = write(
+        run,
+        out,
+        exits=_numbers(exits),
+        only=only,  # type: ignore[arg-type]
+        calibration_samples=calibration_samples if int8 else None,
+        data_root=data_root,
+        force=force,
+        quiet=as_json,
+    )
     if as_json:
         typer.echo(bundle.manifest.model_dump_json())
         return
-    kinds = [
-        f"{len(bundle.manifest.exits)} exits",
-        f"{len(bundle.manifest.groups)} groups",
-        f"{len(bundle.manifest.critics)} critics",
-    ]
-    typer.echo(
-        f"Wrote {out}: {', '.join(kinds)}; largest difference of logits from torch "
-        f"{bundle.manifest.largest_difference:.1e}. Next: anytime-lct predict {out} FILE"
-    )
+    manifest = bundle.manifest
+    kinds = [f"{len(manifest.exits)} exits", f"{len(manifest.groups)} groups", f"{len(manifest.critics)} critics"]
+    if bundle.thresholds is not None:
+        kinds.append(
+            f"rules for a mean of {', '.join(show_count(rule.mean_flops) for rule in bundle.thresholds.rules)}"
+        )
+    difference = f"{manifest.largest_difference:.1e}"
+    if int8:
+        before = Profile.load(run)
+        for i in manifest.served:
+            values = [show_quality(before, of.exits[i - 1].test.value) for of in (bundle.profile, before)]
+            typer.echo(f"Exit {i}: test accuracy {values[0]} in int8, {values[1]} in float32.")
+        compared = f"int8, logits of the chain of groups differ from the whole exits' by {difference}"
+    else:
+        compared = f"largest difference of logits from torch {difference}"
+    typer.echo(f"Wrote {out}: {', '.join(kinds)}; {compared}. Next: anytime-lct predict {out} FILE")
 
 
 def write(
@@ -54,10 +88,12 @@ def write(
     *,
     exits: list[int] | None = None,
     only: Literal["exits", "groups"] | None = None,
+    calibration_samples: int | None = None,
+    data_root: str | None = None,
     force: bool = False,
     quiet: bool = False,
 ) -> Bundle:
-    """Export a run folder that has a profile; show what is being done."""
+    """Export a run folder that has a profile, in int8 where `calibration_samples` says on how many; show the steps."""
     from rich.console import Console
 
     from anytime_lct import run_folder
@@ -72,6 +108,7 @@ def write(
         )
     profile = Profile.load(run / run_folder.PROFILE)
     console = Console(stderr=True, quiet=quiet)
+    rules = _rules(run, profile, console)
     with console.status("exporting") as status:
         return exporting(
             opened.network,
@@ -82,8 +119,66 @@ def write(
             exits=exits,
             only=only,
             force=force,
+            thresholds=rules,
+            int8=None if calibration_samples is None else _int8(opened, profile, rules, calibration_samples, data_root),
             progress=lambda what: status.update(what),
         )
+
+
+def _rules(run: Path, profile: Profile, console: Console) -> ThresholdTable | None:
+    """Read the run's rules for stopping; those of other weights stay behind, and that is said."""
+    from anytime_lct import run_folder
+    from anytime_lct.thresholds import NAME, ThresholdTable
+
+    if not (run / NAME).exists():
+        return None
+    rules = ThresholdTable.load(run / NAME)
+    if rules.network == run_folder.fingerprint(run, [exit.temperature for exit in profile.exits]):
+        return rules
+    console.print(
+        f"Leaving out {run / NAME}, which is of other weights or temperatures; search anew with: anytime-lct "
+        f"thresholds {run}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return None
+
+
+def _int8(opened: Run, profile: Profile, rules: ThresholdTable | None, samples: int, data_root: str | None) -> Int8:
+    """Join the run's data to the export: training images to calibrate on, and what measures the int8 graphs."""
+    from anytime_lct import data as datasets
+    from anytime_lct.analysis import measure, threshold_search
+    from anytime_lct.cli.analyze import with_root
+    from anytime_lct.export import Int8
+    from anytime_lct.export.quantise import check
+
+    check(opened.facts)
+    data = datasets.from_recipe(with_root(opened.recipe, data_root))
+
+    def inputs() -> Iterator[NDArray[Any]]:
+        left = samples
+        for x, _ in data.batches("train"):
+            yield x[:left].numpy()
+            left -= len(x)
+            if left <= 0:
+                return
+
+    def measured(answers: Answers, served: tuple[int, ...]) -> tuple[Profile, ThresholdTable | None]:
+        judge = measure.judging_answers(answers, data)
+        again = measure.measured_again(profile, judge, served, data)
+        kept = None if rules is None else rules.of_exits(served)
+        if kept is None or not kept.rules:
+            return again, None
+        temperatures = [again.exits[i - 1].temperature for i in served]
+        held_out, test = (
+            threshold_search.watch(judge, split, served, temperatures) for split in ("validation", "test")
+        )
+        found = [
+            threshold_search.search(again, held_out, test, rule.mean_flops, (rule.measure,)) for rule in kept.rules
+        ]
+        return again, kept.model_copy(update={"rules": tuple(found)})
+
+    return Int8(inputs(), measured)
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -21,7 +21,9 @@ app = typer.Typer(
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
 
-VERBS = ("quickstart", "train", "analyze", "select", "export", "calibrate", "predict", "serve", "reproduce")
+VERBS = (
+    "quickstart", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict", "serve", "reproduce",
+)  # fmt: skip
 for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 

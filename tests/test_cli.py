@@ -36,7 +36,8 @@ OPTIONS = {
         "--place --recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
     ),
     "analyze": "--data-root --json",
-    "export": "--exits --force --json --only --out",
+    "thresholds": "--data-root --json --mean-flops --measure",
+    "export": "--calibration-samples --data-root --exits --force --int8 --json --only --out",
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),

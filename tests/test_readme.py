@@ -85,6 +85,24 @@ def test_the_benchmarks_are_those_of_the_committed_result():
     assert all(row["bit_identical"] for row in found["resumable"])
 
 
+def test_the_tables_of_rules_and_of_int8_are_those_of_the_committed_results():
+    (run,) = result("confidence")["runs"]
+    for row in run["at_exits"]:
+        rule, fixed = row["best"]["rule"], run["exits"][row["exit"] - 1]["test"]["value"]
+        shares = ", ".join(f"{share:.0%} at {'main' if i == '4' else i}" for i, share in rule["shares"].items())
+        assert cells(f"the mean cost of exit {row['exit']}") == [
+            f"{row['budget'] / 1e6:.0f}M",
+            f"{fixed:.2%}",
+            f"{rule['accuracy']['value']:.2%}",
+            f"{row['best']['cost_to_budget']:.3f}",
+            shares,
+        ]
+    found = result("int8")["exits"]
+    assert cells("int8, time as multiple")[:4] == [f"{row['int8']['median_ratio']:.2f}" for row in found]
+    for kind in ("float32", "int8"):
+        assert cells(f"test accuracy, {kind}")[:4] == [f"{row[f'{kind}_test']['value']:.2%}" for row in found]
+
+
 def test_the_tables_of_workers_are_those_of_the_committed_result():
     found, names = result("workers"), ("resnet50", "resnet20", "lstm")
 

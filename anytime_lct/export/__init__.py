@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import onnx
 import torch
-from google.protobuf.message import EncodeError
 from torch import Tensor
 
 from anytime_lct import __version__
-from anytime_lct.bundle import Bundle, Manifest, Preprocessing, describe_file, is_bundle, write_manifest
+from anytime_lct.bundle import Bundle, Manifest, Preprocessing, describe_file, write_manifest
 from anytime_lct.errors import ExportError
+from anytime_lct.evaluation import Answers
 from anytime_lct.export import parity
+from anytime_lct.export.folder import new_folder, save
 from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
+from anytime_lct.export.quantise import Int8, check, quantise
 from anytime_lct.network import LCTNetwork, probing
 from anytime_lct.profile import NAME as PROFILE
 from anytime_lct.profile import Latency, Profile
 from anytime_lct.runtime import AnytimeSession
 from anytime_lct.stopwatch import machine, median_seconds
 from anytime_lct.task import Facts
+from anytime_lct.thresholds import NAME as THRESHOLDS
+from anytime_lct.thresholds import ThresholdTable
 
-__all__ = ["export"]
+__all__ = ["Int8", "export"]
 
 
 def export(
@@ -42,38 +42,53 @@ def export(
     exits: Sequence[int] | None = None,
     only: Literal["exits", "groups"] | None = None,
     force: bool = False,
+    thresholds: ThresholdTable | None = None,
+    int8: Int8 | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Write a bundle folder of the `exits` (default: all), and return it opened.
 
     It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the
-    two out. Onnxruntime's logits are compared with torch's, and every exit is timed. The folder appears under
-    its name when it is complete, or not at all; `force` replaces an existing bundle. Raises ExportError.
+    two out. Onnxruntime's logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those
+    rules that visit exported exits only, and none without groups. With `int8` the graphs are quantised, and quality,
+    temperatures and rules are measured on them. The folder appears under its name when it is complete, or not at all;
+    `force` replaces an existing bundle. Raises ExportError.
 
     >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
     """
     say = progress or (lambda what: None)
     asked = _Asked.check(network, profile, exits, only)
+    if int8 is not None:
+        check(facts)
     if any(p.device.type != "cpu" for p in network.parameters()):
         network = copy.deepcopy(network).cpu()
     groups = list(network.groups)[: asked.num_groups]
     critics = {i: network.critics[i - 1] for i in asked.critics}
-    with _new_folder(out, force) as folder, probing(network):
+    with new_folder(out, force) as folder, probing(network):
         say(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
         dynamic = ("batch",) if facts.task == "classification" else ("batch", "time")
         sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=asked.complete)
+        if int8 is not None:
+            say("quantising them to int8")
+            sheet = quantise(sheet, groups, int8.inputs)
         _write_graphs(folder, sheet, asked)
-        say("comparing every exit with torch")
         engines = {}
         if asked.with_groups:
             engines["chain of exported groups"] = parity.chain(folder, asked.num_groups, asked.critics)
         if asked.with_exits:
             engines["exported sub-model"] = parity.whole(folder, asked.served)
-        difference = parity.largest_difference(groups, critics, engines, facts)
+        if int8 is None:
+            say("comparing every exit with torch")
+            difference = parity.largest_difference(groups, critics, engines, facts)
+        else:
+            say("measuring every exit in int8")
+            difference = parity.largest_disagreement(list(engines.values()), facts)
+            profile, thresholds = int8.measure(_answers(next(iter(engines.values())), asked.served), asked.served)
         say("timing every exit")
-        _write_records(folder, facts, profile, asked, model_name, difference)
-        timed = _timed(folder, facts, profile, asked)
-        _write_records(folder, facts, timed, asked, model_name, difference)
+        rules = thresholds.of_exits(asked.served) if thresholds is not None and asked.with_groups else None
+        written = partial(_write_records, folder, facts, asked, model_name, difference, int8 is not None, rules)
+        written(profile)
+        written(_timed(folder, facts, profile, asked))
         Bundle.open(folder)
     return Bundle.open(out, verify=False)
 
@@ -115,57 +130,38 @@ class _Asked:
         return tuple(i for i in self.served if i < self.network_groups)
 
 
-@contextmanager
-def _new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its name when all went well, and vanishes otherwise."""
-    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
-    if out.exists() and not (force and is_bundle(out)):
-        known = is_bundle(out)
-        holds = "a bundle already; replace it with --force or" if known else "something else than a bundle;"
-        raise ExportError(f"The path '{out}' holds {holds} choose another --out.")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if out.exists():
-            out.rename(old)
-        part.rename(out)
-    except OSError as error:
-        raise ExportError(
-            f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose another --out."
-        ) from None
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _write_graphs(folder: Path, sheet: Sheet, asked: _Asked) -> None:
     if asked.with_groups:
         for i in range(1, asked.num_groups + 1):
-            _save(sheet.group(i), folder / f"group_{i}.onnx")
+            save(sheet.group(i), folder / f"group_{i}.onnx")
         for i in asked.critics:
-            _save(sheet.critic(i), folder / f"critic_{i}.onnx")
+            save(sheet.critic(i), folder / f"critic_{i}.onnx")
     if asked.with_exits:
         for i in asked.served:
-            _save(sheet.exit(i), folder / f"exit_{i}.onnx")
+            save(sheet.exit(i), folder / f"exit_{i}.onnx")
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    try:
-        content = model.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError) as error:
-        raise ExportError(f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}.") from error
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _answers(engine: parity.Engine, served: tuple[int, ...]) -> Answers:
+    def answers(x: Tensor) -> list[Tensor]:
+        found = engine(x.numpy())
+        return [torch.from_numpy(found[i]) for i in served]
+
+    return answers
 
 
 def _write_records(
-    folder: Path, facts: Facts, profile: Profile, asked: _Asked, model_name: str, difference: float
+    folder: Path,
+    facts: Facts,
+    asked: _Asked,
+    model_name: str,
+    difference: float,
+    int8: bool,
+    rules: ThresholdTable | None,
+    profile: Profile,
 ) -> None:
     profile.save(folder / PROFILE)
+    if rules is not None and rules.rules:
+        rules.save(folder / THRESHOLDS)
     text = facts.task == "language-model"
     groups = range(1, asked.num_groups + 1) if asked.with_groups else ()
     manifest = Manifest(
@@ -184,7 +180,9 @@ def _write_records(
         critics={i: describe_file(folder / f"critic_{i}.onnx") for i in asked.critics if asked.with_groups},
         served=asked.served,
         largest_difference=difference,
+        precision="int8" if int8 else "float32",
         profile=describe_file(folder / PROFILE),
+        thresholds=describe_file(folder / THRESHOLDS) if (folder / THRESHOLDS).exists() else None,
     )
     write_manifest(folder, manifest)
 

@@ -37,6 +37,19 @@ def largest_difference(
     return largest
 
 
+def largest_disagreement(engines: Sequence[Engine], facts: Facts) -> float:
+    """Return the largest difference of any logit between engines, over the same batches; 0 is the same bits.
+
+    This is what int8 graphs are asked, which cannot agree with torch: whether the chain says what the whole exits say.
+    """
+    largest = 0.0
+    for x in samples(facts):
+        first, *others = (engine(x) for engine in engines)
+        for other in others:
+            largest = max(largest, *(float(np.abs(first[i] - other[i]).max()) for i in first))
+    return largest
+
+
 def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
     if logits.shape != expected.shape:
         raise ExportError(f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written.")

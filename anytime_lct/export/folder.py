@@ -1,0 +1,52 @@
+"""The bundle's folder while it is written: it takes its name when all went well, and vanishes otherwise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import EncodeError
+
+from anytime_lct.bundle import is_bundle
+from anytime_lct.errors import ExportError
+
+
+@contextmanager
+def new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """Give a folder beside `out` that becomes `out`, or replaces a bundle there with `force`; raises ExportError."""
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    if out.exists() and not (force and is_bundle(out)):
+        known = is_bundle(out)
+        holds = "a bundle already; replace it with --force or" if known else "something else than a bundle;"
+        raise ExportError(f"The path '{out}' holds {holds} choose another --out.")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            out.rename(old)
+        part.rename(out)
+    except OSError as error:
+        raise ExportError(
+            f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose another --out."
+        ) from None
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph, flushed to the disk; raises ExportError where it is larger than ONNX files can be."""
+    try:
+        content = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise ExportError(f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}.") from error
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

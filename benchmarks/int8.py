@@ -1,0 +1,84 @@
+"""int8 beside float32: seconds to every exit, alternated in one run, accuracy of every exit, and bytes.
+
+Both bundles of a trained and analyzed run are exported, and one image at a time is answered by one thread by way of the
+exit's own critic alone. Accuracies are those of the run's profile, by torch, and of the int8 graphs, by onnxruntime.
+
+    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
+    python benchmarks/int8.py runs/serving [--data-root DIR] [--rounds 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import ratios, write
+
+from anytime_lct.bundle import Bundle
+from anytime_lct.cli.export import write as export
+from anytime_lct.profile import Profile
+from anytime_lct.runtime import AnytimeSession
+
+SAMPLES = 512
+
+
+def both(run: Path, folder: Path, data_root: str | None) -> dict[str, Bundle]:
+    return {
+        "float32": export(run, folder / "float32", quiet=True),
+        "int8": export(run, folder / "int8", calibration_samples=SAMPLES, data_root=data_root, quiet=True),
+    }
+
+
+def rows(bundles: dict[str, Bundle], of_torch: Profile, rounds: int) -> list[dict[str, Any]]:
+    """Time and compare every exit."""
+    sessions = {name: AnytimeSession(bundle, threads=1) for name, bundle in bundles.items()}
+    shape = bundles["int8"].manifest.input_shape[1:]
+    x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)  # type: ignore[misc]
+    found = []
+    for i in bundles["int8"].manifest.served:
+        calls = [lambda session=session, i=i: session.run_to(i, x) for session in sessions.values()]
+        of_float, of_int8 = ratios(calls, rounds)
+        float_exit, int8_exit = of_torch.exits[i - 1], bundles["int8"].profile.exits[i - 1]
+        row = {
+            "exit": i,
+            "float32_seconds": of_float["median_seconds"],
+            "int8": of_int8,
+            "float32_test": float_exit.test.model_dump(),
+            "int8_test": int8_exit.test.model_dump(),
+            "float32_validation": float_exit.validation and float_exit.validation.value,
+            "int8_validation": int8_exit.validation and int8_exit.validation.value,
+            "bytes": {name: bundle.manifest.exits[i].bytes for name, bundle in bundles.items()},
+        }
+        print(
+            f"exit {i}: {1e3 * of_float['median_seconds']:.2f} ms in float32, int8 takes {of_int8['median_ratio']:.2f} "
+            f"of it; test accuracy {float_exit.test.value:.2%}, in int8 {int8_exit.test.value:.2%}",
+            flush=True,
+        )
+        found.append(row)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-root")
+    parser.add_argument("--rounds", type=int, default=60)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = both(told.run, Path(folder), told.data_root)
+        profile = Profile.load(told.run)
+        result = {
+            "network": bundles["int8"].manifest.model,
+            "data": profile.data,
+            "calibration_samples": SAMPLES,
+            "chain_differs_from_whole_exits_by": bundles["int8"].manifest.largest_difference,
+            "exits": rows(bundles, profile, told.rounds),
+        }
+    print(f"wrote {write('int8', result)}")
+
+
+if __name__ == "__main__":
+    main()

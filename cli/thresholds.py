@@ -1,0 +1,129 @@
+"""`anytime-lct thresholds`: how sure an exit must be for a sample to stop there, within a mean budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from anytime_lct.profile import Quality
+    from anytime_lct.thresholds import Measure, Thresholds, ThresholdTable
+
+BUDGET = "Mean multiply-adds a sample, e.g. 20M; may be given several times."
+MEASURE = "What tells how sure an answer is; best: the one that does best on validation."
+
+
+def thresholds(
+    run: Annotated[Path, typer.Argument(help="Run folder that `train` and `analyze` wrote.")],
+    mean_flops: Annotated[list[str], typer.Option(help=BUDGET)],
+    measure: Annotated[str, typer.Option(metavar="max-probability|margin|entropy|best", help=MEASURE)] = "best",
+    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rules as one JSON object.")] = False,
+) -> None:
+    """Search which exits to visit and how sure each must be, for the best accuracy at a mean cost.
+
+    Easy samples stop early and leave their share of the budget to hard ones. The search sees validation data only; test
+    is reported. Rules are added to thresholds.json in the run folder, which `export` puts into the bundle.
+
+    Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
+    """
+    from rich.console import Console
+
+    from anytime_lct.budget import parse_count
+    from anytime_lct.errors import BudgetError
+    from anytime_lct.thresholds import MEASURES
+
+    if measure not in (*MEASURES, "best"):
+        raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
+    measures = MEASURES if measure == "best" else (measure,)
+    found, written = find(run, [parse_count(text) for text in mean_flops], measures, data_root)  # type: ignore[arg-type]
+    if as_json:
+        typer.echo(found.model_dump_json())
+        return
+    console = Console()
+    console.print(table(found.rules))
+    console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+    console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
+
+
+NOTE = (
+    "FLOPs: one multiply-add counts one; a sample pays groups up to where it stops and every critic visited. "
+    "Searched on validation; accuracy and cost are those of test, with 95% intervals. The fixed exit is the most "
+    "accurate one on validation that costs no more than the mean budget."
+)
+
+
+def find(
+    run: Path, budgets: list[float], measures: tuple[Measure, ...], data_root: str | None = None
+) -> tuple[ThresholdTable, Path]:
+    """Search a rule for each budget and add them to the run's table; return those, and the file."""
+    from anytime_lct import data as datasets
+    from anytime_lct import run_folder
+    from anytime_lct.analysis import measure, threshold_search
+    from anytime_lct.cli.analyze import with_root
+    from anytime_lct.errors import AnalysisError, ProfileError
+    from anytime_lct.profile import Profile
+    from anytime_lct.thresholds import NAME, ThresholdTable
+
+    opened = run_folder.open_run(run)
+    if opened.facts.task != "classification":
+        raise AnalysisError(
+            f"Expected a network that classifies, got a language model in '{run}', in which every character would stop "
+            f"elsewhere; pick one exit with: anytime-lct select {run}."
+        )
+    if not (run / run_folder.PROFILE).exists():
+        raise ProfileError(f"The run '{run}' has no profile yet; run anytime-lct analyze {run} first.")
+    profile = Profile.load(run / run_folder.PROFILE)
+    data = datasets.from_recipe(with_root(opened.recipe, data_root))
+    if not data.num_samples("validation"):
+        raise AnalysisError(
+            f"Expected validation data to search thresholds on, got a run without in '{run}'; train with "
+            f"--set data.validation=0.1."
+        )
+    exits = tuple(range(1, profile.num_groups + 1))
+    temperatures = [exit.temperature for exit in profile.exits]
+    judge = measure.judging(opened.network, data)
+    validation, test = (threshold_search.watch(judge, split, exits, temperatures) for split in ("validation", "test"))
+    rules = [threshold_search.search(profile, validation, test, budget, measures) for budget in budgets]
+    path, network = run / NAME, run_folder.fingerprint(run, temperatures)
+    known = ThresholdTable.load(path) if path.exists() else None
+    fresh = ThresholdTable(network=network, rules=())
+    (known if known is not None and known.network == network else fresh).extended(rules).save(path)
+    return fresh.extended(rules), path
+
+
+def table(rules: tuple[Thresholds, ...]) -> Table:
+    """Lay rules out, a line a budget."""
+    from rich.table import Table
+
+    from anytime_lct.budget import show_count
+
+    grid = Table(title="Rules for stopping", title_justify="left")
+    for name in ("mean budget", "stop if", "mean cost", "accuracy", "fixed exit"):
+        grid.add_column(name, justify="left" if name == "stop if" else "right", no_wrap=True)
+    for rule in rules:
+        grid.add_row(
+            show_count(rule.mean_flops),
+            _steps(rule),
+            f"{show_count(rule.cost.flops)}\n[{show_count(rule.cost.low)}, {show_count(rule.cost.high)}]",
+            _show(rule.accuracy),
+            f"{rule.fixed}: {_show(rule.fixed_accuracy)}" if rule.fixed_accuracy else "-",
+        )
+    return grid
+
+
+def _steps(rule: Thresholds) -> str:
+    """Write where samples stop, and which share of them: a line an exit."""
+    *early, last = rule.at
+    if not early:
+        return f"exit {last}: all"
+    lines = [f"exit {i}: {rule.at[i]:.3f} ({100 * rule.shares[i]:.0f}%)" for i in early]
+    return "\n".join([f"{rule.measure} at least", *lines, f"exit {last}: else ({100 * rule.shares[last]:.0f}%)"])
+
+
+def _show(quality: Quality) -> str:
+    return f"{100 * quality.value:.2f}%\n[{100 * quality.low:.2f}, {100 * quality.high:.2f}]"

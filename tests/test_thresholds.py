@@ -1,0 +1,201 @@
+"""Rules for stopping: against brute force where all thresholds can be tried, arithmetic by hand, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import make_profile
+
+from anytime_lct.analysis import threshold_search
+from anytime_lct.analysis.threshold_search import Samples, search, stopping_costs, stops
+from anytime_lct.cli.main import run as program
+from anytime_lct.errors import BudgetError, NothingFitsError
+from anytime_lct.thresholds import MEASURES, ThresholdTable
+
+PROFILE = make_profile()  # exits cost 35, 100, 150 alone; by way of all before them 35, 105, 205
+
+
+def samples(right: np.ndarray, sure: np.ndarray) -> Samples:
+    values = {measure: np.asarray(sure, np.float32) for measure in MEASURES}
+    return Samples((1, 2, 3), values, np.asarray(right, bool), np.ones(right.shape))
+
+
+def made(size: int, seed: int = 0) -> Samples:
+    """Deeper exits can do harder samples: 70, 85 and 95 in a hundred; each is sure where it is far from its limit."""
+    rng = np.random.default_rng(seed)
+    reserve = np.array([[0.7], [0.85], [0.95]]) - rng.uniform(size=size) + 0.05 * rng.standard_normal((3, size))
+    return samples(reserve + 0.05 * rng.standard_normal((3, size)) > 0, 1 / (1 + np.exp(-8 * reserve)))
+
+
+def by_brute_force(held: Samples, budget: float) -> float:
+    """The best accuracy of any visited exits and any thresholds that cost no more than the budget."""
+    best, size = 0.0, held.right.shape[1]
+    for visits in (1, 2, 3):
+        for visited in itertools.combinations((1, 2, 3), visits):
+            costs = stopping_costs(PROFILE, visited)
+            candidates = [np.append(np.unique(held.sure["margin"][i - 1]), 2.0) for i in visited[:-1]]
+            for thresholds in itertools.product(*candidates):
+                at = dict(zip(visited, (*map(float, thresholds), 0.0), strict=True))
+                stopped = stops(held, "margin", at)
+                cost = sum(C * (stopped == i - 1).sum() for i, C in zip(visited, costs, strict=True))
+                if cost <= budget * size:
+                    best = max(best, float(held.right[stopped, np.arange(size)].mean()))
+    return best
+
+
+def test_costs_of_stopping_by_hand():
+    assert stopping_costs(PROFILE, (1, 2, 3)) == (30 + 5, 30 + 20 + 5 + 50, 30 + 20 + 100 + 5 + 50)
+    assert stopping_costs(PROFILE, (1, 3)) == (35, 155)  # critic 2 is passed
+    assert stopping_costs(PROFILE, (3,)) == (150,)
+
+
+def test_a_sample_stops_where_it_is_sure_enough_at_first():
+    held = samples(np.ones((3, 4)), np.array([[0.9, 0.5, 0.5, 0.5], [0.1, 0.7, 0.6, 0.6], [0.0, 0.0, 0.9, 0.0]]))
+    assert stops(held, "margin", {1: 0.9, 2: 0.7, 3: 0.0}).tolist() == [0, 1, 2, 2]
+    assert stops(held, "entropy", {2: 0.0}).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("budget", "stopping"), [(45, 55), (95, 30), (125, 15)])
+def test_who_should_stop_is_found_where_it_is_plain(budget, stopping):
+    """The sixty surest are right at once; the others only at exit 3, of which the budget pays as many as it can."""
+    sure = np.tile(np.linspace(0.99, 0.01, 60), (3, 1))
+    right = np.ones((3, 60))
+    right[0, stopping:] = right[1, stopping:] = 0
+    rule = search(PROFILE, samples(right, sure), samples(right, sure), budget)
+    assert rule.at.keys() == {1, 3} and rule.accuracy.value == 1.0
+    assert rule.shares == pytest.approx({1: stopping / 60, 3: 1 - stopping / 60})
+    assert sure[0, stopping] < rule.at[1] < sure[0, stopping - 1]
+    assert rule.cost.flops == pytest.approx((stopping * 35 + (60 - stopping) * 155) / 60)
+    assert rule.fixed == 1 and rule.fixed_accuracy.value == pytest.approx(stopping / 60)
+
+
+@pytest.mark.parametrize("budget", [50.0, 80.0, 100.0, 130.0])
+def test_as_good_as_any_exits_and_thresholds_but_for_one_sample(budget):
+    """Trying all of them fits the noise of 40 samples, which the search does not; a share is rounded to a sample."""
+    held = made(40)
+    rule = search(PROFILE, held, held, budget)
+    assert by_brute_force(held, budget) - 0.026 <= rule.accuracy.value <= by_brute_force(held, budget * 1.05)
+
+
+@pytest.mark.parametrize("budget", [40.0, 60.0, 100.0, 140.0])
+def test_what_is_spent_on_other_samples_is_the_budget(budget):
+    rule = search(PROFILE, made(6000, seed=1), made(10000, seed=2), budget)
+    assert rule.cost.flops == pytest.approx(budget, rel=0.03)
+    assert rule.cost.low < rule.cost.flops < rule.cost.high
+    assert sum(rule.shares.values()) == pytest.approx(1.0)
+    assert rule.accuracy.value > rule.fixed_accuracy.value
+    assert all(float(np.float32(threshold)) == threshold for threshold in rule.at.values())
+
+
+def test_the_measure_that_tells_most_is_found():
+    held = made(3000)
+    noise = np.random.default_rng(3).uniform(0.01, 0.99, held.right.shape).astype(np.float32)
+    mixed = Samples(held.exits, {"max-probability": noise, "margin": held.sure["margin"], "entropy": noise}, *[
+        held.right, held.losses,
+    ])  # fmt: skip
+    assert search(PROFILE, mixed, mixed, 90.0).measure == "margin"
+    assert search(PROFILE, mixed, mixed, 90.0, ("entropy",)).accuracy.value < (
+        search(PROFILE, mixed, mixed, 90.0).accuracy.value
+    )
+
+
+def test_a_single_exit_is_taken_where_nothing_is_better():
+    held = made(300)
+    alike = Samples(held.exits, held.sure, np.ones((3, 300), bool), held.losses)  # all exits are right on all
+    assert search(PROFILE, alike, alike, 149.0).at == {1: 0.0}
+    assert search(PROFILE, held, held, 1000.0).at == {3: 0.0}  # a budget that cannot be spent
+    assert search(PROFILE, held, held, 35.0).at == {1: 0.0}
+
+
+def test_equal_confidences_do_not_break_the_budget():
+    held = made(1000)
+    coarse = Samples(held.exits, {m: (held.sure[m] > 0.5).astype(np.float32) for m in MEASURES}, *[
+        held.right, held.losses,
+    ])  # fmt: skip
+    for budget in (40.0, 90.0, 140.0):
+        assert search(PROFILE, coarse, coarse, budget).cost.flops <= budget * 1.01
+    assert threshold_search._between(np.full(5, 1.0, np.float32), 2) == 1.0
+    assert threshold_search._between(np.float32([0.2, 0.2, 0.2, 0.8]), 2) > np.float32(0.2)
+    assert threshold_search._between(np.float32([0.2, 0.8, 0.8, 0.8]), 2) == float(np.float32(0.8))
+    assert threshold_search._between(np.float32([0.2, 0.8]), 1) == pytest.approx(0.5)
+
+
+def test_a_budget_that_nothing_fits_is_refused():
+    held = made(50)
+    with pytest.raises(NothingFitsError, match="exit 1 needs 35 FLOPs"):
+        search(PROFILE, held, held, 34.0)
+    with pytest.raises(BudgetError, match="positive finite number"):
+        search(PROFILE, held, held, float("nan"))
+
+
+def test_a_table_keeps_other_budgets_and_serves_known_exits():
+    held = made(500)
+    rules = {budget: search(PROFILE, held, held, budget) for budget in (50.0, 90.0, 140.0)}
+    table = ThresholdTable(network="n", rules=(rules[90.0],)).extended([rules[140.0], rules[50.0]])
+    assert [rule.mean_flops for rule in table.rules] == [50.0, 90.0, 140.0]
+    other = search(PROFILE, held, held, 90.0, ("entropy",))
+    assert table.extended([other]).rules == (rules[50.0], other, rules[140.0])
+    kept = table.of_exits((1, 3)).rules
+    assert kept == tuple(rule for rule in table.rules if 2 not in rule.at)
+
+
+OPTIONS = "--data digits --model mlp --set model.hidden=12,12 --groups 3 --epochs 2 --json --run-dir"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thresholds") / "run"
+    assert called("train", *OPTIONS.split(), folder) == called("analyze", folder, "--json") == 0
+    return folder
+
+
+def called(*arguments: object) -> int:
+    try:
+        program([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_the_command_writes_what_it_says_and_keeps_what_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]):
+    from anytime_lct.profile import Profile
+
+    profile = Profile.load(run)
+    first, second = (f"{(profile.cost(i).flops + profile.cost(i + 1).flops) / 2:.0f}" for i in (1, 2))
+    assert called("thresholds", run, "--mean-flops", first, "--measure", "margin", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["rules"]
+    assert [(rule["mean_flops"], rule["accuracy"]["samples"]) for rule in told] == [(float(first), 360)]
+    assert called("thresholds", run, "--mean-flops", second) == 0
+    assert "Rules for stopping" in capsys.readouterr().out
+    table = ThresholdTable.load(run / "thresholds.json")
+    assert [rule.mean_flops for rule in table.rules] == [float(first), float(second)]
+    assert json.loads(table.rules[0].model_dump_json()) == told[0]
+
+    ThresholdTable(network="another", rules=table.rules).save(run / "thresholds.json")
+    assert called("thresholds", run, "--mean-flops", second) == 0  # rules of other weights do not stay
+    assert [rule.mean_flops for rule in ThresholdTable.load(run / "thresholds.json").rules] == [float(second)]
+
+
+def test_the_command_complains_in_one_sentence(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
+    text, without = tmp_path / "text", tmp_path / "without"
+    small = "--model lstm --data pydoc --set model.units=8 --set model.layers=2 --groups 2 --epochs 1".split()
+    assert called("train", *small, "--set", "data.sequence_length=40", "--json", "--run-dir", text) == 0
+    assert called("train", *OPTIONS.split(), without, "--set", "data.validation=0") == 0
+    assert called("analyze", without, "--json") == 0
+    capsys.readouterr()
+    for code, says, arguments in (
+        (3, "cheapest exit", [run, "--mean-flops", "1"]),
+        (2, "a count like 20M", [run, "--mean-flops", "20Q"]),
+        (2, "--measure", [run, "--mean-flops", "1k", "--measure", "luck"]),
+        (2, "got a language model", [text, "--mean-flops", "20k"]),
+        (2, "validation data", [without, "--mean-flops", "20k"]),
+        (2, "which has no recipe.toml", [tmp_path / "absent", "--mean-flops", "20k"]),
+    ):
+        assert called("thresholds", *arguments) == code
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1) and says in err
