@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from anytime_lct.budget import Budget
     from anytime_lct.bundle import Manifest
     from anytime_lct.runtime import Answer, AnytimeSession
+    from anytime_lct.thresholds import Thresholds
 
 # An input as it is named to the user, and its batch.
 Input = tuple[str, Any]
 TIMEOUT = "Answer by the deepest exit that this machine reaches in so long, such as 5ms; needs `calibrate` first."
 CONFIDENCE = "Let every sample stop at the first exit that is so sure, from 0 to 1."
+MEAN = "Let samples stop by the bundle's rule for so many multiply-adds on average, such as 20M; see `thresholds`."
 MEASURE = "What sure means: max-probability, margin or entropy."
 STREAM = "Show the answer of every exit on the way, up to the one that the budget chooses."
 
@@ -36,6 +38,7 @@ def predict(
     top: Annotated[int | None, typer.Option(min=1, help="Show so many classes; default: 1, for text 5.")] = None,
     timeout: Annotated[str | None, typer.Option(help=TIMEOUT)] = None,
     min_confidence: Annotated[float | None, typer.Option(help=CONFIDENCE)] = None,
+    mean_flops: Annotated[str | None, typer.Option(help=MEAN)] = None,
     measure: Annotated[str, typer.Option(metavar="MEASURE", help=MEASURE)] = "max-probability",
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -52,6 +55,8 @@ def predict(
     session = AnytimeSession(bundle, threads=threads)
     budget = read_budget(budget_flops, budget_params, budget_latency, exit)
     policy = read_policy(timeout, min_confidence, measure, stream)
+    if mean_flops is not None:
+        policy["thresholds"] = read_rule(session, mean_flops, stream)
     chosen = session.choose(budget)
     inputs = read_inputs(session, files or [], text)
     shown = top or (1 if session.manifest.task == "classification" else 5)
@@ -92,6 +97,16 @@ def read_policy(timeout: str | None, min_confidence: float | None, measure: str,
         raise BudgetError("Expected --stream alone, which shows every exit; leave --timeout and --min-confidence out.")
     seconds = None if timeout is None else parse_seconds(timeout)
     return {"timeout": seconds, "min_confidence": min_confidence, "measure": measure}
+
+
+def read_rule(session: AnytimeSession, mean_flops: str, stream: bool) -> Thresholds:
+    """Find the bundle's rule for a mean budget; raises BudgetError and NothingFitsError."""
+    from anytime_lct.budget import parse_count
+    from anytime_lct.errors import BudgetError
+
+    if stream:
+        raise BudgetError("Expected --stream alone, which shows every exit; leave --mean-flops out.")
+    return session.rule(parse_count(mean_flops))
 
 
 def answers(

@@ -44,8 +44,8 @@ OPTIONS = {
     "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
     "calibrate": "--json --seconds --sizes --threads",
     "predict": (
-        "--budget-flops --budget-latency --budget-params --exit --json --measure --min-confidence --stream --text "
-        "--threads --timeout --top"
+        "--budget-flops --budget-latency --budget-params --exit --json --mean-flops --measure "
+        "--min-confidence --stream --text --threads --timeout --top"
     ),
     "serve": "--cores --deadline --fixed --host --json --max-body --port --workers",
 }

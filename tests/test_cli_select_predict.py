@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import make_profile, write_image_bundle, write_text_bundle
+from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
 
 from anytime_lct.budget import Budget
+from anytime_lct.bundle import describe_file
 from anytime_lct.cli.main import run
 from anytime_lct.runtime import AnytimeSession
+from anytime_lct.thresholds import MeanCost, Thresholds, ThresholdTable
 
 # Runs the program; returns its exit code, standard output and standard error.
 Program = Callable[..., tuple[int, str, str]]
@@ -226,3 +228,22 @@ def test_calibrate_refuses_sizes_that_are_none(program: Program, tmp_path: Path,
     write_image_bundle(tmp_path / "tiny")
     code, _, err = program("calibrate", tmp_path / "tiny", "--sizes", sizes)
     assert code == 2 and "sizes of batches" in err and not (tmp_path / "tiny.calibration.json").exists()
+
+
+def test_predict_within_a_mean_budget(program: Program, tmp_path: Path) -> None:
+    bundle = write_image_bundle(tmp_path / "tiny")
+    x = np.random.default_rng(0).standard_normal((8, 1, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    predict = ("predict", tmp_path / "tiny", tmp_path / "x.npy", "--mean-flops", "120", "--json")
+    code, _, err = program(*predict)
+    assert code == 2 and "anytime-lct thresholds RUN" in err
+    quality, cost = bundle.profile.quality(1), MeanCost(flops=1.0, low=1.0, high=1.0)
+    rule = Thresholds(
+        mean_flops=120.0, measure="margin", at={1: 0.4, 2: 0.0}, shares={1: 0.5, 2: 0.5}, accuracy=quality, cost=cost
+    )
+    ThresholdTable(rules=(rule,)).save(tmp_path / "tiny" / "thresholds.json")
+    rewrite(tmp_path / "tiny", thresholds=describe_file(tmp_path / "tiny" / "thresholds.json").model_dump())
+    code, out, _ = program(*predict)
+    expected = AnytimeSession(tmp_path / "tiny").run(x, thresholds=rule)
+    assert code == 0 and [row["exit"] for row in json.loads(out)["answers"]] == expected.exits.tolist()
+    assert program(*predict, "--stream")[0] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError, wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from anytime_lct.runtime.calibration import calibration_path
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.serving.engine import Engine, Served
 from anytime_lct.serving.request import Ask, Overloaded
+from anytime_lct.thresholds import MeanCost, Thresholds, ThresholdTable
 
 
 @pytest.fixture
@@ -174,3 +176,22 @@ def test_a_fixed_exit_is_that_exit_whatever_the_load_and_the_profile_say(tmp_pat
     with pytest.raises(BudgetError, match="among those served"):
         ask(engine, served, images(1), budget=Budget(exit=4), mode="fixed")
     engine.close()
+
+
+def test_a_mean_budget_stops_by_the_bundles_rule(engine: Engine, tmp_path: Path):
+    bundle = write_image_bundle(tmp_path / "tiny")
+    accuracy, cost = bundle.profile.quality(1), MeanCost(flops=1.0, low=1.0, high=1.0)
+    rule = Thresholds(
+        mean_flops=120.0, measure="margin", at={1: 0.4, 2: 0.0}, shares={1: 0.5, 2: 0.5}, accuracy=accuracy, cost=cost
+    )
+    session = AnytimeSession(replace(bundle, thresholds=ThresholdTable(rules=(rule,))))
+    session.use(made_calibration())
+    served, x = Served(session), images(16)
+    reply = ask(engine, served, x, mean_flops=125.0).result(10)
+    np.testing.assert_array_equal(reply.exits, session.run(x, thresholds=rule).exits)
+    assert set(reply.exits) == {1, 2}
+    with pytest.raises(NothingFitsError):
+        ask(engine, served, x, mean_flops=10.0)
+    session.bundle = bundle
+    with pytest.raises(BudgetError, match="anytime-lct thresholds RUN"):
+        ask(engine, served, x, mean_flops=125.0)

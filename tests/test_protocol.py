@@ -276,7 +276,10 @@ def test_too_many_samples_and_too_much_json_are_refused(image):
 
 def test_parameters_say_what_a_request_may_cost():
     sent = {"timeout": 20_000, "max_flops": "20M", "max_params": 1e6, "max_exit": 2, "min_confidence": 1}
-    assert read_ask(sent, FREELY) == Ask(Budget(flops=2e7, params=1e6, exit=2), 0.02, 1.0, "anytime")
+    assert read_ask(sent, FREELY) == Ask(Budget(flops=2e7, params=1e6, exit=2), 0.02, 1.0)
+    sure = read_ask({"min_confidence": 0.5, "measure": "margin", "max_latency": "2ms"}, FREELY)
+    assert sure == Ask(Budget(latency=0.002), min_confidence=0.5, measure="margin")
+    assert read_ask({"mean_flops": "20M", "max_latency": 0.5}, FREELY) == Ask(Budget(latency=0.5), mean_flops=2e7)
     assert read_ask({"timeout": "5ms", "mode": "fixed"}, FREELY) == Ask(timeout=0.005, mode="fixed")
 
 
@@ -309,6 +312,13 @@ def test_what_a_request_leaves_out_is_the_servers_default():
         ({"max_exit": 0}, "'max_exit'"),
         ({"min_confidence": 0}, "'min_confidence'"),
         ({"min_confidence": 1.01}, "'min_confidence'"),
+        ({"min_confidence": 0.5, "measure": "mood"}, "'measure'"),
+        ({"measure": "margin"}, "beside 'min_confidence'"),
+        ({"mean_flops": 0}, "'mean_flops'"),
+        ({"mean_flops": "20M", "min_confidence": 0.9}, "'min_confidence' and 'mean_flops'"),
+        ({"mean_flops": "20M", "mode": "fixed"}, "'mean_flops' and the mode"),
+        ({"max_latency": "5"}, "'max_latency'"),
+        ({"max_latency": float("inf")}, "'max_latency'"),
         ({"min_confidence": "0.9"}, "'min_confidence'"),
         ({"mode": "Fixed"}, "'mode'"),
         ({"mode": ["fixed"]}, "'mode'"),

@@ -124,9 +124,9 @@ class AnytimeSession:
         """Answer a batch once, no deeper than `choose(budget)`: groups 1..i, then critic i only.
 
         `x` is (B, C, H, W) float32 or float64, or (B, T) integers. With `min_confidence`, of 0 to 1, every sample stops
-        at the first exit that is so sure by `measure`, at the temperatures of the profile; with `thresholds`, by its
-        rule. With `timeout`, in seconds from this call, the deepest exit in time answers, by this machine's timings;
-        too short a timeout is answered by the first exit.
+        at the first exit that is so sure by `measure`, at the temperatures of the profile; with `thresholds`, by that
+        rule, such as `rule(mean_flops)` finds in the bundle. With `timeout`, in seconds from this call, the deepest
+        exit in time answers, by this machine's timings; too short a timeout is answered by the first exit.
         Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
         began = time.perf_counter()
@@ -216,6 +216,18 @@ class AnytimeSession:
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a batch as the network takes it, C-contiguous float32 or int64; raises InputError."""
         return check_batch(x, self.manifest)
+
+    def rule(self, mean_flops: float) -> Thresholds:
+        """Return the bundle's rule for stopping whose mean cost is the largest up to `mean_flops` a sample.
+
+        Raises NothingFitsError, and BudgetError for a bundle without rules.
+        """
+        if self.bundle.thresholds is None:
+            raise BudgetError(
+                f"Expected a bundle with rules for a mean budget, got '{self.bundle.path}' without; search them with: "
+                f"anytime-lct thresholds RUN --mean-flops {mean_flops:.4g}, and export again."
+            )
+        return self.bundle.thresholds.within(mean_flops)
 
     def stopping(
         self, most: int, min_confidence: float | None, measure: Measure, thresholds: Thresholds | None

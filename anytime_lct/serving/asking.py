@@ -4,7 +4,10 @@ timeout         whole microseconds from arrival, or a time like "20ms": the dead
 max_flops       multiply-adds for one sample: a number, or a count like "20M"
 max_params      parameters of the sub-model, likewise
 max_exit        go no deeper than this exit
+max_latency     seconds, or a time like "5ms", that the exit takes on this machine for one sample
 min_confidence  stop at the first exit that is so sure, (0, 1]
+measure         what sure means: "max-probability", "margin" or "entropy"
+mean_flops      stop by the bundle's rule for such a mean of multiply-adds over many requests
 mode            "anytime", or "fixed": the exit that the budget names, whatever the load
 """
 
@@ -17,6 +20,7 @@ from anytime_lct.budget import Budget, check_positive, parse_count, parse_second
 from anytime_lct.errors import BudgetError
 from anytime_lct.serving.request import Ask, Refusal, Reply
 from anytime_lct.serving.tensors import show
+from anytime_lct.thresholds import MEASURES
 
 # What clients send of their own accord and what changes no answer here, whatever it says.
 HARMLESS = frozenset({"binary_data_output", "priority", "content_type"})
@@ -49,17 +53,25 @@ def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
         Budget(
             flops=found.get("max_flops", bounds.flops),
             params=found.get("max_params", bounds.params),
-            latency=bounds.latency,
+            latency=found.get("max_latency", bounds.latency),
             exit=found.get("max_exit", bounds.exit),
         ),
         timeout=found.get("timeout", default.timeout),
         min_confidence=found.get("min_confidence", default.min_confidence),
+        measure=found.get("measure", default.measure),
+        mean_flops=found.get("mean_flops", default.mean_flops),
         mode=found.get("mode", default.mode),
     )
-    if ask.mode == "fixed" and ask.min_confidence is not None:
-        raise Refusal(
-            "Expected one of 'min_confidence' and the mode \"fixed\", which goes to one exit, got both; leave one out."
-        )
+    ways = {
+        "'min_confidence'": ask.min_confidence is not None,
+        "'mean_flops'": ask.mean_flops is not None,
+        'the mode "fixed", which goes to one exit': ask.mode == "fixed",
+    }
+    given = [words for words, is_given in ways.items() if is_given]
+    if len(given) > 1:
+        raise Refusal(f"Expected one way to stop, got both {' and '.join(given)}; leave one out.")
+    if "measure" in found and ask.min_confidence is None:
+        raise Refusal("Expected 'measure' beside 'min_confidence', got it alone; add the other or leave it out.")
     return ask
 
 
@@ -114,6 +126,19 @@ def _confidence(value: object) -> float:
     return float(value)
 
 
+def _seconds(value: object) -> float:
+    if isinstance(value, str):
+        return parse_seconds(value)
+    check_positive(value, "a time in seconds")
+    return float(cast(float, value))
+
+
+def _measure(value: object) -> str:
+    if value not in MEASURES:
+        raise BudgetError(f"Expected one of {', '.join(MEASURES)}, got {show(value)}.")
+    return cast(str, value)
+
+
 def _mode(value: object) -> str:
     if value not in MODES:
         raise BudgetError(f'Expected "anytime" or "fixed", got {show(value)}.')
@@ -125,6 +150,9 @@ READERS: dict[str, Callable[[object], object]] = {
     "max_flops": _count,
     "max_params": _count,
     "max_exit": _exit,
+    "max_latency": _seconds,
     "min_confidence": _confidence,
+    "measure": _measure,
+    "mean_flops": _count,
     "mode": _mode,
 }

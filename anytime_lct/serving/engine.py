@@ -56,9 +56,10 @@ class Engine:
         Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
         where its budget fits none. Cancelling the future drops the request, if it has not begun.
         """
-        job = Job(served, x, ask, arrived, _deepest(served, ask))
-        if ask.min_confidence is not None:
-            served.session.stopping(job.most, ask.min_confidence, "max-probability", None)
+        session, most = served.session, _deepest(served, ask)
+        rule = None if ask.mean_flops is None else session.rule(ask.mean_flops)
+        most = most if rule is None else min(most, max(rule.at))
+        job = Job(served, x, ask, arrived, most, session.stopping(most, ask.min_confidence, ask.measure, rule))
         with self._lock:
             if not self._is_open:
                 raise Overloaded("The server is shutting down and takes no more requests; ask another.", 1.0)
@@ -132,8 +133,7 @@ class Engine:
                 raise InvalidStateError("cancelled")
             job.began = time.monotonic()
             job.walk = session.walk(job.x)
-            stopping = session.stopping(job.most, job.ask.min_confidence, "max-probability", None)
-            job.taken = steps(job.walk, job.most, stopping)
+            job.taken = steps(job.walk, job.most, job.stopping)
             begin = True
         else:
             begin = False

@@ -17,7 +17,7 @@ from anytime_lct.runtime import Answer, AnytimeSession
 from anytime_lct.runtime import calibration as calibrations
 from anytime_lct.runtime.deadline import next_exit
 from anytime_lct.runtime.timing import Timing
-from anytime_lct.runtime.walk import Order, Stopped, Walk
+from anytime_lct.runtime.walk import Order, Stopped, Stopping, Walk
 from anytime_lct.serving.request import Ask, Reply
 
 
@@ -60,6 +60,7 @@ class Job:
     ask: Ask
     arrived: float
     most: int
+    stopping: Stopping | None = None
     due: float = math.inf
     future: Future[Reply] = field(default_factory=Future[Reply])
     walk: Walk | None = None

@@ -8,6 +8,7 @@ from anytime_lct import __version__
 from anytime_lct.serving.asking import MODES
 from anytime_lct.serving.protocol import HEADER_LENGTH, MAX_ID, OUTPUTS
 from anytime_lct.serving.tensors import DTYPES, MAX_DIMENSIONS, TEXT
+from anytime_lct.thresholds import MEASURES
 
 Json = dict[str, Any]
 
@@ -147,6 +148,9 @@ SCHEMAS: Json = {
         max_params=COUNT,
         max_exit=POSITIVE,
         min_confidence={"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        max_latency={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["5ms"]}]},
+        measure={"enum": list(MEASURES)},
+        mean_flops=COUNT,
         mode={"enum": list(MODES)},
         binary_data_output=TRUTH,
     ),

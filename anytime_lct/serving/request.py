@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from anytime_lct.budget import Budget
 from anytime_lct.errors import LCTError
+from anytime_lct.thresholds import Measure
 
 ANY = Budget()
 Mode = Literal["anytime", "fixed"]
@@ -21,17 +22,20 @@ class Ask:
     """What a request may cost.
 
     `budget` bounds multiply-adds, parameters and the exit. `timeout` are seconds from arrival until the answer
-    is due. `min_confidence`, in (0, 1], stops at the first exit that is so sure. In the mode "fixed" the exit
+    is due. `min_confidence`, in (0, 1], stops at the first exit that is so sure by `measure`.
+    `mean_flops` stops by the bundle's rule for such a mean cost over many requests. In the mode "fixed" the exit
     that the budget names answers, whatever the load.
 
     >>> Ask(Budget(flops=20e6), timeout=0.02)
     Ask(budget=Budget(flops=20000000.0, params=None, latency=None, exit=None), timeout=0.02, min_confidence=None, \
-mode='anytime')
+measure='max-probability', mean_flops=None, mode='anytime')
     """
 
     budget: Budget = ANY
     timeout: float | None = None
     min_confidence: float | None = None
+    measure: Measure = "max-probability"
+    mean_flops: float | None = None
     mode: Mode = "anytime"
 
 
