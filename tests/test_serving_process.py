@@ -343,6 +343,7 @@ def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
         (["{folder}", "--host", "no.such.host.invalid"], "choose another --host or --port"),
         (["{folder}", "--deadline", "20"], "a time like 800us"),
         (["{folder}", "--max-body", "lots"], "a count like 20M"),
+        (["{folder}", "--fixed", "7"], "among the exits of 'tiny', 1, 2, 3"),
         (["{broken}"], "altered"),
         (["{broken}", "--workers", "2"], "altered"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from anytime_lct.errors import InputError, LCTError
+from anytime_lct.errors import BudgetError, InputError, LCTError
 from anytime_lct.serving.app import DRAIN_SECONDS, Service, create_app
 from anytime_lct.serving.asking import FREELY
 from anytime_lct.serving.connection import bounded
@@ -78,6 +78,7 @@ def serve(
 
     sys.setswitchinterval(SWITCH_SECONDS)
     repository = Repository(settings.bundle, Served)
+    check_default(settings.default, {name: repository.find(name).served.manifest.served for name in repository.names()})
     engine = Engine(settings.threads)
     app = create_app(repository, engine, limits=settings.limits, default=settings.default, on_reload=on_reload)
     service: Service = app.state.service
@@ -105,6 +106,16 @@ def serve(
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(run())
+
+
+def check_default(default: Ask, served: dict[str, tuple[int, ...]]) -> None:
+    """Raise BudgetError where every request would be refused, as a model lacks the fixed exit."""
+    for name, exits in served.items():
+        if default.mode == "fixed" and default.budget.exit not in (None, *exits):
+            known = ", ".join(map(str, exits))
+            raise BudgetError(
+                f"Expected --fixed among the exits of '{name}', {known}, got {default.budget.exit}; name another."
+            )
 
 
 class Quiet(uvicorn.Server):
