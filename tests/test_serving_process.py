@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -304,10 +305,13 @@ def test_workers_end_with_their_parent(folder):
 
 def workers_of(server):
     """The parent's children that serve, not multiprocessing's own helper."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
-    )
-    return [int(row.split()[0]) for row in found.stdout.splitlines() if "spawn_main" in row]
+    parent = server.process.pid
+    found = []
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):  # one that has ended meanwhile
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))
+    return found
 
 
 def alive(process):
