@@ -14,7 +14,7 @@ FLOORS = {
     0: {"errors", "stopwatch", "budget", "profile", "selector", "bundle", "recipe", "defaults", "__init__"},
     1: {
         "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
-        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal",
+        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal", "sequence",
     },
     2: {"data", "training", "baselines", "analysis", "export"},
     3: {"cli", "experiments"},
