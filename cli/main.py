@@ -79,6 +79,8 @@ def _extra_of(error: ModuleNotFoundError) -> str | None:
         "torch", "torchvision", "fvcore", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy",
         "sklearn", "tensorboard", "tomli_w",
     }  # fmt: skip
+    if package == "timm":
+        return "timm"
     return "train" if package in train else None
 
 
