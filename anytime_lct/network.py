@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from anytime_lct import critics, partition, placement, sequence
 from anytime_lct.costs import NOBODY, Others, Strategy
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
+from anytime_lct.shares import at_shares
 from anytime_lct.task import TaskName
 
 
@@ -54,6 +56,7 @@ class LCTNetwork(nn.Module):
         *,
         num_groups: int = 4,
         places: Sequence[str] = (),
+        shares: Sequence[float] = (),
         by: Strategy = "layers",
         critic: critics.Kind = "slim",
         depth: int | Sequence[int] | None = None,
@@ -61,15 +64,18 @@ class LCTNetwork(nn.Module):
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
-        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or `num_groups` groups placed `by`
-        layers, balanced training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
+        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or where exits cost at most these
+        `shares` of the main network (`shares.at_shares`), or `num_groups` groups placed `by` layers, balanced
+        training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
         A network that torch.fx cannot follow is cut after children named as `places`, where they simply run one after
         another (`sequence.groups`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
         """
         outputs = _outputs(model, example)
-        if not places:
+        if shares and not places:
+            places = _places_at(model, example, outputs, shares, critic, depth, task)
+        elif not places:
             places = choose_places(model, example, num_groups=num_groups, by=by, critic=critic, depth=depth, task=task)
         groups, hints = _groups(model, places, example)
         depths = critics.depths(critic, depth, len(places))
@@ -140,6 +146,22 @@ def choose_places(
         weight_copies,
         others,
     )
+
+
+def _places_at(
+    model: nn.Module,
+    example: Tensor,
+    outputs: int,
+    shares: Sequence[float],
+    critic: critics.Kind,
+    depth: int | Sequence[int] | None,
+    task: TaskName,
+) -> tuple[str, ...]:
+    makers = [
+        partial(lambda at_depth, hidden: critics.build(critic, hidden, outputs, task, at_depth), at_depth)
+        for at_depth in critics.depths(critic, depth, len(shares))
+    ]
+    return at_shares(partition.trace(model), example, shares, makers)
 
 
 def _groups(
