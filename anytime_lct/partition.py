@@ -102,7 +102,7 @@ class Trace:
         return {"class_token": self._class_token(position), "linear_next": self._linear_next(position)}
 
     def _class_token(self, position: int) -> bool:
-        """Tell whether the first token that crosses there is a class token: x[:, 0] is read later, none joined first."""
+        """Tell whether the first token that crosses is a class token: x[:, 0] is read later, none joined first."""
         for step in self.recording.steps[position:]:
             name = getattr(step.target, "__name__", step.target)
             if name in ("cat", "concat") and 1 in (*step.args[1:2], step.kwargs.get("dim")):

@@ -32,8 +32,9 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--critic-loss --data --data-root --download --epochs --exit --groups --json --max-restarts --method --model "
-        "--place --recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
+        "--budget-flops --critic-loss --data --data-root --download --epochs --exit --freeze-main --groups --json "
+        "--max-restarts --method --model --place --place-exits "
+        "--recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
     ),
     "analyze": "--data-root --json",
     "export": "--exits --force --json --only --out",
