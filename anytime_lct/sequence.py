@@ -103,10 +103,13 @@ def _try(model: nn.Module, made: Sequence[nn.Module], example: Tensor) -> None:
             for run in ([whole], groups):
                 torch.manual_seed(seed)
                 x = torch.randn_like(example) if example.is_floating_point() else example
-                for part in run:
-                    x = part.train(training)(x)
+                try:
+                    for part in run:
+                        x = part.train(training)(x)
+                except (RuntimeError, TypeError, ValueError):  # a child that does not read what the one before it gives
+                    x = None
                 outcomes.append(x)
-        if not isinstance(outcomes[0], Tensor) or not torch.equal(*outcomes):
+        if not all(isinstance(Z, Tensor) for Z in outcomes) or not torch.equal(*outcomes):
             raise PartitionError(
                 f"The groups between {', '.join(name for group in made[:-1] for name in group.paths[-1:])} do not "
                 f"compute what the network does{' in training' if training else ''}, which runs more than its children "

@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
 
-VERBS = ("quickstart", "train", "analyze", "select", "export", "predict", "reproduce")
+VERBS = ("quickstart", "inspect", "train", "analyze", "select", "export", "predict", "reproduce")
 for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 

@@ -184,11 +184,18 @@ def _places(place_exits: str | None, budget_flops: str | None) -> dict[str, Any]
         raise RecipeError(f"Expected --budget-flops with --place-exits auto alone, got {place_exits}; leave one out.")
     if budget_flops is None:
         return {"cut.by": place_exits}
+    return {"cut.shares": shares_of(budget_flops)}
+
+
+def shares_of(text: str) -> list[float]:
+    """Read shares with commas; raises RecipeError."""
+    from anytime_lct.errors import RecipeError
+
     try:
-        return {"cut.shares": [float(share) for share in budget_flops.split(",")]}
+        return [float(share) for share in text.split(",")]
     except ValueError:
         raise RecipeError(
-            f"Expected shares of the main network's multiply-adds with commas, like 0.2,0.4,0.7, got '{budget_flops}'."
+            f"Expected shares of the main network's multiply-adds with commas, like 0.2,0.4,0.7, got '{text}'."
         ) from None
 
 

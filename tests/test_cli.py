@@ -36,6 +36,7 @@ OPTIONS = {
         "--max-restarts --method --model --place --place-exits "
         "--recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
     ),
+    "inspect": "--budget-flops --classes --critic --groups --input --json --places --set",
     "analyze": "--data-root --json",
     "export": "--exits --force --json --only --out",
     "select": (
