@@ -78,7 +78,7 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
         (("mlp", "--input", "3x2"), "--input as 3x224x224"),
         (("mlp", *shape, "--set", "cut.groups=2"), "such as model.width=8"),
         (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
-        (("mlp", *shape, "--critic", "tiny"), "slim, residual, paper"),
+        (("mlp", *shape, "--groups", 2, "--critic", "tiny"), "slim, residual, paper"),
     ):
         code, _, err = call(capfd, "inspect", *words)
         assert code == 2 and says in " ".join(err.split())
