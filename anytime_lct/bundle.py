@@ -4,6 +4,7 @@ BUNDLE/manifest.json  profile.json
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
 BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
+BUNDLE/anytime.onnx                     where asked for: all exits, "input" and "thresholds" -> "logits" and "exit"
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Manifest(Record):
     exits: dict[int, File]
     groups: tuple[File, ...]
     critics: dict[int, File]
+    single: File | None = None
     served: Annotated[tuple[int, ...], Field(min_length=1)]
     largest_difference: Annotated[float, Field(ge=0.0)]
     profile: File
@@ -93,7 +95,8 @@ class Manifest(Record):
 
     def files(self) -> list[File]:
         """Return every file the manifest names."""
-        return [*self.exits.values(), *self.groups, *self.critics.values(), self.profile]
+        single = [] if self.single is None else [self.single]
+        return [*self.exits.values(), *self.groups, *self.critics.values(), *single, self.profile]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,10 @@ def export(
     only: Annotated[
         str | None, typer.Option(metavar="exits|groups", help="Whole exits only, or groups and critics only.")
     ] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Write anytime.onnx too: all exits in one file, thresholds as an input."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object.")] = False,
 ) -> None:
@@ -33,7 +37,8 @@ def export(
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
-    bundle = write(run, out, exits=_numbers(exits), only=only, force=force, quiet=as_json)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"exits": _numbers(exits), "only": only, "single": single_file}
+    bundle = write(run, out, **chosen, force=force, quiet=as_json)
     if as_json:
         typer.echo(bundle.manifest.model_dump_json())
         return
@@ -41,7 +46,7 @@ def export(
         f"{len(bundle.manifest.exits)} exits",
         f"{len(bundle.manifest.groups)} groups",
         f"{len(bundle.manifest.critics)} critics",
-    ]
+    ] + ([bundle.manifest.single.name] if bundle.manifest.single else [])
     typer.echo(
         f"Wrote {out}: {', '.join(kinds)}; largest difference of logits from torch "
         f"{bundle.manifest.largest_difference:.1e}. Next: anytime-lct predict {out} FILE"
@@ -54,6 +59,7 @@ def write(
     *,
     exits: list[int] | None = None,
     only: Literal["exits", "groups"] | None = None,
+    single: bool = False,
     force: bool = False,
     quiet: bool = False,
 ) -> Bundle:
@@ -81,6 +87,7 @@ def write(
             model_name=opened.recipe.model.name,
             exits=exits,
             only=only,
+            single=single,
             force=force,
             progress=lambda what: status.update(what),
         )

@@ -38,7 +38,7 @@ OPTIONS = {
     ),
     "inspect": "--budget-flops --classes --critic --groups --input --json --places --set",
     "analyze": "--data-root --json",
-    "export": "--exits --force --json --only --out",
+    "export": "--exits --force --json --only --out --single-file",
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),
