@@ -159,11 +159,11 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Networks of torchvision and timm",
         "",
-        "By `python benchmarks/networks.py`: random weights, cut by layers, slim critics. *Equal*: composed groups compute",
-        "what the uncut network does, to the bit, in evaluation; *names*: they hold its weights under their own names;",
-        "*trains*: one step of local critic training moves every group and critic; *export*: largest difference of a logit",
-        "between onnxruntime and torch over all exits, cut in 2. *As one step*: modules that torch.fx cannot follow, which",
-        "run as they are.",
+        "By `python benchmarks/networks.py`: random weights, cut by layers, slim critics. *Equal*: composed groups",
+        "compute what the uncut network does, to the bit, in evaluation; *names*: they hold its weights under their own",
+        "names; *trains*: one step of local critic training moves every group and critic; *export*: largest difference",
+        "of a logit between onnxruntime and torch over all exits, cut in 2. *As one step*: modules that torch.fx cannot",
+        "follow, which run as they are.",
         "",
         "| network | input | parameters | places | what crosses | cut in 2: equal, names, trains | cut in 4 | export "
         "| as one step |",

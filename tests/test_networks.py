@@ -21,7 +21,6 @@ TORCHVISION = [
     "resnext50_32x4d",
     "shufflenet_v2_x1_0",
     "swin_v2_t",
-    "vgg11_bn",
 ]
 TIMM = [
     "convnextv2_atto", "deit_tiny_patch16_224", "edgenext_xx_small", "efficientnet_lite0", "fastvit_t8", "ghostnet_050",
