@@ -193,6 +193,11 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
             raise PartitionError(
                 f"Expected one tensor behind layer group {number}, got a {type(hidden).__name__}; cut elsewhere."
             )
+        if hidden.shape[:1] != example.shape[:1]:
+            raise PartitionError(
+                f"Expected the batch, {len(example)}, as the first size of what layer group {number} gives, got a "
+                f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
+            )
         found.append(hidden)
     return found[:-1]
 

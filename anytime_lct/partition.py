@@ -201,6 +201,8 @@ def _subgraph(
     copies = {entry: graph.placeholder("input")}
 
     def copy_of(node: fx.Node) -> fx.Node:
+        if node in traced.recording.batch_size and node not in copies:
+            copies[node] = graph.call_method("size", (copies[entry], 0))
         if node not in copies:  # what is fetched, not computed, comes with the step that needs it
             copies[node] = graph.node_copy(node, copy_of)
             copies[node].meta = {}

@@ -5,7 +5,8 @@
 
 Weights used outside modules, constants, and arguments that depend on train or eval mode are not steps: they
 are fetched where a step needs them, so that they need not cross a cut. A module that fx cannot follow (control flow
-that depends on shapes, another path in training than in evaluation) is one step, and runs as it is.
+that depends on shapes, another path in training than in evaluation) is one step, and runs as it is. The batch size,
+as in x.view(x.size(0), -1), is read anew from whatever tensor a group begins with.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
 class Recording:
     """The steps of a forward pass with one input and one result, and what the names in them stand for.
 
-    `whole` maps the paths of modules that are one step each, because fx cannot follow them, to the reason.
+    `whole` maps the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size`
+    holds what stands for the batch size of the input, the first size of every tensor between two groups.
     """
 
     input: fx.Node
@@ -43,6 +45,7 @@ class Recording:
     result: fx.Node
     attributes: dict[str, Any]
     whole: dict[str, str]
+    batch_size: frozenset[fx.Node]
 
 
 class ByMode(nn.Module):
@@ -140,10 +143,13 @@ def record(model: nn.Module) -> Recording:
     for node in in_training.nodes:
         if node.op == "get_attr" or isinstance(attributes.get(_target(node)), ByMode) or _is_constant(node, fetched):
             fetched.add(node)
-    steps = tuple(node for node in nodes if node not in fetched)
+    shapes = [node for node in placeholder.users if _is_shape(node)]
+    batch_size = {node for node in (*placeholder.users, *(u for s in shapes for u in s.users)) if _is_batch_size(node)}
+    shapes = [node for node in shapes if batch_size.issuperset(node.users)]
+    steps = tuple(node for node in nodes if node not in fetched and node not in {*batch_size, *shapes})
     modules = {node.target: attributes[node.target] for node in steps if node.op == "call_module"}
     reasons = {path: whole[_kind(module)] for path, module in modules.items() if _kind(module) in whole}
-    return Recording(placeholder, steps, result, attributes, reasons)
+    return Recording(placeholder, steps, result, attributes, reasons, frozenset(batch_size))
 
 
 def _record_both(model: nn.Module, whole: dict[Any, str]) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
@@ -195,6 +201,21 @@ def _is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
     if writes or node.op not in ("call_function", "call_method"):
         return False
     return bool(node.all_input_nodes) and fetched.issuperset(node.all_input_nodes)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Tell whether a step is x.shape, or x.size() without a number."""
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.target == "size" and len(node.args) == 1 and not node.kwargs
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    """Tell whether a step is x.size(0), or item 0 of a shape."""
+    source = node.args[0] if node.args else None
+    if is_item(node):
+        return isinstance(source, fx.Node) and _is_shape(source) and node.args[1] == 0
+    return node.target == "size" and (*node.args[1:], *node.kwargs.values()) == (0,)
 
 
 def _is_number(node: fx.Node) -> bool:

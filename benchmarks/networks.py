@@ -33,7 +33,13 @@ from anytime_lct.network import LCTNetwork, probing
 from anytime_lct.profile import Exit, Profile, Quality
 from anytime_lct.task import Facts, losses
 
-SIDES = {"torchvision:maxvit_t": 224, "torchvision:inception_v3": 96, "timm:swin_tiny_patch4_window7_224": 224}
+SIDES = {
+    "torchvision:inception_v3": 96,
+    "torchvision:maxvit_t": 224,
+    "timm:efficientformer_l1": 224,
+    "timm:levit_128s": 224,
+    "timm:swin_tiny_patch4_window7_224": 224,
+}
 SIDE, CLASSES, SIZES = 64, 10, (2, 4)
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 "
@@ -160,10 +166,10 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         "# Networks of torchvision and timm",
         "",
         "By `python benchmarks/networks.py`: random weights, cut by layers, slim critics. *Equal*: composed groups",
-        "compute what the uncut network does, to the bit, in evaluation; *names*: they hold its weights under their own",
-        "names; *trains*: one step of local critic training moves every group and critic; *export*: largest difference",
-        "of a logit between onnxruntime and torch over all exits, cut in 2. *As one step*: modules that torch.fx cannot",
-        "follow, which run as they are.",
+        "compute what the uncut network does, to the bit, in evaluation; *names*: they hold its weights under their",
+        "own names; *trains*: one step of local critic training moves every group and critic; *export*: largest",
+        "difference of a logit between onnxruntime and torch over all exits, cut in 2. *As one step*: modules that",
+        "torch.fx cannot follow, which run as they are.",
         "",
         "| network | input | parameters | places | what crosses | cut in 2: equal, names, trains | cut in 4 | export "
         "| as one step |",

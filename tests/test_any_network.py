@@ -71,6 +71,45 @@ def test_what_a_group_overwrites_unseen_is_found_when_it_runs():
         LCTNetwork.cut(model, torch.zeros(2, 4), places=["1"])
 
 
+class Flattening(nn.Module):
+    """The batch size of the input, kept until the end, as many networks are written."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.way = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(64, 3), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "size":
+            rows = x.size(0)
+        elif self.way == "keyword":
+            rows = x.size(dim=0)
+        elif self.way == "item":
+            rows = x.shape[0]
+        else:
+            rows, _, _, _ = x.shape
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(x.view(rows, -1))
+
+
+@pytest.mark.parametrize("way", ["size", "keyword", "item", "unpacked"])
+def test_the_batch_size_of_the_input_need_not_cross(way):
+    model = Flattening(way)
+    network = LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), num_groups=3)
+    assert network.places == ("relu", "view")
+    for rows in (1, 5):
+        x = torch.randn(rows, 1, 8, 8)
+        assert torch.equal(outcome(network.groups, x), model(x))
+
+
+def test_what_crosses_begins_with_the_batch():
+    class Turned(Flattening):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(self.a(x))).transpose(0, 1).reshape(4, x.shape[0], -1).mean(0).repeat(1, 4))
+
+    with pytest.raises(PartitionError, match=r"Expected the batch, 2, as the first size.*\(4, 2, 16\)"):
+        LCTNetwork.cut(Turned("size"), torch.zeros(2, 1, 8, 8), places=["reshape"])
+
+
 @pytest.mark.parametrize(
     ("shape", "linear_next", "expected"),
     [
