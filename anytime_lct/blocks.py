@@ -61,7 +61,10 @@ def _numbered(recording: Recording) -> Iterable[tuple[int, fx.Node]]:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    return type(module) is not nn.Sequential and any(True for _ in module.children())
+    """A norm with its activation inside, as timm has them, is one layer."""
+    if isinstance(module, NORMS) or type(module) is nn.Sequential:
+        return False
+    return any(True for _ in module.children())
 
 
 def _is_stage(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
 BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
+BUNDLE/anytime.onnx                     where asked for: all exits, "input" and "thresholds" -> "logits" and "exit"
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Manifest(Record):
     exits: dict[int, File]
     groups: tuple[File, ...]
     critics: dict[int, File]
+    single: File | None = None
     served: Annotated[tuple[int, ...], Field(min_length=1)]
     largest_difference: Annotated[float, Field(ge=0.0)]
     precision: Literal["float32", "int8"] = "float32"
@@ -101,7 +103,8 @@ class Manifest(Record):
     def files(self) -> list[File]:
         """Return every file the manifest names."""
         records = [self.profile] if self.thresholds is None else [self.profile, self.thresholds]
-        return [*self.exits.values(), *self.groups, *self.critics.values(), *records]
+        single = [] if self.single is None else [self.single]
+        return [*self.exits.values(), *self.groups, *self.critics.values(), *single, *records]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -97,7 +98,7 @@ def training_cost(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> i
     >>> training_cost(nn.Linear(7, 6), torch.zeros(3, 7))  # 3 x 3 x 7 x 6
     378
     """
-    return _count(_on_meta(module), _meta_like(x), input_grad)
+    return _count(on_meta(module), meta_like(x), input_grad)
 
 
 def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
@@ -109,7 +110,7 @@ def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int
     >>> saved_bytes(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), torch.zeros(7, 5))  # 4 bytes x 7 x (5 + 4)
     252
     """
-    return sum(_save(_on_meta(module), _meta_like(x), input_grad)[0].values())
+    return sum(_save(on_meta(module), meta_like(x), input_grad)[0].values())
 
 
 def _layers(trace: Trace) -> Table:
@@ -125,19 +126,10 @@ def _layers(trace: Trace) -> Table:
 def _table(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, by: Strategy, weight_copies: int) -> Table:
     measure = {"balanced": _flops_table, "measured": _seconds_table, "memory": _bytes_table}[by]
     real = by == "measured"
-    try:
-        with torch.random.fork_rng(devices=[]):
-            bare = [_copy(part, example.device) if real else _on_meta(part) for part in parts]
-            made = _run(bare, _values_like(example) if real else _meta_like(example), critic)
-            table = measure(*made)
-    except LCTError:
-        raise
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PartitionError(
-            f"The network cannot be measured on a batch of shape {tuple(example.shape)}"
-            f"{'' if real else ' without values'} ({reason}); cut by layers, or name the places."
-        ) from error
+    with measuring(example, without_values=not real):
+        bare = [_copy(part, example.device) if real else on_meta(part) for part in parts]
+        made = _run(bare, _values_like(example) if real else meta_like(example), critic)
+        table = measure(*made)
     if by == "memory" and weight_copies:
         held = [weight_copies * _weight_bytes(part) for part in parts]
         moved = [0, *(x.untyped_storage().nbytes() for x in made[2][1:]), 0]
@@ -146,6 +138,22 @@ def _table(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, by: 
             for a, row in enumerate(table)
         ]
     return table
+
+
+@contextmanager
+def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
+    """Leave the random state alone, and say in a sentence where a network cannot be measured."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except LCTError:
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PartitionError(
+            f"The network cannot be measured on a batch of shape {tuple(example.shape)}"
+            f"{' without values' if without_values else ''} ({reason}); cut by layers, or name the places."
+        ) from error
 
 
 def _run(
@@ -159,7 +167,7 @@ def _run(
         with torch.device(hidden.device):
             made = critic(hidden)
         if made is not None:
-            made = _on_meta(made) if hidden.is_meta else _copy(made, hidden.device)
+            made = on_meta(made) if hidden.is_meta else _copy(made, hidden.device)
         behind.append(made)
         entries.append(hidden)
     return parts, [*behind, None], entries
@@ -314,7 +322,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
+def on_meta(module: nn.Module) -> nn.Module:
     """Copy a module, in train mode, without the values of its weights and buffers."""
     memo: dict[int, object] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
@@ -323,7 +331,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).train()
 
 
-def _meta_like(x: Tensor) -> Tensor:
+def meta_like(x: Tensor) -> Tensor:
     """Return a batch like `x`, of at least two samples, which batch norm needs in training."""
     return torch.empty((max(2, x.shape[0]), *x.shape[1:]), dtype=x.dtype, device="meta")
 

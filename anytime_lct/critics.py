@@ -10,6 +10,10 @@
                     twice as wide each, then of stride 1 up
                     to depth blocks, pool, linear
 
+Maps with channels last (B, H, W, C), as Swin has them, are turned to (B, C, H, W) first. Of tokens (B, T, C) a critic
+reads the mean, and beside it the class token where the network has one: slim critics after a layer norm by a linear
+layer, residual ones after a layer norm by depth x [linear, GELU] and a linear layer, the paper's by a linear layer.
+
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
 likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike).
@@ -20,13 +24,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import Permute
 
 from anytime_lct.errors import CriticError
 from anytime_lct.task import TaskName
 
 Kind = Literal["slim", "residual", "paper", "paper-imagenet"]
+Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
 
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
@@ -53,11 +60,47 @@ def depths(kind: Kind, depth: int | Sequence[int] | None, count: int) -> list[in
     return given
 
 
-def build(kind: Kind, hidden: Tensor, outputs: int, task: TaskName = "classification", depth: int = 1) -> nn.Module:
+def layout(
+    hidden: Tensor, task: TaskName = "classification", *, class_token: bool = False, linear_next: bool = False
+) -> Layout:
+    """Tell what a tensor that crosses a cut is; raises CriticError for a shape that no critic reads.
+
+    A 4-dimensional one has its channels where the other two sizes are equal; where that does not tell (and for images
+    that are not square), they are last if the next layer is linear (`linear_next`). A 3-dimensional one of a classifier
+    is tokens, the first of them a class token if the network later reads that alone (`class_token`).
+
+    >>> layout(torch.zeros(2, 7, 7, 768))
+    'channels-last map'
+    """
+    if task == "classification" and hidden.dim() == 4:
+        first, second, third = hidden.shape[1:]
+        last = linear_next if (first == second) == (second == third) else first == second
+        return "channels-last map" if last else "map"
+    if task == "classification" and hidden.dim() == 3:
+        return "tokens with a class token" if class_token else "tokens"
+    if task == "classification" and hidden.dim() == 2:
+        return "vector"
+    if task == "language-model" and hidden.dim() == 3:
+        return "sequence"
+    raise CriticError(
+        f"A critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map (B, C, H, W) or "
+        f"(B, H, W, C), tokens (B, T, C) or a vector (B, F), for a language model a sequence (B, T, F); cut elsewhere."
+    )
+
+
+def build(
+    kind: Kind,
+    hidden: Tensor,
+    outputs: int,
+    task: TaskName = "classification",
+    depth: int = 1,
+    read_as: Layout | None = None,
+) -> nn.Module:
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
-    (residual: always one). Raises CriticError where the kind is unknown or does not suit the shape.
+    (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` is by default what
+    `layout` tells. Raises CriticError where the kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
@@ -66,17 +109,45 @@ def build(kind: Kind, hidden: Tensor, outputs: int, task: TaskName = "classifica
         raise CriticError(f"Expected a critic of kind {', '.join(get_args(Kind))}, got '{kind}'.")
     if depth < 1:
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
-    if hidden.dim() == 4 and task == "classification":
+    read_as = read_as or layout(hidden, task)
+    if read_as == "map":
         channels, height, width = hidden.shape[1:]
         return MAPS[kind](channels, height, width, outputs, depth)
-    fits = (hidden.dim() == 2 and task == "classification") or (hidden.dim() == 3 and task == "language-model")
-    if not fits or kind == "paper-imagenet":
+    if read_as == "channels-last map":
+        height, width, channels = hidden.shape[1:]
+        return nn.Sequential(Permute([0, 3, 1, 2]), *MAPS[kind](channels, height, width, outputs, depth))
+    if kind == "paper-imagenet":
         raise CriticError(
-            f"A '{kind}' critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map "
-            f"(B, C, H, W) or, for the kinds slim, residual and paper, a vector (B, F) or a sequence (B, T, F); cut "
-            f"elsewhere."
+            f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
+            f"residual or paper, or cut where a map (B, C, H, W) crosses."
         )
+    if read_as.startswith("tokens"):
+        return _tokens(kind, hidden.shape[-1], outputs, depth, read_as == "tokens with a class token")
     return _linear(hidden.shape[-1], outputs, 1 if kind == "residual" else depth)
+
+
+class ReadTokens(nn.Module):
+    """The mean of all tokens, (B, T, C) to (B, C); with a class token, that beside it, (B, 2C)."""
+
+    def __init__(self, class_token: bool) -> None:
+        super().__init__()
+        self.class_token = class_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=1)
+        return torch.cat([x[:, 0], mean], dim=1) if self.class_token else mean
+
+
+def _tokens(kind: Kind, channels: int, outputs: int, depth: int, class_token: bool) -> nn.Sequential:
+    features = 2 * channels if class_token else channels
+    norm = [] if kind == "paper" else [nn.LayerNorm(channels)]
+    if kind != "residual":
+        return nn.Sequential(*norm, ReadTokens(class_token), *_linear(features, outputs, depth))
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(features, channels), nn.GELU()]
+        features = channels
+    return nn.Sequential(*norm, ReadTokens(class_token), *layers, nn.Linear(channels, outputs))
 
 
 def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
@@ -128,7 +199,7 @@ def _residual(channels: int, height: int, width: int, outputs: int, depth: int) 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
-MAPS: dict[str, Callable[[int, int, int, int, int], nn.Module]] = {
+MAPS: dict[str, Callable[[int, int, int, int, int], nn.Sequential]] = {
     "slim": _slim,
     "residual": _residual,
     "paper": _paper,

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import critics, partition, placement
+from anytime_lct import critics, partition, placement, sequence
 from anytime_lct.costs import NOBODY, Others, Strategy
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
+from anytime_lct.shares import at_shares
 from anytime_lct.task import TaskName
 
 
@@ -54,6 +56,7 @@ class LCTNetwork(nn.Module):
         *,
         num_groups: int = 4,
         places: Sequence[str] = (),
+        shares: Sequence[float] = (),
         by: Strategy = "layers",
         critic: critics.Kind = "slim",
         depth: int | Sequence[int] | None = None,
@@ -61,23 +64,25 @@ class LCTNetwork(nn.Module):
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
-        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or `num_groups` groups placed `by`
-        layers, balanced training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
-        Raises PartitionError and CriticError.
+        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or where exits cost at most these
+        `shares` of the main network (`shares.at_shares`), or `num_groups` groups placed `by` layers, balanced
+        training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
+        A network that torch.fx cannot follow is cut after children named as `places`, where they simply run one after
+        another (`sequence.groups`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
         """
         outputs = _outputs(model, example)
-        if not places:
+        if shares and not places:
+            places = _places_at(model, example, outputs, shares, critic, depth, task)
+        elif not places:
             places = choose_places(model, example, num_groups=num_groups, by=by, critic=critic, depth=depth, task=task)
-        trace = partition.trace(model)
-        groups = partition.groups(trace, places)
+        groups, hints = _groups(model, places, example)
         depths = critics.depths(critic, depth, len(places))
-        made, shapes, hidden = [], [], example
-        for group, at_depth in zip(groups, depths, strict=False):
-            with probing(group):
-                hidden = group(hidden)
-            made.append(critics.build(critic, hidden, outputs, task, at_depth))
+        made, shapes, crossing = [], [], _crossing(groups, example)
+        for hidden, at_depth, hint in zip(crossing, depths, hints, strict=True):
+            layout = critics.layout(hidden, task, **hint)
+            made.append(critics.build(critic, hidden, outputs, task, at_depth, layout))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, made, places, shapes)
 
@@ -141,6 +146,60 @@ def choose_places(
         weight_copies,
         others,
     )
+
+
+def _places_at(
+    model: nn.Module,
+    example: Tensor,
+    outputs: int,
+    shares: Sequence[float],
+    critic: critics.Kind,
+    depth: int | Sequence[int] | None,
+    task: TaskName,
+) -> tuple[str, ...]:
+    makers = [
+        partial(lambda at_depth, hidden: critics.build(critic, hidden, outputs, task, at_depth), at_depth)
+        for at_depth in critics.depths(critic, depth, len(shares))
+    ]
+    return at_shares(partition.trace(model), example, shares, makers)
+
+
+def _groups(
+    model: nn.Module, places: Sequence[str], example: Tensor
+) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
+    """Return the groups between the places, and what is known of the tensor that crosses each (`critics.layout`)."""
+    try:
+        trace = partition.trace(model)
+    except PartitionError:
+        if not places:
+            raise
+        return sequence.groups(model, places, example), [{} for _ in places]
+    return partition.groups(trace, places), [trace.hints(place) for place in places]
+
+
+def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
+    """Return h_1..h_{N-1} of an example; raises PartitionError where one is no tensor or is overwritten by the next."""
+    found, hidden = [], example
+    for number, group in enumerate(groups, start=1):
+        before, version = hidden, hidden._version
+        with probing(group):
+            hidden = group(hidden)
+        if before._version != version and number > 1:
+            raise PartitionError(
+                f"Layer group {number} overwrites what it reads, which the critic before it reads too; cut elsewhere, "
+                f"or let the network write into new tensors."
+            )
+        if not isinstance(hidden, Tensor):
+            raise PartitionError(
+                f"Expected one tensor behind layer group {number}, got a {type(hidden).__name__}; cut elsewhere."
+            )
+        if hidden.shape[:1] != example.shape[:1]:
+            raise PartitionError(
+                f"Expected the batch, {len(example)}, as the first size of what layer group {number} gives, got a "
+                f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
+            )
+        found.append(hidden)
+    return found[:-1]
 
 
 def _outputs(model: nn.Module, example: Tensor) -> int:

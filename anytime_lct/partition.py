@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,9 +22,10 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from anytime_lct.blocks import ends_of_blocks
+from anytime_lct.blocks import NORMS, ends_of_blocks
 from anytime_lct.errors import PartitionError
 from anytime_lct.tracing import IN_PLACE, Recording, calls, is_tensor, record
 
@@ -94,6 +96,29 @@ class Trace:
             )
         return Cut(position, name)
 
+    def hints(self, name: str) -> dict[str, bool]:
+        """Return what the steps after a legal cut tell of the tensor that crosses it, as `critics.layout` takes it."""
+        position = self.find(name).position
+        return {"class_token": self._class_token(position), "linear_next": self._linear_next(position)}
+
+    def _class_token(self, position: int) -> bool:
+        """Tell whether the first token that crosses is a class token: x[:, 0] is read later, none joined first."""
+        for step in self.recording.steps[position:]:
+            name = getattr(step.target, "__name__", step.target)
+            if name in ("cat", "concat") and 1 in (*step.args[1:2], step.kwargs.get("dim")):
+                return False
+            index = step.args[1] if step.target is operator.getitem else None
+            if isinstance(index, tuple) and index[:2] == (slice(None), 0):
+                return True
+        return False
+
+    def _linear_next(self, position: int) -> bool:
+        """Tell whether the first layer that follows is linear, and not a convolution."""
+        targets = [str(step.target) for step in self.recording.steps[position:] if step.op == "call_module"]
+        layers = (inner for name in targets for inner in self.recording.attributes[name].modules())
+        first = next((layer for layer in layers if isinstance(layer, nn.Linear | _ConvNd)), None)
+        return isinstance(first, nn.Linear)
+
     def _numbered(self) -> Iterator[tuple[int, fx.Node]]:
         return iter(enumerate(self.recording.steps, start=1))
 
@@ -147,7 +172,7 @@ def groups(traced: Trace, places: Sequence[str]) -> list[fx.GraphModule]:
                 f"'{before.name}'."
             )
     made = segments(traced, [cut.position for cut in cuts])
-    owner = _owners(made)
+    owner = owners(made)
     for number, group in enumerate(made, start=1):
         if places and not any(p.requires_grad for p in group.parameters()):
             raise PartitionError(
@@ -176,6 +201,8 @@ def _subgraph(
     copies = {entry: graph.placeholder("input")}
 
     def copy_of(node: fx.Node) -> fx.Node:
+        if node in traced.recording.batch_size and node not in copies:
+            copies[node] = graph.call_method("size", (copies[entry], 0))
         if node not in copies:  # what is fetched, not computed, comes with the step that needs it
             copies[node] = graph.node_copy(node, copy_of)
             copies[node].meta = {}
@@ -227,7 +254,11 @@ def _overwritten(value: fx.Node, recording: Recording, position: int) -> bool:
             continue
         module = recording.attributes.get(str(step.target)) if step.op == "call_module" else None
         name = str(getattr(step.target, "__name__", step.target))
-        if getattr(module, "inplace", False) or step.kwargs.get("inplace") or step.target in IN_PLACE:
+        if module is not None and str(step.target) in recording.whole and not isinstance(module, NORMS):
+            if any(getattr(inner, "inplace", False) for inner in module.modules()):
+                return True  # perhaps: what it does first is not known
+            same.add(step)
+        elif getattr(module, "inplace", False) or step.kwargs.get("inplace") or step.target in IN_PLACE:
             return True
         if module is None and name.endswith("_") and not name.endswith("__"):
             return True
@@ -236,7 +267,7 @@ def _overwritten(value: fx.Node, recording: Recording, position: int) -> bool:
     return False
 
 
-def _owners(made: Sequence[fx.GraphModule]) -> dict[int, tuple[int, str]]:
+def owners(made: Sequence[nn.Module]) -> dict[int, tuple[int, str]]:
     """Group and name of every weight and buffer; raises PartitionError where two groups hold one."""
     owner: dict[int, tuple[int, str]] = {}
     for number, group in enumerate(made, start=1):

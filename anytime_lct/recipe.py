@@ -61,17 +61,24 @@ class ModelRecipe(Section):
 
 
 class CutRecipe(Section):
+    """`groups` placed `by` what, or after the named `places`, or exits at `shares` of the main network's cost."""
+
     groups: Count = 4
     by: Literal["layers", "balanced", "measured", "memory"] = "layers"
     places: tuple[str, ...] = ()
+    shares: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
 
     @model_validator(mode="after")
-    def _places_are_groups(self) -> CutRecipe:
-        if self.places and self.groups != len(self.places) + 1:
-            raise ValueError(
-                f"{len(self.places)} places make {len(self.places) + 1} groups, but groups = {self.groups}; "
-                f"leave one of them out"
-            )
+    def _agree(self) -> CutRecipe:
+        if self.places and self.shares:
+            raise ValueError("places and shares both say where to cut; leave one of them out")
+        if list(self.shares) != sorted(set(self.shares)):
+            raise ValueError("shares rise from exit to exit, as in [0.2, 0.4, 0.7]")
+        for what, cuts in (("places", self.places), ("shares", self.shares)):
+            if cuts and self.groups != len(cuts) + 1:
+                raise ValueError(
+                    f"{len(cuts)} {what} make {len(cuts) + 1} groups, but groups = {self.groups}; leave one of them out"
+                )
         return self
 
 
@@ -103,6 +110,17 @@ class ADMMRecipe(Section):
     beta: Positive = 1.0
     gamma: Positive = 100.0
     warmup: Annotated[int, Field(ge=0)] = 60
+
+
+class PostHocRecipe(Section):
+    """What critics minimise behind a frozen main network.
+
+    Their own cross-entropy, (5) as `rule` has it (paper, mixed), or the divergence from the main network's output
+    (distillation; Hinton et al., 2015), both softened by `temperature`.
+    """
+
+    loss: Literal["cross-entropy", "paper", "mixed", "distillation"] = "cross-entropy"
+    temperature: Positive = 1.0
 
 
 class OptimizerRecipe(Section):
@@ -146,7 +164,7 @@ class TrainRecipe(Section):
         if (self.method == "alone") != (self.exit is not None):
             raise ValueError("method alone, and no other, needs exit = 1, 2 .., the sub-network that it trains")
         if self.method == "posthoc" and self.weights is None:
-            raise ValueError("method posthoc needs weights, the run folder whose main network it freezes")
+            raise ValueError("method posthoc needs weights, the run folder or file whose main network it freezes")
         if self.track_descent and self.method != "lct":
             raise ValueError(
                 f"track_descent compares local critic training with backprop; method {self.method} has none"
@@ -164,6 +182,7 @@ class Recipe(Section):
     rule: RuleRecipe
     dni: DNIRecipe
     admm: ADMMRecipe
+    posthoc: PostHocRecipe
     train: TrainRecipe
     groups: OptimizerRecipe
     groups_schedule: ScheduleRecipe
@@ -202,8 +221,9 @@ def complete(given: dict[str, Any]) -> Recipe:
         for key, value in layer.items():
             merged[key] = {**_table(merged, key), **_table(layer, key)} if isinstance(value, dict) else value
     cut = _table(given, "cut")
-    if isinstance(places := cut.get("places"), list | tuple) and "groups" not in cut:
-        merged["cut"]["groups"] = len(cast("list[Any]", places)) + 1
+    for cuts in (cut.get("places"), cut.get("shares")):
+        if isinstance(cuts, list | tuple) and "groups" not in cut:
+            merged["cut"]["groups"] = len(cast("list[Any]", cuts)) + 1
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -249,7 +269,7 @@ def assignment(text: str) -> tuple[str, Any]:
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        if key in ("cut.places", "critic.depth") or "," in value:
+        if key in ("cut.places", "cut.shares", "critic.depth") or "," in value:
             return key, [_word(part) for part in value.split(",") if part.strip()]
         return key, value
 

@@ -123,6 +123,7 @@ def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTN
             example_input(facts),
             num_groups=cut.groups,
             places=cut.places,
+            shares=cut.shares,
             by=cut.by,
             critic=recipe.critic.kind,
             depth=None if whole else recipe.critic.depth,

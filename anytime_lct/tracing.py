@@ -4,7 +4,9 @@
     steps:    conv1, relu, dropout, flatten, fc
 
 Weights used outside modules, constants, and arguments that depend on train or eval mode are not steps: they
-are fetched where a step needs them, so that they need not cross a cut.
+are fetched where a step needs them, so that they need not cross a cut. A module that fx cannot follow (control flow
+that depends on shapes, another path in training than in evaluation) is one step, and runs as it is. The batch size,
+as in x.view(x.size(0), -1), is read anew from whatever tensor a group begins with.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
 
 @dataclass(frozen=True)
 class Recording:
-    """The steps of a forward pass with one input and one result, and what the names in them stand for."""
+    """The steps of a forward pass with one input and one result, and what the names in them stand for.
+
+    `whole` maps the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size`
+    holds what stands for the batch size of the input, the first size of every tensor between two groups.
+    """
 
     input: fx.Node
     steps: tuple[fx.Node, ...]
     result: fx.Node
     attributes: dict[str, Any]
+    whole: dict[str, str]
+    batch_size: frozenset[fx.Node]
 
 
 class ByMode(nn.Module):
@@ -62,15 +70,42 @@ class _OneInput(nn.Module):
         return self.model(input)
 
 
+class _UnfollowedError(Exception):
+    """A module below the network itself has to be one step: fx cannot follow it."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = _kind(module)
+
+
 class _Tracer(fx.Tracer):
     """Recurrent layers are leaves wherever they are defined, as torch's modules are; buffers stay names."""
 
     proxy_buffer_attributes = True
 
+    def __init__(self, root: nn.Module, whole: dict[Any, str]) -> None:
+        super().__init__()
+        self._roots, self._whole = (root, root.get_submodule("model")), whole
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name == "model":
+        if m in self._roots:
             return False
-        return isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
+        return _kind(m) in self._whole or isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _UnfollowedError:
+            raise
+        except Exception as error:
+            if m in self._roots:
+                raise
+            raise _UnfollowedError(m, _where(error)) from error
+
+
+def _kind(module: nn.Module) -> Any:
+    """All modules of a class are followed or not; torch's own containers one by one."""
+    return module if type(module).__module__.startswith("torch.nn") else type(module)
 
 
 def record(model: nn.Module) -> Recording:
@@ -80,14 +115,13 @@ def record(model: nn.Module) -> Recording:
     and where the network has not one input and one tensor as its result.
     """
     _check_signature(model)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        in_training, attributes = _record_mode(model, training=True)
-        in_evaluation, twins = _record_mode(model, training=False)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    attributes |= _join(model, in_training, in_evaluation)
+    whole: dict[Any, str] = {}
+    while True:
+        try:
+            in_training, attributes, twins = _record_both(model, whole)
+            break
+        except _UnfollowedError as found:  # once more with that kind of module as one step
+            whole[found.kind] = str(found)
     for name, value in attributes.items():
         if isinstance(value, Tensor) and value is not twins[name] and not torch.equal(value, twins[name]):
             raise PartitionError(
@@ -109,7 +143,26 @@ def record(model: nn.Module) -> Recording:
     for node in in_training.nodes:
         if node.op == "get_attr" or isinstance(attributes.get(_target(node)), ByMode) or _is_constant(node, fetched):
             fetched.add(node)
-    return Recording(placeholder, tuple(node for node in nodes if node not in fetched), result, attributes)
+    shapes = [node for node in placeholder.users if _is_shape(node)]
+    batch_size = {node for node in (*placeholder.users, *(u for s in shapes for u in s.users)) if _is_batch_size(node)}
+    shapes = [node for node in shapes if batch_size.issuperset(node.users)]
+    steps = tuple(node for node in nodes if node not in fetched and node not in {*batch_size, *shapes})
+    modules = {node.target: attributes[node.target] for node in steps if node.op == "call_module"}
+    reasons = {path: whole[_kind(module)] for path, module in modules.items() if _kind(module) in whole}
+    return Recording(placeholder, steps, result, attributes, reasons, frozenset(batch_size))
+
+
+def _record_both(model: nn.Module, whole: dict[Any, str]) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
+    """Record in train and in eval mode and join the two; raises _UnfollowedError for a module not in `whole`."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        in_training, attributes = _record_mode(model, whole, training=True)
+        in_evaluation, twins = _record_mode(model, whole, training=False)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    attributes |= _join(model, in_training, in_evaluation)
+    return in_training, attributes, twins
 
 
 def calls(node: fx.Node) -> tuple[Call, ...]:
@@ -150,6 +203,21 @@ def _is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
     return bool(node.all_input_nodes) and fetched.issuperset(node.all_input_nodes)
 
 
+def _is_shape(node: fx.Node) -> bool:
+    """Tell whether a step is x.shape, or x.size() without a number."""
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.target == "size" and len(node.args) == 1 and not node.kwargs
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    """Tell whether a step is x.size(0), or item 0 of a shape."""
+    source = node.args[0] if node.args else None
+    if is_item(node):
+        return isinstance(source, fx.Node) and _is_shape(source) and node.args[1] == 0
+    return node.target == "size" and (*node.args[1:], *node.kwargs.values()) == (0,)
+
+
 def _is_number(node: fx.Node) -> bool:
     return node.target in RETURN_NUMBERS or (node.target is getattr and node.args[1] not in TENSOR_ATTRIBUTES)
 
@@ -168,7 +236,7 @@ def _check_signature(model: nn.Module) -> None:
         ) from error
 
 
-def _record_mode(model: nn.Module, *, training: bool) -> tuple[fx.Graph, dict[str, Any]]:
+def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> tuple[fx.Graph, dict[str, Any]]:
     for module in model.modules():
         module.training = training
     root = _OneInput(model)
@@ -177,9 +245,15 @@ def _record_mode(model: nn.Module, *, training: bool) -> tuple[fx.Graph, dict[st
             torch.default_generator.manual_seed(
                 int(training)
             )  # two seeds: random constants differ between the modes, and are found
-            graph = _Tracer().trace(root)
+            graph = _Tracer(root, whole).trace(root)
+    except _UnfollowedError:
+        raise
     except Exception as error:
-        raise PartitionError(_why(error)) from error
+        raise PartitionError(
+            f"The network cannot be traced by torch.fx: {_where(error)}; take control flow that depends on the data, "
+            f"or on its shape, out of {type(model).__name__}.forward, into a submodule for example, or name places to "
+            f"cut after where its children simply follow one another."
+        ) from error
     attributes: dict[str, Any] = {}
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
@@ -197,32 +271,29 @@ def _record_mode(model: nn.Module, *, training: bool) -> tuple[fx.Graph, dict[st
     return graph, attributes
 
 
-def _why(error: Exception) -> str:
+def _where(error: Exception) -> str:
+    """Say what went wrong, and at which line of the user's code."""
     inside = (f"{Path(torch.__file__).parent}{os.sep}", __file__, "<")
     own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
     where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return (
-        f"The network cannot be traced by torch.fx{where}: {reason}; take control flow that depends on the "
-        "data, or on its shape, out of the forward pass."
-    )
+    return f"{reason}{where}"
 
 
 def _join(model: nn.Module, in_training: fx.Graph, in_evaluation: fx.Graph) -> dict[str, ByMode]:
     """Put a ByMode, beside the module that asks for it, wherever the two graphs hold different constants."""
-    different = PartitionError(
-        f"{type(model).__name__} takes another path in training than in evaluation (auxiliary outputs, "
-        "perhaps), so that it cannot be cut; switch that off, for example by aux_logits=False."
-    )
-    if len(in_training.nodes) != len(in_evaluation.nodes):
-        raise different
     made: dict[str, ByMode] = {}
-    twins = dict(zip(in_training.nodes, in_evaluation.nodes, strict=True))
+    twins = dict(zip(in_training.nodes, in_evaluation.nodes, strict=False))
+    for node, twin in twins.items():
+        if (node.op, node.target, len(node.args)) != (twin.op, twin.target, len(twin.args)):
+            raise _different(model, node, twin)
+    if len(in_training.nodes) != len(in_evaluation.nodes):
+        raise _different(model)
 
     def join(a: Any, b: Any, node: fx.Node) -> Any:
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
             if twins.get(a) is not b:
-                raise different
+                raise _different(model, node, twins[node])
             return a
         if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
             return type(a)([join(x, y, node) for x, y in zip(a, b, strict=True)])
@@ -241,13 +312,23 @@ def _join(model: nn.Module, in_training: fx.Graph, in_evaluation: fx.Graph) -> d
         return fetch
 
     for node, twin in twins.items():
-        if (node.op, node.target) != (twin.op, twin.target):
-            raise different
-        args = tuple(join(a, b, node) for a, b in zip(node.args, twin.args, strict=False))
-        if len(node.args) != len(twin.args) or node.kwargs.keys() != twin.kwargs.keys():
-            raise different
+        args = tuple(join(a, b, node) for a, b in zip(node.args, twin.args, strict=True))
+        if node.kwargs.keys() != twin.kwargs.keys():
+            raise _different(model, node, twin)
         node.args, node.kwargs = args, join(dict(node.kwargs), dict(twin.kwargs), node)
     return made
+
+
+def _different(model: nn.Module, *nodes: fx.Node) -> Exception:
+    """Blame the innermost module around the first steps that differ between training and evaluation."""
+    around = [[path for path, _ in calls(node) if path != _target(node)] for node in nodes]
+    guilty = max(around, key=len, default=[])
+    if guilty:
+        return _UnfollowedError(model.get_submodule(guilty[-1]), "it takes another path in training than in evaluation")
+    return PartitionError(
+        f"{type(model).__name__} takes another path in training than in evaluation (auxiliary outputs, "
+        "perhaps), so that it cannot be cut; switch that off, for example by aux_logits=False."
+    )
 
 
 def _ends(a: slice) -> tuple[Any, Any, Any]:

@@ -33,6 +33,10 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8, and measure every exit again.")] = False,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the scales of int8.")] = 512,
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Write anytime.onnx too: all exits in one file, thresholds as an input."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object.")] = False,
 ) -> None:
@@ -56,6 +60,7 @@ def export(
         out,
         exits=_numbers(exits),
         only=only,  # type: ignore[arg-type]
+        single=single_file,
         calibration_samples=calibration_samples if int8 else None,
         data_root=data_root,
         force=force,
@@ -66,6 +71,8 @@ def export(
         return
     manifest = bundle.manifest
     kinds = [f"{len(manifest.exits)} exits", f"{len(manifest.groups)} groups", f"{len(manifest.critics)} critics"]
+    if manifest.single is not None:
+        kinds.append(manifest.single.name)
     if bundle.thresholds is not None:
         kinds.append(
             f"rules for a mean of {', '.join(show_count(rule.mean_flops) for rule in bundle.thresholds.rules)}"
@@ -90,6 +97,7 @@ def write(
     only: Literal["exits", "groups"] | None = None,
     calibration_samples: int | None = None,
     data_root: str | None = None,
+    single: bool = False,
     force: bool = False,
     quiet: bool = False,
 ) -> Bundle:
@@ -118,6 +126,7 @@ def write(
             model_name=opened.recipe.model.name,
             exits=exits,
             only=only,
+            single=single,
             force=force,
             thresholds=rules,
             int8=None if calibration_samples is None else _int8(opened, profile, rules, calibration_samples, data_root),

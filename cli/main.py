@@ -22,7 +22,8 @@ app = typer.Typer(
 )
 
 VERBS = (
-    "quickstart", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict", "serve", "reproduce",
+    "quickstart", "inspect", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict", "serve",
+    "reproduce",
 )  # fmt: skip
 for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
@@ -83,6 +84,8 @@ def _extra_of(error: ModuleNotFoundError) -> str | None:
     }  # fmt: skip
     if package in {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"}:
         return "serve"
+    if package == "timm":
+        return "timm"
     return "train" if package in train else None
 
 

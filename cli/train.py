@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from anytime_lct.training import Epoch, Progress
+    from anytime_lct.training import Epoch
 
 
 def train(
@@ -22,9 +21,25 @@ def train(
     ] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm.")
+        str | None,
+        typer.Option(
+            help="Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm, torchvision:NAME, timm:NAME, or "
+            "path/to/file.py:FACTORY."
+        ),
     ] = None,
     groups: Annotated[int | None, typer.Option(help="Number of layer groups N.")] = None,
+    place_exits: Annotated[
+        str | None,
+        typer.Option(help="Where to cut: auto (by --budget-flops), layers, balanced, measured or memory."),
+    ] = None,
+    budget_flops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="One exit for each of these shares of the main network's multiply-adds, e.g. 0.2,0.4,0.7: as deep as "
+            "fits, its critic included.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
@@ -32,7 +47,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other recipe key, e.g. groups.lr=0.05; may be repeated."),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let the data set, or default weights, be downloaded.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the layer groups, each a run of neighbours; at most N.")
@@ -60,12 +77,23 @@ def train(
     ] = None,
     critic_loss: Annotated[
         str | None,
-        typer.Option(help="What critics minimise: paper (equation (5)), mixed (with their own loss), cross-entropy."),
+        typer.Option(
+            help="What critics minimise: paper (equation (5)), mixed (with their own loss), cross-entropy; with "
+            "--freeze-main also distillation from the main output."
+        ),
     ] = None,
     exit_: Annotated[int | None, typer.Option("--exit", help="With --method alone: the sub-network, from 1.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Run folder whose weights training starts from; --method posthoc needs one.")
+        str | None,
+        typer.Option(
+            metavar="FILE|RUN|default",
+            help="Weights that training starts from: a safetensors file or torch state dict, a run folder, or those "
+            "that torchvision or timm ship.",
+        ),
     ] = None,
+    freeze_main: Annotated[
+        bool, typer.Option("--freeze-main", help="Fit exits alone; the main network of --weights stays as it is.")
+    ] = False,
     track_descent: Annotated[
         int | None,
         typer.Option(
@@ -89,14 +117,23 @@ def train(
     Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
     """
     from anytime_lct import recipe as recipes
+    from anytime_lct.cli.progress import descent, descent_line
     from anytime_lct.errors import RecipeError
 
     flags = {
         "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
         "cut.groups": groups, "train.epochs": epochs, "train.seed": seed,
-        "train.wire": wire, "train.method": method, "train.exit": exit_, "train.weights": weights,
-        "train.track_descent": track_descent, "rule.critic_loss": critic_loss,
+        "train.wire": wire, "train.exit": exit_, "train.weights": weights,
+        "train.track_descent": track_descent,
     }  # fmt: skip
+    if freeze_main and method not in (None, "posthoc"):
+        raise RecipeError(f"Expected --freeze-main without --method, got --method {method}; leave one of them out.")
+    frozen = freeze_main or method == "posthoc"
+    flags |= {
+        "train.method": "posthoc" if frozen else method,
+        "posthoc.loss" if frozen else "rule.critic_loss": critic_loss,
+    }
+    flags |= _places(place_exits, budget_flops)
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(recipes.assignment(text) for text in settings or [])
     if place is not None and place not in PLACES:
@@ -113,7 +150,8 @@ def train(
         chosen = run_folder.read(run_dir)[0]
     else:
         chosen = recipes.read(recipe, overrides, otherwise={"cut.by": place} if place else {})
-    folder = run_dir or Path("runs") / f"{chosen.data.name}-{chosen.model.name}-{chosen.train.seed}"
+    network = re.sub(r"[^\w.]+", "-", chosen.model.name)
+    folder = run_dir or Path("runs") / f"{chosen.data.name}-{network}-{chosen.train.seed}"
     if workers * replicas > 1 and not _is_worker():
         _launch(chosen, folder, (workers, replicas), max_restarts, place, resume=resume, as_json=as_json)
         return
@@ -132,6 +170,33 @@ def train(
 
 
 PLACES = ("balanced", "measured", "memory")
+
+
+def _places(place_exits: str | None, budget_flops: str | None) -> dict[str, Any]:
+    """Return what --place-exits and --budget-flops say of the recipe's cut."""
+    from anytime_lct.errors import RecipeError
+
+    if place_exits not in (None, "auto", "layers", *PLACES):
+        raise RecipeError(f"Expected --place-exits auto, layers, {', '.join(PLACES)}, got '{place_exits}'.")
+    if place_exits == "auto" and budget_flops is None:
+        raise RecipeError("Expected --budget-flops with --place-exits auto, for example 0.2,0.4,0.7; got none.")
+    if place_exits not in (None, "auto") and budget_flops is not None:
+        raise RecipeError(f"Expected --budget-flops with --place-exits auto alone, got {place_exits}; leave one out.")
+    if budget_flops is None:
+        return {"cut.by": place_exits}
+    return {"cut.shares": shares_of(budget_flops)}
+
+
+def shares_of(text: str) -> list[float]:
+    """Read shares with commas; raises RecipeError."""
+    from anytime_lct.errors import RecipeError
+
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise RecipeError(
+            f"Expected shares of the main network's multiply-adds with commas, like 0.2,0.4,0.7, got '{text}'."
+        ) from None
 
 
 def _is_worker() -> bool:
@@ -199,6 +264,7 @@ def run(
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
     from anytime_lct import data as datasets
     from anytime_lct.baselines import METHODS, expect_processes
+    from anytime_lct.cli.progress import show
     from anytime_lct.training import device_of, join, keep_freed_memory
     from anytime_lct.training import train as training
 
@@ -220,79 +286,6 @@ def run(
                 f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True
             )
         raise
-
-
-def show(events: Iterable[Progress | Epoch], metric: str, *, quiet: bool = False) -> Epoch | None:
-    """Draw a bar with every exit's training loss and the time left, and a line an epoch; return the last epoch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from anytime_lct.training import Epoch
-
-    console = Console(stderr=True, quiet=quiet)
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[losses]}"),
-    )  # fmt: skip
-    last: Epoch | None = None
-    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("train", total=None, epoch="-", losses="-")
-        for event in events:
-            if isinstance(event, Epoch):
-                last = event
-                console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
-                continue
-            bar.update(
-                task,
-                total=event.epochs * event.batches,
-                completed=(event.epoch - 1) * event.batches + event.batch,
-                epoch=f"{event.epoch}/{event.epochs}",
-                losses=" ".join(f"{loss:.3f}" for loss in event.losses),
-            )
-    return last
-
-
-def epoch_line(epoch: Epoch, metric: str) -> str:
-    """Say what an epoch came to: training losses and the validation metric, one number an exit."""
-    losses = " ".join(f"{loss:.3f}" for loss in epoch.train_losses)
-    line = f"epoch {epoch.epoch:3d}  {epoch.seconds:6.1f} s  loss {losses}"
-    if epoch.scores:
-        shown = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
-        line += f"  validation {metric} {' '.join(shown)}"
-    return line
-
-
-def descent(folder: Path) -> dict[str, Any] | None:
-    """Sum up a run's descent.jsonl, with its cost as a share of training time; None where nothing was tracked."""
-    import dataclasses
-
-    from anytime_lct import journal, run_folder
-    from anytime_lct.descent import summarise
-
-    lines = journal.read(folder / run_folder.DESCENT)
-    if not lines:
-        return None
-    found = summarise(lines)
-    training = sum(line["seconds"] for line in journal.read(folder / run_folder.METRICS))
-    return dataclasses.asdict(found) | {"share_of_training": round(found.seconds / training, 4) if training else None}
-
-
-def descent_line(found: dict[str, Any]) -> str:
-    """Say what `descent` found: how often, the smallest sigma, which groups did not descend, and the cost."""
-    smallest = " ".join("-" if sigma is None else f"{sigma:.3g}" for sigma in found["smallest_sigma"])
-    count = found["measurements"]
-    odd = [
-        f"{what} in group {i} {times} of {count} times"
-        for what, numbers in (("<= 0", found["not_positive"]), ("undefined (true gradient zero)", found["undefined"]))
-        for i, times in enumerate(numbers, start=1)
-        if times
-    ]
-    share = "" if found["share_of_training"] is None else f", {100 * found['share_of_training']:.1f}% of training time"
-    return (
-        f"Sufficient descent (16), measured {count} times: smallest sigma a group {smallest}; "
-        f"{', '.join(odd) or 'never <= 0'}; it took {found['seconds']:.1f} s{share}, not counted in it."
-    )
 
 
 def metric_of(data: str) -> str:

@@ -1,4 +1,4 @@
-"""The networks that the paper uses, by name."""
+"""The networks that the paper uses, by name, and those of other makes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import nn
 
 from anytime_lct.errors import ModelError
 
+from . import others
 from .lstm import CarriedLSTM, lstm
 from .mlp import mlp
 from .resnet import BOTTLENECKS, bottleneck, small
+from .weights import default_weights
 
-__all__ = ["NAMES", "CarriedLSTM", "build"]
+__all__ = ["NAMES", "OTHERS", "CarriedLSTM", "build", "default_weights"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -26,20 +28,24 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lstm": lstm,
 }
 NAMES = tuple(MODELS)
+OTHERS = ("torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY")
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
     """Make a network by name for inputs (C, H, W) or (T,) and `outputs` classes or symbols.
 
-    Raises ModelError for an unknown name or option, or data that the network cannot read.
+    A name with a colon says where it comes from: torchvision:NAME, timm:NAME, path/to/file.py:FACTORY. Raises
+    ModelError for an unknown name or option, or data that the network cannot read.
 
     >>> from torch import zeros
     >>> build("resnet20", (3, 32, 32), 10, width=8)(zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
+    if others.is_other(name):
+        return others.build(name, input_shape, outputs, options)
     if name not in MODELS:
         near = difflib.get_close_matches(name, NAMES, n=3)
-        raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(near or NAMES)}?")
+        raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(near or (*NAMES, *OTHERS))}?")
     factory = MODELS[name]
     fixed = factory.keywords if isinstance(factory, partial) else {}
     taken = {"input_shape", "outputs", *fixed}

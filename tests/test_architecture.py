@@ -17,13 +17,25 @@ FLOORS = {
     },
     1: {
         "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
-        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal",
+        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal", "sequence",
+        "pretrained", "shares",
     },
     2: {"data", "training", "baselines", "analysis", "export"},
     3: {"cli", "experiments"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms} | {"runtime": -1, "serving": -1}
-HEAVY = {"torch", "torchvision", "fvcore", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "fvcore",
+    "onnx",
+    "onnxscript",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "safetensors",
+    "timm",
+}
 OWNERS = {
     "fvcore": {"analysis/complexity.py"},
     "onnxscript": {"export"},
@@ -36,6 +48,7 @@ OWNERS = {
     "rich": {"cli"},
     "safetensors": {"checkpoint.py"},
     "sklearn": {"data/images.py"},
+    "timm": {"models/others.py", "models/weights.py"},
     "matplotlib": {"analysis/picture.py", "analysis/descent_picture.py", "experiments/pictures.py"},
 }
 APART = {"training", "baselines", "analysis", "export"}

@@ -32,12 +32,14 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--critic-loss --data --data-root --download --epochs --exit --groups --json --max-restarts --method --model "
-        "--place --recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
+        "--budget-flops --critic-loss --data --data-root --download --epochs --exit --freeze-main --groups --json "
+        "--max-restarts --method --model --place --place-exits "
+        "--recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
     ),
+    "inspect": "--budget-flops --classes --critic --groups --input --json --places --set",
     "analyze": "--data-root --json",
     "thresholds": "--data-root --json --mean-flops --measure",
-    "export": "--calibration-samples --data-root --exits --force --int8 --json --only --out",
+    "export": "--calibration-samples --data-root --exits --force --int8 --json --only --out --single-file",
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),

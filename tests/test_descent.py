@@ -19,7 +19,7 @@ from anytime_lct import checkpoint, data, descent, journal, run_folder
 from anytime_lct import recipe as recipes
 from anytime_lct import task as tasks
 from anytime_lct.analysis import descent_picture
-from anytime_lct.cli import train as verb
+from anytime_lct.cli import progress as verb
 from anytime_lct.cli.main import app
 from anytime_lct.errors import RecipeError
 from anytime_lct.learner import Clock

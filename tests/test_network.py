@@ -103,7 +103,7 @@ def test_critics_for_text_are_linear_at_every_step():
     [
         ("tiny", (4, 8, 8), "classification", "slim, residual, paper, paper-imagenet"),
         ("paper-imagenet", (30,), "classification", "cannot read"),
-        ("slim", (7, 30), "classification", "cannot read"),
+        ("slim", (2, 7, 30, 30), "classification", "cannot read"),
         ("slim", (4, 8, 8), "language-model", "cannot read"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Post-hoc exits: critics fitted by their own cross-entropy behind the groups of a network that stays as it is."""
+"""Post-hoc exits: critics fitted behind the groups of a network that stays as it is.
+
+They minimise their own cross-entropy, equation (5) of the paper, or the divergence from the main network's output.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from anytime_lct import lct
 from anytime_lct import task as tasks
 from anytime_lct.baselines.backprop import expect_finite
 from anytime_lct.baselines.joint import of_exits
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
 class PostHoc:
     """Fits the critics of a trained run, whose main network is frozen: no weight and no batch norm statistic moves.
 
-    The run of `train.weights` may be one of backprop, or one of local critic training, whose critics are fitted on.
+    What `train.weights` names may be a run of backprop, one of local critic training, whose critics are fitted on, or a
+    file of weights.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -50,20 +56,31 @@ class PostHoc:
         """Fit the critics to one minibatch, and count the losses of all exits."""
         told = self._recipe.train
         torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
-        h = batch.x
+        outputs, h = [], batch.x
         for i, group in enumerate(self._groups):
             with torch.no_grad():
                 h = group(h)
-            fitted = i < len(self._critics)
-            Z = self._critics[i](h) if fitted else h
-            L = tasks.losses(self.task, Z, batch.y, told.label_smoothing).mean()
-            expect_finite(L, batch.step)
-            self.sums[0, i] += L.detach().double() * len(batch.y)
-            if fitted:
-                self._learners[i].zero_grad()
-                L.backward()
-                self._learners[i].step(batch.step, told.clip_norm)
+            outputs.append(self._critics[i](h) if i < len(self._critics) else h)
+        losses = [tasks.losses(self.task, Z, batch.y, told.label_smoothing) for Z in outputs]
+        for i, L in enumerate(losses):
+            expect_finite(L.mean(), batch.step)
+            self.sums[0, i] += L.mean().detach().double() * len(batch.y)
+        for i, learner in enumerate(self._learners):
+            learner.zero_grad()
+            self._loss(outputs[i], losses[i], losses[i + 1].detach(), outputs[-1]).backward()
+            learner.step(batch.step, told.clip_norm)
         self.sums[1] += len(batch.y)
+
+    def _loss(self, Z: Tensor, L: Tensor, L_next: Tensor, Z_main: Tensor) -> Tensor:
+        """What critic i minimises, (): of its output and losses (B,), those of exit i + 1, and the main output."""
+        told = self._recipe.posthoc
+        if told.loss == "distillation":
+            T = told.temperature
+            wanted, found = F.log_softmax(Z_main.float() / T, dim=-1), F.log_softmax(Z.float() / T, dim=-1)
+            divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+            return T**2 * divergence.mean()
+        rule = lct.Rule(**{**self._recipe.rule.model_dump(), "critic_loss": told.loss})
+        return rule.of(*((L.mean(), L_next.mean()) if rule.form == "scalar" else (L, L_next)))
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return mean losses and mean metrics, (2, N), float64."""

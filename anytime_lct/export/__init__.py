@@ -20,6 +20,8 @@ from anytime_lct.export import parity
 from anytime_lct.export.folder import new_folder, save
 from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
 from anytime_lct.export.quantise import Int8, check, quantise
+from anytime_lct.export.single import NAME as SINGLE
+from anytime_lct.export.single import single_file
 from anytime_lct.network import LCTNetwork, probing
 from anytime_lct.profile import NAME as PROFILE
 from anytime_lct.profile import Latency, Profile
@@ -41,6 +43,7 @@ def export(
     model_name: str,
     exits: Sequence[int] | None = None,
     only: Literal["exits", "groups"] | None = None,
+    single: bool = False,
     force: bool = False,
     thresholds: ThresholdTable | None = None,
     int8: Int8 | None = None,
@@ -48,16 +51,17 @@ def export(
 ) -> Bundle:
     """Write a bundle folder of the `exits` (default: all), and return it opened.
 
-    It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the
-    two out. Onnxruntime's logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those
-    rules that visit exported exits only, and none without groups. With `int8` the graphs are quantised, and quality,
-    temperatures and rules are measured on them. The folder appears under its name when it is complete, or not at all;
-    `force` replaces an existing bundle. Raises ExportError.
+    It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the two out.
+    With `single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py). Onnxruntime's
+    logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those rules that visit
+    exported exits only, and none without groups. With `int8` the graphs are quantised, and quality, temperatures and
+    rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces an
+    existing bundle. Raises ExportError.
 
     >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
     """
     say = progress or (lambda what: None)
-    asked = _Asked.check(network, profile, exits, only)
+    asked = _Asked.check(network, profile, exits, only, single)
     if int8 is not None:
         check(facts)
     if any(p.device.type != "cpu" for p in network.parameters()):
@@ -77,6 +81,8 @@ def export(
             engines["chain of exported groups"] = parity.chain(folder, asked.num_groups, asked.critics)
         if asked.with_exits:
             engines["exported sub-model"] = parity.whole(folder, asked.served)
+        if asked.single:
+            engines["single file"] = parity.chosen(folder / SINGLE, asked.served)
         if int8 is None:
             say("comparing every exit with torch")
             difference = parity.largest_difference(groups, critics, engines, facts)
@@ -101,9 +107,12 @@ class _Asked:
     served: tuple[int, ...]
     with_groups: bool
     with_exits: bool
+    single: bool
 
     @classmethod
-    def check(cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None) -> _Asked:
+    def check(
+        cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None, single: bool
+    ) -> _Asked:
         n = network.num_groups
         if profile.num_groups != n:
             raise ExportError(
@@ -115,7 +124,12 @@ class _Asked:
             raise ExportError(f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}.")
         if only not in (None, "exits", "groups"):
             raise ExportError(f"Expected only 'exits' or only 'groups' to export, got only {only!r}.")
-        return cls(n, served, with_groups=only != "exits", with_exits=only != "groups")
+        if single and len(served) < 2:
+            raise ExportError(
+                f"Expected at least two exits for a single file that chooses among them, got {served[0]} alone; leave "
+                f"--single-file out or export more exits."
+            )
+        return cls(n, served, with_groups=only != "exits", with_exits=only != "groups", single=single)
 
     @property
     def num_groups(self) -> int:
@@ -139,6 +153,8 @@ def _write_graphs(folder: Path, sheet: Sheet, asked: _Asked) -> None:
     if asked.with_exits:
         for i in asked.served:
             save(sheet.exit(i), folder / f"exit_{i}.onnx")
+    if asked.single:
+        save(single_file(sheet, asked.served), folder / SINGLE)
 
 
 def _answers(engine: parity.Engine, served: tuple[int, ...]) -> Answers:
@@ -178,6 +194,7 @@ def _write_records(
         exits={i: describe_file(folder / f"exit_{i}.onnx") for i in asked.served if asked.with_exits},
         groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
         critics={i: describe_file(folder / f"critic_{i}.onnx") for i in asked.critics if asked.with_groups},
+        single=describe_file(folder / SINGLE) if asked.single else None,
         served=asked.served,
         largest_difference=difference,
         precision="int8" if int8 else "float32",

@@ -107,6 +107,26 @@ def whole(folder: Path, exits: Sequence[int]) -> Engine:
     return run
 
 
+def chosen(path: Path, exits: Sequence[int]) -> Engine:
+    """Open the single file as an engine that is led to each exit by its thresholds, the exits before it skipped.
+
+    Raises ExportError where another exit than the one that was asked for answers.
+    """
+    session = _open(path)
+
+    def run(x: NDArray) -> dict[int, NDArray]:
+        answers = {}
+        for number, i in enumerate(exits):
+            thresholds = np.where(np.arange(len(exits) - 1) < number, 2.0, 0.0).astype(np.float32)
+            logits, exit_ = session.run(None, {"input": x, "thresholds": thresholds})
+            if int(np.asarray(exit_)) != i:
+                raise ExportError(f"Expected exit {i} of '{path.name}' to answer, got {exit_}; report this as a bug.")
+            answers[i] = np.asarray(logits)
+        return answers
+
+    return run
+
+
 def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Tensor) -> dict[int, NDArray]:
     answers = {}
     with torch.no_grad():

@@ -36,7 +36,7 @@ def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = Non
 def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
     cut = recipe.cut
     chosen_now = cut.by == "measured" or (cut.by == "memory" and team.workers > 1)
-    if cut.places or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
+    if cut.places or cut.shares or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
         return recipe
     places: tuple[str, ...] = ()
     if team.leads or cut.by == "measured":

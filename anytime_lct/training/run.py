@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct import checkpoint, journal, run_folder
+from anytime_lct import checkpoint, journal, pretrained, run_folder
 from anytime_lct.costs import Strategy
 from anytime_lct.data import Dataset
 from anytime_lct.errors import DataError, DivergenceError, RecipeError
@@ -69,6 +69,13 @@ class Epoch:
         }
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something to tell before a run begins."""
+
+    text: str
+
+
 @dataclass
 class _Position:
     """Where the next minibatch stands, and what has been summed up on the way."""
@@ -89,7 +96,7 @@ def train(
     team: Team | None = None,
     place: Strategy | None = None,
     method: MakeMethod = Worker.of,
-) -> Iterator[Progress | Epoch]:
+) -> Iterator[Progress | Epoch | Note]:
     """Train in the run folder `path`; with `resume`, go on from its newest checkpoint.
 
     With a `team`, every process of it calls this alike, each trains its own layer groups, and the leader alone yields
@@ -114,7 +121,9 @@ def train(
             recipe = run_folder.read(path)[0]
         network, recipe = deal(recipe, data, team, place)
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
-            run_folder.start_from(network, Path(recipe.train.weights))
+            said = pretrained.start(network, recipe, data.facts)
+            if said and team.leads:
+                yield Note(said)
         network = network.to(team.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

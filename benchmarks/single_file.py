@@ -1,0 +1,96 @@
+"""What answering from one ONNX file costs, beside the resumable session and the whole exits, alternated in one run."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from measuring import ratios, write
+from overhead import FACTS, recipe_for
+
+from anytime_lct.analysis.complexity import components
+from anytime_lct.bundle import Bundle
+from anytime_lct.export import export
+from anytime_lct.profile import Exit, Profile, Quality
+from anytime_lct.run_folder import build_network, example_input
+from anytime_lct.runtime import AnytimeSession
+
+N = 4
+
+
+def exported(name: str, folder: Path) -> Bundle:
+    """Export a network with random weights, cut in 4, with slim critics."""
+    network = build_network(recipe_for({"name": name}), FACTS).eval()
+    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))  # type: ignore[arg-type]
+    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
+    profile = Profile(
+        model=name,
+        data="random",
+        metric="accuracy",
+        groups=groups,
+        critics=critics,
+        exits=tuple(Exit(index=i, validation=quality, test=quality, latency=None) for i in range(1, N + 1)),
+        p_worse=((1.0,) * N,) * N,
+    )
+    return export(network, FACTS, profile, folder / "bundle", model_name=name, single=True)
+
+
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measured(name: str, rounds: int) -> list[dict[str, Any]]:
+    """Time batch 1 on one thread to every exit: `alone` without the critics before it, `asking` with all on the way."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = exported(name, Path(folder))
+        session, single = AnytimeSession(bundle), opened(bundle.path / "anytime.onnx")
+        x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape)).astype(np.float32)
+        for i in range(1, N + 1):
+            whole = opened(bundle.exit(i))
+
+            def one_file(before: float, i: int = i) -> Any:
+                thresholds = np.where(np.arange(N - 1) < i - 1, before, 0.0).astype(np.float32)
+                logits, exit_ = single.run(None, {"input": x, "thresholds": thresholds})
+                assert exit_ == i
+                return logits
+
+            def stream(i: int = i) -> Any:
+                return next(answer for answer in session.stream(x) if answer.exit == i).logits
+
+            calls = [
+                lambda w=whole: w.run(None, {"input": x})[0],
+                lambda: one_file(2.0),
+                lambda: one_file(1.0),
+                lambda i=i: session.run_to(i, x).logits,
+                stream,
+            ]
+            found = ratios(calls, rounds)
+            names = ("alone", "asking", "resumable_run", "resumable_stream")
+            row = {"network": name, "exit": i, "whole_seconds": found[0]["median_seconds"]}
+            row |= dict(zip(names, found[1:], strict=True))
+            row["largest_difference"] = float(np.abs(calls[1]() - calls[0]()).max())
+            row["same_as_resumable"] = bool(np.array_equal(calls[1](), calls[3]()))
+            rows.append(row)
+            shown = ", ".join(f"{key} {row[key]['median_ratio']:.3f}" for key in names)
+            print(f"{name} to exit {i}, times exit_{i}.onnx: {shown}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=150)
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"wrote {write('single_file', {'single_file': measured('resnet50', told.rounds)})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""inspect: numbers by hand, the balanced choice, and one sentence where a network cannot be cut."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from anytime_lct.analysis.inspection import inspect
+from anytime_lct.cli.main import run as program
+from anytime_lct.network import choose_places
+from anytime_lct.profile import Cost
+
+PLAIN = """
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.flatten, self.a, self.b = nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, outputs)
+
+    def forward(self, x):
+        if x.mean() > 1e9:
+            x = x / 2
+        return self.b(self.a(self.flatten(x)))
+"""
+
+
+def call(capfd, *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        program([str(word) for word in words])
+    return int(ended.value.code or 0), *capfd.readouterr()
+
+
+def test_a_perceptron_by_hand():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    found = inspect(model, torch.zeros(2, 4), num_groups=2, critic="paper")
+    assert found.main == Cost(flops=32 + 128 + 48, params=40 + 144 + 51)
+    assert [(place.name, place.crosses, place.shape, place.flops) for place in found.places] == [
+        ("1", "vector", (8,), 32),
+        ("3", "vector", (16,), 160),
+    ]
+    (exit_, main) = found.parts
+    assert (exit_.ends, exit_.critic, exit_.exit) == ("1", Cost(flops=24, params=27), Cost(flops=56, params=67))
+    assert (main.group, main.critic, main.exit) == (Cost(flops=176, params=195), None, found.main)
+    assert found.legal == 4 and not found.whole
+
+
+def test_the_choice_is_that_of_training_and_the_network_stays_as_it_was():
+    model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = inspect(model, example, num_groups=3, critic="slim")
+    places = choose_places(model, example, num_groups=3, by="balanced", critic="slim")
+    assert tuple(part.ends for part in found.parts[:-1]) == places
+    assert found.places[1].crosses == "map" and found.places[-1].flops < found.main.flops
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()) and model.training
+
+
+def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    shape = ("--input", "3x2x2", "--classes", 7)
+    code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--set", "model.hidden=[5,4]", "--json")
+    told = json.loads(out)
+    assert code == 0 and [place["name"] for place in told["places"]] == ["relu1", "relu2"]
+    assert told["parts"][0]["group"] == {"flops": 60, "params": 65}
+    code, out, _ = call(capfd, "inspect", "mlp", *shape, "--budget-flops", "0.99")
+    assert code == 0 and "--set cut.places=relu1" in out
+    code, _, err = call(capfd, "inspect", "plain.py:Plain", *shape)
+    assert code == 2 and "plain.py:11 (if x.mean() > 1e9:)" in err and "name places" in err
+    code, out, _ = call(capfd, "inspect", "plain.py:Plain", *shape, "--places", "a", "--critic", "slim")
+    assert code == 0 and "main" in out
+    for words, says in (
+        (("mlp", "--input", "3x2"), "--input as 3x224x224"),
+        (("mlp", *shape, "--set", "cut.groups=2"), "such as model.width=8"),
+        (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
+        (("mlp", *shape, "--groups", 2, "--critic", "tiny"), "slim, residual, paper"),
+    ):
+        code, _, err = call(capfd, "inspect", *words)
+        assert code == 2 and says in " ".join(err.split())

@@ -1,0 +1,330 @@
+"""Networks and weights that users bring: torchvision, timm, files; frozen main networks; exits at shares."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from anytime_lct import checkpoint, models, pretrained, run_folder
+from anytime_lct import data as datasets
+from anytime_lct import recipe as recipes
+from anytime_lct.baselines import METHODS
+from anytime_lct.cli.main import run as program
+from anytime_lct.errors import CheckpointError, ModelError, PartitionError, RecipeError
+from anytime_lct.network import LCTNetwork
+from anytime_lct.partition import trace
+from anytime_lct.shares import at_shares, of_exits
+from anytime_lct.training import Note, train
+
+FACTORY = """
+from torch import nn
+
+
+class Made(nn.Sequential):
+    def __init__(self, outputs, width=8):
+        layers = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs))
+
+
+def of_shape(input_shape, outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[1] * input_shape[2], 9), nn.ReLU(), nn.Linear(9, outputs))
+
+
+def deep(outputs):
+    hidden = [layer for _ in range(2) for layer in (nn.Linear(100, 100), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), *hidden, nn.Linear(100, outputs))
+
+
+def thousand():
+    return Made(1000)
+
+
+def wrong(outputs):
+    return nn.Sequential(nn.Linear(7, outputs))
+
+
+def nothing():
+    return None
+"""
+DIGITS = {"name": "digits", "batch_size": 100, "augment": "none"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "made.py").write_text(FACTORY)
+    return tmp_path / "made.py"
+
+
+def told(name: str, **tables) -> recipes.Recipe:
+    return recipes.complete(
+        {
+            "data": DIGITS,
+            "model": {"name": name},
+            "cut": {"groups": 2},
+            "critics": {"name": "adam", "lr": 1e-2},
+            **tables,
+            "train": {"epochs": 1, **tables.get("train", {})},
+        }
+    )
+
+
+def run(recipe: recipes.Recipe, folder: Path) -> list:
+    method = {"method": METHODS[recipe.train.method]} if recipe.train.method in METHODS else {}
+    return list(train(recipe, datasets.from_recipe(recipe), folder, **method))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("torchvision:resnet18", (3, 40, 40)),
+        ("torchvision:vit_b_16", (3, 32, 32)),
+        ("timm:resnet10t", (1, 32, 32)),
+        ("timm:vit_tiny_patch16_224", (3, 32, 48)),
+    ],
+)
+def test_a_librarys_network_is_made_for_the_data_under_its_own_names(name, shape):
+    model = models.build(name, shape, 7)
+    source, _, rest = name.partition(":")
+    if source == "torchvision":
+        own = torchvision.models.get_model(rest, num_classes=7)
+    else:
+        own = __import__("timm").create_model(rest, num_classes=7)
+    assert model.state_dict().keys() == own.state_dict().keys()
+    assert model.eval()(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+def test_another_number_of_channels_changes_the_first_convolution_alone():
+    model, own = models.build("torchvision:squeezenet1_1", (1, 64, 64), 1000), torchvision.models.squeezenet1_1()
+    odd = [name for name, value in own.state_dict().items() if model.state_dict()[name].shape != value.shape]
+    assert odd == ["features.0.weight"]
+
+
+def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
+    assert models.build(f"{file}:Made", (1, 8, 8), 7, width=5)[7].weight.shape == (7, 5)
+    assert models.build(f"{file}:of_shape", (1, 8, 8), 7)[1].weight.shape == (9, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("torchvision:resnet19", {}, "did you mean resnet18"),
+        ("timm:resnet19", {}, "did you mean resnet18"),
+        ("torchvision:resnet18", {"wide": 3}, "cannot be made with wide = 3.*'wide'"),
+        ("torchvision:vgg11", {}, r"cannot read inputs \(1, 8, 8\).*too small"),
+        ("elsewhere:resnet18", {}, "torchvision:NAME, timm:NAME or path"),
+        ("none.py:make", {}, "which is not there"),
+        ("{file}:make", {}, "function or class 'make'"),
+        ("{file}:nothing", {}, "got a NoneType"),
+        ("{file}:thousand", {}, r"logits of 7 classes.*\(2, 1000\).*take `outputs`"),
+        ("{file}:wrong", {}, "cannot read inputs"),
+    ],
+)
+def test_networks_that_do_not_suit_say_so(name, options, says, file):
+    with pytest.raises(ModelError, match=says):
+        models.build(name.format(file=file), (1, 8, 8), 7, **options)
+
+
+def test_a_file_that_fails_is_named_with_its_line(tmp_path):
+    (tmp_path / "broken.py").write_text("x = 1\nraise ValueError('no')\n")
+    with pytest.raises(ModelError, match=r"no \(at .*broken\.py:2: raise ValueError"):
+        models.build(f"{tmp_path}/broken.py:make", (1, 8, 8), 7)
+
+
+def test_weights_come_from_every_kind_of_file(file, tmp_path):
+    recipe, data = told(f"{file}:Made"), datasets.load("digits")
+    model = models.build(recipe.model.name, data.facts.input_shape, 10)
+    state = model.state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "c.pt")
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
+    for name in ("a.safetensors", "b.pth", "c.pt", "old.pth"):
+        network = run_folder.build_network(recipe, data.facts)
+        given = told(f"{file}:Made", train={"weights": str(tmp_path / name)})
+        assert pretrained.start(network, given, data.facts) is None
+        assert all(torch.equal(value, state[key]) for key, value in network.main_state().items())
+
+
+def test_a_classifier_of_another_size_starts_anew_and_that_is_said(file, tmp_path):
+    torch.save(models.build(f"{file}:Made", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
+    told_ = told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")})
+    (note, *_) = run(told_, tmp_path / "run")
+    says = f"The weights '{tmp_path}/w.pth' are for 1000 classes, the data has 10: 7.weight and 7.bias start anew."
+    assert note == Note(says)
+    frozen = told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"})
+    with pytest.raises(CheckpointError, match="cannot stay frozen"):
+        run(frozen, tmp_path / "frozen")
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ({"a": Code()}, "without running code"),
+        ({"a": 3}, "names and tensors"),
+        ([1], "names and tensors"),
+        ({"other": torch.zeros(2)}, "'0.bias' is missing|'other' is unknown"),
+    ],
+)
+def test_files_that_hold_no_weights_of_the_network_are_refused(made, says, file, tmp_path):
+    torch.save(made, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=says):
+        run(told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
+
+
+def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ModelError, match=r"checkpoints/squeezenet1_1-.*get them from https://download.pytorch.org"):
+        models.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
+    with pytest.raises(ModelError, match="no default weights"):
+        models.default_weights("resnet20", (3, 32, 32))
+    own = torchvision.models.squeezenet1_1().state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    torch.save(own, tmp_path / "checkpoints" / Path(url).name)
+    found = models.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
+    assert all(torch.equal(value, found[key]) for key, value in own.items())
+
+
+def test_timms_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"models--timm--resnet18.a1_in1k/model.safetensors.*--download"):
+        models.default_weights("timm:resnet18", (3, 64, 64))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "paper", "mixed", "distillation"])
+def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp_path):
+    """Against the same steps by hand; statistics of batch norm stay too."""
+    model = models.build(f"{file}:Made", (1, 8, 8), 10)
+    model.train()(torch.randn(50, 1, 8, 8))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    recipe = told(
+        f"{file}:Made",
+        cut={"places": ["2", "4"]},
+        posthoc={"loss": loss, "temperature": 2.0},
+        train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"},
+    )
+    run(recipe, tmp_path / "run")
+    kept = checkpoint.load_tensors(tmp_path / "run" / "main.safetensors")
+    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+    data, opened = datasets.from_recipe(recipe), run_folder.open_run(tmp_path / "run").network
+    x = next(iter(data.batches("test")))[0]
+    assert torch.equal(opened.sub_model(3)(x), model.eval()(x))
+
+    network = run_folder.build_network(recipe, data.facts)
+    pretrained.start(network, recipe, data.facts)
+    network.groups.eval()
+    optimizer = torch.optim.Adam(network.critics.parameters(), 1e-2)
+    for x, y in data.batches("train"):
+        optimizer.zero_grad()
+        *exits, main = network(x)
+        L = [F.cross_entropy(Z, y, reduction="none") for Z in (*exits, main)]
+        for i, Z in enumerate(exits):
+            matching = (L[i] - L[i + 1].detach()).abs().mean()
+            soft, own = (main / 2).log_softmax(1), (Z / 2).log_softmax(1)
+            made = {
+                "cross-entropy": L[i].mean(),
+                "paper": matching,
+                "mixed": matching + recipe.rule.cross_entropy * L[i].mean(),
+                "distillation": 4 * (soft.exp() * (soft - own)).sum(1).mean(),
+            }
+            made[loss].backward(inputs=list(network.critics[i].parameters()))
+        optimizer.step()
+    for name, value in network.critics_state().items():
+        torch.testing.assert_close(opened.critics_state()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
+    model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
+    traced, shares = trace(model), [0.2, 0.5, 0.8]
+    network = LCTNetwork.cut(model, example, shares=shares, critic="slim")
+    names = [cut.name for cut in traced.candidates]
+
+    def cost(module, x):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module.eval()(x)
+        return counter.get_total_flops() // 2
+
+    whole = cost(network.sub_model(4), example)
+    for i, share in enumerate(shares, start=1):
+        assert cost(network.sub_model(i), example) <= share * whole
+        deeper = names[names.index(network.places[i - 1]) + 1]
+        longer = LCTNetwork.cut(model, example, places=[deeper], critic="slim")
+        assert cost(longer.sub_model(1), example) > share * whole
+
+
+def test_shares_without_room_say_what_the_cheapest_exit_takes():
+    traced, example = trace(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
+    none = [lambda hidden: None]
+    *exits, whole = of_exits(traced, example, none[0])
+    with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
+        at_shares(traced, example, [0.01], none)
+    with pytest.raises(PartitionError, match="exit 2 within"):
+        at_shares(traced, example, [0.98, 0.99], none * 2)
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        ({"shares": [0.5, 0.2]}, "rise from exit to exit"),
+        ({"shares": [0.5], "places": ["a"]}, "both say where to cut"),
+        ({"shares": [0.2, 0.5], "groups": 2}, "2 shares make 3 groups"),
+        ({"shares": [1.5]}, "less than 1"),
+    ],
+)
+def test_shares_that_do_not_do_are_refused(cut, says):
+    with pytest.raises(RecipeError, match=says):
+        recipes.complete({"cut": cut})
+
+
+def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    common = ["--data", "digits", "--epochs", "1", "--model", "made.py:deep", "--json"]
+
+    def call(*words: str) -> dict:
+        with pytest.raises(SystemExit) as ended:
+            program(list(words))
+        out, err = capfd.readouterr()
+        assert not ended.value.code, err
+        return json.loads(out)
+
+    assert call("train", *common, "--method", "bp")["run"] == "runs/digits-made.py-deep-0"
+    frozen = ["--weights", "runs/digits-made.py-deep-0/main.safetensors", "--freeze-main", "--run-dir", "fitted"]
+    places = ["--place-exits", "auto", "--budget-flops", "0.3,0.9"]
+    call("train", *common, *frozen, *places, "--critic-loss", "distillation")
+    recipe = recipes.read(Path("fitted") / "recipe.toml")
+    assert (recipe.train.method, recipe.posthoc.loss, recipe.cut.shares) == ("posthoc", "distillation", (0.3, 0.9))
+    profile = call("analyze", "fitted", "--json")
+    assert [cost["flops"] for cost in profile["groups"]] == [6400, 10000, 11000]
+    assert call("export", "fitted", "--out", "bundle", "--json")["model"] == "made.py:deep"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--place-exits", "auto"], "--budget-flops with --place-exits auto"),
+        (["--place-exits", "layers", "--budget-flops", "0.5"], "auto alone, got layers"),
+        (["--budget-flops", "half"], "like 0.2,0.4,0.7, got 'half'"),
+        (["--place-exits", "evenly"], "got 'evenly'"),
+        (["--freeze-main", "--method", "bp"], "--freeze-main without --method"),
+        (["--freeze-main"], "posthoc needs weights"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(words, says, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        program(["train", "--run-dir", str(tmp_path / "run"), *words])
+    assert ended.value.code == 2 and says in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
