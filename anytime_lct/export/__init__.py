@@ -55,8 +55,8 @@ def export(
     With `single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py). Onnxruntime's
     logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those rules that visit
     exported exits only, and none without groups. With `int8` the graphs are quantised, and quality, temperatures and
-    rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces an
-    existing bundle. Raises ExportError.
+    rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces
+    an existing bundle. Raises ExportError.
 
     >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
     """
