@@ -31,10 +31,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from load import Sent, open_loop, request
+from matplotlib.figure import Figure
 from measuring import RESULTS, write
 
 from anytime_lct import data as datasets
 from anytime_lct import run_folder
+from anytime_lct.analysis import picture
 from anytime_lct.budget import parse_seconds
 from anytime_lct.runtime import AnytimeSession
 
@@ -168,6 +170,34 @@ def http_cost(
     return rows
 
 
+def over_seeds(rows: list[dict[str, Any]], mode: str, load: float, name: str) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds of one figure at one load."""
+    values = [row[name] for row in rows if (row["mode"], row["load"]) == (mode, load)]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw on-time share and accuracy over load, both modes, mean and standard deviation over seeds."""
+    figure = Figure(figsize=(8.6, 3.6), dpi=160, layout="constrained")
+    panels = figure.subplots(1, 2)
+    loads = sorted({row["load"] for row in found["rows"]})
+    words = {"anytime": "as deep as time allows", "fixed": "fixed depth"}
+    for axes, name, title in (
+        (panels[0], "on_time_share", "answered in time, % of admitted"),
+        (panels[1], "accuracy", "test accuracy of the answers, %"),
+    ):
+        for mode, colour in (("anytime", picture.BLUE), ("fixed", picture.GREY)):
+            both = [over_seeds(found["rows"], mode, load, name) for load in loads]
+            means, deviations = [100 * mean for mean, _ in both], [100 * deviation for _, deviation in both]
+            axes.errorbar(loads, means, yerr=deviations, color=colour, marker="o", capsize=3, label=words[mode])
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("load, share of the capacity at full depth")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(0, 104)
+    panels[0].legend(frameon=False)
+    picture.save(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/serving"))
@@ -221,6 +251,7 @@ def main() -> None:
                     f"p99 {1e3 * row['latency_p99']:.1f} ms  wrong {row['not_the_sub_models']}",
                     flush=True,
                 )
+    draw(found, told.out / "serving.png")
 
 
 if __name__ == "__main__":
