@@ -97,7 +97,7 @@ def steps(network: LCTNetwork, side: int) -> bool:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     h, y, waiting, finite = torch.randn(4, 3, side, side), torch.arange(4), None, True
     for f, c in zip(network.groups, [*network.critics, None], strict=True):
-        here = descend(f, c, h, y, partial(losses, "classification"), Rule(critic_loss="mixed"))
+        here = descend(f, c, h, y, partial(losses, "classification"), Rule(critic_loss="cross-entropy"))
         if waiting is not None:
             waiting.learn(here.L)
         h, waiting, finite = here.h, here, finite and bool(here.L.isfinite().all())
