@@ -36,14 +36,18 @@ def bundle_of(name: str, model: dict[str, Any], folder: Path) -> Bundle:
     """Export an untrained network, cut in 4, with slim critics."""
     network = build_network(recipe_for(model), FACTS).eval()
     groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))
-    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
+    values = (0.1, 0.2, 0.3, 0.4)  # rising, so that a budget's deepest exit is the one that answers
+    qualities = [Quality(value=value, low=value, high=value, loss=1.0, samples=100) for value in values]
     profile = Profile(
         model=name,
         data="random",
         metric="accuracy",
         groups=groups,
         critics=critics,
-        exits=tuple(Exit(index=i, validation=quality, test=quality, temperature=NEVER_SURE) for i in range(1, 5)),
+        exits=tuple(
+            Exit(index=i, validation=quality, test=quality, temperature=NEVER_SURE)
+            for i, quality in enumerate(qualities, start=1)
+        ),
         p_worse=((1.0,) * 4,) * 4,
     )
     return export(network, FACTS, profile, folder / name, model_name=name)

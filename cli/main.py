@@ -55,7 +55,7 @@ def run(arguments: list[str] | None = None) -> None:
     except LCTError as error:
         if str(error):
             _complain(str(error))
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _extra_of(error)
         if extra is None:
@@ -69,6 +69,15 @@ def run(arguments: list[str] | None = None) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             _complain("Interrupted.")
         sys.exit(130)
+
+
+def _leave(code: int) -> None:
+    """End the process; a worker at once, as threads of a broken connection may abort an orderly end."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _complain(message: str) -> None:

@@ -56,6 +56,8 @@ def _ended(codes: dict[int, int], workers: int) -> BaseException:
     """Say what the exit codes mean; of several failures, the one that caused the others."""
     if any(code == 130 for code in codes.values()):
         return KeyboardInterrupt()
+    if any(code in (1, 2, 3) for code in codes.values()):
+        return ToldError("The run ended because of the worker above; mend it and go on with --resume.")
     killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
     if killed:
         rank = killed[0]
@@ -64,8 +66,6 @@ def _ended(codes: dict[int, int], workers: int) -> BaseException:
             f"{describe(rank, workers)} was ended by {name}; go on from the last checkpoint with --resume, or let "
             f"--max-restarts do it."
         )
-    if any(code in (1, 2, 3) for code in codes.values()):
-        return ToldError("The run ended because of the worker above; mend it and go on with --resume.")
     rank = next(iter(codes), 0)
     return WorkerLostError(
         f"{describe(rank, workers)} lost touch with the others and ended; go on from the last checkpoint with --resume."
