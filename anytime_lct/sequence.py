@@ -94,7 +94,7 @@ def _expect_all(model: nn.Module, made: Sequence[nn.Module]) -> None:
         )
 
 
-def _try(model: nn.Module, made: Sequence[nn.Module], example: Tensor) -> None:
+def _try(model: nn.Module, made: Sequence[Children], example: Tensor) -> None:
     """Compare groups and network on copies; batch norms may count and dropout may draw."""
     for training, seed in SEEDS.items():
         whole, groups = copy.deepcopy((model, list(made)))

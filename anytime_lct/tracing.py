@@ -206,7 +206,7 @@ def _is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
 def _is_shape(node: fx.Node) -> bool:
     """Tell whether a step is x.shape, or x.size() without a number."""
     if node.target is getattr:
-        return node.args[1] == "shape"
+        return bool(node.args[1] == "shape")
     return node.target == "size" and len(node.args) == 1 and not node.kwargs
 
 
@@ -214,7 +214,7 @@ def _is_batch_size(node: fx.Node) -> bool:
     """Tell whether a step is x.size(0), or item 0 of a shape."""
     source = node.args[0] if node.args else None
     if is_item(node):
-        return isinstance(source, fx.Node) and _is_shape(source) and node.args[1] == 0
+        return isinstance(source, fx.Node) and _is_shape(source) and bool(node.args[1] == 0)
     return node.target == "size" and (*node.args[1:], *node.kwargs.values()) == (0,)
 
 

@@ -150,9 +150,8 @@ def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _take_channels(model: nn.Module, channels: int) -> None:
     """Put a first convolution that reads so many channels, under its own name, in place of the one that reads three."""
     path, first = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    made = nn.Conv2d(
-        channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
-    )  # type: ignore[arg-type]
+    sizes: tuple[Any, ...] = (first.kernel_size, first.stride, first.padding)
+    made = nn.Conv2d(channels, first.out_channels, *sizes, bias=first.bias is not None)
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
     holder, _, field = path.rpartition(".")
     setattr(model.get_submodule(holder), field, made)

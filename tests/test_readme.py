@@ -168,3 +168,17 @@ def test_the_tables_of_experiments_are_those_of_the_committed_results():
     for figure in result("critics_small")["figures"]:
         if figure["column"] == "Main":
             assert cells(f"{figure['row']} |")[-1] == shown("critics", figure["row"], "Main")
+
+
+def test_the_table_of_a_trained_network_is_that_of_the_committed_result():
+    found = result("pretrained")
+    for key, words in (
+        ("cross-entropy", "frozen, exits by cross-entropy"),
+        ("distillation", "frozen, exits by distillation"),
+        ("paper", "frozen, exits by (5)"),
+        ("tuned_by_lct", "ImageNet weights, all tuned by LCT"),
+        ("from_nothing", "from nothing, by LCT"),
+    ):
+        tests = [f"{100 * exit_['test']:.2f}%" for exit_ in found[key]["exits"]]
+        assert cells(words) == [f"{found[key]['seconds']:.0f} s", *tests]
+    assert all(found[key]["main_same_to_the_bit"] for key in ("cross-entropy", "distillation", "paper"))

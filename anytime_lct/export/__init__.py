@@ -126,8 +126,8 @@ class _Asked:
             raise ExportError(f"Expected only 'exits' or only 'groups' to export, got only {only!r}.")
         if single and len(served) < 2:
             raise ExportError(
-                f"Expected at least two exits for a single file that chooses among them, got {served[0]} alone; leave "
-                f"--single-file out or export more exits."
+                f"Expected at least two exits for a single file that chooses among them, got {min(served)} alone; "
+                f"leave --single-file out or export more exits."
             )
         return cls(n, served, with_groups=only != "exits", with_exits=only != "groups", single=single)
 
