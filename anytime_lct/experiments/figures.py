@@ -51,7 +51,7 @@ def figures(
             if job.state() == "done":
                 value, detail = READ[experiment.kind](cell, job, jobs)
                 if value is not None:
-                    by_seed[job.seed] = (value, detail)
+                    by_seed[job.seed] = (value, {**detail, "precision": job.recipe.train.precision})
         seeds = tuple(sorted(by_seed))
         reasons = [failed[job.name] for job in of_run if job.name in failed]
         found.append(

@@ -38,7 +38,8 @@ UNUSED: dict[str, set[str]] = {  # tables of the recipe that a method does not l
     "1f1b": NO_EXITS,
 }
 State = Literal["missing", "begun", "trained", "done"]
-ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes"}}  # no part of a result
+# Where and how a run was made, which is no part of what it is; a figure says its precision beside its value.
+ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes", "precision"}}
 WAIT_SECONDS, INTERRUPTED = 0.5, 130
 PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 
