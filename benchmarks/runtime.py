@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,23 @@ from anytime_lct.run_folder import build_network, example_input
 from anytime_lct.runtime import AnytimeSession
 
 NEVER_SURE = 1e30
-NETWORKS = {"resnet50": {"name": "resnet50"}, "resnet20": {"name": "resnet20"}}
+NETWORKS = {
+    "resnet50": ("resnet50", 32),
+    "resnet34": ("torchvision:resnet34", 96),
+    "resnet18": ("torchvision:resnet18", 128),
+    "resnet20": ("resnet20", 32),
+}
 
 
-def bundle_of(name: str, model: dict[str, Any], folder: Path) -> Bundle:
-    """Export an untrained network, cut in 4, with slim critics."""
-    network = build_network(recipe_for(model), FACTS).eval()
-    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))
+def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> Bundle:
+    """Export an untrained network on images of this side, cut in 4, with slim critics."""
+    facts = replace(FACTS, input_shape=(3, side, side))
+    network = build_network(recipe_for({"name": model}), facts).eval()
+    groups, critics = components(network.groups, network.critics, example_input(facts, 1))
     values = (0.1, 0.2, 0.3, 0.4)  # rising, so that a budget's deepest exit is the one that answers
     qualities = [Quality(value=value, low=value, high=value, loss=1.0, samples=100) for value in values]
     profile = Profile(
-        model=name,
+        model=model,
         data="random",
         metric="accuracy",
         groups=groups,
@@ -50,7 +57,7 @@ def bundle_of(name: str, model: dict[str, Any], folder: Path) -> Bundle:
         ),
         p_worse=((1.0,) * 4,) * 4,
     )
-    return export(network, FACTS, profile, folder / name, model_name=name)
+    return export(network, facts, profile, folder / "bundle", model_name=model, single=single)
 
 
 def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -84,11 +91,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS)
     told = parser.parse_args()
-    x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape), dtype=np.float32)
     rows = []
-    for name, model in NETWORKS.items():
+    for name, (model, side) in NETWORKS.items():
+        x = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            session = AnytimeSession(bundle_of(name, model, Path(folder)))
+            session = AnytimeSession(bundle_of(model, side, Path(folder)))
             for exit in session.served:
                 row = beside_whole(session, exit, x, told.rounds)
                 rows.append({"network": name, **row})

@@ -11,33 +11,11 @@ import numpy as np
 import onnxruntime
 import torch
 from measuring import ratios, write
-from overhead import FACTS, recipe_for
+from runtime import bundle_of
 
-from anytime_lct.analysis.complexity import components
-from anytime_lct.bundle import Bundle
-from anytime_lct.export import export
-from anytime_lct.profile import Exit, Profile, Quality
-from anytime_lct.run_folder import build_network, example_input
 from anytime_lct.runtime import AnytimeSession
 
-N = 4
-
-
-def exported(name: str, folder: Path) -> Bundle:
-    """Export a network with random weights, cut in 4, with slim critics."""
-    network = build_network(recipe_for({"name": name}), FACTS).eval()
-    groups, critics = components(network.groups, network.critics, example_input(FACTS, 1))  # type: ignore[arg-type]
-    quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
-    profile = Profile(
-        model=name,
-        data="random",
-        metric="accuracy",
-        groups=groups,
-        critics=critics,
-        exits=tuple(Exit(index=i, validation=quality, test=quality, latency=None) for i in range(1, N + 1)),
-        p_worse=((1.0,) * N,) * N,
-    )
-    return export(network, FACTS, profile, folder / "bundle", model_name=name, single=True)
+N, SIDE = 4, 32
 
 
 def opened(path: Path) -> onnxruntime.InferenceSession:
@@ -50,9 +28,9 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
     """Time batch 1 on one thread to every exit: `alone` without the critics before it, `asking` with all on the way."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle = exported(name, Path(folder))
+        bundle = bundle_of(name, SIDE, Path(folder), single=True)
         session, single = AnytimeSession(bundle), opened(bundle.path / "anytime.onnx")
-        x = np.random.default_rng(0).standard_normal((1, *FACTS.input_shape)).astype(np.float32)
+        x = np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
         for i in range(1, N + 1):
             whole = opened(bundle.exit(i))
 
