@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 def calibrate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     sizes: Annotated[str, typer.Option(metavar="B,B,..", help="Sizes of batches to measure.")] = "1,4,16",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime inside a request.")] = 1,
+    threads: Annotated[
+        str, typer.Option(metavar="N|auto", help="Threads of onnxruntime inside a request; auto: the fastest number.")
+    ] = "1",
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each size, about.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the timings as one JSON object.")] = False,
 ) -> None:
     """Measure every layer group and critic on this machine, for budgets of latency and for deadlines.
 
     The timings are kept beside the bundle, in BUNDLE.calibration.json; `predict` and `serve` find them there. Let
-    nothing else run meanwhile.
+    nothing else run meanwhile. --threads auto suits a device with one request at a time; a server computes each request
+    by one thread, and measures that itself.
 
     Example: anytime-lct calibrate fashion.bundle
     """
@@ -30,15 +34,30 @@ def calibrate(
     from anytime_lct.runtime import AnytimeSession
     from anytime_lct.runtime import calibration as calibrations
 
-    session = AnytimeSession(bundle, threads=threads)
+    numbers = read_threads(threads)
+    sessions = [AnytimeSession(bundle, threads=number) for number in numbers]
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
+        best = calibrations.fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
+        session = sessions[numbers.index(best)]
         found = calibrations.calibrate(session, read_sizes(sizes), seconds, status.update)
     path = calibrations.save(found, session.bundle)
     if as_json:
         typer.echo(found.model_dump_json())
     else:
         show(found, session.served)
-        typer.echo(f"Wrote {path}.")
+        typer.echo(f"Wrote {path}, with {best} thread{'s' * (best > 1)} a request.")
+
+
+def read_threads(text: str) -> list[int]:
+    """Read --threads: the number, or for auto those to try, 1, 2, 4 .. up to the cores; raises BudgetError."""
+    from anytime_lct.errors import BudgetError
+
+    cores = os.cpu_count() or 1
+    if text == "auto":
+        return sorted({min(2**k, cores) for k in range(cores.bit_length() + 1)})
+    if not text.isdecimal() or int(text) < 1:
+        raise BudgetError(f"Expected a number of threads or auto, got '{text}'; 1 suits requests that overlap.")
+    return [int(text)]
 
 
 def read_sizes(text: str) -> list[int]:

@@ -40,7 +40,9 @@ def predict(
     min_confidence: Annotated[float | None, typer.Option(help=CONFIDENCE)] = None,
     mean_flops: Annotated[str | None, typer.Option(help=MEAN)] = None,
     measure: Annotated[str, typer.Option(metavar="MEASURE", help=MEASURE)] = "max-probability",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of onnxruntime; default: as calibrated, else 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Answer files from a bundle: the class of every image, or the most likely next characters of a text.

@@ -1,6 +1,7 @@
 """`select` and `predict` as a user calls them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,6 +222,18 @@ def test_predict_refuses_what_makes_no_sense(
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 6, 6), np.float32))
     code, out, err = program("predict", tmp_path / "tiny", tmp_path / "x.npy", *more)
     assert (code, out) == (2, "") and says in " ".join(err.split())
+
+
+def test_calibrate_with_the_fastest_number_of_threads(program: Program, tmp_path: Path) -> None:
+    write_image_bundle(tmp_path / "tiny")
+    calibrate = ("calibrate", tmp_path / "tiny", "--sizes", "1", "--seconds", "0.01", "--json")
+    code, out, _ = program(*calibrate, "--threads", "auto")
+    assert code == 0 and 1 <= json.loads(out)["threads"] <= (os.cpu_count() or 1)
+    code, out, _ = program(*calibrate, "--threads", "2")
+    assert code == 0 and json.loads(out)["threads"] == 2
+    for wrong in ("0", "many", "-1"):
+        code, _, err = program(*calibrate, "--threads", wrong)
+        assert code == 2 and "a number of threads or auto" in err
 
 
 @pytest.mark.parametrize("sizes", ["", "0", "1,x", "-4"])

@@ -209,12 +209,24 @@ def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
     path = calibrations.save(found, bundle)
     assert path == tmp_path / "tiny.bundle.calibration.json"
     assert calibrations.load(bundle, 1) == found and AnytimeSession(bundle).timing is not None
-    assert calibrations.load(bundle, 2) is None
+    assert calibrations.load(bundle, 2) is None and calibrations.load(bundle, None) == found
     path.write_text(path.read_text().replace(found.machine, "another machine"))
     assert calibrations.load(bundle, 1) is None and AnytimeSession(bundle).timing is None
     path.write_text("{")
     with pytest.raises(BundleError, match="calibrate"):
         AnytimeSession(bundle)
+
+
+def test_threads_are_those_that_are_worth_it(tmp_path: Path):
+    assert calibrations.fewest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
+    assert calibrations.fewest({1: 1.0, 2: 0.6, 4: 0.58}) == 2
+    bundle = write_image_bundle(tmp_path / "tiny.bundle")
+    both = [AnytimeSession(bundle, threads=number) for number in (1, 2)]
+    assert calibrations.fastest_threads(both, seconds=0.01) in (1, 2)
+    assert AnytimeSession(bundle, threads=None).threads == 1
+    calibrations.save(calibrations.calibrate(both[1], sizes=(1,), seconds=0.01), bundle)
+    found = AnytimeSession(bundle, threads=None)
+    assert found.threads == 2 and found.timing is not None and AnytimeSession(bundle).timing is None
 
 
 def test_whole_exits_cannot_be_stopped_on_the_way(tmp_path: Path):

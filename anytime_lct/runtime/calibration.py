@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SIZES = (1, 4, 16)
 STEPS = 32  # characters a sample, where a network on text is measured
 WARMUP, LEAST, MOST = 2, 5, 200
+WORTH = 0.05  # the share of time that more threads have to save
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -60,9 +62,9 @@ class Calibration(Record):
             raise ValueError("sizes need to be positive and in rising order, one at least")
         return self
 
-    def fits(self, bundle: Bundle, threads: int) -> bool:
-        """Tell whether these are the times of this very bundle on this machine, with so many threads."""
-        here = (bundle_sum(bundle), machine(), ort.__version__, threads)
+    def fits(self, bundle: Bundle, threads: int | None) -> bool:
+        """Tell whether these are the times of this very bundle on this machine, with so many threads (None: any)."""
+        here = (bundle_sum(bundle), machine(), ort.__version__, threads or self.threads)
         return (self.bundle, self.machine, self.onnxruntime, self.threads) == here
 
 
@@ -81,8 +83,11 @@ def bundle_sum(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def load(bundle: Bundle, threads: int) -> Calibration | None:
-    """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind."""
+def load(bundle: Bundle, threads: int | None) -> Calibration | None:
+    """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind.
+
+    `threads` None takes those of any number of threads.
+    """
     path = calibration_path(bundle.path)
     if not path.is_file():
         return None
@@ -128,6 +133,34 @@ def calibrate(
         threads=session.threads,
         sizes=measured,
     )
+
+
+def fastest_threads(sessions: Sequence[AnytimeSession], seconds: float = 1.0) -> int:
+    """Measure one sample at full depth by sessions that differ in their threads, in turns; return the best number.
+
+    That is the fewest whose median is within `WORTH` of the smallest: a thread that brings less is better left to
+    another request.
+    """
+    calls = [partial(session.run_to, session.served[-1], _example(session, 1)) for session in sessions]
+    taken: list[list[float]] = [[] for _ in calls]
+    until = 0.0
+    for turn in range(WARMUP + MOST):
+        if turn == WARMUP:
+            taken, until = [[] for _ in calls], time.perf_counter() + seconds * len(calls)
+        if turn >= WARMUP + LEAST and time.perf_counter() > until:
+            break
+        for times, call in zip(taken, calls, strict=True):
+            times.append(_timed(call))
+    return fewest({session.threads: float(np.median(times)) for session, times in zip(sessions, taken, strict=True)})
+
+
+def fewest(seconds: Mapping[int, float]) -> int:
+    """Return the fewest threads that take at most `WORTH` more than the fastest, of seconds by number of threads.
+
+    >>> fewest({1: 1.0, 2: 0.6, 4: 0.58})
+    2
+    """
+    return min(threads for threads, taken in seconds.items() if taken <= (1 + WORTH) * min(seconds.values()))
 
 
 def _example(session: AnytimeSession, size: int) -> np.ndarray:

@@ -63,7 +63,8 @@ class Answer:
 class AnytimeSession:
     """A bundle ready to answer; safe to use from many threads, and by many streams at once.
 
-    `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best.
+    `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best. None takes
+    as many as the timings that `anytime-lct calibrate` left beside the bundle, and 1 where there are none.
     Graphs are loaded when first needed. Raises BundleError for a bundle that is not whole.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
@@ -72,20 +73,21 @@ class AnytimeSession:
     ...     if answer.probabilities.max() > 0.9: break
     """
 
-    def __init__(self, bundle: Bundle | Path | str, threads: int = 1) -> None:
-        if type(threads) is not int or threads < 1:
+    def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1) -> None:
+        if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"Expected a positive number of threads, got {threads!r}; 1 suits overlapping requests.")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        self.threads = threads
+        found = calibrations.load(self.bundle, threads)
+        self.threads = threads or (found.threads if found else 1)
         self.timing: Timing | None = None
-        self._graphs = Graphs(self.bundle.path, threads)
+        self._graphs = Graphs(self.bundle.path, self.threads)
         self._spare: list[tuple[tuple[int, ...], Chain]] = []
         self._spare_lock = threading.RLock()
         self._chosen: dict[Budget, int] = {}
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
-        if (found := calibrations.load(self.bundle, threads)) is not None:
+        if found is not None:
             self.use(found)
 
     def use(self, calibration: Calibration) -> None:
