@@ -141,6 +141,7 @@ PERCEPTRON: Given = merged(
     },
 )
 PERCEPTRON_METHODS: dict[str, Given] = {
+    "lct": {"train": {"clip_norm": 1.0}},  # without it the paper's rule ends at half the accuracy on Fashion-MNIST
     "admm": {"data": {"batch_size": 60_000}, "train": {"epochs": 60}},
     "dni": {"dni": {"scale": 100.0}, "critics_schedule": {"name": "constant"}},
     "dni-no-labels": {"dni": {"width": 512}, "groups": {"lr": 0.01}},
@@ -149,7 +150,8 @@ PERCEPTRON_METHODS: dict[str, Given] = {
 OF_PERCEPTRONS = (
     "Networks and MNIST are the paper's; Fashion-MNIST stands in for CIFAR-10 in the small scale. The paper does not "
     "give its recipe: ours is 20 epochs of minibatches of 128, SGD at a one-cycle rate up to 0.1, critics by Adam.",
-    "A tenth of the training images is held out; settings were chosen on MNIST's part of it.",
+    "A tenth of the training images is held out; settings were chosen on that part, MNIST's but for LCT's gradients, "
+    "which are clipped at a norm of 1: unclipped, (5) lost its way on Fashion-MNIST.",
     "ADMM: beta 1, gamma 100, 60 sweeps over all samples, multipliers never moved. DNI: gradients scaled by 100, two "
     "hidden layers of 128 units; without labels 512 and a rate of 0.01 for the groups.",
 )
