@@ -142,6 +142,18 @@ def test_timing_predicts_sums_and_follows_what_it_sees():
     assert timing.slack < 0.02
 
 
+def test_timing_learns_what_a_request_takes_beside_its_parts():
+    timing = Timing(made_calibration())
+    for _ in range(100):
+        timing.saw_overhead(0.0004)
+    assert timing.overhead == pytest.approx(0.0004, rel=0.01)
+    timing.slack = 0.0
+    timing.saw_overhead(0.0104)  # a time slice lost: remembered as slack, no new rule
+    assert timing.overhead < 0.0006 and timing.slack == pytest.approx(0.01, rel=0.01)
+    timing.saw_overhead(-1.0)
+    assert 0.0 < timing.overhead < 0.0006
+
+
 def test_orders_behind_a_group(session: AnytimeSession):
     timing = Timing(made_calibration(critics={1: 0.001, 2: 0.030}))
     with session.walk(images(1)) as walk:

@@ -211,3 +211,18 @@ def test_a_queue_that_is_full_refuses():
         scheduler.admit(job(0.0, None), 0.0)
     with pytest.raises(Overloaded):
         scheduler.admit(job(0.0, None, mode="fixed"), 0.0)
+
+
+def test_what_requests_take_beside_their_parts_counts_for_everyone_in_the_queue():
+    """Ten requests of 2 ms fit into 20.5 ms; with another millisecond each, six of 3 ms do."""
+    for overhead, admitted in ((0.0, 10), (0.001, 6)):
+        served = model()
+        served.timing.overhead = overhead
+        scheduler, taken = Scheduler(1), 0
+        for _ in range(12):
+            try:
+                scheduler.admit(job(0.0, 0.0205, served=served), 0.0)
+                taken += 1
+            except Overloaded:
+                pass
+        assert taken == admitted

@@ -1,8 +1,9 @@
 """What the next part of a request will take: the calibrated time, corrected by what was seen since.
 
 Every group and critic carries one ratio, seen over calibrated time, which follows what happens: a slower clock, a
-second request on the other core, a stage that has become slow. What ratios cannot foresee, a core lent to another
-process for some milliseconds, is the overshoot of a prediction: the slack remembers the worst of late.
+second request on the other core, a stage that has become slow. What a request takes beside its parts, to be fetched,
+decided on and handed over, is the overhead: little, but everyone in a queue has it. What neither can foresee, a core
+lent to another process for some milliseconds, is the overshoot of a prediction: the slack remembers the worst of late.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from anytime_lct.runtime.calibration import Calibration
 
 # A ratio moves by a tenth of the way at a time, and faster where a part turns out slow than where it turns out quick.
 SLOWER, QUICKER = 0.2, 0.05
-# The slack falls by half in some 1,400 predictions that hold.
-FORGET = 0.9995
+LEAST_OVERHEAD = 0.0001
+# The slack falls by half in some 7,000 predictions that hold: in seconds, on a busy server, which loses a time slice
+# about as often.
+FORGET = 0.9999
 
 
 class Timing:
@@ -35,6 +38,7 @@ class Timing:
         self._known: dict[tuple[str, int], float] = {}
         parts = [*self._times[0].groups, *self._times[0].critics.values()]
         self.slack = max(part.p99 - part.p50 for part in parts)
+        self.overhead = 0.0
 
     def group(self, i: int, size: int) -> float:
         """Seconds of layer group i."""
@@ -55,6 +59,12 @@ class Timing:
     def saw_critic(self, i: int, size: int, seconds: float) -> None:
         """Learn what a run of critic i took."""
         self._saw(f"critic {i}", size, seconds)
+
+    def saw_overhead(self, seconds: float) -> None:
+        """Learn what a request took beside its groups and critics."""
+        self.slack = max(self.slack, seconds - self.overhead)
+        seen = min(max(seconds, 0.0), 2.0 * self.overhead + LEAST_OVERHEAD)  # one lost time slice is none
+        self.overhead += (seen - self.overhead) * (SLOWER if seen > self.overhead else QUICKER)
 
     def _saw(self, part: str, size: int, seconds: float) -> None:
         calibrated = self._calibrated(part, size)

@@ -46,7 +46,8 @@ class Walk:
     """One batch on its way; a context manager, which gives its buffers back.
 
     `rows` are the numbers of the samples that are still on the way. `logits` (B, K) or (B, T, K) and `exits` (B,) hold
-    what each sample was last told, and by which exit; `paid` counts multiply-adds of all samples together.
+    what each sample was last told, and by which exit; `paid` counts multiply-adds of all samples together, `seconds`
+    what groups and critics took.
     """
 
     def __init__(self, session: AnytimeSession, x: NDArray[Any]) -> None:
@@ -55,6 +56,7 @@ class Walk:
         self.logits: NDArray[np.float32] | None = None
         self.exits_run = 0
         self.paid = 0
+        self.seconds = 0.0
         self.served = session.served
         self._session = session
         self._shape = x.shape
@@ -89,6 +91,7 @@ class Walk:
         start = time.perf_counter()
         self._chain.advance()
         seconds = time.perf_counter() - start
+        self.seconds += seconds
         depth = self._chain.depth
         self._answered = False
         self.paid += len(self.rows) * self._session.profile.groups[depth - 1].flops
@@ -103,6 +106,7 @@ class Walk:
             start = time.perf_counter()
             logits = self._chain.logits()
             seconds = time.perf_counter() - start
+            self.seconds += seconds
             if len(self.rows) == len(self.exits):
                 self.logits = logits
             else:

@@ -97,13 +97,19 @@ class Engine:
 
     def _run_worker(self) -> None:
         while True:
+            free = time.monotonic()
             with self._lock:
                 while self._is_running and not len(self._scheduler):
                     self._work.wait()
+                    free = time.monotonic()
                 job = self._scheduler.next(time.monotonic()) if self._is_running else None
             if job is None:
                 return
+            in_parts = 0.0 if job.walk is None else -job.walk.seconds
             self._run(job)
+            if job.walk is not None:
+                in_parts += job.walk.seconds
+                job.served.timing.saw_overhead(time.monotonic() - free - in_parts)
 
     def _run(self, job: Job) -> None:
         """Take a request as far as the scheduler lets it, and answer it, unless it has to yield."""

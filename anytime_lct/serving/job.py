@@ -97,4 +97,4 @@ class Job:
     def seconds_to(self, exit: int) -> float:
         """Predicted seconds from here to the answer of an exit, no deeper than allowed, no shallower than here."""
         goal = self.most if self.is_fixed else max(self.first, min(exit, self.most))
-        return self.served.timing.to_exit(goal, self.size, self.depth)
+        return self.served.timing.to_exit(goal, self.size, self.depth) + self.served.timing.overhead

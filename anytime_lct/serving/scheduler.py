@@ -85,7 +85,8 @@ class Scheduler:
         order: Order = "deeper"
         on_the_way = 0.0
         if job.due < math.inf:
-            order = deadline.order(job.served.timing, job.walk, job.due - now, job.due - job.arrived)
+            left = job.due - now - job.served.timing.overhead
+            order = deadline.order(job.served.timing, job.walk, left, job.due - job.arrived)
             if order in ("deadline", "late"):
                 return self._stop(job, order, now)
             if order == "answer and deeper":
