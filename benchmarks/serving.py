@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import json
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -134,30 +134,23 @@ def judge(sent: list[Sent], offline: np.ndarray, classes: np.ndarray, deadline: 
     }
 
 
-def http_cost(
-    session: AnytimeSession, bundle: Path, message: bytes, x: np.ndarray, rounds: int = 500
-) -> dict[str, Any]:
-    """Seconds of a binary request beside the same input in process, at every exit, in turns."""
+def http_cost(session: AnytimeSession, bundle: Path, name: str, x: np.ndarray, rounds: int = 500) -> dict[str, Any]:
+    """Seconds of a binary request beside the same input in process, at every exit, in turns, over a plain socket."""
     rows = {}
-    with server(bundle) as (port, _):
-        connection = http.client.HTTPConnection(HOST, port)
-        head, _, body = message.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-        path = head.split(b" ")[1].decode()
+    with server(bundle) as (port, _), socket.create_connection((HOST, port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for exit in session.served:
-            said = json.loads(body[: int(headers["Inference-Header-Content-Length"])])
-            said["parameters"] = {"max_exit": exit}
-            text = json.dumps(said).encode()
-            told = {"Inference-Header-Content-Length": str(len(text))}
-            whole = text + body[int(headers["Inference-Header-Content-Length"]) :]
+            message = request(HOST, name, x, {"max_exit": exit, "mode": "fixed"})
             over, inside = [], []
             for turn in range(rounds + 20):
                 start = time.perf_counter()
-                connection.request("POST", path, whole, told)
-                connection.getresponse().read()
+                connection.sendall(message)
+                answered = answer_of(connection)
                 middle = time.perf_counter()
-                session.run_to(exit, x)
+                logits = session.run_to(exit, x).logits
                 end = time.perf_counter()
+                if not np.array_equal(answered.read(), logits[0]) or answered.facts["exit"] != exit:
+                    raise RuntimeError(f"Expected the logits of exit {exit}, got others.")
                 if turn >= 20:
                     over.append(middle - start)
                     inside.append(end - middle)
@@ -168,6 +161,17 @@ def http_cost(
             }
             print(f"exit {exit}: {1e3 * rows[str(exit)]['more_p50']:.3f} ms over HTTP", flush=True)
     return rows
+
+
+def answer_of(connection: socket.socket) -> Sent:
+    """Read one answer."""
+    head, end, body = b"", b"", b""
+    while not end:
+        head, end, body = (head + connection.recv(1 << 16)).partition(b"\r\n\r\n")
+    lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    while len(body) < int(lengths[0]):
+        body += connection.recv(1 << 16)
+    return Sent(0, 0.0, status=int(head[9:12]), head=head, body=body)
 
 
 def over_seeds(rows: list[dict[str, Any]], mode: str, load: float, name: str) -> tuple[float, float]:
@@ -226,7 +230,7 @@ def main() -> None:
             str(i): float((offline[k].argmax(axis=1) == classes).mean()) for k, i in enumerate(session.served)
         },
         "exit_seconds": {str(i): session.timing.to_exit(i, 1) for i in session.served} if session.timing else {},
-        "http": kept.get("http") or http_cost(session, bundle, messages[0], x[:1]),
+        "http": kept.get("http") or http_cost(session, bundle, name, x[:1]),
         "capacity": kept.get("capacity") or capacity(bundle, session.choose(), messages),
         "rows": kept.get("rows", []),
     }
