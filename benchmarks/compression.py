@@ -1,0 +1,274 @@
+"""LCT's sub-models beside what one would take instead to make a network smaller, on the same data and training budget.
+
+    LCT, slim critics        one training, four sub-models; critics that pool first and cost little
+    LCT, residual critics    the same with the default critics, which cost more
+    shallower, alone         each sub-network of the slim cut trained by itself, by backprop
+    narrower, alone          the network 8 wide instead of 16, by backprop
+    pruned                   backprop for 3/5 of the epochs, channels taken out by Torch-Pruning, the rest to tune it
+    the network              backprop
+
+Each in float32 and, by `export --int8`, in int8. ResNet of 14 layers on CIFAR-10 (JPEG). Every run is the shipped
+command and gets the same number of epochs; the ones of LCT are the only ones that give several networks for it.
+Accuracy is on test; latency, one image on one thread by onnxruntime, is measured on all networks in turns.
+
+    pip install torch-pruning
+    python benchmarks/compression.py [--seeds 2] [--jobs 2] [--data-root .data] [--runs runs/compression]
+
+Runs that are complete are not run again; those that were interrupted go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from measuring import RESULTS, ratios, write
+
+from anytime_lct.analysis import picture
+from anytime_lct.bundle import Bundle
+from anytime_lct.cli.export import write as export
+from anytime_lct.experiments import runner
+from anytime_lct.experiments.plan import Given, Run, merged
+from anytime_lct.experiments.runner import Job
+from anytime_lct.profile import Profile
+from anytime_lct.runtime import AnytimeSession
+
+DEPTH, WIDTH, EPOCHS, EPOCHS_BEFORE_PRUNING, TUNING_RATE = 14, 16, 5, 3, 0.05
+NARROWER, SHARES = (8,), (0.5, 0.25)
+PRUNED = f"{Path(__file__).with_name('pruned.py')}:pruned"
+CALIBRATION_SAMPLES = 512
+
+COMMON: Given = {
+    "data": {"name": "imagefolder", "root": "cifar10-jpeg", "augment": "crop-flip"},
+    "model": {"name": "resnet", "depth": DEPTH, "width": WIDTH},
+    "train": {"epochs": EPOCHS, "channels_last": True},
+    "groups": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
+    "groups_schedule": {"name": "one-cycle"},
+    "critics_schedule": {"name": "one-cycle"},
+}
+CUT: Given = {"cut": {"groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
+SLIM: Given = merged(CUT, {
+    "critic": {"kind": "slim", "depth": 2},
+    "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
+    "critics_schedule": {"name": "cosine"},
+})  # fmt: skip
+RESIDUAL: Given = merged(CUT, {"critic": {"kind": "residual"}})
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to smaller networks: `points` are the runs and exits that it gives, from the smallest."""
+
+    name: str
+    colour: str
+    points: tuple[tuple[str, int], ...]
+
+
+WAYS = (
+    Way("LCT, slim critics", picture.BLUE, tuple(("lct-slim", i) for i in (1, 2, 3, 4))),
+    Way("LCT, residual critics", "#5aa9e6", tuple(("lct-residual", i) for i in (1, 2, 3, 4))),
+    Way("shallower, alone", "#c0662b", tuple((f"alone-{i}", 1) for i in (1, 2, 3))),
+    Way("narrower, alone", "#7a9e3a", tuple((f"width-{width}", 1) for width in sorted(NARROWER))),
+    Way("pruned", "#9b4f96", tuple((f"pruned-{share}", 1) for share in sorted(SHARES))),
+    Way("the network", picture.INK, (("bp", 1),)),
+)
+
+
+def runs() -> dict[str, Given]:
+    """What each run is told, but for its seed and what it is pruned from."""
+    backprop: Given = {"train": {"method": "bp"}}
+    found: dict[str, Given] = {
+        "lct-slim": merged(COMMON, SLIM),
+        "lct-residual": merged(COMMON, RESIDUAL),
+        "bp": merged(COMMON, backprop),
+        "before-pruning": merged(COMMON, backprop, {"train": {"epochs": EPOCHS_BEFORE_PRUNING}}),
+    }
+    for i in (1, 2, 3):
+        found[f"alone-{i}"] = merged(COMMON, SLIM, {"train": {"method": "alone", "exit": i}})
+    for width in NARROWER:
+        found[f"width-{width}"] = merged(COMMON, backprop, {"model": {"width": width}})
+    return found
+
+
+def jobs(seeds: int, folder: Path, data_root: str) -> list[Job]:
+    """Lay out all runs of every seed; the pruned ones come after the run that they are pruned from."""
+    told = runs()
+    laid_out = runner.jobs([Run(name, given) for name, given in told.items()], seeds, folder, data_root)
+    for before in [job for job in laid_out if job.run.name == "before-pruning"]:
+        for share in SHARES:
+            given = merged(before.run.given, {
+                "model": {"name": PRUNED, "base": str(before.folder.resolve()), "share": share},
+                "train": {"epochs": EPOCHS - EPOCHS_BEFORE_PRUNING},
+                "groups": {"lr": TUNING_RATE},
+            })  # fmt: skip
+            del given["model"]["depth"], given["model"]["width"]
+            run = Run(f"pruned-{share}", given)
+            where, recipe = folder / f"{run.name}-seed{before.seed}", run.recipe(before.seed, data_root)
+            laid_out.append(Job(run, before.seed, where, recipe, before))
+    return laid_out
+
+
+def bundles(job: Job) -> dict[str, Bundle]:
+    """Export a run in float32 and in int8, unless that is done."""
+    found = {}
+    for precision, samples in (("float32", None), ("int8", CALIBRATION_SAMPLES)):
+        out = job.folder.with_name(f"{job.name}.{precision}")
+        if not out.exists():
+            root = job.recipe.data.root if samples else None
+            export(job.folder, out, only="exits", calibration_samples=samples, data_root=root, quiet=True)
+        found[precision] = Bundle.open(out)
+    return found
+
+
+def latencies(sessions: Sequence[tuple[AnytimeSession, int]], rounds: int) -> list[dict[str, float]]:
+    """Seconds of one image on one thread, in turns; ratios are to the first."""
+    shape = sessions[0][0].manifest.input_shape[1:]
+    x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)  # type: ignore[misc]
+    return ratios([lambda session=session, i=i: session.run_to(i, x) for session, i in sessions], rounds)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write accuracies as a mean in percent, with the standard deviation of several."""
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def measured(laid_out: Sequence[Job], rounds: int) -> list[dict[str, Any]]:
+    """One row a way and point, as in WAYS: cost and accuracy by seed, latency of seed 0's beside the network's.
+
+    Runs that are not done are left out.
+    """
+    by_name = {job.name: job for job in laid_out if job.run.name != "before-pruning" and job.state() == "done"}
+    opened = {name: bundles(job) for name, job in by_name.items()}
+    points = [(way.name, name, exit_) for way in WAYS for name, exit_ in way.points if f"{name}-seed0" in by_name]
+    first = ("bp-seed0", "float32", 1)
+    keys = [first] + [
+        key
+        for _, name, exit_ in points
+        for precision in ("float32", "int8")
+        if (key := (f"{name}-seed0", precision, exit_)) != first
+    ]
+    sessions = [(AnytimeSession(opened[name][precision], threads=1), exit_) for name, precision, exit_ in keys]
+    taken = dict(zip(keys, latencies(sessions, rounds), strict=True))
+    rows = []
+    for way, name, exit_ in points:
+        seeds = [job.seed for job in by_name.values() if job.run.name == name]
+        profiles = [Profile.load(by_name[f"{name}-seed{seed}"].folder) for seed in seeds]
+        in_int8 = [opened[f"{name}-seed{seed}"]["int8"].profile for seed in seeds]
+        rows.append(
+            {
+                "way": way,
+                "run": name,
+                "exit": exit_,
+                "seeds": seeds,
+                "flops": [profile.cost(exit_).flops for profile in profiles],
+                "params": [profile.cost(exit_).params for profile in profiles],
+                "validation": [profile.quality(exit_).value for profile in profiles],
+                "test": [profile.exits[exit_ - 1].test.value for profile in profiles],
+                "int8_test": [profile.exits[exit_ - 1].test.value for profile in in_int8],
+                "latency": taken[f"{name}-seed0", "float32", exit_],
+                "int8_latency": taken[f"{name}-seed0", "int8", exit_],
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a line a network."""
+    lines = [
+        f"ResNet of {DEPTH} layers on CIFAR-10 (JPEG), {EPOCHS} epochs each; test accuracy in percent, mean ± "
+        "standard deviation where there are several seeds; latency of one image on one thread as a share of the "
+        "network's.",
+        "",
+        "| | multiply-adds | parameters | float32 | latency | int8 | latency in int8 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(f"| {label(row)} | " + " | ".join(cells(row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Write a network's line of the table, but for its name."""
+    return [
+        f"{statistics.fmean(row['flops']) / 1e6:.1f}M",
+        f"{statistics.fmean(row['params']) / 1e3:.0f}k",
+        spread(row["test"]),
+        f"{row['latency']['median_ratio']:.2f}",
+        spread(row["int8_test"]),
+        f"{row['int8_latency']['median_ratio']:.2f}",
+    ]
+
+
+def label(row: dict[str, Any]) -> str:
+    """Name a network: LCT's by its exit, the others by what tells them from each other."""
+    which = {"alone": "exit {}", "width": "{} wide", "pruned": "to {:.0%}"}
+    kind, _, rest = row["run"].partition("-")
+    if kind == "lct":
+        return f"{row['way']}, " + ("main" if row["exit"] == 4 else f"exit {row['exit']}")
+    if kind not in which:
+        return row["way"]
+    return f"{row['way']}, {which[kind].format(float(rest) if kind == 'pruned' else rest)}"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy over multiply-adds, float32, and over latency, float32 filled and int8 open."""
+    figure = Figure(figsize=(10.4, 4.4), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for way in WAYS:
+        mine = [row for row in rows if row["way"] == way.name]
+        if not mine:
+            continue
+        _line(left, [statistics.fmean(row["flops"]) / 1e6 for row in mine], [row["test"] for row in mine], way, "-o")
+        _line(right, [row["latency"]["median_ratio"] for row in mine], [row["test"] for row in mine], way, "-o")
+        inside = [row["int8_latency"]["median_ratio"] for row in mine]
+        _line(right, inside, [row["int8_test"] for row in mine], way, "--o", hollow=True)
+    left.set_xlabel("multiply-adds for one image, millions")
+    right.set_xlabel("latency of one image, share of the network's (dashed, open: int8)")
+    left.set_ylabel("test accuracy, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    picture.save(figure, path)
+
+
+def _line(axes: Axes, x: list[float], values: list[list[float]], way: Way, style: str, hollow: bool = False) -> None:
+    means = [100 * statistics.fmean(one) for one in values]
+    deviations = [100 * statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
+    face = "white" if hollow else way.colour
+    axes.errorbar(x, means, yerr=deviations, fmt=style, color=way.colour, markerfacecolor=face, markersize=5,
+                  linewidth=1.3, capsize=2, label=None if hollow else way.name)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side, a thread each")
+    parser.add_argument("--data-root", default=".data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/compression"))
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--report", action="store_true", help="train nothing, measure the runs that are done")
+    told = parser.parse_args()
+    laid_out = jobs(told.seeds, told.runs, told.data_root)
+    todo = [job for job in laid_out if not told.report and job.state() != "done"]
+    failed = runner.work(todo, told.jobs, 1, lambda line: print(line, flush=True))
+    if failed:
+        raise SystemExit("\n".join(f"{name} failed: {why}" for name, why in failed.items()))
+    rows = measured(laid_out, told.rounds)
+    (RESULTS / "compression.md").write_text(table(rows), encoding="utf-8")
+    draw(rows, RESULTS / "compression.png")
+    found = {"epochs": EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}
+    print(f"{table(rows)}\nwrote {write('compression', found)}")
+
+
+if __name__ == "__main__":
+    main()
