@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,11 @@ def result(name: str) -> dict:
     return json.loads((HOUSE / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def spread(values: list[float], digits: int = 2) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
 def cells(first_cell: str) -> list[str]:
     line = next(line for line in README.splitlines() if line.startswith(f"| {first_cell}"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
@@ -79,28 +85,82 @@ def test_the_benchmarks_are_those_of_the_committed_result():
     for by in ("memory", "layers"):
         shares = [row[by]["share"] for row in found["saved_bytes"]]
         assert cells(f"bytes saved for backward, cut by {by}")[:2] == [f"{share:.2f}" for share in shares]
-    rows = [row for row in result("runtime")["rows"] if row["network"] == "resnet50"]
-    for words, way in (("`stream` up", "stream"), ("`run`, its", "run"), ("`run` that asks", "asking")):
-        assert cells(words)[:4] == [f"{row[way]['median_ratio']:.2f}" for row in rows]
-    assert all(row["same_bits"] for row in rows)
+    networks = {"resnet50": "ResNet-50, 32x32", "resnet34": "ResNet-34, 96x96", "resnet18": "ResNet-18, 128x128"}
+    for name, words in networks.items():
+        rows = [row for row in result("runtime")["rows"] if row["network"] == name]
+        for way, how in (("run", "`run` |"), ("stream", "`stream` |"), ("asking", "`run`, asking |")):
+            assert cells(f"{words}: {how}") == [f"{row[way]['median_ratio']:.2f}" for row in rows]
+        assert all(row["same_bits"] for row in rows)
+    rows = result("single_file")["single_file"]
+    for words, way in (("straight to the exit", "alone"), ("every critic on the way", "asking")):
+        assert cells(f"ResNet-50, 32x32: one file, {words} |") == [f"{row[way]['median_ratio']:.2f}" for row in rows]
+    assert all(row["same_as_resumable"] for row in rows)
 
 
 def test_the_tables_of_rules_and_of_int8_are_those_of_the_committed_results():
-    (run,) = result("confidence")["runs"]
-    for row in run["at_exits"]:
-        rule, fixed = row["best"]["rule"], run["exits"][row["exit"] - 1]["test"]["value"]
-        shares = ", ".join(f"{share:.0%} at {'main' if i == '4' else i}" for i, share in rule["shares"].items())
-        assert cells(f"the mean cost of exit {row['exit']}") == [
-            f"{row['budget'] / 1e6:.0f}M",
-            f"{fixed:.2%}",
-            f"{rule['accuracy']['value']:.2%}",
-            f"{row['best']['cost_to_budget']:.3f}",
-            shares,
+    runs = result("confidence")["runs"]
+    for k, first in enumerate(runs[0]["at_exits"]):
+        rows = [run["at_exits"][k]["best"] for run in runs]
+        assert cells(f"the mean cost of exit {first['exit']}") == [
+            f"{first['budget'] / 1e6:.1f}M",
+            spread([100 * run["exits"][first["exit"] - 1]["test"]["value"] for run in runs]),
+            spread([100 * row["rule"]["accuracy"]["value"] for row in rows]),
+            spread([row["cost_to_budget"] for row in rows], 3),
+            ", ".join(f"{row['p']:.0e}" for row in rows),
         ]
     found = result("int8")["exits"]
     assert cells("int8, time as multiple")[:4] == [f"{row['int8']['median_ratio']:.2f}" for row in found]
     for kind in ("float32", "int8"):
         assert cells(f"test accuracy, {kind}")[:4] == [f"{row[f'{kind}_test']['value']:.2%}" for row in found]
+
+
+def test_the_table_of_compression_is_that_of_the_committed_result():
+    names, moments = [], (statistics.fmean, statistics.stdev)
+    for row in result("compression")["rows"]:
+        kind, _, rest = row["run"].partition("-")
+        which = {
+            "lct": "main" if row["exit"] == 4 else f"exit {row['exit']}",
+            "alone": f"exit {rest}",
+            "width": f"{rest} wide",
+            "pruned": f"to {float(rest):.0%}" if kind == "pruned" else "",
+        }
+        name = f"{row['way']}, {which[kind]}" if kind in which else row["way"]
+        names.append(name)
+        assert cells(f"{name} |") == [
+            f"{statistics.fmean(row['flops']) / 1e6:.1f}M",
+            f"{statistics.fmean(row['params']) / 1e3:.0f}k",
+            " ± ".join(f"{100 * f(row['test']):.2f}" for f in moments[: len(row["seeds"])]),
+            f"{row['latency']['median_ratio']:.2f}",
+            f"{100 * row['int8_test']:.2f}",
+            f"{row['int8_latency']['median_ratio']:.2f}",
+        ], name
+    assert len(set(names)) == len(names) > 10
+
+
+def test_the_tables_of_the_server_are_those_of_the_committed_result():
+    found = result("serving")
+    loads = sorted({row["load"] for row in found["rows"]})
+    assert cells("load, as multiple") == [f"{load}" for load in loads]
+    for words, mode, name in (
+        ("in time, as deep as time allows", "anytime", "on_time_share"),
+        ("refused, as deep as time allows", "anytime", "refused_share"),
+        ("test accuracy, as deep as time allows", "anytime", "accuracy"),
+        ("in time, fixed depth", "fixed", "on_time_share"),
+        ("refused, fixed depth", "fixed", "refused_share"),
+    ):
+        of_load = [
+            [100 * row[name] for row in found["rows"] if (row["load"], row["mode"]) == (load, mode)] for load in loads
+        ]
+        assert cells(words) == [spread(values) for values in of_load], words
+    assert all(row["not_the_sub_models"] == 0 for row in found["rows"])
+    assert cells("milliseconds of a binary request over")[:4] == [
+        f"{1e3 * found['http'][str(i)]['more_p50']:.2f}" for i in (1, 2, 3, 4)
+    ]
+    faults = result("faults")
+    for words, name in (("two processes that", "hog"), ("20 clients a second", "gone"), ("timings that say", "slow")):
+        row = faults[name]
+        assert cells(words) == [f"{row['on_time_share']:.2%}", f"{row['refused_share']:.2%}"]
+    assert faults["sigterm"]["lost"] == 0 and faults["sigterm"]["ended_with"] == 0
 
 
 def test_the_tables_of_workers_are_those_of_the_committed_result():
