@@ -221,20 +221,19 @@ def test_sigterm_under_load_loses_no_answer(folder):
         codes, stopped = [], threading.Event()
 
         def client():
-            line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-            while not stopped.is_set():
-                try:
-                    line.request("POST", INFER, body, headers)
-                except OSError:  # it has stopped listening
-                    return
-                try:
-                    answer = line.getresponse()
-                    codes.append(answer.status)
-                    answer.read()
-                except http.client.RemoteDisconnected:  # an idle connection was closed before it had read the request
-                    return
-                except OSError:
-                    return
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            with contextlib.closing(connection) as line:
+                while not stopped.is_set():
+                    try:
+                        line.request("POST", INFER, body, headers)
+                    except OSError:  # it has stopped listening
+                        return
+                    try:
+                        answer = line.getresponse()
+                        codes.append(answer.status)
+                        answer.read()
+                    except OSError:  # also RemoteDisconnected: an idle connection was closed before it was read
+                        return
 
         clients = [threading.Thread(target=client) for _ in range(4)]
         for each in clients:
