@@ -25,7 +25,7 @@ class Served:
     """A bundle in service: its session, and what its parts take on this machine.
 
     Timings beside the bundle are used; where there are none of this machine they are measured, which takes some
-    seconds, and kept there if the folder can be written to. Raises BundleError.
+    seconds, and kept there if the folder can be written to and holds none for other threads. Raises BundleError.
     """
 
     def __init__(self, bundle: Bundle | Path | AnytimeSession, progress: Callable[[str], None] | None = None) -> None:
@@ -34,7 +34,8 @@ class Served:
         if self.session.timing is None:
             found = calibrations.calibrate(self.session, progress=progress)
             try:
-                calibrations.save(found, self.session.bundle)
+                if calibrations.load(self.session.bundle, None) is None:
+                    calibrations.save(found, self.session.bundle)
             except BundleError:
                 if progress is not None:
                     progress("timings are not kept: the folder beside the bundle cannot be written to")
