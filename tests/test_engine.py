@@ -16,7 +16,7 @@ from test_policy import images, made_calibration
 from anytime_lct.budget import Budget
 from anytime_lct.errors import BudgetError, BundleError, NothingFitsError
 from anytime_lct.runtime import AnytimeSession
-from anytime_lct.runtime.calibration import calibration_path
+from anytime_lct.runtime.calibration import calibrate, calibration_path, load, save
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.serving.engine import Engine, Served
 from anytime_lct.serving.request import Ask, Overloaded
@@ -162,6 +162,13 @@ def test_timings_are_measured_where_there_are_none(tmp_path: Path):
     said.clear()
     assert Served(bundle, said.append).timing.to_exit(3, 1) > 0 and not said
     assert served.timing is not None
+
+
+def test_timings_for_other_threads_stay_where_they_are(tmp_path: Path):
+    bundle = write_image_bundle(tmp_path / "tiny")
+    chosen = calibrate(AnytimeSession(bundle, threads=2), sizes=(1,), seconds=0.01)
+    save(chosen, bundle)
+    assert Served(bundle).timing is not None and load(bundle, None) == chosen
 
 
 def test_a_fixed_exit_is_that_exit_whatever_the_load_and_the_profile_say(tmp_path: Path):
