@@ -34,8 +34,9 @@ class File(Record):
 class Preprocessing(Record):
     """How raw inputs become network inputs.
 
-    Images are resized to (height, width), scaled to [0, 1], lessened by `mean` and divided by `std`, each
-    per channel. Character k of `symbols` is number k of a text.
+    Images of another size than (height, width) are brought to it: with `resize`, their shorter side becomes that long
+    and their centre is cut out, without it they are stretched. Then they are scaled to [0, 1], lessened by `mean` and
+    divided by `std`, each per channel. Character k of `symbols` is number k of a text.
     """
 
     kind: Literal["image", "text"]
@@ -44,6 +45,7 @@ class Preprocessing(Record):
     width: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resize: int | None = None
     symbols: str = ""
 
     @model_validator(mode="after")
@@ -56,6 +58,8 @@ class Preprocessing(Record):
             raise ValueError("an image needs channels, height and width")
         elif any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std)) or 0.0 in self.std:
             raise ValueError("an image needs a mean and a std, not zero, for every channel")
+        elif self.resize is not None and self.resize < max(self.height or 0, self.width or 0):
+            raise ValueError("an image cannot be cut out of one that was resized to less")
         return self
 
 

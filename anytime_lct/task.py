@@ -19,7 +19,8 @@ class Facts:
     """What the network, the critics and the runtime need to know of a data set.
 
     `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
-    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1].
+    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is what
+    the shorter side of an image of another size becomes, before its centre is cut out.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Facts:
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resize: int | None = None
 
     @property
     def metric(self) -> MetricName:

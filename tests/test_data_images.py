@@ -21,9 +21,11 @@ from torchvision.transforms import v2
 from anytime_lct import data
 from anytime_lct import recipe as recipes
 from anytime_lct.data import images as sources
-from anytime_lct.data.augment import fit, mirror, mix, move, zoom
+from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.errors import DataError
+from anytime_lct.export import preprocessing
 from anytime_lct.recipe import DataName, DataRecipe
+from anytime_lct.runtime.preprocess import from_array
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
 
@@ -114,11 +116,6 @@ def test_zooming_is_torchvisions_and_follows_from_the_seed():
     assert torch.equal(found[0], v2.Compose([v2.RandomResizedCrop(20), v2.RandomHorizontalFlip()])(image))
 
 
-def test_fitting_is_resize_256_and_centre_crop_224():
-    image = torch.randint(256, (3, 300, 410), dtype=torch.uint8)
-    assert torch.equal(fit(image, (224, 224)), v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image))
-
-
 def test_seeds_differ_with_every_number_and_its_place():
     seeds = {mix(a, b, c) for a in range(10) for b in range(10) for c in range(3)}
     assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
@@ -167,8 +164,18 @@ def test_large_images_take_every_augmentation(tmp_path, augment):
     x, _ = samples(dataset)
     assert x.shape == (4, 3, 32, 32)
     path = root / "val" / "dog" / "1.png"
-    expected = fit(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), (32, 32))
+    expected = v2.functional.pil_to_tensor(v2.Compose([v2.Resize(37), v2.CenterCrop(32)])(Image.open(path)))
     torch.testing.assert_close(samples(dataset, "test")[0][3], expected.float(), atol=1e-3, rtol=0)
+
+
+def test_what_a_device_reads_is_what_evaluation_saw(tmp_path):
+    """Or else accuracy, temperatures and thresholds hold for other inputs than those that are answered."""
+    root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
+    dataset = data.load("imagefolder", root=root, image_size=32)
+    rules = preprocessing(dataset.facts)
+    path = root / "val" / "dog" / "1.png"
+    seen = next(iter(dataset.batches("test")))[0][3].numpy()
+    np.testing.assert_allclose(from_array(np.array(Image.open(path)), rules)[0], seen, atol=1e-5)
 
 
 def test_a_recipe_sizes_an_image_folder(tmp_path):

@@ -44,12 +44,6 @@ def zoom(image: Tensor, size: tuple[int, int], seed: int) -> Tensor:
         return v2.RandomHorizontalFlip()(v2.RandomResizedCrop(size, antialias=True)(image))
 
 
-def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize an image (C, h, w) until `size` is seven eighths of its shorter side, and cut out the centre."""
-    resized = v2.functional.resize(image, [round(max(size) * 256 / 224)], antialias=True)
-    return v2.functional.center_crop(resized, list(size))
-
-
 def mix(*numbers: int) -> int:
     """Make one seed of several numbers, far apart for neighbours (SplitMix, in 64 bits)."""
     value = 0

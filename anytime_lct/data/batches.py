@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
-from anytime_lct.data.augment import Augment, fit, mirror, mix, move, zoom
+from anytime_lct.data.augment import Augment, mirror, mix, move, zoom
 from anytime_lct.errors import DataError
+from anytime_lct.pixels import fit
 from anytime_lct.task import Facts
 
 Split = Literal["train", "validation", "test"]
@@ -51,14 +52,15 @@ class Dataset(Protocol):
 class Images:
     """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` read when asked for.
 
-    `shape` is what a network gets, (C, H, W); where `fitted`, files are resized and cropped to it.
+    `shape` is what a network gets, (C, H, W). Files of another size have their shorter side brought to `resize`, and
+    their centre cut out; without `resize` there may be none of another size.
     """
 
     labels: Tensor
     shape: tuple[int, ...]
     pixels: Tensor | None = None
     files: Sequence[str] = ()
-    fitted: bool = False
+    resize: int | None = None
 
     def original(self, index: int) -> Tensor:
         return decode(self.files[index]) if self.pixels is None else self.pixels[index]
@@ -69,8 +71,9 @@ class Images:
             return self.pixels[indices]
         size = (self.shape[1], self.shape[2])
         made = [self.original(index) for index in indices.tolist()]
-        if self.fitted:
-            return torch.stack([fit(image, size) for image in made])
+        if self.resize is not None:
+            fitted = [fit(image.permute(1, 2, 0).numpy(), *size, self.resize) for image in made]
+            return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous()
         for index, image in zip(indices.tolist(), made, strict=True):
             expect_size(str(self.files[index]), image, size)
         return torch.stack(made)

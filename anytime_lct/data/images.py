@@ -18,6 +18,7 @@ from torchvision import datasets
 from anytime_lct.data.augment import Augment
 from anytime_lct.data.batches import ImageBatches, Images, Split, decode, expect_size
 from anytime_lct.errors import DataError
+from anytime_lct.pixels import shorter_side
 from anytime_lct.task import Facts
 
 Found = tuple[Images, Images, tuple[str, ...]]  # training part, test part, names of the classes
@@ -67,7 +68,7 @@ def load(
         mean, std = _mean_and_std(train.pixels[trained])
     else:
         mean, std = STATISTICS.get(name, STATISTICS["imagenet"])
-    facts = Facts(name, "classification", train.shape, len(classes), classes, mean, std)
+    facts = Facts(name, "classification", train.shape, len(classes), classes, mean, std, train.resize)
     chosen: Augment = _auto(name, train) if augment == "auto" else augment  # type: ignore[assignment]
     return ImageBatches(facts, chosen, parts, batch_size, seed, workers)
 
@@ -75,7 +76,7 @@ def load(
 def _auto(name: str, images: Images) -> Augment:
     if name in ("digits", "mnist"):
         return "crop"  # a mirrored digit is none
-    return "imagenet" if images.fitted else "crop-flip"
+    return "imagenet" if images.resize else "crop-flip"
 
 
 def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -223,12 +224,12 @@ def _imagefolder(name: str, root: Path, download: bool, image_size: int | None) 
     small = height == width == image_size if image_size else max(height, width) < SMALL_SIDE
     in_memory = small and (len(train.samples) + len(test.samples)) * first.numel() <= IN_MEMORY_BYTES
     side = image_size or IMAGENET_SIDE
-    shape = tuple(first.shape) if small else (3, side, side)
+    shape, resize = (tuple(first.shape), None) if small else ((3, side, side), shorter_side(side, side))
     parts = []
     for folder in (train, test):
         files = [path for path, _ in folder.samples]
         pixels = _decoded(files, shape) if in_memory else None
-        parts.append(Images(torch.tensor(folder.targets), shape, pixels, files, fitted=not small))
+        parts.append(Images(torch.tensor(folder.targets), shape, pixels, files, resize))
     return parts[0], parts[1], tuple(train.classes)
 
 

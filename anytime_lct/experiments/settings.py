@@ -158,7 +158,8 @@ OF_PERCEPTRONS = (
 
 # What critics are and learn, each against the default of `anytime-lct train`, which is the first.
 RESIDUAL: Given = {"critic": {"kind": "residual", "depth": [3, 2, 1]}}
-SLIM: Given = merged(ADAM, {"critic": {"kind": "slim", "depth": 2}})
+SLIM_BY_SGD: Given = {"critic": {"kind": "slim", "depth": 2}}
+SLIM: Given = merged(ADAM, SLIM_BY_SGD)
 OWN: Given = {"rule": {"critic_loss": "cross-entropy"}}
 TEXT_DEFAULT: Given = merged(OWN, {"critic": {"kind": "slim", "depth": 3}})
 MIXED: Given = {"rule": {"critic_loss": "mixed"}}
@@ -170,7 +171,9 @@ CRITICS: dict[str, tuple[str, Given]] = {
     "residual critics, (5) scalar + own loss": ("residual-mixed-scalar", merged(RESIDUAL, MIXED, SCALAR)),
     "residual critics, (5) per sample": ("residual-plain", merged(RESIDUAL, PLAIN)),
     "residual critics, (5) scalar": ("residual-plain-scalar", merged(RESIDUAL, PLAIN, SCALAR)),
+    "residual critics, (5) per sample, by Adam": ("residual-plain-adam", merged(RESIDUAL, ADAM, PLAIN)),
     "slim critics, own loss": ("slim-own", merged(SLIM, OWN)),
+    "slim critics, own loss, by SGD": ("slim-own-sgd", merged(SLIM_BY_SGD, OWN)),
     "slim critics, (5) per sample + own loss": ("slim-mixed", merged(SLIM, MIXED)),
     "slim critics, (5) per sample": ("slim-plain", merged(SLIM, PLAIN)),
     "slim critics, (5) scalar": ("slim-plain-scalar", merged(SLIM, PLAIN, SCALAR)),

@@ -189,7 +189,7 @@ def _write_records(
         input_dtype="int64" if text else "float32",
         outputs=facts.outputs,
         classes=facts.classes,
-        preprocessing=_preprocessing(facts),
+        preprocessing=preprocessing(facts),
         opset=OPSET,
         exits={i: describe_file(folder / f"exit_{i}.onnx") for i in asked.served if asked.with_exits},
         groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
@@ -204,11 +204,15 @@ def _write_records(
     write_manifest(folder, manifest)
 
 
-def _preprocessing(facts: Facts) -> Preprocessing:
+def preprocessing(facts: Facts) -> Preprocessing:
+    """Return how raw inputs become those that the network was measured on."""
     if facts.task == "language-model":
         return Preprocessing(kind="text", symbols="".join(facts.classes))
     channels, height, width = facts.input_shape
-    return Preprocessing(kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std)
+    return Preprocessing(
+        kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,
+        resize=facts.resize,
+    )  # fmt: skip
 
 
 def _timed(folder: Path, facts: Facts, profile: Profile, asked: _Asked) -> Profile:

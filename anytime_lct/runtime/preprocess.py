@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from anytime_lct.bundle import Manifest, Preprocessing
 from anytime_lct.errors import InputError
+from anytime_lct.pixels import fit
 
 
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
@@ -66,7 +67,7 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
 def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
     """Make a batch (B, C, H, W) float32 of an array.
 
-    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised;
+    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are brought to size and normalised;
     float32 and float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
     """
     channels, height, width = _image_shape(rules)
@@ -74,7 +75,7 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
         raise InputError(f"Expected at least one image, got an array of shape {array.shape}; fill it.")
     if array.dtype == np.uint8:
         pixels = _batch_of_pixels(array, channels, (height, width))
-        return normalise(np.stack([_resize(image, height, width) for image in pixels]), rules)
+        return normalise(np.stack([fit(image, height, width, rules.resize) for image in pixels]), rules)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise InputError(
             f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to one of the two."
@@ -188,20 +189,7 @@ def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
             "kind; "
             f"save it anew, as PNG for instance."
         ) from None
-    return _resize(pixels.reshape(*pixels.shape[:2], channels), height, width)
-
-
-def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize (H, W, C) pixels bilinearly, channel by channel; the same size costs nothing."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    from PIL import Image
-
-    planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR))
-        for plane in np.moveaxis(pixels, -1, 0)
-    ]
-    return np.stack(planes, axis=-1)
+    return fit(pixels.reshape(*pixels.shape[:2], channels), height, width, rules.resize)
 
 
 def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:
