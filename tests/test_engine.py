@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import CancelledError, wait
@@ -106,6 +107,58 @@ def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
     gate.set()
     assert first.result(10).exits[0] == 3
     assert engine.drain(10) and second.cancelled()
+    engine.close()
+
+
+def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: Served, monkeypatch):
+    """The first has an answer in hand when the second, more urgent, goes first and hangs."""
+    engine, gate, began = Engine(threads=1), threading.Event(), threading.Event()
+    real, ran = Chain.advance, itertools.count()
+
+    def advance(chain: Chain) -> None:
+        number = next(ran)
+        if number == 0:
+            real(chain)
+        elif number == 1:  # group 2 of the first, during which the second comes
+            began.set()
+            time.sleep(0.1)
+            real(chain)
+        else:
+            gate.wait(10)
+            real(chain)
+
+    monkeypatch.setattr(Chain, "advance", advance)
+    first = ask(engine, served, images(1), timeout=1.0)
+    assert began.wait(10)
+    second = ask(engine, served, images(1), timeout=0.5)
+    reply = first.result(5)
+    assert (reply.exits[0], reply.stopped) == (1, "deadline") and not gate.is_set() and not second.done()
+    assert engine.queue_length() == 0
+    gate.set()
+    second.result(10)
+    assert engine.drain(10)
+    engine.close()
+
+
+def test_a_deadline_years_away_is_no_harm(engine: Engine, served: Served, monkeypatch):
+    gate = hold(monkeypatch, at=2)
+    far = ask(engine, served, images(1), timeout=1e11)
+    reply = ask(engine, served, images(1), timeout=0.5).result(10)  # by the watchdog
+    assert (reply.exits[0], reply.stopped) == (1, "deadline")
+    gate.set()
+    assert far.result(10).exits[0] == 3
+
+
+def test_cancelled_requests_make_room_at_once(served: Served, monkeypatch):
+    gate = hold(monkeypatch, at=1)
+    engine = Engine(threads=1)
+    first, *others = (ask(engine, served, images(1)) for _ in range(20))
+    while not first.running():
+        time.sleep(0.001)
+    assert engine.queue_length() == 19 and all(each.cancel() for each in others)
+    assert engine.queue_length() == 0
+    gate.set()
+    assert engine.drain(10) and first.result().exits[0] == 3
     engine.close()
 
 

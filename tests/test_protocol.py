@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from anytime_lct.errors import InputError, LCTError
 from anytime_lct.runtime import preprocess
 from anytime_lct.serving.asking import FREELY, read_ask
 from anytime_lct.serving.limits import USUAL, Limits
-from anytime_lct.serving.protocol import describe_model, read_request, write_reply
+from anytime_lct.serving.protocol import InferRequest, describe_model, read_request, write_reply
 from anytime_lct.serving.request import Ask, Refusal, Reply
 from anytime_lct.serving.tensors import from_bytes, from_list
 
@@ -36,8 +37,24 @@ def tensor(data=None, datatype="FP32", shape=(2, 1, 6, 6), **more):
     return {"name": "input", "datatype": datatype, "shape": list(shape), **given, **more}
 
 
+@dataclass
+class Whole:
+    """A request with its input."""
+
+    request: InferRequest
+
+    def __post_init__(self) -> None:
+        self.x = self.request.read_input()
+        self.id, self.outputs, self.ask = self.request.id, self.request.outputs, self.request.ask
+
+
+def whole(*given) -> Whole:
+    """Read a request and its input."""
+    return Whole(read_request(*given))
+
+
 def read(manifest, request, *, limits=USUAL, default=FREELY):
-    return read_request(json.dumps(request).encode(), None, manifest, limits, default)
+    return whole(json.dumps(request).encode(), None, manifest, limits, default)
 
 
 def pack(array, datatype, **request):
@@ -65,7 +82,7 @@ def test_json_is_read_to_the_bit(image, data):
 def test_binary_is_read_to_the_bit_wherever_it_begins(image, datatype, dtype, filler):
     sent = X.astype(dtype)
     body, length = pack(sent, datatype, id="x" * filler)
-    found = read_request(body, length, image, USUAL, FREELY)
+    found = whole(body, length, image, USUAL, FREELY)
     assert np.array_equal(found.x, sent.astype(np.float32))
     assert found.x.flags.aligned and found.x.dtype == np.float32
 
@@ -74,7 +91,7 @@ def test_pixels_are_preprocessed_as_the_bundle_says(image):
     pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 7, 1), np.uint8)
     body, length = pack(pixels, "UINT8")
     expected = preprocess.from_array(pixels, image.preprocessing)
-    assert np.array_equal(read_request(body, length, image, USUAL, FREELY).x, expected)
+    assert np.array_equal(whole(body, length, image, USUAL, FREELY).x, expected)
     sent = tensor(pixels.tolist(), "UINT8", pixels.shape)
     assert np.array_equal(read(image, {"inputs": [sent]}).x, expected)
 
@@ -86,12 +103,12 @@ def test_text_is_numbers_or_strings(text):
     assert read(text, {"inputs": [tensor(texts, "BYTES", (2,))]}).x.tolist() == expected
     for datatype, dtype in (("INT64", "<i8"), ("INT32", "<i4")):
         body, length = pack(np.array(expected, dtype), datatype)
-        found = read_request(body, length, text, USUAL, FREELY).x
+        found = whole(body, length, text, USUAL, FREELY).x
         assert found.tolist() == expected and found.dtype == np.int64
     raw = b"".join(struct.pack("<I", len(each.encode())) + each.encode() for each in texts)
     entry = tensor(None, "BYTES", (2,), parameters={"binary_data_size": len(raw)})
     head = json.dumps({"inputs": [entry]}).encode()
-    assert read_request(head + raw, str(len(head)).encode(), text, USUAL, FREELY).x.tolist() == expected
+    assert whole(head + raw, str(len(head)).encode(), text, USUAL, FREELY).x.tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -184,7 +201,7 @@ def test_wrong_requests_are_named(image, request_, words):
 )
 def test_what_is_no_json_is_refused(image, raw):
     with pytest.raises(Refusal):
-        read_request(raw, None, image, USUAL, FREELY)
+        whole(raw, None, image, USUAL, FREELY)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +227,7 @@ def test_sizes_that_lie_are_refused(image, size, cut, length, words):
     head = json.dumps({"inputs": [tensor(parameters={"binary_data_size": size})]}).encode()
     body = head + X.tobytes()
     with pytest.raises(Refusal) as caught:
-        read_request(body[: len(body) - cut], length or str(len(head)).encode() if length != b"" else b"",
+        whole(body[: len(body) - cut], length or str(len(head)).encode() if length != b"" else b"",
                      image, USUAL, FREELY)  # fmt: skip
     assert words in str(caught.value)
 
@@ -218,7 +235,7 @@ def test_sizes_that_lie_are_refused(image, size, cut, length, words):
 def test_bytes_that_nobody_announced_are_refused(image):
     head = json.dumps({"inputs": [tensor(X.ravel().tolist())]}).encode()
     with pytest.raises(Refusal, match="no bytes behind the JSON, got 3"):
-        read_request(head + b"abc", str(len(head)).encode(), image, USUAL, FREELY)
+        whole(head + b"abc", str(len(head)).encode(), image, USUAL, FREELY)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -227,7 +244,7 @@ def test_numbers_that_are_none_are_refused(image, number):
     x[1, 0, 2, 3] = number
     body, length = pack(x, "FP32")
     with pytest.raises(InputError, match="finite"):
-        read_request(body, length, image, USUAL, FREELY)
+        whole(body, length, image, USUAL, FREELY)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +254,7 @@ def test_strings_that_lie_about_their_length_are_refused(text, raw):
     entry = tensor(None, "BYTES", (1,), parameters={"binary_data_size": len(raw)})
     head = json.dumps({"inputs": [entry]}).encode()
     with pytest.raises((Refusal, InputError)):
-        read_request(head + raw, str(len(head)).encode(), text, USUAL, FREELY)
+        whole(head + raw, str(len(head)).encode(), text, USUAL, FREELY)
 
 
 @pytest.mark.parametrize(
@@ -337,9 +354,9 @@ def test_parameters_that_are_wrong_unknown_or_contradictory_are_named(parameters
 def test_answers_say_the_same_in_json_and_in_bytes(image):
     logits = np.random.default_rng(2).standard_normal((2, 3)).astype(np.float32)
     exits = np.array([1, 2])
-    told = reply(logits, exits, on_time=True)
-    body, length = pack(X, "FP32", id="é", parameters={"binary_data_output": True})
-    request = read_request(body, length, image, USUAL, FREELY)
+    told = reply(logits, exits)
+    body, length = pack(X, "FP32", id="é", parameters={"binary_data_output": True, "timeout": 1600})
+    request = whole(body, length, image, USUAL, FREELY)
     raw, size = write_reply(request, "tiny", "1", told, 0.0015)
     head = json.loads(raw[:size])
     sizes = [output["parameters"]["binary_data_size"] for output in head["outputs"]]
@@ -397,6 +414,34 @@ def test_nonsense_of_any_kind_is_refused_and_nothing_else(image):
             place = rng.integers(0, int(length) + 8)
             bad[place : place + rng.integers(0, 3)] = rng.bytes(int(rng.integers(0, 3)))
         try:
-            read_request(bytes(bad), length, image, USUAL, FREELY)
+            whole(bytes(bad), length, image, USUAL, FREELY)
         except LCTError as error:
             assert str(error).endswith(".") and len(str(error)) < 700
+
+
+def test_whether_it_was_on_time_is_told_when_it_is_written(image):
+    asked = read(image, {"inputs": [tensor(X.tolist())], "parameters": {"timeout": 2000}})
+    for seconds, on_time in ((0.0019, True), (0.0021, False)):
+        told = reply(np.zeros((2, 3), np.float32), np.array([3, 3]), on_time=True)
+        raw, _ = write_reply(asked, "tiny", "1", told, seconds)
+        assert json.loads(raw)["parameters"]["on_time"] is on_time
+
+
+def test_pixels_that_would_grow_beyond_a_body_are_refused_before_they_do(image):
+    pixels = np.zeros((9, 1, 1, 1), np.uint8)
+    body, length = pack(pixels, "UINT8")
+    room = replace(USUAL, body=8 * 4 * 36)
+    with pytest.raises(Refusal, match="at most 8 images"):
+        read_request(body, length, image, room, FREELY)
+    found = read_request(*pack(pixels[:8], "UINT8"), image, room, FREELY)
+    assert found.input_bytes == 8 * 4 * 36 and found.read_input().nbytes == found.input_bytes
+
+
+@pytest.mark.parametrize("shape", [[1, 2**40, 2**40, 0], [1, 10**30, 0, 28]])
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
+def test_a_shape_that_no_array_can_have_is_refused(image, datatype, shape):
+    entry = tensor(None, datatype, shape, parameters={"binary_data_size": 0})
+    with pytest.raises(Refusal, match="shape"):
+        read(image, {"inputs": [entry]})
+    with pytest.raises(LCTError):
+        read(image, {"inputs": [tensor([], datatype, shape)]})

@@ -226,3 +226,48 @@ def test_what_requests_take_beside_their_parts_counts_for_everyone_in_the_queue(
             except Overloaded:
                 pass
         assert taken == admitted
+
+
+def test_one_that_is_late_anyhow_keeps_nobody_out():
+    scheduler = Scheduler(1)
+    for _ in range(2):
+        scheduler.admit(job(0.0, 0.0045), 0.0)
+    lost = 0.001  # the processor was away: the second is late now, whoever comes
+    for newcomer in (job(lost, None), job(lost, 10.0), job(lost, 0.0065)):
+        scheduler.admit(newcomer, lost)
+    with pytest.raises(Overloaded, match="for exit 1 behind"):
+        scheduler.admit(job(lost, 0.004), lost)
+
+
+def test_one_that_would_make_another_late_is_told_so():
+    scheduler = Scheduler(1)
+    scheduler.admit(job(0.0, 0.0025), 0.0)
+    with pytest.raises(Overloaded, match="make late"):
+        scheduler.admit(job(0.0001, 0.0023), 0.0001)
+
+
+@pytest.mark.parametrize("mode", ["anytime", "fixed"])
+def test_requests_without_a_deadline_do_not_starve(mode):
+    """Where those with a deadline would take all the machine for depth, they leave it what exit 1 does not need."""
+    urgent = list(poisson(0.6 / FIRST, 20, timeout=0.02, seed=1))
+    patient = [job(k / 10, None, mode=mode) for k in range(150)]
+    machine = Machine().run([*urgent, *patient])
+    waits = [machine.ended[each][0] - each.arrived for each in patient]
+    assert max(waits) < 1.5 and {machine.ended[each][1] for each in patient} == {3}
+    assert all(machine.ended[each][0] <= each.due + 1e-9 for each in urgent if each in machine.ended)
+    assert len(machine.shed) < 0.02 * len(urgent)
+
+
+def test_requests_without_a_deadline_make_nobody_shallow_among_themselves():
+    machine = Machine().run([job(0.0, None) for _ in range(300)])  # the last waits 2.4 seconds
+    assert {exit for _, exit in machine.ended.values()} == {3}
+
+
+def test_who_is_dropped_waits_no_longer():
+    scheduler = Scheduler(1)
+    jobs = [job(0.0, 0.1 * k) for k in (3, 1, 2)]
+    for each in jobs:
+        scheduler.admit(each, 0.0)
+    scheduler.drop(jobs[1])
+    scheduler.drop(jobs[1])
+    assert [scheduler.next(0.0) for _ in range(3)] == [jobs[2], jobs[0], None]

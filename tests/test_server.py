@@ -250,14 +250,14 @@ def test_bytes_of_all_requests_together_are_bounded(folder, engine):
 def test_an_overloaded_engine_says_when_to_come_again(app, engine):
     engine.error = Overloaded("Expected less, got more; try again.", retry_after=2.3)
     assert refused(ask(app, "POST", INFER, JSON), 503).headers["retry-after"] == "3"
-    assert app.state.service.metrics.of("tiny", (1, 2, 3)).outcomes["shed"]._value.get() == 1
+    assert app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes["shed"]._value.get() == 1
 
 
 def test_a_failing_engine_is_the_servers_fault_and_is_counted(app, engine):
     engine.error = ZeroDivisionError("made")
     with pytest.raises(ZeroDivisionError):  # the framework answers, and raises it again for the log
         ask(app, "POST", INFER, JSON)
-    assert app.state.service.metrics.of("tiny", (1, 2, 3)).outcomes["failed"]._value.get() == 1
+    assert app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes["failed"]._value.get() == 1
 
 
 def test_what_a_gone_client_asked_for_is_dropped_if_it_has_not_begun(app, engine):
@@ -313,8 +313,8 @@ def test_requests_are_counted_by_model_outcome_exit_and_deadline(app):
     assert (stats["inference_count"], stats["execution_count"]) == (4, 2)
     assert stats["inference_stats"]["success"]["count"] == 2 and stats["inference_stats"]["success"]["ns"] > 0
     text = ask(app, "GET", "/metrics").body.decode()
-    assert 'anytime_lct_exits_total{exit="2",model="tiny"} 2.0' in text
-    assert 'anytime_lct_request_seconds_bucket{le="10.0",model="tiny"} 2.0' in text
+    assert 'anytime_lct_exits_total{exit="2",model="tiny",version="1"} 2.0' in text
+    assert 'anytime_lct_request_seconds_bucket{le="10.0",model="tiny",version="1"} 2.0' in text
     assert "other" not in text
 
 
@@ -390,7 +390,7 @@ def test_files_that_change_do_not_change_answers_before_they_are_read_again(fold
 
 def test_a_broken_bundle_does_not_take_the_place_of_a_whole_one(folder, app):
     rewrite(folder / "tiny.bundle", classes=["only one"])
-    refused(ask(app, "POST", "/v2/repository/models/tiny/load"), 400, "damaged")
+    refused(ask(app, "POST", "/v2/repository/models/tiny/load"), 500, "damaged")
     assert ask(app, "POST", INFER, JSON).status == 200
 
 
@@ -438,3 +438,50 @@ def test_answers_come_from_many_clients_at_once(app, folder):
     for k, found in enumerate(asyncio.run(all_at_once())):
         assert np.array_equal(logits(found), session.run_to(1 + k % 3, batches[k]).logits)
     assert threading.active_count() < 20
+
+
+def test_a_graph_that_cannot_run_is_the_servers_fault(app, engine):
+    engine.error = BundleError("The bundle's graph 'group_1.onnx' cannot run (no memory); export the bundle again.")
+    refused(ask(app, "POST", INFER, JSON), 500, "cannot run")
+    counted = app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes
+    assert (counted["failed"]._value.get(), counted["refused"]._value.get()) == (1, 0)
+
+
+def test_a_slow_reader_does_not_count_as_a_late_answer(app, engine):
+    """Time runs until the answer is written, and the engine is told then, not when the client has taken it."""
+    engine.left.clear()
+    seen = []
+
+    async def send(message):
+        seen.append(len(engine.left))
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(0.3)
+
+    async def go():
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b"", "path_params": {}}
+        sent = JSON | {"parameters": {"timeout": "250ms"}}
+        messages = iter([{"type": "http.request", "body": json.dumps(sent).encode(), "more_body": False}])
+
+        async def receive():
+            return next(messages, None) or await asyncio.Event().wait()
+
+        await app(scope, receive, send)
+
+    asyncio.run(go())
+    assert seen == [1, 1]
+    text = ask(app, "GET", "/metrics").body.decode()
+    assert 'anytime_lct_deadlines_total{kept="true",model="tiny",version="1"} 1.0' in text
+
+
+def test_counts_are_of_one_version(tmp_path):
+    for version in ("1", "2"):
+        write_image_bundle(tmp_path / "tiny" / version)
+    engine = FakeEngine()
+    app = create_app(Repository(tmp_path, FakeServed), engine)
+    ask(app, "POST", "/v2/models/tiny/versions/2/infer", JSON)
+    counts = [
+        json.loads(ask(app, "GET", f"/v2/models/tiny/versions/{version}/stats").body)["model_stats"][0]
+        for version in ("1", "2")
+    ]
+    assert [each["execution_count"] for each in counts] == [0, 1]
+    engine.close()

@@ -28,6 +28,7 @@ UNSUPPORTED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MODES = ("anytime", "fixed")
 FREELY = Ask()  # no bounds, no deadline
 MAX_TEXT = 40
+LONGEST_TIMEOUT = 86_400.0
 
 
 def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
@@ -75,8 +76,8 @@ def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
     return ask
 
 
-def told(reply: Reply, seconds: float) -> dict[str, Any]:
-    """Write what an answer cost as parameters of the response; `seconds` are those spent in the server."""
+def told(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
+    """Write what an answer cost as parameters of the response; `seconds` are those since the request came."""
     parameters: dict[str, Any] = {
         "exit": int(reply.exits.max()),
         "exits_run": reply.exits_run,
@@ -84,8 +85,8 @@ def told(reply: Reply, seconds: float) -> dict[str, Any]:
         "flops": reply.flops,
         "server_us": round(seconds * 1e6),
     }
-    if reply.on_time is not None:
-        parameters["on_time"] = bool(reply.on_time)
+    if ask.timeout is not None:
+        parameters["on_time"] = seconds <= ask.timeout
     return parameters
 
 
@@ -99,12 +100,12 @@ def _read(key: str, value: object) -> object:
 
 
 def _timeout(value: object) -> float:
-    if isinstance(value, str):
-        return parse_seconds(value)
-    if type(value) is not int or value < 1:
+    if not isinstance(value, str) and (type(value) is not int or value < 1):
         raise BudgetError(f"Expected whole microseconds from 1 on, or a time like 20ms, got {show(value)}.")
-    check_positive(value / 1e6, "a time")
-    return value / 1e6
+    seconds = parse_seconds(value) if isinstance(value, str) else value / 1e6
+    if seconds > LONGEST_TIMEOUT:
+        raise BudgetError(f"Expected at most {LONGEST_TIMEOUT:g} seconds, got {show(value)}; leave it out to wait.")
+    return seconds
 
 
 def _count(value: object) -> float:

@@ -44,6 +44,7 @@ class Engine:
         self._watch = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         self._is_open, self._is_running = True, True
+        self._in_hand: set[Job] = set()  # those that could be answered in need, running or waiting to go on
         self._handover = HANDOVER
         targets = [self._run_worker] * threads + [self._run_watchdog]
         self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True) for target in targets]
@@ -67,11 +68,20 @@ class Engine:
                 job.due = arrived + ask.timeout - min(self._handover, ask.timeout / 4)
             self._scheduler.admit(job, time.monotonic())
             self._work.notify()
+        job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
         return job.future
 
+    def _drop(self, job: Job) -> None:
+        """Let a cancelled request wait no longer."""
+        with self._lock:
+            self._scheduler.drop(job)
+            if self._scheduler.is_idle:
+                self._idle.notify_all()
+
     def sent(self, reply: Reply) -> None:
-        """Be told that a reply has just left: what passed since it was ready is allowed for from now on."""
-        self._handover = max(HANDOVER, self._handover * FORGET, time.monotonic() - reply.finished)
+        """Be told that a reply has just been handed over: what passed since it was ready is allowed for from now on."""
+        seen = min(time.monotonic() - reply.finished, 2.0 * self._handover)  # one lost time slice is none
+        self._handover = max(HANDOVER, self._handover * FORGET, seen)
 
     def queue_length(self) -> int:
         """Return how many requests wait."""
@@ -85,13 +95,17 @@ class Engine:
 
     def close(self) -> None:
         """End the threads; what still waits is cancelled."""
+        waiting: list[Job] = []
         with self._lock:
             self._is_open = self._is_running = False
             while (job := self._scheduler.next(0.0)) is not None:
-                job.future.cancel()
                 self._scheduler.done(job)
+                waiting.append(job)
             self._work.notify_all()
             self._watch.notify_all()
+        for job in waiting:
+            if not job.future.cancel():  # it has begun, and yielded
+                _settle(job, job.last or Overloaded("The server shut down before it could answer; ask another.", 1.0))
         for thread in self._threads:
             thread.join()
 
@@ -125,6 +139,7 @@ class Engine:
                 self._work.notify()
                 return
             self._scheduler.done(job)
+            self._in_hand.discard(job)
             if self._scheduler.is_idle:
                 self._idle.notify_all()
         if job.walk is not None:
@@ -168,20 +183,28 @@ class Engine:
             answer = job.served.session.answer_of(job.walk, "deadline")
             with self._lock:
                 job.last = replace(answer, logits=answer.logits.copy())
+                self._in_hand.add(job)
                 self._watch.notify()
 
     def _run_watchdog(self) -> None:
-        """Answer with what there is when a request is due and a group still runs."""
+        """Answer with what there is when a request is due, and a group still runs or others go first."""
         with self._lock:
             while self._is_running:
-                watched = [job for job in self._scheduler.running if job.last is not None and not job.future.done()]
                 now = time.monotonic()
-                for job in watched:
-                    if job.due <= now:
+                for job in [job for job in self._in_hand if job.due <= now]:
+                    self._in_hand.remove(job)
+                    runs = job in self._scheduler.running
+                    if runs:
                         job.computed = now - job.began
-                        _settle(job, job.last)
-                waits = [job.due - now for job in watched if job.due > now]
-                self._watch.wait(min(waits) if waits else None)
+                    _settle(job, job.last)
+                    if not runs:  # it has yielded, and now need not go on
+                        self._scheduler.drop(job)
+                        if job.walk is not None:
+                            job.walk.close()
+                        if self._scheduler.is_idle:
+                            self._idle.notify_all()
+                soonest = min((job.due - now for job in self._in_hand), default=threading.TIMEOUT_MAX)
+                self._watch.wait(min(soonest, threading.TIMEOUT_MAX))
 
 
 def _deepest(served: Served, ask: Ask) -> int:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from anytime_lct.errors import LCTError
+from anytime_lct.errors import BundleError, LCTError
 from anytime_lct.serving.body import ClientGone, Message, Receive, pack, read_body
 from anytime_lct.serving.limits import Allowance, Limits
 from anytime_lct.serving.metrics import Metrics
@@ -22,9 +22,12 @@ from anytime_lct.serving.request import Ask, Overloaded, Refusal, Reply
 
 Scope = Any
 Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
 
-# A body that takes a millisecond and more to read must not keep the event loop from the others.
-LARGE = 1 << 18
+# What takes a millisecond and more to read or write must not keep the event loop from the others: so many bytes, or
+# so many numbers of JSON.
+LARGE, MANY = 1 << 18, 1 << 10
 PIECE = 1 << 18
 
 
@@ -36,7 +39,7 @@ class Answering(Protocol):
         ...
 
     def sent(self, reply: Reply) -> None:
-        """Be told that a reply has just left."""
+        """Be told that a reply has just been written for its client."""
         ...
 
     def queue_length(self) -> int:
@@ -77,25 +80,32 @@ class Infer:
         service, path = self._service, scope["path_params"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         model = service.repository.find(path["model"], path.get("version"))
-        counted = service.metrics.of(model.name, model.served.manifest.served)
+        counted = service.metrics.of(model.name, model.version, model.served.manifest.served)
         service.metrics.in_flight.inc()
         try:
             with service.allowance.hold() as holding:
                 body = await read_body(headers, receive, service.limits, holding)
                 request = await self._read(body, headers.get(HEADER_LENGTH), model.served)
-                reply = await self._answer(model.served, request, arrived, receive)
-                seconds = time.monotonic() - arrived
-                answer, length = write_reply(request, model.name, model.version, reply, seconds)
-                await send_answer(send, answer, length, headers.get(b"accept-encoding"), service.limits.read_seconds)
+                holding.take(max(0, request.input_bytes - len(body)))
+                x = await apart(request.input_bytes > LARGE, request.read_input)
+                reply = await self._answer(model.served, x, request.ask, arrived, receive)
+                text = not all(request.outputs.values())
+                slow = reply.logits.size > MANY if text else reply.logits.nbytes > LARGE
+                answer, length = await apart(
+                    slow, write_reply, request, model.name, model.version, reply, time.monotonic() - arrived
+                )
+                answer, told = await dress(answer, length, headers.get(b"accept-encoding"))
                 service.engine.sent(reply)
-                counted.answered(reply, seconds)  # when the client has its answer: counting takes time too
+                seconds = time.monotonic() - arrived
+                await send_answer(send, answer, told, service.limits.read_seconds)
+                counted.answered(reply, seconds, request.ask.timeout)  # once it has gone: counting takes time too
         except ClientGone:
             counted.outcomes["gone"].inc()
         except Overloaded:
             counted.outcomes["shed"].inc()
             raise
-        except LCTError:
-            counted.outcomes["refused"].inc()
+        except LCTError as error:
+            counted.outcomes["failed" if isinstance(error, BundleError) else "refused"].inc()
             raise
         except Exception:
             counted.outcomes["failed"].inc()
@@ -106,11 +116,14 @@ class Infer:
 
     async def _read(self, body: bytes, length: bytes | None, served: Any) -> InferRequest:
         service = self._service
-        known = (body, length, served.manifest, service.limits, service.default)
-        return await asyncio.to_thread(read_request, *known) if len(body) > LARGE else read_request(*known)
+        return await apart(
+            len(body) > LARGE, read_request, body, length, served.manifest, service.limits, service.default
+        )
 
-    async def _answer(self, served: Any, request: InferRequest, arrived: float, receive: Receive) -> Reply:
-        future = self._service.engine.submit(served, request.x, request.ask, arrived)
+    async def _answer(self, served: Any, x: NDArray[Any], ask: Ask, arrived: float, receive: Receive) -> Reply:
+        service = self._service
+        future = service.engine.submit(served, x, ask, arrived)
+        service.metrics.queue.set(service.engine.queue_length())
         watch = asyncio.create_task(_cancel_when_gone(receive, future))
         try:
             return await asyncio.wrap_future(future)
@@ -122,16 +135,25 @@ class Infer:
             watch.cancel()
 
 
-async def send_answer(send: Send, body: bytes, json_length: int | None, accepted: bytes | None, seconds: float) -> None:
-    """Send an answer, packed if that is wanted and worthwhile, to a client that takes it within so many seconds."""
+async def apart(is_slow: bool, work: Callable[..., T], *given: Any) -> T:
+    """Do some work, in a thread where it would keep the event loop from the others."""
+    return await asyncio.to_thread(work, *given) if is_slow else work(*given)
+
+
+async def dress(body: bytes, json_length: int | None, accepted: bytes | None) -> tuple[bytes, Headers]:
+    """Return an answer as it goes out, packed if that is wanted and worthwhile, and its headers."""
     headers = [(b"content-type", b"application/json" if json_length is None else b"application/octet-stream")]
     if json_length is not None:
         headers.append((HEADER_LENGTH, b"%d" % json_length))
     if accepted is not None:
-        body, encoding = await asyncio.to_thread(pack, body, accepted) if len(body) > LARGE else pack(body, accepted)
+        body, encoding = await apart(len(body) > LARGE, pack, body, accepted)
         if encoding is not None:
             headers += [(b"content-encoding", encoding), (b"vary", b"accept-encoding")]
-    headers.append((b"content-length", b"%d" % len(body)))
+    return body, [*headers, (b"content-length", b"%d" % len(body))]
+
+
+async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float) -> None:
+    """Send an answer to a client that takes it within so many seconds."""
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if len(body) <= PIECE:
         await send({"type": "http.response.body", "body": body})
@@ -150,6 +172,8 @@ def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
     status, headers = 400, {"content-type": "application/json"}
     if isinstance(error, Refusal):
         status = error.status
+    elif isinstance(error, BundleError):  # a file of the server's own, whatever was asked
+        status = 500
     elif isinstance(error, Overloaded):
         status = 503
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))

@@ -35,25 +35,26 @@ class Counted:
     exits: dict[int, Counter]
     stopped: Counter
     model: str
+    version: str
 
-    def answered(self, reply: Reply, seconds: float) -> None:
-        """Count an answer that took so many seconds in the server."""
+    def answered(self, reply: Reply, seconds: float, timeout: float | None) -> None:
+        """Count an answer that was written so many seconds after its request came, with or without a timeout."""
         self.outcomes["answered"].inc()
         self.latency.observe(seconds)
         self.queued.observe(reply.queued)
         self.computed.observe(reply.computed)
-        self.stopped.labels(self.model, reply.stopped).inc()
-        if reply.on_time is not None:
-            (self.kept if reply.on_time else self.missed).inc()
+        self.stopped.labels(self.model, self.version, reply.stopped).inc()
+        if timeout is not None:
+            (self.kept if seconds <= timeout else self.missed).inc()
         for exit in reply.exits.tolist():
             self.exits[exit].inc()
 
 
 class Metrics:
-    """Counters of the server, labelled by model.
+    """Counters of the server, labelled by model and version.
 
     >>> metrics = Metrics()
-    >>> metrics.of("digits", (1, 2)).outcomes["shed"].inc()
+    >>> metrics.of("digits", "1", (1, 2)).outcomes["shed"].inc()
     """
 
     def __init__(self) -> None:
@@ -63,10 +64,11 @@ class Metrics:
             MultiProcessCollector(self._registry)
 
         def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f"anytime_lct_{name}", what, ("model", *labels), registry=own)
+            return Counter(f"anytime_lct_{name}", what, ("model", "version", *labels), registry=own)
 
         def histogram(name: str, what: str) -> Histogram:
-            return Histogram(f"anytime_lct_{name}_seconds", what, ("model",), buckets=SECONDS, registry=own)
+            labels = ("model", "version")
+            return Histogram(f"anytime_lct_{name}_seconds", what, labels, buckets=SECONDS, registry=own)
 
         self._requests = counter("requests", f"Requests by outcome: {', '.join(OUTCOMES)}.", "outcome")
         self._latency = histogram("request", "Seconds from a request's arrival until its answer is written.")
@@ -81,21 +83,22 @@ class Metrics:
         self.in_flight = Gauge(
             "anytime_lct_in_flight", "Requests being read or answered.", registry=own, multiprocess_mode="livesum"
         )
-        self._known: dict[tuple[str, tuple[int, ...]], Counted] = {}
+        self._known: dict[tuple[str, str, tuple[int, ...]], Counted] = {}
 
-    def of(self, model: str, exits: tuple[int, ...]) -> Counted:
+    def of(self, model: str, version: str, exits: tuple[int, ...]) -> Counted:
         """Return the counters of a model that serves these exits."""
-        if (found := self._known.get((model, exits))) is None:
-            found = self._known[model, exits] = Counted(
-                {outcome: self._requests.labels(model, outcome) for outcome in OUTCOMES},
-                self._latency.labels(model),
-                self._queued.labels(model),
-                self._computed.labels(model),
-                self._deadlines.labels(model, "true"),
-                self._deadlines.labels(model, "false"),
-                {exit: self._exits.labels(model, str(exit)) for exit in exits},
+        if (found := self._known.get((model, version, exits))) is None:
+            own = (model, version)
+            found = self._known[model, version, exits] = Counted(
+                {outcome: self._requests.labels(*own, outcome) for outcome in OUTCOMES},
+                self._latency.labels(*own),
+                self._queued.labels(*own),
+                self._computed.labels(*own),
+                self._deadlines.labels(*own, "true"),
+                self._deadlines.labels(*own, "false"),
+                {exit: self._exits.labels(*own, str(exit)) for exit in exits},
                 self._stopped,
-                model,
+                *own,
             )
         return found
 
@@ -118,14 +121,15 @@ class Metrics:
 
         def spent(name: str) -> dict[str, int]:
             of = f"anytime_lct_{name}_seconds"
-            return {"count": int(found[f"{of}_count", model]), "ns": round(found[f"{of}_sum", model] * 1e9)}
+            count, seconds = found[f"{of}_count", model, version], found[f"{of}_sum", model, version]
+            return {"count": int(count), "ns": round(seconds * 1e9)}
 
         def requests(outcome: str) -> int:
-            return int(found["anytime_lct_requests_total", model, outcome])
+            return int(found["anytime_lct_requests_total", model, outcome, version])
 
         nothing = {"count": 0, "ns": 0}
-        answered = {str(exit): int(found["anytime_lct_exits_total", str(exit), model]) for exit in exits}
-        kept, missed = (int(found["anytime_lct_deadlines_total", word, model]) for word in ("true", "false"))
+        answered = {str(exit): int(found["anytime_lct_exits_total", str(exit), model, version]) for exit in exits}
+        kept, missed = (int(found["anytime_lct_deadlines_total", word, model, version]) for word in ("true", "false"))
         return {
             "name": model,
             "version": version,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -33,21 +35,25 @@ MAX_ID = 1000
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request that was found right: `x` is as the network takes it; `outputs` says which are to be binary."""
+    """A request but for its input, which `read_input` makes as the network takes it, of about `input_bytes`.
+
+    `outputs` says which are to be binary. `read_input` raises Refusal and InputError.
+    """
 
     id: str | None
-    x: NDArray[Any]
     outputs: dict[str, bool]
     ask: Ask
+    input_bytes: int
+    read_input: Callable[[], NDArray[Any]]
 
 
 def read_request(
     body: bytes, header_length: bytes | None, manifest: Manifest, limits: Limits, default: Ask
 ) -> InferRequest:
-    """Read a request's body; `header_length` is the header of that name. Raises Refusal and InputError.
+    """Read a request's body; `header_length` is the header of that name. Raises Refusal.
 
     >>> body = b'{"inputs": [{"name": "input", "datatype": "INT64", "shape": [1, 2], "data": [0, 1]}]}'
-    >>> read_request(body, None, session.manifest, Limits(), Ask()).x  # doctest: +SKIP
+    >>> read_request(body, None, session.manifest, Limits(), Ask()).read_input()  # doctest: +SKIP
     array([[0, 1]])
     """
     length = _length(header_length, len(body))
@@ -58,11 +64,13 @@ def read_request(
     if identity is not None and (type(identity) is not str or len(identity) > MAX_ID):
         raise Refusal(f"Expected 'id' as a text of up to {MAX_ID} characters, got {show(identity)}; shorten it.")
     parameters = _object(request.get("parameters", {}), "'parameters'")
+    tensor, shape, size = _find_input(request.get("inputs"), manifest, limits)
     return InferRequest(
         identity,
-        _read_inputs(request.get("inputs"), memoryview(body)[length:], manifest, limits),
         _read_outputs(request.get("outputs"), _truth(parameters, "binary_data_output")),
         read_ask(parameters, default),
+        size,
+        partial(_read_input, tensor, shape, memoryview(body)[length:], manifest, limits),
     )
 
 
@@ -70,6 +78,8 @@ def write_reply(
     request: InferRequest, model: str, version: str, reply: Reply, seconds: float
 ) -> tuple[bytes, int | None]:
     """Write an answer: its body, and how much of it is JSON where bytes of tensors follow.
+
+    `seconds` are those since the request came.
 
     Raises Refusal where the logits are not finite, which only inputs of absurd size bring about.
     """
@@ -90,7 +100,7 @@ def write_reply(
     answer: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         answer["id"] = request.id
-    head = write_json({**answer, "parameters": told(reply, seconds), "outputs": outputs})
+    head = write_json({**answer, "parameters": told(reply, request.ask, seconds), "outputs": outputs})
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
 
 
@@ -166,7 +176,8 @@ def _truth(parameters: dict[str, Any], key: str) -> bool:
     return value
 
 
-def _read_inputs(raw: object, binary: memoryview, manifest: Manifest, limits: Limits) -> NDArray[Any]:
+def _find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Return the input tensor as it is described, its shape, and the bytes that the network's own input will take."""
     if not isinstance(raw, list) or not raw:
         raise Refusal(f"Expected 'inputs' as a list of one tensor named '{INPUT}', got {show(raw)}; send one.")
     tensor: dict[str, Any] = {}
@@ -177,18 +188,24 @@ def _read_inputs(raw: object, binary: memoryview, manifest: Manifest, limits: Li
     if len(raw) > 1:
         raise Refusal(f"Expected the input '{INPUT}' once, got it {len(raw)} times; send one batch.")
     shape = tensors.read_shape(tensor.get("shape"))
-    _bound(shape, manifest, limits)
-    return preprocess.check_batch(_read_tensor(tensor, shape, binary, manifest, limits), manifest)
-
-
-def _bound(shape: tuple[int, ...], manifest: Manifest, limits: Limits) -> None:
-    images = manifest.task == "classification"
-    count, most = (shape[0], limits.images) if images else (math.prod(shape), limits.characters)
+    if manifest.task == "language-model":
+        count, most, bytes_each = math.prod(shape), limits.characters, 8
+    else:
+        bytes_each = 4 * math.prod(size for size in manifest.input_shape if isinstance(size, int))
+        # Pixels of any size become the network's: no more of them than a body could bring at that size.
+        count, most = shape[0], min(limits.images, max(1, limits.body // bytes_each))
     if count > most:
         raise Refusal(
-            f"Expected at most {most} {'images' if images else 'characters'} in a request, got {count}; "
+            f"Expected at most {most} {'images' if manifest.task == 'classification' else 'characters'} in a request, got {count}; "
             "send several requests."
         )
+    return tensor, shape, count * bytes_each
+
+
+def _read_input(
+    tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
+) -> NDArray[Any]:
+    return preprocess.check_batch(_read_tensor(tensor, shape, binary, manifest, limits), manifest)
 
 
 def _read_tensor(

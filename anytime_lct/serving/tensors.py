@@ -50,7 +50,7 @@ def from_bytes(datatype: str, shape: tuple[int, ...], raw: memoryview) -> NDArra
             f"Expected {count * dtype.itemsize} bytes for {datatype} of shape {list(shape)}, got {len(raw)}; "
             "'binary_data_size' and the shape must agree."
         )
-    array = np.frombuffer(raw, dtype).reshape(shape)
+    array = _shaped(np.frombuffer(raw, dtype), shape)
     # The JSON before it has any length, so that numbers may lie across machine words.
     return array if array.flags.aligned else array.copy()
 
@@ -70,9 +70,10 @@ def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[An
         raise Refusal(f"Expected {wanted} in 'data' of {datatype}, got a {_kind(strange.pop())}; send nothing else.")
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, dtype).reshape(shape)
+            array = np.array(flat, dtype)
     except (OverflowError, ValueError):
         raise Refusal(f"Expected 'data' in the range of {datatype}, got a number beyond it; check the input.") from None
+    return _shaped(array, shape)
 
 
 def texts_from_list(shape: tuple[int, ...], data: object) -> list[str]:
@@ -113,6 +114,13 @@ def show(value: object) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists within lists
         return "something else"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return array.reshape(shape)
+    except ValueError:  # a size of 0 beside sizes that no machine has
+        raise Refusal(f"Expected a shape that an array can have, got {show(list(shape))}; mend it.") from None
 
 
 def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
