@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 
 def shorter_side(height: int, width: int) -> int:
@@ -37,6 +36,8 @@ def fit(pixels: NDArray[np.uint8], height: int, width: int, resize: int | None =
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
     if pixels.shape[-1] == 3:
         whole = Image.fromarray(np.ascontiguousarray(pixels))
         return np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR))

@@ -35,7 +35,7 @@ def calibrate(
     from anytime_lct.runtime import calibration as calibrations
 
     numbers = read_threads(threads)
-    sessions = [AnytimeSession(bundle, threads=number) for number in numbers]
+    sessions = [AnytimeSession(bundle, threads=number, calibrated=False) for number in numbers]
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
         best = calibrations.fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
         session = sessions[numbers.index(best)]

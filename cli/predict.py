@@ -61,6 +61,8 @@ def predict(
         policy["thresholds"] = read_rule(session, mean_flops, stream)
     chosen = session.choose(budget)
     inputs = read_inputs(session, files or [], text)
+    if timeout is not None:
+        session.warm()  # loading graphs is none of the request's
     shown = top or (1 if session.manifest.task == "classification" else 5)
     rows = (row for name, x in inputs for row in answers(session, name, x, budget, policy, chosen, stream, shown))
     if as_json:

@@ -200,6 +200,10 @@ def test_calibrate_and_predict_in_time(program: Program, tmp_path: Path) -> None
     ):
         code, out, _ = program(*predict, *more, "--json")
         assert code == 0 and [row["exit"] for row in json.loads(out)["answers"]] == exits
+    (tmp_path / "tiny.calibration.json").write_text("{")
+    code, _, err = program(*predict)
+    assert code == 2 and "measure anew with: anytime-lct calibrate" in " ".join(err.split())
+    assert program("calibrate", tmp_path / "tiny", "--sizes", "2", "--seconds", "0.01")[0] == program(*predict)[0] == 0
     x = np.load(tmp_path / "x.npy")
     expected = AnytimeSession(tmp_path / "tiny").run(x, min_confidence=0.5, measure="margin")
     code, out, _ = program(*predict, "--min-confidence", "0.5", "--measure", "margin", "--json")
@@ -236,7 +240,7 @@ def test_calibrate_with_the_fastest_number_of_threads(program: Program, tmp_path
         assert code == 2 and "a number of threads or auto" in err
 
 
-@pytest.mark.parametrize("sizes", ["", "0", "1,x", "-4"])
+@pytest.mark.parametrize("sizes", ["", "0", "1,x", "-4", "1000000000000"])
 def test_calibrate_refuses_sizes_that_are_none(program: Program, tmp_path: Path, sizes: str) -> None:
     write_image_bundle(tmp_path / "tiny")
     code, _, err = program("calibrate", tmp_path / "tiny", "--sizes", sizes)

@@ -82,7 +82,7 @@ def hold(monkeypatch, at: int) -> threading.Event:
     def advance(chain: Chain) -> None:
         if chain.depth + 1 == at:
             gate.wait(10)
-        real(chain)
+        return real(chain)
 
     monkeypatch.setattr(Chain, "advance", advance)
     return gate
@@ -252,6 +252,7 @@ def test_a_mean_budget_stops_by_the_bundles_rule(engine: Engine, tmp_path: Path)
     assert set(reply.exits) == {1, 2}
     with pytest.raises(NothingFitsError):
         ask(engine, served, x, mean_flops=10.0)
+    assert set(ask(engine, served, x, mean_flops=125.0, budget=Budget(exit=1)).result(10).exits) == {1}
     session.bundle = bundle
     with pytest.raises(BudgetError, match="anytime-lct thresholds RUN"):
         ask(engine, served, x, mean_flops=125.0)

@@ -232,6 +232,23 @@ def test_an_existing_folder_is_kept_until_the_new_one_is_complete(tmp_path: Path
     assert again.manifest.groups == first.manifest.groups  # to the byte
 
 
+def test_force_replaces_a_link_and_leaves_where_it_points(tmp_path: Path):
+    network = small_network()
+    first = export(network, VECTORS, profile_of(network), tmp_path / "first", model_name="m", only="exits")
+    (tmp_path / "link").symlink_to("first")
+    export(network, VECTORS, profile_of(network), tmp_path / "link", model_name="n", only="exits", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "link"]
+    assert Bundle.open(tmp_path / "link").manifest.model == "n" and not (tmp_path / "link").is_symlink()
+    assert Bundle.open(first.path).manifest.model == "m"
+
+
+def test_the_folder_one_is_in_is_no_place_for_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    network = small_network()
+    with pytest.raises(ExportError, match="something else than a bundle"):
+        export(network, VECTORS, profile_of(network), Path(), model_name="m", force=True)
+
+
 def test_force_spares_what_is_no_bundle(tmp_path: Path):
     (tmp_path / "letters.txt").write_text("dear")
     network = small_network()

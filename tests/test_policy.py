@@ -227,6 +227,7 @@ def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
     path.write_text("{")
     with pytest.raises(BundleError, match="calibrate"):
         AnytimeSession(bundle)
+    assert AnytimeSession(bundle, calibrated=False).timing is None
 
 
 def test_threads_are_those_that_are_worth_it(tmp_path: Path):

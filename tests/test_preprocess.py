@@ -130,12 +130,13 @@ def test_files_that_are_no_image(tmp_path: Path, grey: Manifest) -> None:
     Image.fromarray(_pixels(60, 60)).save(buffer, "PNG")
     files = {
         "cut.png": buffer.getvalue()[:200], "noise.png": b"noise" * 100, "noise.npy": b"noise" * 100,
-        "empty.png": b"", "empty.npy": b"", "pickle.npy": pickle.dumps([1, 2]),
+        "zip.npy": b"PK\x03\x04noise", "empty.png": b"", "empty.npy": b"", "pickle.npy": pickle.dumps([1, 2]),
     }  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     assert "damaged" in _says(tmp_path / "cut.png", grey)
     assert "damaged" in _says(tmp_path / "noise.png", grey)
+    assert "damaged" in _says(tmp_path / "zip.npy", grey)
     assert "empty" in _says(tmp_path / "empty.png", grey)
     assert "empty" in _says(tmp_path / "empty.npy", grey)
     for name in ("noise.npy", "pickle.npy"):

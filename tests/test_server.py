@@ -388,6 +388,11 @@ def test_files_that_change_do_not_change_answers_before_they_are_read_again(fold
     assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X, max_exit=1))), before)
 
 
+def test_a_bundle_that_is_being_written_is_not_seen(folder):
+    shutil.copytree(folder / "text", folder / ".text.123.part")
+    assert set(scan(folder)) == {("tiny", "1"), ("text", "1")}
+
+
 def test_a_broken_bundle_does_not_take_the_place_of_a_whole_one(folder, app):
     rewrite(folder / "tiny.bundle", classes=["only one"])
     refused(ask(app, "POST", "/v2/repository/models/tiny/load"), 500, "damaged")

@@ -10,11 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bundles import make_profile, sign_again, write_image_bundle, write_text_bundle
+from test_policy import made_calibration
 
 from anytime_lct.budget import Budget
 from anytime_lct.bundle import Bundle
 from anytime_lct.errors import BundleError, InputError, NothingFitsError
 from anytime_lct.runtime import Answer, AnytimeSession
+from anytime_lct.runtime import session as sessions
 
 
 def _images(batch: int, seed: int = 0, size: int = 6) -> np.ndarray:
@@ -195,6 +197,45 @@ def test_few_buffers_are_kept(session: AnytimeSession) -> None:
     for batch in range(1, 40):
         session.run(_images(batch))
     assert len(session._spare) == 16
+
+
+def test_buffers_that_are_kept_have_a_bound_in_bytes(session: AnytimeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.run(_images(1))
+    (_, _, one) = session._spare[-1]
+    monkeypatch.setattr(sessions, "SPARE_BYTES", 17 * one)
+    for batch in (2, 3, 4, 5, 6, 7):
+        session.run(_images(batch))
+    assert [shape[0] for shape, _, _ in session._spare] == [6, 7]
+    session.run(_images(30))
+    assert session._spare == []
+
+
+def test_why_an_answer_went_no_deeper(tmp_path: Path) -> None:
+    profile = make_profile(values=(0.8, 0.9, 0.85))  # the last is not the best
+    session = AnytimeSession(write_image_bundle(tmp_path, profile=profile))
+    for budget, exit, stopped in ((None, 2, "last"), (Budget(flops=1e9), 2, "last"), (Budget(exit=1), 1, "budget")):
+        answer = session.run(_images(1), budget)
+        assert (answer.exit, answer.stopped) == (exit, stopped)
+
+
+def test_what_a_latency_allows_follows_the_timings(tmp_path: Path) -> None:
+    session = AnytimeSession(write_image_bundle(tmp_path))
+    session.use(made_calibration((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
+    assert session.choose(Budget(latency=0.0035)) == 3
+    for _ in range(50):
+        session.timing.saw_group(3, 1, 0.01)
+    assert session.choose(Budget(latency=0.0035)) == 2
+
+
+def test_loading_a_graph_is_no_timing(bundle: Bundle) -> None:
+    session = AnytimeSession(bundle)
+    session.use(made_calibration((1e-9, 1e-9, 1e-9), {1: 1e-9, 2: 1e-9}))
+    session.run(_images(1), Budget(exit=1))
+    assert session.timing.group(1, 1) == 1e-9
+    session.warm()
+    assert len(session._graphs._loaded) == 5
+    session.run(_images(1), Budget(exit=1))
+    assert session.timing.group(1, 1) > 1e-9
 
 
 def test_inputs_are_converted(session: AnytimeSession) -> None:

@@ -225,8 +225,8 @@ def _critics(scale: Scale) -> Experiment:
     more = (
         f"{setting.name}, {'4 epochs, ' if scale == 'small' else ''}N = 4. The paper has no such table; its own rule "
         f"is (5) per sample with the paper's critics.",
-        "Where a row does not say otherwise, residual critics step as the groups do, by SGD with a rate up to 0.1, slim "
-        "and the paper's by Adam, 1e-3.",
+        "Where a row does not say otherwise, residual critics step as the groups do, by SGD with a rate up to 0.1, "
+        "slim and the paper's by Adam, 1e-3.",
     )
     return _experiment("critics", "quality", made, scale, more)
 

@@ -18,6 +18,7 @@ from anytime_lct.errors import ExportError
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out`, or replaces a bundle there with `force`; raises ExportError."""
+    out = out.resolve() if out.name in ("", "..") else out
     part, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
     if out.exists() and not (force and is_bundle(out)):
         known = is_bundle(out)
@@ -36,6 +37,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     finally:
         if old.exists() and not out.exists():
             old.rename(out)
+        if old.is_symlink():
+            old.unlink()
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -124,7 +124,10 @@ def calibrate(
     for size in sorted(set(sizes)):
         if progress is not None:
             progress(f"measuring batches of {size}")
-        x = _example(session, size)
+        try:
+            x = _example(session, size)
+        except MemoryError:
+            raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; name smaller ones.") from None
         measured[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
     return Calibration(
         bundle=bundle_sum(session.bundle),

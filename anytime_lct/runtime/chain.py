@@ -44,20 +44,32 @@ class Chain:
             self._values[depth] = value
         self.depth = depth
 
-    def advance(self) -> None:
-        """Run the next group."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(value.tensor_size_in_bytes() for value in self._values.values())
+
+    def advance(self) -> bool:
+        """Run the next group; tell whether it had run before, and so needed no loading and binding."""
         i = self.depth + 1
-        if i in self._groups:
+        is_bound = i in self._groups
+        if is_bound:
             self._groups[i].run()
         else:
             file = self._manifest.groups[i - 1].name
             self._groups[i] = _Bound(self._graphs, file, self._values[i - 1], self._values.get(i))
             self._values[i] = self._groups[i].output
         self.depth = i
+        return is_bound
 
     def hidden(self) -> NDArray[np.float32]:
         """Return the tensor that crosses the cut here, (B, ..): a view of a buffer that the next request overwrites."""
         return self._values[self.depth].numpy()
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the critic here has run before."""
+        return self.depth in self._critics
 
     def logits(self) -> NDArray[np.float32]:
         """Return a copy of the logits of the exit here; runs its critic, unless the network ends here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,8 +149,9 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
 
 def _read_array(path: Path) -> NDArray[Any]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError):
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError, BadZipFile):
         raise InputError(
             f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it "
             "again with numpy.save."

@@ -28,7 +28,7 @@ from anytime_lct.selector import select
 from anytime_lct.thresholds import Measure, Thresholds
 
 # Buffers kept for the next request: one chain serves one request at a time, for one input shape.
-SPARE_CHAINS = 16
+SPARE_CHAINS, SPARE_BYTES = 16, 1 << 28
 KNOWN_BUDGETS = 256
 
 
@@ -65,7 +65,8 @@ class AnytimeSession:
 
     `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best. None takes
     as many as the timings that `anytime-lct calibrate` left beside the bundle, and 1 where there are none.
-    Graphs are loaded when first needed. Raises BundleError for a bundle that is not whole.
+    `calibrated` False leaves those timings alone. Graphs are loaded when first needed, or by `warm`. Raises BundleError
+    for a bundle that is not whole.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
     >>> session.run(x, Budget(flops=20e6)).classes                                      # doctest: +SKIP
@@ -73,17 +74,17 @@ class AnytimeSession:
     ...     if answer.probabilities.max() > 0.9: break
     """
 
-    def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1) -> None:
+    def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1, *, calibrated: bool = True) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"Expected a positive number of threads, got {threads!r}; 1 suits overlapping requests.")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        found = calibrations.load(self.bundle, threads)
+        found = calibrations.load(self.bundle, threads) if calibrated else None
         self.threads = threads or (found.threads if found else 1)
         self.timing: Timing | None = None
         self._graphs = Graphs(self.bundle.path, self.threads)
-        self._spare: list[tuple[tuple[int, ...], Chain]] = []
+        self._spare: list[tuple[tuple[int, ...], Chain, int]] = []  # shape, chain, bytes
         self._spare_lock = threading.RLock()
         self._chosen: dict[Budget, int] = {}
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
@@ -98,6 +99,12 @@ class AnytimeSession:
         self.timing = Timing(calibration)
         self._chosen.clear()
 
+    def warm(self) -> None:
+        """Load all graphs, by running every exit once: no timed answer waits for one, or gets one written since."""
+        shape = [size if isinstance(size, int) else 1 for size in self.manifest.input_shape]
+        for exit in self.served:
+            self.run_to(exit, np.zeros(shape, self.manifest.input_dtype))
+
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.
 
@@ -110,8 +117,20 @@ class AnytimeSession:
             exit = select(profile, budget, exits=self.served).exit
             if len(self._chosen) >= KNOWN_BUDGETS:
                 self._chosen.clear()
-            self._chosen[budget] = exit
+            if budget.latency is None:  # what takes how long changes
+                self._chosen[budget] = exit
         return exit
+
+    def deepest(self, budget: Budget | None, rule: Thresholds | None) -> int:
+        """Return the exit to go to at most: the budget's, and that of a rule for stopping. Raises NothingFitsError."""
+        if rule is None:
+            return self.choose(budget)
+        deepest = max(rule.at)
+        return deepest if budget in (None, Budget()) else min(deepest, self.choose(budget))
+
+    def ended(self, exit: int) -> Stopped:
+        """Say why an answer went no deeper than the exit that it was to go to: is any deeper one better?"""
+        return "last" if exit in (self.served[-1], self.choose()) else "budget"
 
     def run(
         self,
@@ -128,15 +147,14 @@ class AnytimeSession:
         `x` is (B, C, H, W) float32 or float64, or (B, T) integers. With `min_confidence`, of 0 to 1, every sample stops
         at the first exit that is so sure by `measure`, at the temperatures of the profile; with `thresholds`, by that
         rule, such as `rule(mean_flops)` finds in the bundle. With `timeout`, in seconds from this call, the deepest
-        exit in time answers, by this machine's timings; too short a timeout is answered by the first exit.
+        exit in time answers, by this machine's timings; too short a timeout is answered by the first exit. `warm` the
+        session before: loading graphs takes its time too.
         Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
         began = time.perf_counter()
-        most = self.choose(budget)
+        most = self.deepest(budget, thresholds)
         if timeout is None and min_confidence is None and thresholds is None:
             return self.run_to(most, x)
-        if thresholds is not None:
-            most = min(most, max(thresholds.at))
         stopping = self.stopping(most, min_confidence, measure, thresholds)
         if timeout is not None:
             check_positive(timeout, "a timeout in seconds")
@@ -146,7 +164,7 @@ class AnytimeSession:
                     f"anytime-lct calibrate {self.bundle.path}."
                 )
         with self.walk(x) as walk:
-            taken = steps(walk, most, stopping)
+            taken = steps(walk, most, stopping, self.ended(most))
             try:
                 next(taken)
                 while True:
@@ -165,7 +183,7 @@ class AnytimeSession:
             raise InputError(
                 f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
             )
-        stopped: Stopped = "last" if exit == self.served[-1] else "budget"
+        stopped = self.ended(exit)
         if not self.manifest.groups:
             x = self.check(x)
             logits = self._graphs.run(self.manifest.exits[exit].name, x)
@@ -256,10 +274,11 @@ class AnytimeSession:
         return Chain(self._graphs, self.manifest)
 
     def give_back_chain(self, shape: tuple[int, ...], chain: Chain) -> None:
-        """Keep a chain for the next request of this shape."""
+        """Keep a chain for the next request of this shape, the latest ones within SPARE_CHAINS and SPARE_BYTES."""
         with self._spare_lock:
-            self._spare.append((shape, chain))
-            del self._spare[:-SPARE_CHAINS]
+            self._spare.append((shape, chain, chain.nbytes))
+            while len(self._spare) > SPARE_CHAINS or sum(size for _, _, size in self._spare) > SPARE_BYTES:
+                del self._spare[0]
 
     def _profile_here(self) -> Profile:
         """The profile with the latencies of this machine, where they were measured."""

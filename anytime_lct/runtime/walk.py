@@ -89,13 +89,13 @@ class Walk:
         """Run the next group."""
         assert self._chain is not None
         start = time.perf_counter()
-        self._chain.advance()
+        is_usual = self._chain.advance()
         seconds = time.perf_counter() - start
         self.seconds += seconds
         depth = self._chain.depth
         self._answered = False
         self.paid += len(self.rows) * self._session.profile.groups[depth - 1].flops
-        if self._session.timing is not None:
+        if self._session.timing is not None and is_usual:
             self._session.timing.saw_group(depth, self.size, seconds)
 
     def answer(self) -> NDArray[np.float32]:
@@ -103,7 +103,7 @@ class Walk:
         assert self._chain is not None
         depth = self._chain.depth
         if not self._answered:
-            start = time.perf_counter()
+            is_usual, start = self._chain.has_asked, time.perf_counter()
             logits = self._chain.logits()
             seconds = time.perf_counter() - start
             self.seconds += seconds
@@ -118,7 +118,7 @@ class Walk:
             critics = self._session.profile.critics
             if depth <= len(critics):
                 self.paid += len(self.rows) * critics[depth - 1].flops
-                if self._session.timing is not None:
+                if self._session.timing is not None and is_usual:
                     self._session.timing.saw_critic(depth, self.size, seconds)
         assert self.logits is not None
         return self.logits if len(self.rows) == len(self.exits) else self.logits[self.rows]
@@ -147,10 +147,12 @@ class Walk:
         self.close()
 
 
-def steps(walk: Walk, most: int, stopping: Stopping | None = None) -> Generator[int, Order, Stopped]:
+def steps(
+    walk: Walk, most: int, stopping: Stopping | None = None, ended: Stopped = "budget"
+) -> Generator[int, Order, Stopped]:
     """Take a batch to exit `most` at the deepest; behind each served exit on the way, yield it and take an order.
 
-    Returns why it stopped; every sample then was told something.
+    Returns why it stopped, `ended` behind exit `most`; every sample then was told something.
     """
     while True:
         walk.advance()
@@ -162,7 +164,7 @@ def steps(walk: Walk, most: int, stopping: Stopping | None = None) -> Generator[
             walk.keep(~sure)
         if depth == most:
             walk.answer()
-            return "last" if most == walk.served[-1] else "budget"
+            return ended
         if depth in walk.served:
             order = yield depth
             if order == "late" and walk.is_answered:

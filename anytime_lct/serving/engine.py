@@ -22,6 +22,7 @@ from anytime_lct.runtime.walk import steps
 from anytime_lct.serving.job import Job, Served
 from anytime_lct.serving.request import Ask, Overloaded, Reply
 from anytime_lct.serving.scheduler import Scheduler
+from anytime_lct.thresholds import Thresholds
 
 __all__ = ["Engine", "Served"]
 
@@ -57,9 +58,9 @@ class Engine:
         Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
         where its budget fits none. Cancelling the future drops the request, if it has not begun.
         """
-        session, most = served.session, _deepest(served, ask)
+        session = served.session
         rule = None if ask.mean_flops is None else session.rule(ask.mean_flops)
-        most = most if rule is None else min(most, max(rule.at))
+        most = _deepest(served, ask, rule)
         job = Job(served, x, ask, arrived, most, session.stopping(most, ask.min_confidence, ask.measure, rule))
         with self._lock:
             if not self._is_open:
@@ -154,7 +155,7 @@ class Engine:
                 raise InvalidStateError("cancelled")
             job.began = time.monotonic()
             job.walk = session.walk(job.x)
-            job.taken = steps(job.walk, job.most, job.stopping)
+            job.taken = steps(job.walk, job.most, job.stopping, session.ended(job.most))
             begin = True
         else:
             begin = False
@@ -207,7 +208,7 @@ class Engine:
                 self._watch.wait(min(soonest, threading.TIMEOUT_MAX))
 
 
-def _deepest(served: Served, ask: Ask) -> int:
+def _deepest(served: Served, ask: Ask, rule: Thresholds | None) -> int:
     """The exit to go to at most: the best that the budget allows, or in the mode "fixed" the very one that it names."""
     budget = ask.budget
     if ask.mode == "fixed" and budget.exit is not None and budget == Budget(exit=budget.exit):
@@ -217,7 +218,7 @@ def _deepest(served: Served, ask: Ask) -> int:
                 f"Expected a fixed exit among those served, {known}, got {budget.exit}; name one of them."
             )
         return budget.exit
-    return served.session.choose(budget)
+    return served.session.deepest(budget, rule)
 
 
 def _settle(job: Job, answer: Answer | Exception | None) -> None:

@@ -195,10 +195,8 @@ def _find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[s
         # Pixels of any size become the network's: no more of them than a body could bring at that size.
         count, most = shape[0], min(limits.images, max(1, limits.body // bytes_each))
     if count > most:
-        raise Refusal(
-            f"Expected at most {most} {'images' if manifest.task == 'classification' else 'characters'} in a request, got {count}; "
-            "send several requests."
-        )
+        words = "images" if manifest.task == "classification" else "characters"
+        raise Refusal(f"Expected at most {most} {words} in a request, got {count}; send several requests.")
     return tensor, shape, count * bytes_each
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
-
 from anytime_lct.bundle import MANIFEST, Bundle, Manifest, is_bundle
 from anytime_lct.errors import BundleError
 from anytime_lct.profile import Profile
@@ -111,7 +109,7 @@ class Repository(Generic[ServedT]):
         opened: dict[Key, Model[ServedT]] = {}
         for key, path in paths.items():
             content, session = _manifest(path), AnytimeSession(Bundle.open(path))
-            warm(session)
+            session.warm()
             opened[key] = Model(*key, path, content, self._serve(session))
         return opened
 
@@ -123,13 +121,6 @@ def highest(keys: Iterable[Key]) -> dict[str, str]:
     {'digits': '10'}
     """
     return {name: version for name, version in sorted(keys, key=lambda key: int(key[1]))}
-
-
-def warm(session: AnytimeSession) -> None:
-    """Run every exit once, so that all graphs are loaded: no request waits for one, or gets one written since."""
-    shape = [size if isinstance(size, int) else 1 for size in session.manifest.input_shape]
-    for exit in session.manifest.served:
-        session.run_to(exit, np.zeros(shape, session.manifest.input_dtype))
 
 
 def scan(path: Path) -> dict[Key, Path]:
@@ -159,8 +150,10 @@ def scan(path: Path) -> dict[Key, Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    if not path.is_dir():
+        return []
+    try:  # names with a dot before are of bundles that are just being written
+        return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     except OSError as error:
         raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; mend its rights.") from None
 

@@ -44,6 +44,8 @@ class Worker:
     pipe: Connection
     began: float
     is_ready: bool = False
+    is_ending: bool = False  # was told to
+    is_to_reload: bool = False  # was to be told, and does not listen yet
 
 
 class Workers:
@@ -66,7 +68,7 @@ class Workers:
             os.environ[SHARED] = counters
             try:
                 # The first measures this machine where nobody has yet; the others, in peace, use what it found.
-                self._workers = [self._start()]
+                self._begin(1)
                 while self._workers:
                     self._watch(started)
             finally:
@@ -82,7 +84,7 @@ class Workers:
             if not worker.process.is_alive():
                 self._replace(worker)
         if not self._has_started and self._workers and all(worker.is_ready for worker in self._workers):
-            self._workers += [self._start() for _ in range(self._number - len(self._workers))]
+            self._begin(self._number - len(self._workers))
             if all(worker.is_ready for worker in self._workers):
                 self._has_started = True
                 started()
@@ -98,6 +100,8 @@ class Workers:
                     print(word, file=sys.stderr, flush=True)
                 elif word == READY:
                     worker.is_ready = True
+                    if worker.is_to_reload:
+                        self._send(signal.SIGHUP, [worker])
                 elif word == RELOADED:
                     self._send(signal.SIGHUP, [other for other in self._workers if other is not worker])
         except (EOFError, OSError):
@@ -115,7 +119,17 @@ class Workers:
             )
         print(f"A worker ended (exit code {worker.process.exitcode}); another takes its place.", file=sys.stderr)
         time.sleep(max(0.0, worker.began + PAUSE - time.monotonic()))
-        self._workers.append(self._start())
+        self._begin(1)
+
+    def _begin(self, number: int) -> None:
+        """Start workers, unless the end has come meanwhile; one that had no place yet when it came is told now."""
+        for _ in range(number):
+            if self._is_stopping:
+                return
+            worker = self._start()
+            self._workers.append(worker)
+            if self._is_stopping and not worker.is_ending:
+                self._send(signal.SIGTERM, [worker])
 
     def _start(self) -> Worker:
         spawn = multiprocessing.get_context("spawn")
@@ -147,8 +161,12 @@ class Workers:
 
     def _send(self, number: signal.Signals, workers: list[Worker]) -> None:
         for worker in workers:
-            # One that does not listen to signals yet would end by this one, and begins by reading anew anyway.
-            if worker.process.is_alive() and (worker.is_ready or number == signal.SIGTERM):
+            if number == signal.SIGTERM:
+                worker.is_ending = True
+            elif not worker.is_ready:  # it would end by a signal that it does not listen to yet
+                worker.is_to_reload = True
+                continue
+            if worker.process.is_alive():
                 os.kill(worker.process.pid or 0, number)
 
 
