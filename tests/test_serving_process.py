@@ -292,6 +292,13 @@ def test_workers_share_a_port_and_a_set_of_metrics_and_are_replaced(folder, tmp_
     assert all(not alive(each) for each in children)
 
 
+def test_sigterm_reaches_a_worker_that_just_takes_anothers_place(folder):
+    with Server(folder, "--workers", "2") as server:
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        assert "another takes its place" in server.process.stderr.readline()
+        assert server.stop() == 0
+
+
 def test_workers_end_with_their_parent(folder):
     with Server(folder, "--workers", "2") as server:
         children = workers_of(server)
