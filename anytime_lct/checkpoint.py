@@ -155,7 +155,14 @@ def sync(folder: Path) -> None:
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:
-    return format_safetensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    """Format tensors; those that share memory, as tied weights do, each get their own, which the format asks for."""
+    apart, seen = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        at = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if at in seen else value
+        seen.add(at)
+    return format_safetensors(apart)
 
 
 def _group(index: int) -> str:

@@ -60,21 +60,32 @@ def depths(kind: Kind, depth: int | Sequence[int] | None, count: int) -> list[in
     return given
 
 
+def is_square(images: Tensor) -> bool:
+    """Tell whether images (B, C, H, W) are square; other inputs count as if they were."""
+    return images.dim() != 4 or images.shape[2] == images.shape[3]
+
+
 def layout(
-    hidden: Tensor, task: TaskName = "classification", *, class_token: bool = False, linear_next: bool = False
+    hidden: Tensor,
+    task: TaskName = "classification",
+    *,
+    class_token: bool = False,
+    linear_next: bool = False,
+    square: bool = True,
 ) -> Layout:
     """Tell what a tensor that crosses a cut is; raises CriticError for a shape that no critic reads.
 
-    A 4-dimensional one has its channels where the other two sizes are equal; where that does not tell (and for images
-    that are not square), they are last if the next layer is linear (`linear_next`). A 3-dimensional one of a classifier
-    is tokens, the first of them a class token if the network later reads that alone (`class_token`).
+    A 4-dimensional one has its channels where the other two sizes are equal; where that does not tell, as of images
+    that are not `square`, they are last if the next layer is linear (`linear_next`). A 3-dimensional one of a
+    classifier is tokens, the first of them a class token if the network later reads that alone (`class_token`).
 
     >>> layout(torch.zeros(2, 7, 7, 768))
     'channels-last map'
     """
     if task == "classification" and hidden.dim() == 4:
         first, second, third = hidden.shape[1:]
-        last = linear_next if (first == second) == (second == third) else first == second
+        tells = square and (first == second) != (second == third)
+        last = first == second if tells else linear_next
         return "channels-last map" if last else "map"
     if task == "classification" and hidden.dim() == 3:
         return "tokens with a class token" if class_token else "tokens"

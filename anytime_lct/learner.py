@@ -95,6 +95,11 @@ def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
     return flat
 
 
+def is_carried(name: str) -> bool:
+    """Tell whether a tensor of `module_state` is hidden state, (layers, B, units), and no weight."""
+    return name.partition(".")[0].endswith("_carried")
+
+
 def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:
     """Give a module what `module_state` returned; raises CheckpointError where it is of another module."""
     try:

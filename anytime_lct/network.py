@@ -81,7 +81,7 @@ class LCTNetwork(nn.Module):
         depths = critics.depths(critic, depth, len(places))
         made, shapes, crossing = [], [], _crossing(groups, example)
         for hidden, at_depth, hint in zip(crossing, depths, hints, strict=True):
-            layout = critics.layout(hidden, task, **hint)
+            layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
             made.append(critics.build(critic, hidden, outputs, task, at_depth, layout))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, made, places, shapes)

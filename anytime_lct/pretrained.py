@@ -27,16 +27,17 @@ PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
     """Give a network the weights that `train.weights` names; return a sentence on what starts anew, if anything does.
 
-    A run folder gives its critics too. Raises CheckpointError and ModelError where weights are missing or do not fit,
-    and where a main network that is to stay as it is would need a new classifier.
+    A run folder gives its critics too, unless its classes are others. Raises CheckpointError and ModelError where
+    weights are missing or do not fit, and where a main network that is to stay as it is would need a new classifier.
     """
     source = recipe.train.weights
     if source is None:
         return None
+    critics = network.critics_state()
     if source != DEFAULT and not Path(source).is_file():
-        run_folder.start_from(network, Path(source))
-        return None
-    if source == DEFAULT:
+        given, theirs = run_folder.weights_of(Path(source))
+        critics = theirs if theirs and network.critics else critics
+    elif source == DEFAULT:
         given = models.default_weights(recipe.model.name, facts.input_shape, recipe.data.download)
         given = {name: value for name, value in given.items() if name in network.main_state()}  # auxiliary heads go
     else:
@@ -47,12 +48,13 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
             f"The weights '{source}' have a classifier '{anew[0]}' for {given[anew[0]].shape[0]} classes, the data has "
             f"{facts.outputs}, and a new one cannot stay frozen; train it first, for example by --method bp."
         )
-    network.load(fitted, network.critics_state())
+    network.load(fitted, network.critics_state() if anew else critics)
     if not anew:
         return None
+    names = [*anew, *(["the critics"] if Path(source).is_dir() and network.critics else [])]
     return (
         f"The weights '{source}' are for {given[anew[0]].shape[0]} classes, the data has {facts.outputs}: "
-        f"{' and '.join(anew)} start anew."
+        f"{' and '.join(names)} start anew."
     )
 
 

@@ -198,6 +198,10 @@ class Recipe(Section):
         return self
 
 
+# torchvision's weights of these were trained on inputs of another scale, to which they turn theirs themselves.
+SCALED_INPUTS = ("torchvision:googlenet", "torchvision:inception_v3")
+
+
 def complete(given: dict[str, Any]) -> Recipe:
     """Fill what `given` leaves out with the defaults of its data set and check the whole.
 
@@ -220,6 +224,8 @@ def complete(given: dict[str, Any]) -> Recipe:
     for layer in [*layers, given]:
         for key, value in layer.items():
             merged[key] = {**_table(merged, key), **_table(layer, key)} if isinstance(value, dict) else value
+    if _table(merged, "train").get("weights") == "default" and _table(merged, "model").get("name") in SCALED_INPUTS:
+        merged["model"].setdefault("transform_input", True)
     cut = _table(given, "cut")
     for cuts in (cut.get("places"), cut.get("shares")):
         if isinstance(cuts, list | tuple) and "groups" not in cut:

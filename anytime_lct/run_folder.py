@@ -132,16 +132,15 @@ def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTN
     return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])
 
 
-def start_from(network: LCTNetwork, path: Path) -> None:
-    """Give a network the main weights of another run, and its critics' where that has any; raises CheckpointError."""
+def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the weights of a run's main network, and of its critics where it has any; raises CheckpointError."""
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
             raise CheckpointError(
                 f"Expected a run folder with weights to start from, got '{path}', which has no {name}; name the "
                 f"--run-dir of a finished train."
             )
-    critics = load_tensors(path / CRITICS)
-    network.load(load_tensors(path / MAIN), critics if critics and network.critics else network.critics_state())
+    return load_tensors(path / MAIN), load_tensors(path / CRITICS)
 
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:

@@ -128,11 +128,7 @@ def train(
     }  # fmt: skip
     if freeze_main and method not in (None, "posthoc"):
         raise RecipeError(f"Expected --freeze-main without --method, got --method {method}; leave one of them out.")
-    frozen = freeze_main or method == "posthoc"
-    flags |= {
-        "train.method": "posthoc" if frozen else method,
-        "posthoc.loss" if frozen else "rule.critic_loss": critic_loss,
-    }
+    flags["train.method"] = "posthoc" if freeze_main else method
     flags |= _places(place_exits, budget_flops)
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(recipes.assignment(text) for text in settings or [])
@@ -141,7 +137,7 @@ def train(
     if resume:
         if run_dir is None:
             raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to go on with.")
-        if overrides or recipe:
+        if overrides or recipe or critic_loss:
             raise RecipeError(
                 "Expected --resume with --run-dir alone, since a run goes on with its own recipe; leave the rest out."
             )
@@ -149,7 +145,11 @@ def train(
 
         chosen = run_folder.read(run_dir)[0]
     else:
-        chosen = recipes.read(recipe, overrides, otherwise={"cut.by": place} if place else {})
+        otherwise = {"cut.by": place} if place else {}
+        chosen = recipes.read(recipe, overrides, otherwise)
+        if critic_loss is not None:
+            key = "posthoc.loss" if chosen.train.method == "posthoc" else "rule.critic_loss"
+            chosen = recipes.read(recipe, {key: critic_loss, **overrides}, otherwise)
     network = re.sub(r"[^\w.]+", "-", chosen.model.name)
     folder = run_dir or Path("runs") / f"{chosen.data.name}-{network}-{chosen.train.seed}"
     if workers * replicas > 1 and not _is_worker():

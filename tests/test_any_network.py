@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import Permute
 
-from anytime_lct import critics, partition
+from anytime_lct import critics, models, partition
 from anytime_lct.errors import CriticError, PartitionError
 from anytime_lct.network import LCTNetwork
 
@@ -125,6 +126,14 @@ def test_what_crosses_begins_with_the_batch():
 )
 def test_what_crosses_is_told_by_shape_and_by_what_follows(shape, linear_next, expected):
     assert critics.layout(torch.zeros(2, *shape), linear_next=linear_next) == expected
+
+
+def test_maps_of_images_that_are_not_square_are_told_by_what_follows():
+    assert critics.layout(torch.zeros(2, 16, 16, 32), square=False) == "map"
+    assert critics.layout(torch.zeros(2, 32, 16, 16), square=False, linear_next=True) == "channels-last map"
+    network = LCTNetwork.cut(models.build("resnet", (3, 16, 32), 10, depth=8), torch.zeros(2, 3, 16, 32), num_groups=4)
+    assert network.shapes[0] == (16, 16, 32)
+    assert not any(isinstance(layer, Permute) for critic in network.critics for layer in critic.modules())
 
 
 def test_tokens_have_a_class_token_where_the_network_reads_it():

@@ -184,6 +184,16 @@ def test_a_recipe_sizes_an_image_folder(tmp_path):
     assert data.from_recipe(told).facts.input_shape == (3, 40, 40)
 
 
+def test_one_image_of_the_size_asked_for_does_not_speak_for_the_others(tmp_path):
+    root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
+    first = min((root / "train").rglob("*.png"))
+    Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(first)
+    dataset = data.load("imagefolder", root=root, image_size=40, augment="none")
+    x, _ = samples(dataset)
+    assert x.shape == (4, 3, 40, 40) and dataset.facts.resize == 46
+    assert any((image.round() == 7).all() for image in x)  # as it is
+
+
 def test_images_of_the_size_asked_for_are_held_in_memory_as_they_are(tmp_path):
     root = write_folder(tmp_path, size=(70, 70), count=2)
     dataset = data.load("imagefolder", root=root, augment="none", image_size=70)

@@ -99,13 +99,32 @@ def test_a_frozen_main_network_stays_as_it_is_to_the_bit(base, tmp_path):
     assert len(last.scores) == 3
 
 
+def test_the_best_of_post_hoc_exits_is_theirs_not_the_frozen_networks(tmp_path):
+    run(MLP, tmp_path / "bp", "bp", epochs=1)
+    epochs = run(MLP, tmp_path / "best", "posthoc", weights=str(tmp_path / "bp"), keep="best", epochs=4)
+    means = [sum(epoch.scores[:-1]) for epoch in epochs]
+    assert max(means) > means[0]
+    network = run_folder.open_run(tmp_path / "best").network
+    data = datasets.from_recipe(recipes.complete(MLP))
+    found = torch.zeros(2)
+    with torch.no_grad():
+        for x, y in data.batches("validation"):
+            found += torch.stack([(Z.argmax(1) == y).sum() for Z in network(x)[:-1]])
+    assert found.sum() / data.num_samples("validation") == pytest.approx(max(means))
+
+
+def start_from(network, path):
+    main, critics = run_folder.weights_of(path)
+    network.load(main, critics or network.critics_state())
+
+
 def test_critics_behind_a_frozen_network_learn_their_own_loss(tmp_path):
     run(MLP, tmp_path / "bp", "bp")
     run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "bp"))
     opened = run_folder.open_run(tmp_path / "run")
     data = datasets.from_recipe(opened.recipe)
     network = run_folder.build_network(opened.recipe, data.facts)
-    run_folder.start_from(network, tmp_path / "bp")
+    start_from(network, tmp_path / "bp")
     own = torch.optim.Adam(network.critics.parameters(), opened.recipe.critics.lr)
     for epoch in range(2):
         for x, y in data.batches("train", epoch):
@@ -120,7 +139,7 @@ def test_critics_of_local_critic_training_are_fitted_on(tmp_path):
     run(MLP, tmp_path / "lct", "lct")
     run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "lct"))
     network = run_folder.build_network(recipes.complete(MLP), run_folder.read(tmp_path / "lct")[1])
-    run_folder.start_from(network, tmp_path / "lct")
+    start_from(network, tmp_path / "lct")
     first = weights(tmp_path / "lct")["critics.safetensors"]
     assert all(torch.equal(first[name], value) for name, value in network.critics_state().items())
 

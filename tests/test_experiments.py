@@ -14,6 +14,7 @@ from anytime_lct.errors import CheckpointError, LCTError, RecipeError
 from anytime_lct.experiments import catalogue, figures, paper, pictures, report, runner, settings
 from anytime_lct.experiments.plan import Cell, Experiment, Run
 from anytime_lct.profile import Profile
+from anytime_lct.training.tracking import expect_one_process
 
 MLP = {
     "data": {"name": "digits", "batch_size": 300},
@@ -52,9 +53,10 @@ def test_every_experiment_is_made_of_whole_recipes(name, scale, tmp_path):
     assert len({(cell.row, cell.column) for cell in experiment.cells}) == len(experiment.cells)
     for job in jobs:
         assert job.recipe.train.seed == job.seed
+        expect_one_process(job.recipe, job.run.workers, 1)
         if job.recipe.train.method == "posthoc":
             assert job.after is not None and job.recipe.train.weights == str(job.after.folder)
-    if scale == "paper" and name in ("table1", "table3", "table5", "table7"):
+    if scale == "paper" and name in ("table1", "table3", "table5", "table7", "fig5", "fig6"):
         assert any(cell.paper is not None for cell in experiment.cells)
 
 

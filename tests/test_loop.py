@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -88,12 +90,30 @@ def test_every_epoch_is_reported():
     assert found[-1].scores == () and len(found[-1].train_losses) == 2
 
 
+def test_validation_is_brought_to_the_device_a_minibatch_at_a_time():
+    alive, most = weakref.WeakSet(), []
+
+    class Counted:
+        def __iter__(self):
+            for x, y in batches():
+                x = x.double()
+                alive.add(x)
+                yield x, y
+                most.append(len(alive))
+
+    network = small()
+    train(network.double(), [(x.double(), y) for x, y in batches()], validation=Counted(), **TABLES)
+    assert len(most) == 4 and max(most) <= 2
+
+
 @pytest.mark.parametrize(
     ("data", "tables", "error", "says"),
     [
         (iter(batches()), {}, DataError, "with a length"),
         ([], {}, DataError, "at least one minibatch"),
         (batches(), {"groups": {"rate": 1.0}}, RecipeError, "groups.rate"),
+        (batches(), {"train": {"method": "bp"}}, RecipeError, "got 'train.method'"),
+        (batches(), {"critic": {"kind": "paper"}}, RecipeError, "got 'critic'"),
         (batches(), {"groups": {"lr": 1e30}}, DivergenceError, "lower groups"),
     ],
 )

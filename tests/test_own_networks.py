@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from anytime_lct import data as datasets
 from anytime_lct import recipe as recipes
 from anytime_lct.baselines import METHODS
 from anytime_lct.cli.main import run as program
-from anytime_lct.errors import CheckpointError, ModelError, PartitionError, RecipeError
+from anytime_lct.errors import CheckpointError, DataError, ModelError, PartitionError, RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.partition import trace
 from anytime_lct.shares import at_shares, of_exits
@@ -53,6 +55,19 @@ def wrong(outputs):
 
 def nothing():
     return None
+"""
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.a, self.b, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, outputs)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(self.b(self.a(self.stem(x)).relu()).relu())
 """
 DIGITS = {"name": "digits", "batch_size": 100, "augment": "none"}
 
@@ -151,6 +166,58 @@ def test_weights_come_from_every_kind_of_file(file, tmp_path):
         given = told(f"{file}:Made", train={"weights": str(tmp_path / name)})
         assert pretrained.start(network, given, data.facts) is None
         assert all(torch.equal(value, state[key]) for key, value in network.main_state().items())
+
+
+def test_a_run_folder_of_other_classes_gives_all_but_the_classifier_and_the_critics(file, tmp_path):
+    run(told(f"{file}:Made"), tmp_path / "first")
+    data = datasets.load("digits")
+    other = replace(data.facts, outputs=7, classes=tuple("abcdefg"))
+    given = told(f"{file}:Made", train={"weights": str(tmp_path / "first")})
+    network, twin = (run_folder.build_network(given, other) for _ in range(2))
+    said = pretrained.start(network, given, other)
+    assert said is not None and "are for 10 classes, the data has 7" in said and "the critics start anew" in said
+    before = run_folder.weights_of(tmp_path / "first")[0]
+    for name, value in network.main_state().items():
+        source = twin.main_state() if name.startswith("7.") else before
+        assert torch.equal(value, source[name]), name
+    assert all(torch.equal(value, twin.critics_state()[name]) for name, value in network.critics_state().items())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_whose_weights_read_inputs_of_another_scale_turn_theirs(name):
+    for weights, turns in (("default", True), (None, None)):
+        train = {} if weights is None else {"weights": weights}
+        recipe = recipes.complete({"model": {"name": f"torchvision:{name}"}, "train": train})
+        assert recipe.model.options.get("transform_input") is turns
+    assert models.build("torchvision:googlenet", (3, 64, 64), 10, transform_input=True).transform_input
+
+
+def test_weights_tied_within_a_group_are_kept_and_stay_tied(tmp_path):
+    (tmp_path / "tied.py").write_text(TIED)
+    recipe = told(f"{tmp_path}/tied.py:Tied", cut={"places": ["stem"]})
+    run(recipe, tmp_path / "run")
+    model = run_folder.open_run(tmp_path / "run").network.groups[1]
+    assert torch.equal(model.a.weight, model.b.weight) and model.a.weight is model.b.weight
+
+
+def test_a_last_minibatch_of_one_sample_is_refused_before_training_where_batch_norms_cannot_take_it(tmp_path):
+    recipe = told("torchvision:resnet18", data={**DIGITS, "batch_size": 4, "validation": 0.98})
+    with pytest.raises(DataError, match="two samples at least in every minibatch"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(told("mlp", data={**DIGITS, "batch_size": 4, "validation": 0.98}), tmp_path / "mlp")
+
+
+def test_what_critics_behind_a_frozen_network_learn_is_told_by_the_recipes_method(tmp_path, monkeypatch):
+    (tmp_path / "posthoc.toml").write_text('[train]\nmethod = "posthoc"\nweights = "elsewhere"')
+    seen = []
+    monkeypatch.setattr(
+        importlib.import_module("anytime_lct.cli.train"), "run", lambda told, *_, **__: seen.append(told)
+    )
+    arguments = ["train", "--recipe", str(tmp_path / "posthoc.toml"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        program([*arguments, "--critic-loss", "distillation"])
+    assert seen[0].posthoc.loss == "distillation"
 
 
 def test_a_classifier_of_another_size_starts_anew_and_that_is_said(file, tmp_path):

@@ -276,6 +276,31 @@ print(resident() - before)
 """
 
 
+PEAK = """
+import numpy as np
+import torch
+from anytime_lct.training import keep_freed_memory
+from anytime_lct.training.memory import PeakMemory
+
+keep_freed_memory()
+blocks = [np.ones(2**20, np.uint8) for _ in range(100)]  # what data are read into, and free again
+large = np.ones(100 * 2**20, np.uint8)
+del blocks, large
+memory = PeakMemory(torch.device("cpu"))
+before = memory.bytes()
+used = torch.ones(90 * 2**18)
+del used
+print(before, memory.bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's own count of resident memory")
+def test_the_peak_of_memory_is_of_training_alone():
+    said = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout
+    before, after = (int(number) / 2**20 for number in said.split())
+    assert before < 5 and 85 < after < 100
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone gives memory back at once")
 def test_freed_memory_is_kept_when_asked():
     kept, given_back = (

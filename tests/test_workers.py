@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anytime_lct import checkpoint
+from anytime_lct import checkpoint, run_folder
 from anytime_lct import recipe as recipes
+from anytime_lct.errors import RecipeError
+from anytime_lct.training import join
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 RESNET = {
@@ -187,6 +189,39 @@ def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
         finish(start(recipe, tmp_path / f"{form}-1", 1))
         finish(start(recipe, tmp_path / f"{form}-4", 2, "--replicas", "2"))
         close_to(tmp_path / f"{form}-1", tmp_path / f"{form}-4")
+
+
+def test_replicas_of_a_language_model_go_on_with_the_hidden_state_of_their_own_rows(tmp_path):
+    recipe = {**LSTM, "cut": {"groups": 2}, "model": {**LSTM["model"], "layers": 2}}
+    recipe["data"] = {**LSTM["data"], "batch_size": 255, "sequence_length": 20}  # 128 rows, and 127
+    recipe["train"] = {"epochs": 1, "checkpoint_minutes": 1e-9}
+    finish(start(recipe, tmp_path / "whole", 1, "--replicas", "2"))
+    process = start(recipe, tmp_path / "cut", 1, "--replicas", "2")
+    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+    more = command(tmp_path / "cut", 1, "--resume", "--replicas", "2")
+    finish(subprocess.Popen(more, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT))
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_cut_by_memory_of_one_worker_goes_on_with_two(tmp_path):
+    recipe = {**SLOW, "cut": {"groups": 3, "by": "memory"}, "model": {"name": "resnet", "depth": 8, "width": 4}}
+    recipe["train"] = {"epochs": 3, "checkpoint_minutes": 1e-9}
+    process = start(recipe, tmp_path / "cut", 1)
+    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+    assert len(run_folder.read(tmp_path / "cut")[0].cut.places) == 2
+    resume(tmp_path / "cut", 2)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RecipeError, match="a GPU for each process on this machine, got 1 for 2"):
+        join(2, 1, torch.device("cuda"))
 
 
 def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):

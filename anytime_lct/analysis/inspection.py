@@ -93,8 +93,9 @@ def inspect(
         trace, whole = None, {type(model).__name__: str(error)}
     else:
         whole = trace.recording.whole
+    square = critics.is_square(example)
     crosses = [
-        critics.layout(torch.empty(2, *shape), task, **(trace.hints(place) if trace else {}))
+        critics.layout(torch.empty(2, *shape), task, square=square, **(trace.hints(place) if trace else {}))
         for place, shape in zip(network.places, network.shapes, strict=True)
     ]
     of_groups, of_critics = complexity.components(network.groups, network.critics, example[:1])  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def inspect(
 
 
 def _places(trace: Trace, example: Tensor, task: TaskName) -> list[Place]:
-    steps = example.shape[1] if task == "language-model" else 1
+    steps, square = example.shape[1] if task == "language-model" else 1, critics.is_square(example)
     hidden, entries, flops = example, [], []
     parts = partition.segments(trace, [cut.position for cut in trace.candidates])[:-1]
     for part in parts:
@@ -125,7 +126,7 @@ def _places(trace: Trace, example: Tensor, task: TaskName) -> list[Place]:
             hidden = part(hidden)
         entries.append(hidden)
     return [
-        Place(cut.name, critics.layout(h, task, **trace.hints(cut.name)), tuple(h.shape[1:]), cost)
+        Place(cut.name, critics.layout(h, task, square=square, **trace.hints(cut.name)), tuple(h.shape[1:]), cost)
         for cut, h, cost in zip(trace.candidates, entries, accumulate(flops), strict=True)
     ]
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
@@ -27,6 +28,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_TEST, DIGITS_SPLIT_SEED = 360, 0
 SMALL_SIDE, IN_MEMORY_BYTES = 64, 2**30
 IMAGENET_SIDE = 224
+LOOKED_AT = 1000  # files of a folder whose sizes are compared
 STATISTICS = {  # mean and deviation of each channel; those of the other sets are computed
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.2860,), (0.3530,)),
@@ -222,6 +224,9 @@ def _imagefolder(name: str, root: Path, download: bool, image_size: int | None) 
     first = decode(train.samples[0][0])
     height, width = first.shape[1:]
     small = height == width == image_size if image_size else max(height, width) < SMALL_SIDE
+    if small and image_size:  # and are all others?
+        paths = [path for path, _ in (*train.samples, *test.samples)]
+        small = all(_size(path) == (width, height) for path in paths[:: -(-len(paths) // LOOKED_AT)])
     in_memory = small and (len(train.samples) + len(test.samples)) * first.numel() <= IN_MEMORY_BYTES
     side = image_size or IMAGENET_SIDE
     shape, resize = (tuple(first.shape), None) if small else ((3, side, side), shorter_side(side, side))
@@ -231,6 +236,15 @@ def _imagefolder(name: str, root: Path, download: bool, image_size: int | None) 
         pixels = _decoded(files, shape) if in_memory else None
         parts.append(Images(torch.tensor(folder.targets), shape, pixels, files, resize))
     return parts[0], parts[1], tuple(train.classes)
+
+
+def _size(path: str) -> tuple[int, int]:
+    """Read an image file's width and height, and no more of it; (0, 0) where it is damaged, which its reader tells."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 0, 0
 
 
 def _decoded(files: list[str], shape: tuple[int, ...]) -> Tensor:

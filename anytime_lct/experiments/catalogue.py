@@ -130,12 +130,15 @@ def _table5(scale: Scale) -> Experiment:
     return _experiment("table5", "quality", made, scale, unit="test BPC")
 
 
+ONE_EPOCH: Given = {"train": {"epochs": 1, "track_descent": 0}}
+
+
 def _table6(scale: Scale) -> Experiment:
     made = []
     for setting in (*settings.memory(scale), settings.deepest_text(scale)):
         for method, groups, tag in (("bp", 1, "BP"), ("lct", 4, "LCT_n3")):
             row = f"{tag}, {setting.name}"
-            it = run(setting, method, groups, {"train": {"epochs": 1}}, "memory", workers=groups)
+            it = run(setting, method, groups, ONE_EPOCH, "memory", workers=groups)
             figures = paper.TABLE_6.get(f"{tag}, {setting.of_memory}", {})
             for worker in range(1, groups + 1):
                 column = f"worker {worker}"

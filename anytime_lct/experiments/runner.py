@@ -13,10 +13,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from anytime_lct import journal, run_folder
@@ -103,7 +105,7 @@ def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[
 def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Run jobs, `side_by_side` at once with so many threads each; return why those that failed did, by name.
 
-    On SIGINT every process writes its checkpoint first; KeyboardInterrupt is raised when all have ended.
+    On SIGINT and SIGTERM every process writes its checkpoint first; KeyboardInterrupt is raised when all have ended.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting, failed = list(todo), dict[str, str]()
@@ -111,9 +113,15 @@ def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[s
 
     def start(job: Job, commands: list[list[str]], since: float) -> None:
         with job.log.open("ab") as log:
-            process = subprocess.Popen([*PROGRAM, *commands[0]], stdout=log, stderr=log, env=environment)
+            # A session of its own: a terminal's Ctrl-C is for `work` to pass on, and a second one would kill.
+            process = subprocess.Popen(
+                [*PROGRAM, *commands[0]], stdout=log, stderr=log, env=environment, start_new_session=True
+            )
         running[job.name] = (job, commands[1:], process, since)
 
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
             while len(running) < side_by_side:
@@ -141,18 +149,23 @@ def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[s
                     start(job, commands, since)
                 else:
                     tell(f"{name}: done in {(time.monotonic() - since) / 60:.1f} min")
-    except KeyboardInterrupt:
+    finally:  # some still run only where this was interrupted, or failed
         for _, _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
         for _, _, process, _ in running.values():
             process.wait()
-        raise
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return failed
 
 
 def epochs(folder: Path) -> int:
     """Return how many epochs a run has behind it."""
     return len(journal.read(folder / run_folder.METRICS))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _may_start(job: Job, waiting: Sequence[Job], running: Collection[str]) -> bool:

@@ -14,9 +14,9 @@ from anytime_lct.training.team import Team
 def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = None) -> tuple[LCTNetwork, Recipe]:
     """Return the network, cut, and the recipe with its places; set the team's bounds.
 
-    Where the cut depends on this machine (measured, by all processes side by side) or on the number of workers
-    (memory), it is chosen once, and the recipe that goes into the run folder names the places. `place` says what is
-    evened out between workers; by default what the cut evens out, and training cost where that is layers.
+    Where the cut depends on this machine (measured, by all processes side by side) or on whether there are several
+    workers (memory), it is chosen once, and the recipe that goes into the run folder names the places. `place` says
+    what is evened out between workers; by default what the cut evens out, and training cost where that is layers.
     """
     recipe = _fixed(recipe, data, team)
     network = run_folder.build_network(recipe, data.facts, stages=True)
@@ -35,7 +35,7 @@ def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = Non
 
 def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
     cut = recipe.cut
-    chosen_now = cut.by == "measured" or (cut.by == "memory" and team.workers > 1)
+    chosen_now = cut.by in ("measured", "memory")
     if cut.places or cut.shares or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
         return recipe
     places: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from anytime_lct import checkpoint, journal, pretrained, run_folder
 from anytime_lct.costs import Strategy
 from anytime_lct.data import Dataset
 from anytime_lct.errors import DataError, DivergenceError, RecipeError
-from anytime_lct.learner import Clock
+from anytime_lct.learner import Clock, is_carried
+from anytime_lct.network import LCTNetwork
 from anytime_lct.recipe import Recipe
 from anytime_lct.training.deal import deal
 from anytime_lct.training.interruption import interruptible
@@ -120,6 +122,8 @@ def train(
         if resume:
             recipe = run_folder.read(path)[0]
         network, recipe = deal(recipe, data, team, place)
+        if shortest // team.replicas == 1 and recipe.train.method != "dni":
+            _expect_to_learn_from_one(network, run_folder.example_input(data.facts, 1))
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             said = pretrained.start(network, recipe, data.facts)
             if said and team.leads:
@@ -266,8 +270,8 @@ class _Run:
         step = self.at.epoch * self.clock.per_epoch + self.at.batch
         folder = self.path / run_folder.CHECKPOINTS
         part = Path(self.team.share(str(checkpoint.begin(folder, step)) if self.team.leads else None))
-        if self.team.replica == 0:
-            for index, tensors in self.learning.state().items():
+        for index, tensors in self._state().items():
+            if self.team.replica == 0:
                 checkpoint.write_group(part, index, tensors)
         self.team.wait_for_all()
         if self.team.leads:
@@ -279,13 +283,26 @@ class _Run:
         write_peaks(self.path, self.memory, self.team)
         self.saved = time.monotonic()
 
+    def _state(self) -> dict[int, dict[str, Tensor]]:
+        """Everything that training goes on from: of carried hidden state, what all replicas carry."""
+        if self.team.replicas == 1:
+            return self.learning.state()
+        return {
+            index: {name: self.team.joined(value, 1) if is_carried(name) else value for name, value in tensors.items()}
+            for index, tensors in self.learning.state().items()
+        }
+
     def _keep_weights(self, epoch: Epoch, part: Path) -> None:
-        """Write the weights: of the last epoch, or of the one whose main network did best on validation."""
+        """Write the weights: of the last epoch, or of the one whose main network did best on validation.
+
+        Behind a frozen main network it is the one whose other exits did best on average.
+        """
         sign = 1 if self.data.facts.metric == "accuracy" else -1
-        main = sign * epoch.scores[-1] if epoch.scores else None
-        better = main is None or self.at.best is None or main > self.at.best
+        judged = epoch.scores[:-1] if self.recipe.train.method == "posthoc" else epoch.scores[-1:]
+        score = sign * sum(judged) / len(judged) if judged else None
+        better = score is None or self.at.best is None or score > self.at.best
         if better:
-            self.at.best = main
+            self.at.best = score
         if better or self.recipe.train.keep == "last":
             run_folder.save_weights(self.path, *checkpoint.weights(part, self.num_groups))
 
@@ -301,6 +318,9 @@ class _Run:
         if found is not None:
             mine = list(owned(self.team.bounds, self.team.worker))
             groups, progress = checkpoint.load(found, self.num_groups, [k + 1 for k in mine])
+            for tensors in groups.values():
+                carried = {name: value for name, value in tensors.items() if is_carried(name)}
+                tensors |= {name: self.team.own(value, 1).contiguous() for name, value in carried.items()}
             self.learning.load(groups)
             self.at = _Position(**progress["at"])
             if self.team.replica == 0:
@@ -309,6 +329,20 @@ class _Run:
                 self.learning.sums[:, columns] = sums[:, columns].to(self.team.device)
         if self.team.leads:
             journal.keep(self.path / run_folder.METRICS, lambda line: line["epoch"] <= self.at.epoch)
+
+
+def _expect_to_learn_from_one(network: LCTNetwork, example: Tensor) -> None:
+    """Raise DataError where a minibatch of one sample, which the data end by, would stop the run an epoch later."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            deepcopy(network).train()(example)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "Expected two samples at least in every minibatch of a process, since batch norms of this network see "
+                "one value a sample, got one in the last; choose another data.batch_size or data.validation."
+            ) from None
 
 
 @contextmanager

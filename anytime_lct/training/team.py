@@ -83,6 +83,21 @@ class Team:
         dist.all_reduce(asked, group=self.equals)
         return tuple(bool(count) for count in asked)
 
+    def joined(self, part: Tensor, dim: int) -> Tensor:
+        """Put the parts that the replicas of this worker hold together along `dim`; `own` takes them apart."""
+        if self.replicas == 1:
+            return part
+        rows = torch.tensor([part.shape[dim]])
+        dist.all_reduce(rows, group=self.equals)
+        whole = part.new_zeros([int(rows) if d == dim else size for d, size in enumerate(part.shape)], device="cpu")
+        self.own(whole, dim).copy_(part)
+        dist.all_reduce(whole, group=self.equals)  # zeros but for one: exact
+        return whole
+
+    def own(self, whole: Tensor, dim: int) -> Tensor:
+        """Return this replica's part of a minibatch's rows along `dim`, as the data are dealt."""
+        return whole.tensor_split(self.replicas, dim)[self.replica]
+
     def wait_for_all(self) -> None:
         if self.size > 1:
             dist.barrier() if self.device.type == "cpu" else self.sum(torch.zeros(1))
@@ -167,7 +182,13 @@ def join(workers: int, replicas: int, device: torch.device, wire: str = "exact")
 
 def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        place_here, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place_here >= found:
+            raise RecipeError(
+                f"Expected a GPU for each process on this machine, got {found} for {place_here + 1} and more; start "
+                f"fewer, or set train.device = 'cpu'."
+            )
+        device = torch.device("cuda", place_here)
         torch.cuda.set_device(device)
     place = rendezvous("env://", timeout=PATIENCE)
     store, rank, size = next(place)
