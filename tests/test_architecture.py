@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent
 FLOORS = {
     0: {
-        "errors", "stopwatch", "budget", "profile", "selector", "thresholds", "bundle", "recipe", "defaults",
+        "errors", "stopwatch", "budget", "profile", "selector", "thresholds", "bundle", "recipe", "defaults", "pixels",
         "__init__",
     },
     1: {

@@ -217,10 +217,13 @@ def test_the_tables_of_experiments_are_those_of_the_committed_results():
         row = f"ResNet-20, {data}"
         exits = [shown("table7", f"LCT_n3, {row}", column) for column in ("Sub_1", "Sub_2", "Sub_3", "Main")]
         assert cells(row) == [shown("table1", row, "BP"), *exits]
-    row = "ResNet-20, CIFAR-10 (JPEG)"
-    for words, way in (("joint losses", "joint losses"), ("post-hoc exits", "post-hoc exits behind BP")):
-        exits = [shown("table7", f"{way}, {row}", column) for column in ("Sub_1", "Sub_2", "Sub_3", "Main")]
-        assert cells(f"{words}, CIFAR-10 (JPEG)") == [shown("table1", row, "BP"), *exits]
+        for words, way in (
+            ("joint losses", "joint losses"), ("post-hoc exits", "post-hoc exits behind BP"), ("alone", "alone by BP"),
+        ):  # fmt: skip
+            exits = [shown("table7", f"{way}, {row}", column) for column in ("Sub_1", "Sub_2", "Sub_3", "Main")]
+            assert cells(f"{words}, {data}") == [shown("table1", row, "BP"), *exits]
+        for method in ("LCT", "DNI"):
+            assert cells(f"{method}, {data}") == [shown("table1", row, f"{method}_n{n}") for n in (1, 2, 3)]
     for layers in (2, 3, 4):
         ways = ("BP", "LCT", "LCT, own loss", "LCT, default")
         found = [shown("table5", f"{way}, King James Bible", f"{layers} layers", 3) for way in ways]

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from torch import Tensor
 from anytime_lct import checkpoint, journal, pretrained, run_folder
 from anytime_lct.costs import Strategy
 from anytime_lct.data import Dataset
-from anytime_lct.errors import DataError, DivergenceError, RecipeError
+from anytime_lct.errors import DivergenceError, RecipeError
 from anytime_lct.learner import Clock, is_carried
-from anytime_lct.network import LCTNetwork
 from anytime_lct.recipe import Recipe
+from anytime_lct.training.checks import expect_to_learn_from_one, shortest_minibatch
 from anytime_lct.training.deal import deal
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.links import Minibatch
@@ -107,23 +106,16 @@ def train(
     CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     clock = Clock(recipe.train.epochs * data.num_batches("train"), data.num_batches("train"))
-    if clock.per_epoch < 1:
-        raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
     team = team or alone(device_of(recipe.train.device))
     expect_one_process(recipe, team.workers, team.replicas)
-    shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
-    if shortest < team.replicas:
-        raise DataError(
-            f"Expected at least one sample of every minibatch for each of {team.replicas} replicas, got {shortest} in "
-            f"the shortest; choose another data.batch_size."
-        )
+    shortest = shortest_minibatch(data, clock, team)
     with team.together():
         resume = resume or team.share(team.restarted and (path / run_folder.RECIPE).exists())
         if resume:
             recipe = run_folder.read(path)[0]
         network, recipe = deal(recipe, data, team, place)
-        if shortest // team.replicas == 1 and recipe.train.method != "dni":
-            _expect_to_learn_from_one(network, run_folder.example_input(data.facts, 1))
+        if shortest == 1 and recipe.train.method != "dni":
+            expect_to_learn_from_one(network, run_folder.example_input(data.facts, 1))
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             said = pretrained.start(network, recipe, data.facts)
             if said and team.leads:
@@ -329,20 +321,6 @@ class _Run:
                 self.learning.sums[:, columns] = sums[:, columns].to(self.team.device)
         if self.team.leads:
             journal.keep(self.path / run_folder.METRICS, lambda line: line["epoch"] <= self.at.epoch)
-
-
-def _expect_to_learn_from_one(network: LCTNetwork, example: Tensor) -> None:
-    """Raise DataError where a minibatch of one sample, which the data end by, would stop the run an epoch later."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            deepcopy(network).train()(example)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise DataError(
-                "Expected two samples at least in every minibatch of a process, since batch norms of this network see "
-                "one value a sample, got one in the last; choose another data.batch_size or data.validation."
-            ) from None
 
 
 @contextmanager
