@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anytime_lct import recipe as recipes
 from anytime_lct import run_folder
-from anytime_lct.errors import CheckpointError
+from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.experiments.figures import Figure, Known
 from anytime_lct.experiments.plan import Experiment, Scale
 from anytime_lct.experiments.runner import ELSEWHERE, Job
+from anytime_lct.recipe import Recipe
 
 NOT_YET = "not yet run"
 
@@ -64,7 +66,10 @@ def known(path: Path, experiment: Experiment, jobs: Sequence[Job]) -> tuple[Know
     """
     before = next(iter(_object(path)), {})
     figures: dict[tuple[str, str], dict[int, tuple[float, dict[str, Any]]]] = {}
-    same = {job.run.name for job in jobs if before.get("recipes", {}).get(job.run.name) == _recipe(job)}
+    made_by = before.get("recipes", {})
+    same = {
+        job.run.name for job in jobs if job.run.name in made_by and _completed(made_by[job.run.name]) == _recipe(job)
+    }
     for figure in before.get("figures", []):
         if figure["run"] in same:
             entries = zip(figure["seeds"], figure["values"], figure["detail"], strict=True)
@@ -150,7 +155,21 @@ def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Pa
 
 def _recipe(job: Job) -> dict[str, Any]:
     """Return a run's recipe without what depends on the place and the seed."""
-    tables = job.recipe.model_dump(mode="json")
+    return _placeless(job.recipe)
+
+
+def _completed(tables: dict[str, Any]) -> dict[str, Any]:
+    """Complete a recipe of an earlier report, which may not know every key of today; {} where it is none any more."""
+    if tables.get("train", {}).get("method") == "posthoc":  # which needs weights, and a report does not say whose
+        tables = {**tables, "train": {**tables["train"], "weights": "elsewhere"}}
+    try:
+        return _placeless(recipes.complete(tables))
+    except RecipeError:
+        return {}
+
+
+def _placeless(recipe: Recipe) -> dict[str, Any]:
+    tables = recipe.model_dump(mode="json")
     return {
         table: {key: v for key, v in keys.items() if key not in {*ELSEWHERE.get(table, ()), "seed"} and v is not None}
         for table, keys in tables.items()
