@@ -145,7 +145,7 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
                        for r in experiment.runs), experiment.cells)  # fmt: skip
     assert report.known(paths[1], other, runner.jobs(other.runs, 2, tmp_path / "elsewhere", "data"))[1] == set()
     read = json.loads(paths[1].read_text(encoding="utf-8"))
-    del read["recipes"]["tiny-bp"]["posthoc"], read["recipes"]["tiny-bp"]["train"]["clip_norm"]  # keys of a later day
+    del read["recipes"]["tiny-bp"]["posthoc"], read["recipes"]["tiny-bp"]["train"]["wire"]  # keys of a later day
     (tmp_path / "older.json").write_text(json.dumps(read), encoding="utf-8")
     assert report.known(tmp_path / "older.json", experiment, jobs)[1] == whole
     read = json.loads(paths[1].read_text(encoding="utf-8"))

@@ -66,10 +66,8 @@ def known(path: Path, experiment: Experiment, jobs: Sequence[Job]) -> tuple[Know
     """
     before = next(iter(_object(path)), {})
     figures: dict[tuple[str, str], dict[int, tuple[float, dict[str, Any]]]] = {}
-    made_by = before.get("recipes", {})
-    same = {
-        job.run.name for job in jobs if job.run.name in made_by and _completed(made_by[job.run.name]) == _recipe(job)
-    }
+    then = {name: _completed(tables) for name, tables in before.get("recipes", {}).items()}
+    same = {job.run.name for job in jobs if then.get(job.run.name) == _recipe(job)}
     for figure in before.get("figures", []):
         if figure["run"] in same:
             entries = zip(figure["seeds"], figure["values"], figure["detail"], strict=True)
