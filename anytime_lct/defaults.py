@@ -47,3 +47,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "train": {"epochs": 3, "clip_norm": 1.0},
     },
 }
+
+# torchvision's weights of these were trained on inputs of another scale, to which they turn theirs themselves.
+SCALED_INPUTS = ("torchvision:googlenet", "torchvision:inception_v3")

@@ -5,7 +5,6 @@ A classifier of another number of classes starts anew, and that is said; everyth
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,11 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
     source = recipe.train.weights
     if source is None:
         return None
-    critics = network.critics_state()
+    critics, theirs, fits = network.critics_state(), dict[str, Tensor](), True
     if source != DEFAULT and not Path(source).is_file():
         given, theirs = run_folder.weights_of(Path(source))
-        critics = theirs if theirs and network.critics else critics
+        fits = {name: value.shape for name, value in theirs.items()} == {n: v.shape for n, v in critics.items()}
+        critics = theirs if fits else critics
     elif source == DEFAULT:
         given = models.default_weights(recipe.model.name, facts.input_shape, recipe.data.download)
         given = {name: value for name, value in given.items() if name in network.main_state()}  # auxiliary heads go
@@ -50,6 +50,8 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
         )
     network.load(fitted, network.critics_state() if anew else critics)
     if not anew:
+        if theirs and network.critics and not fits:
+            return f"The run '{source}' has critics of other shapes or behind other groups: the critics start anew."
         return None
     names = [*anew, *(["the critics"] if Path(source).is_dir() and network.critics else [])]
     return (
@@ -71,7 +73,7 @@ def read(path: Path) -> dict[str, Tensor]:
         return load_tensors(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever bytes that are no state dict make of torch's readers
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"Expected weights in '{path}', a safetensors file or a torch state dict that loads without running code "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, cast
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anytime_lct.errors import LCTError, ProfileError
 
 NAME = "profile.json"
+WEIGHTS = ("main.safetensors", "critics.safetensors")  # of a run folder
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -78,7 +81,8 @@ class Profile(Record):
     """Costs of N groups and N-1 critics, kept apart, and quality of N exits, all in order from 1.
 
     `p_worse[i-1][j-1]` is the one-sided p-value of "exit i is not worse than exit j" on the same samples of
-    `split`: small where i is significantly worse. `split` is the one that choices are made on.
+    `split`: small where i is significantly worse. `split` is the one that choices are made on. `weights` is the sum of
+    the weights that were measured, where they lay in a run folder.
     """
 
     format: Literal[1] = 1
@@ -90,6 +94,7 @@ class Profile(Record):
     exits: tuple[Exit, ...]
     p_worse: tuple[tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...], ...]
     split: Literal["validation", "test"] = "validation"
+    weights: str = ""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Profile:
@@ -133,15 +138,38 @@ class Profile(Record):
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Read a profile.json, or the one in a folder; raises ProfileError where it is missing or damaged."""
+        """Read a profile.json, or the one in a folder.
+
+        Raises ProfileError where it is missing or damaged, or of other weights than those that lie beside it.
+        """
         path = path / NAME if path.is_dir() else path
         text = read_text(path, ProfileError, "write it with: anytime-lct analyze RUN")
-        return parse(cls, text, path, ProfileError, "write it anew with: anytime-lct analyze RUN")
+        found = parse(cls, text, path, ProfileError, "write it anew with: anytime-lct analyze RUN")
+        if found.weights and (path.parent / WEIGHTS[0]).exists() and weights_sum(path.parent) != found.weights:
+            raise ProfileError(
+                f"Expected the profile of the weights in '{path.parent}', got that of earlier ones; measure them with: "
+                f"anytime-lct analyze {path.parent}."
+            )
+        return found
 
     def _known(self, index: int) -> int:
         if not 1 <= index <= self.num_groups:
             raise ProfileError(f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile.")
         return index
+
+
+def weights_sum(run: Path) -> str:
+    """Return the sha256 sum of a run folder's weights; raises ProfileError where they cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for name in WEIGHTS:
+            with (run / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise ProfileError(
+            f"Expected weights in '{run}', got: {error.strerror or error}; train them with: anytime-lct train."
+        ) from None
+    return digest.hexdigest()
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -157,7 +185,8 @@ def write_whole(path: Path, text: str, error: type[LCTError]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as cause:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise error(
             f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder."
         ) from None

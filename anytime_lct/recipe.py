@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from anytime_lct.defaults import BUILT_IN, PAPER_IMAGES, PAPER_TEXT
+from anytime_lct.defaults import BUILT_IN, PAPER_IMAGES, PAPER_TEXT, SCALED_INPUTS
 from anytime_lct.errors import RecipeError
 
 DataName = Literal["digits", "pydoc", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "text"]
@@ -198,10 +198,6 @@ class Recipe(Section):
         return self
 
 
-# torchvision's weights of these were trained on inputs of another scale, to which they turn theirs themselves.
-SCALED_INPUTS = ("torchvision:googlenet", "torchvision:inception_v3")
-
-
 def complete(given: dict[str, Any]) -> Recipe:
     """Fill what `given` leaves out with the defaults of its data set and check the whole.
 
@@ -260,22 +256,26 @@ def read(
     return complete(given)
 
 
+# Keys whose values are words, or a list of them, whatever they look like.
+WORDS = ("cut.places", "data.name", "data.root", "data.path", "model.name", "train.weights", "train.device")
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """Split `key=value` and read the value as TOML would, or as a bare word.
 
     >>> assignment("cut.places=layer1,layer2")
     ('cut.places', ['layer1', 'layer2'])
-    >>> assignment("groups.lr=0.05")
-    ('groups.lr', 0.05)
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not equals or not key or not value:
         raise RecipeError(f"Expected a setting of the form key=value, got '{text}'; write for example train.epochs=10.")
+    if key in WORDS and value[0] not in "[\"'":
+        return key, [part.strip() for part in value.split(",") if part.strip()] if key == "cut.places" else value
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        if key in ("cut.places", "cut.shares", "critic.depth") or "," in value:
+        if key in ("cut.shares", "critic.depth") or "," in value:
             return key, [_word(part) for part in value.split(",") if part.strip()]
         return key, value
 
@@ -284,9 +284,8 @@ def write(recipe: Recipe, path: Path) -> None:
     """Write the completed recipe as TOML (temporary name, then renamed), so that `read(path)` gives it back."""
     import tomli_w
 
-    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
     part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     part.replace(path)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import __version__, models
+from anytime_lct import __version__, models, profile
 from anytime_lct import recipe as recipes
 from anytime_lct.checkpoint import load_tensors, save_tensors
 from anytime_lct.errors import CheckpointError
@@ -32,7 +32,7 @@ from anytime_lct.recipe import CUTS, WITH_EXITS, CutRecipe, Recipe
 from anytime_lct.task import Facts
 
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
-MAIN, CRITICS, PROFILE, PICTURE = "main.safetensors", "critics.safetensors", "profile.json", "exits.png"
+(MAIN, CRITICS), PROFILE, PICTURE = profile.WEIGHTS, profile.NAME, "exits.png"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
 
@@ -100,11 +100,8 @@ def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]
 
 def fingerprint(path: Path, temperatures: Sequence[float]) -> str:
     """Return a sum of a run's weights and its exits' temperatures, which rules for stopping hold for."""
-    digest = hashlib.sha256(" ".join(f"{T:.4g}" for T in temperatures).encode())
-    for name in (MAIN, CRITICS):
-        with (path / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    rounded = " ".join(f"{T:.4g}" for T in temperatures)
+    return hashlib.sha256(f"{profile.weights_sum(path)} {rounded}".encode()).hexdigest()
 
 
 def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:
@@ -174,7 +171,13 @@ def locked(path: Path) -> Iterator[None]:
     except ImportError:  # a system without flock: nothing to hold
         yield
         return
-    with (path / ".lock").open("w") as file:
+    try:
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected a run folder that can be written to, got '{path}': {error.strerror or error}; mend its rights."
+        ) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

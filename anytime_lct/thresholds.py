@@ -83,7 +83,7 @@ class ThresholdTable(Record):
             raise BudgetError(f"Expected a mean budget that is a positive number, got {mean_flops!r}; give another.")
         fitting = [rule for rule in self.rules if rule.mean_flops <= mean_flops * (1 + 1e-9)]
         if not fitting:
-            least = min((f"{rule.mean_flops:.4g}" for rule in self.rules), default="none")
+            least = f"{min(rule.mean_flops for rule in self.rules):.4g}" if self.rules else "none"
             raise NothingFitsError(
                 f"Expected thresholds for a mean of at most {mean_flops:.4g} FLOPs, the least that were searched are "
                 f"for {least}; search with: anytime-lct thresholds RUN --mean-flops {mean_flops:.4g}."

@@ -25,16 +25,16 @@ def analyze(
 
     Example: anytime-lct analyze runs/digits-resnet-0
     """
-    from rich.console import Console
+    from anytime_lct.cli.screen import screen
 
     profile = measure(run, data_root)
     tracked = draw_descent(run, f"{profile.model} on {profile.data}: sufficient descent of every layer group")
     if as_json:
         typer.echo(profile.model_dump_json())
         return
-    console = Console()
+    console = screen()
     console.print(table(profile))
-    console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+    console.print(NOTE + CHOSEN[profile.split], highlight=False, style="dim", soft_wrap=True)
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
     if tracked:
         written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"
@@ -42,19 +42,25 @@ def analyze(
 
 
 NOTE = (
-    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Choices "
-    "are made on validation; test is only reported, with its 95% interval. Latency: torch, one thread, batch 1."
+    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Test with "
+    "its 95% interval. Latency: torch, one thread, batch 1. "
 )
+CHOSEN = {
+    "validation": "Choices are made on validation; test is only reported.",
+    "test": "There is no validation split: choices are made on test, so that test promises too much of them.",
+}
 
 
 def measure(run: Path, data_root: str | None = None) -> Profile:
     """Measure a run folder; write its profile and picture."""
     from anytime_lct import analysis, run_folder
     from anytime_lct import data as datasets
+    from anytime_lct.profile import weights_sum
 
-    opened = run_folder.open_run(run)
+    opened, measured = run_folder.open_run(run), weights_sum(run)
     data = datasets.from_recipe(with_root(opened.recipe, data_root))
-    profile = analysis.profile(opened.network, data, opened.recipe.model.name)
+    found = analysis.profile(opened.network, data, opened.recipe.model.name)
+    profile = found.model_copy(update={"weights": measured})
     profile.save(run / run_folder.PROFILE)
     analysis.draw(profile, run / run_folder.PICTURE)
     return profile
@@ -96,7 +102,7 @@ def table(profile: Profile) -> Table:
         "latency",
         "Pareto",
     ):
-        grid.add_column(name, justify="left" if name == "exit" else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if name == "exit" else "right", overflow="fold")
     for exit_ in profile.exits:
         i = exit_.index
         cost, critic = profile.cost(i), profile.critics[i - 1] if i < profile.num_groups else None

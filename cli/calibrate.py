@@ -75,10 +75,10 @@ def read_sizes(text: str) -> list[int]:
 
 def show(found: Calibration, served: tuple[int, ...]) -> None:
     """Draw what every exit takes, by size of batch: the sum of its parts' medians, and of their 99 in 100."""
-    from rich.console import Console
     from rich.table import Table
 
     from anytime_lct.budget import show_seconds
+    from anytime_lct.cli.screen import screen
 
     table = Table("batch", *(f"exit {i}" for i in served), title="median (99 in 100)")
     for size, times in found.sizes.items():
@@ -87,4 +87,4 @@ def show(found: Calibration, served: tuple[int, ...]) -> None:
             parts = [*times.groups[:i], *([times.critics[i]] if i in times.critics else [])]
             row.append(f"{show_seconds(sum(p.p50 for p in parts))} ({show_seconds(sum(p.p99 for p in parts))})")
         table.add_row(str(size), *row)
-    Console().print(table)
+    screen().print(table)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from rich.console import Console
 
     from anytime_lct.bundle import Bundle
     from anytime_lct.evaluation import Answers
@@ -116,7 +115,7 @@ def write(
         )
     profile = Profile.load(run / run_folder.PROFILE)
     console = Console(stderr=True, quiet=quiet)
-    rules = _rules(run, profile, console)
+    rules = _rules(run, profile)
     with console.status("exporting") as status:
         return exporting(
             opened.network,
@@ -134,7 +133,7 @@ def write(
         )
 
 
-def _rules(run: Path, profile: Profile, console: Console) -> ThresholdTable | None:
+def _rules(run: Path, profile: Profile) -> ThresholdTable | None:
     """Read the run's rules for stopping; those of other weights stay behind, and that is said."""
     from anytime_lct import run_folder
     from anytime_lct.thresholds import NAME, ThresholdTable
@@ -144,11 +143,10 @@ def _rules(run: Path, profile: Profile, console: Console) -> ThresholdTable | No
     rules = ThresholdTable.load(run / NAME)
     if rules.network == run_folder.fingerprint(run, [exit.temperature for exit in profile.exits]):
         return rules
-    console.print(
+    typer.echo(
         f"Leaving out {run / NAME}, which is of other weights or temperatures; search anew with: anytime-lct "
         f"thresholds {run}.",
-        highlight=False,
-        soft_wrap=True,
+        err=True,
     )
     return None
 

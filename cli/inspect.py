@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ def inspect(
         str, typer.Option("--input", metavar="CxHxW|T", help="Shape of one input: 3x224x224, or characters of a text.")
     ],
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, or of symbols of a text.")] = 1000,
-    groups: Annotated[int, typer.Option(min=1, help="Number of layer groups N.")] = 4,
+    groups: Annotated[int | None, typer.Option(min=1, help="Number of layer groups N; default: 4.")] = None,
     places: Annotated[
         str | None, typer.Option(metavar="A,B,..", help="Cut after these modules instead of the balanced choice.")
     ] = None,
@@ -42,22 +43,28 @@ def inspect(
     """
     import dataclasses
 
-    from rich.console import Console
-
     from anytime_lct import models
+    from anytime_lct import recipe as recipes
     from anytime_lct.analysis.inspection import inspect as inspecting
+    from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import shares_of
     from anytime_lct.run_folder import example_input
     from anytime_lct.task import Facts
 
-    shape = _shape(input_)
+    shape, options = _shape(input_), _options(settings)
+    given = {
+        "groups": groups,
+        "places": places.split(",") if places else None,
+        "shares": shares_of(budget_flops) if budget_flops else None,
+    }
+    cut = recipes.complete({"cut": {key: value for key, value in given.items() if value is not None}}).cut
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
     found = inspecting(
-        models.build(model, shape, classes, **_options(settings)),
+        models.build(model, shape, classes, **options),
         example_input(facts),
-        num_groups=groups,
-        places=places.split(",") if places else (),
-        shares=shares_of(budget_flops) if budget_flops else (),
+        num_groups=cut.groups,
+        places=cut.places,
+        shares=cut.shares,
         critic=critic,  # type: ignore[arg-type]
         task=facts.task,
     )
@@ -68,16 +75,25 @@ def inspect(
         plain = dataclasses.asdict(found)
         typer.echo(json.dumps(told | plain, default=lambda cost: cost.model_dump()))
         return
-    console = Console()
+    console = screen()
     console.print(_summary(model, input_, found), highlight=False, soft_wrap=True)
     if found.places:
         console.print(_cuts(found))
     console.print(_parts(found))
     for kind, reason in _whole(found).items():
         console.print(f"Taken as one step: {kind}: {reason}.", highlight=False, soft_wrap=True, style="dim")
+    if dear := [str(i) for i, part in enumerate(found.parts[:-1], 1) if part.exit.flops >= found.main.flops]:
+        console.print(
+            f"No cheaper than the main network: exit {' and '.join(dear)}. Try --critic slim, other --places, or "
+            f"--budget-flops 0.3,0.6.",
+            highlight=False,
+            soft_wrap=True,
+        )
     chosen = ",".join(part.ends for part in found.parts[:-1])
+    told = [*(settings or []), f"cut.places={chosen}" if chosen else "cut.groups=1", f"critic.kind={critic}"]
+    more = " ".join(f"--set {shlex.quote(setting)}" for setting in told)
     console.print(
-        f"Next: anytime-lct train --model {model} --set cut.places={chosen} --set critic.kind={critic}",
+        f"Next, on data with inputs of {input_}: anytime-lct train --data DATA --model {model} {more}",
         highlight=False,
         soft_wrap=True,
     )
@@ -98,7 +114,7 @@ def _cuts(found: Inspection) -> Table:
 
     grid = Table(title="Where it can be cut", title_justify="left")
     for name in ("after", "what crosses", "shape", "share of the cost before"):
-        grid.add_column(name, justify="right" if name.startswith("share") else "left", no_wrap=True)
+        grid.add_column(name, justify="right" if name.startswith("share") else "left", overflow="fold")
     for place in found.places:
         share = f"{place.flops / max(1, found.main.flops):.1%}"
         grid.add_row(place.name, place.crosses, "x".join(map(str, place.shape)), share)
@@ -112,7 +128,7 @@ def _parts(found: Inspection) -> Table:
 
     grid = Table(title=f"Cut in {len(found.parts)}, critics included in exits", title_justify="left")
     for name in ("exit", "after", "group", "critic", "exit", "share", "parameters"):
-        grid.add_column(name, justify="left" if name == "after" else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if name == "after" else "right", overflow="fold")
     for i, part in enumerate(found.parts, start=1):
         costs = ["-" if cost is None else show_count(cost.flops) for cost in (part.group, part.critic, part.exit)]
         share = f"{part.exit.flops / max(1, found.main.flops):.1%}"

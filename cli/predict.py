@@ -176,13 +176,13 @@ def likely(row: dict[str, Any]) -> str:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Draw answers as a table."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from anytime_lct.budget import show_count
+    from anytime_lct.cli.screen import screen
 
     table = Table("input", "next character" if rows[0]["text"] else "class", "exit", "FLOPs")
     for row in rows:
         table.add_row(Text(title(row)), Text(likely(row)), str(row["exit"]), show_count(row["flops"]))
-    Console().print(table)
+    screen().print(table)

@@ -28,8 +28,8 @@ def show(events: Iterable[Progress | Epoch | Note], metric: str, *, quiet: bool 
     with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("train", total=None, epoch="-", losses="-")
         for event in events:
-            if isinstance(event, Note):
-                console.print(event.text, highlight=False, soft_wrap=True)
+            if isinstance(event, Note):  # told even where the progress is not
+                Console(stderr=True).print(event.text, highlight=False, soft_wrap=True)
                 continue
             if isinstance(event, Epoch):
                 last = event

@@ -28,16 +28,15 @@ def quickstart(
     """
     import json
 
-    from rich.console import Console
-
     from anytime_lct import recipe as recipes
-    from anytime_lct.cli.analyze import NOTE, measure, table
+    from anytime_lct.cli.analyze import CHOSEN, NOTE, measure, table
     from anytime_lct.cli.export import write
+    from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import run
 
     run_dir, bundle_dir = folder / "run", folder / "bundle"
     _make_way(folder, run_dir, bundle_dir, force)
-    console = Console(quiet=as_json)
+    console = screen(quiet=as_json)
     recipe = recipes.read(None, {} if epochs is None else {"train.epochs": epochs})
     console.print(f"Training on the digits: anytime-lct train --run-dir {run_dir}", highlight=False)
     run(recipe, run_dir, quiet=as_json)
@@ -50,7 +49,7 @@ def quickstart(
         typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answered}))
         return
     console.print(table(profile))
-    console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+    console.print(NOTE + CHOSEN[profile.split], highlight=False, style="dim", soft_wrap=True)
     console.print(_answers_table(answered))
     console.print(
         f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5",
@@ -102,5 +101,10 @@ def _make_way(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> Non
         raise ExportError(
             f"The folder '{folder}' holds an earlier quickstart; replace it with --force or name another --folder."
         )
-    for path in left:
-        shutil.rmtree(path)
+    try:
+        for path in left:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise ExportError(
+            f"Could not replace the quickstart in '{folder}': {error.strerror or error}; name another --folder."
+        ) from None

@@ -102,10 +102,10 @@ def as_dict(profile: Profile, selection: Selection) -> dict[str, object]:
 
 def show(profile: Profile, selection: Selection) -> None:
     """Draw a selection as a table of two columns, and say why it was made."""
-    from rich.console import Console
     from rich.table import Table
 
     from anytime_lct.budget import show_count, show_seconds
+    from anytime_lct.cli.screen import screen
     from anytime_lct.selector import show_quality
 
     cost, whole = selection.cost, profile.cost(profile.num_groups)
@@ -124,5 +124,5 @@ def show(profile: Profile, selection: Selection) -> None:
         table.add_row(f"validation {profile.metric}", show_quality(profile, selection.quality.value))
     low, high = (show_quality(profile, bound) for bound in (measured.test.low, measured.test.high))
     table.add_row(f"test {profile.metric}", f"{show_quality(profile, measured.test.value)} (95%: {low} to {high})")
-    Console().print(table)
+    screen().print(table)
     typer.echo(f"Exit {selection.exit} is {selection.reason}.")

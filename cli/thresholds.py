@@ -31,9 +31,8 @@ def thresholds(
 
     Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
     """
-    from rich.console import Console
-
     from anytime_lct.budget import parse_count
+    from anytime_lct.cli.screen import screen
     from anytime_lct.errors import BudgetError
     from anytime_lct.thresholds import MEASURES
 
@@ -44,7 +43,7 @@ def thresholds(
     if as_json:
         typer.echo(found.model_dump_json())
         return
-    console = Console()
+    console = screen()
     console.print(table(found.rules))
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
     console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
@@ -104,7 +103,7 @@ def table(rules: tuple[Thresholds, ...]) -> Table:
 
     grid = Table(title="Rules for stopping", title_justify="left")
     for name in ("mean budget", "stop if", "mean cost", "accuracy", "fixed exit"):
-        grid.add_column(name, justify="left" if name == "stop if" else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if name == "stop if" else "right", overflow="fold")
     for rule in rules:
         grid.add_row(
             show_count(rule.mean_flops),

@@ -31,7 +31,7 @@ NAMES = tuple(MODELS)
 OTHERS = ("torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY")
 
 
-def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
+def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: Any) -> nn.Module:
     """Make a network by name for inputs (C, H, W) or (T,) and `outputs` classes or symbols.
 
     A name with a colon says where it comes from: torchvision:NAME, timm:NAME, path/to/file.py:FACTORY. Raises
@@ -41,6 +41,8 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any)
     >>> build("resnet20", (3, 32, 32), 10, width=8)(zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
+    if given := next((key for key in ("name", "input_shape", "outputs") if key in options), None):
+        raise ModelError(f"Expected options of the network '{name}', got '{given}', which the data say; leave it out.")
     if others.is_other(name):
         return others.build(name, input_shape, outputs, options)
     if name not in MODELS:

@@ -22,8 +22,8 @@ def mlp(
     """
     if len(input_shape) != 3:
         raise ModelError(f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
-    sizes = [hidden] if isinstance(hidden, int) else list(hidden)
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
+    sizes = list(hidden) if isinstance(hidden, list | tuple) else [hidden]
+    if any(type(size) is not int or size < 1 for size in sizes):
         raise ModelError(f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150].")
     expect_dropout("mlp", dropout)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())

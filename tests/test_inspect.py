@@ -69,7 +69,13 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     assert code == 0 and [place["name"] for place in told["places"]] == ["relu1", "relu2"]
     assert told["parts"][0]["group"] == {"flops": 60, "params": 65}
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--budget-flops", "0.99")
-    assert code == 0 and "--set cut.places=relu1" in out
+    assert code == 0 and "--set cut.places=relu1" in out and "--data DATA" in out
+    code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--set", "model.hidden=[5, 4]")
+    assert code == 0 and "--set 'model.hidden=[5, 4]' --set cut.places=" in out
+    code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 1)
+    assert code == 0 and "--set cut.groups=1" in out and "cut.places" not in out
+    code, out, _ = call(capfd, "inspect", "resnet", "--input", "1x8x8", "--set", "model.depth=14", "--groups", 3)
+    assert code == 0 and "No cheaper than the main network: exit 1" in out
     code, _, err = call(capfd, "inspect", "plain.py:Plain", *shape)
     assert code == 2 and "plain.py:11 (if x.mean() > 1e9:)" in err and "name places" in err
     code, out, _ = call(capfd, "inspect", "plain.py:Plain", *shape, "--places", "a", "--critic", "slim")
@@ -77,6 +83,10 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     for words, says in (
         (("mlp", "--input", "3x2"), "--input as 3x224x224"),
         (("mlp", *shape, "--set", "cut.groups=2"), "such as model.width=8"),
+        (("mlp", *shape, "--budget-flops", "1.5"), "less than 1"),
+        (("mlp", *shape, "--groups", 4, "--budget-flops", "0.3", "--places", "relu2"), "leave one of them out"),
+        (("mlp", *shape, "--set", "model.outputs=5"), "which the data say"),
+        (("mlp", *shape, "--set", "model.hidden=1.5"), "hidden sizes of at least 1"),
         (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
         (("mlp", *shape, "--groups", 2, "--critic", "tiny"), "slim, residual, paper"),
     ):

@@ -192,6 +192,23 @@ def test_networks_whose_weights_read_inputs_of_another_scale_turn_theirs(name):
     assert models.build("torchvision:googlenet", (3, 64, 64), 10, transform_input=True).transform_input
 
 
+def test_critics_that_do_not_fit_start_anew_and_that_is_said(file, tmp_path):
+    run(told(f"{file}:Made", cut={"groups": 3}), tmp_path / "three")
+    data = datasets.load("digits")
+    given = told(f"{file}:Made", train={"weights": str(tmp_path / "three")})
+    network = run_folder.build_network(given, data.facts)
+    said = pretrained.start(network, given, data.facts)
+    assert said is not None and "the critics start anew" in said
+    before = run_folder.weights_of(tmp_path / "three")[0]
+    assert all(torch.equal(value, before[name]) for name, value in network.main_state().items())
+
+
+def test_bytes_that_are_no_weights_at_all_are_refused(file, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="without running code"):
+        run(told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
+
+
 def test_weights_tied_within_a_group_are_kept_and_stay_tied(tmp_path):
     (tmp_path / "tied.py").write_text(TIED)
     recipe = told(f"{tmp_path}/tied.py:Tied", cut={"places": ["stem"]})

@@ -7,7 +7,7 @@ import pytest
 from bundles import make_profile
 
 from anytime_lct.errors import ProfileError
-from anytime_lct.profile import Cost, Profile
+from anytime_lct.profile import WEIGHTS, Cost, Profile, weights_sum
 
 
 def test_costs_by_hand() -> None:
@@ -44,6 +44,20 @@ def test_round_trip_leaves_no_other_file(tmp_path: Path) -> None:
     profile.save(tmp_path / "profile.json")
     assert Profile.load(tmp_path / "profile.json") == profile == Profile.load(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_a_profile_of_other_weights_is_refused(tmp_path: Path) -> None:
+    for name in WEIGHTS:
+        (tmp_path / name).write_bytes(b"weights")
+    profile = make_profile().model_copy(update={"weights": weights_sum(tmp_path)})
+    profile.save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path) == profile
+    (tmp_path / WEIGHTS[1]).write_bytes(b"others")
+    assert f"anytime-lct analyze {tmp_path}" in _one_sentence(tmp_path)
+    (tmp_path / WEIGHTS[0]).unlink()
+    assert Profile.load(tmp_path) == profile  # beside no weights it is of whatever it says
+    with pytest.raises(ProfileError, match="train them"):
+        weights_sum(tmp_path)
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:

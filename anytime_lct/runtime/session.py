@@ -30,6 +30,7 @@ from anytime_lct.thresholds import Measure, Thresholds
 # Buffers kept for the next request: one chain serves one request at a time, for one input shape.
 SPARE_CHAINS, SPARE_BYTES = 16, 1 << 28
 KNOWN_BUDGETS = 256
+MOST_THREADS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,11 @@ class AnytimeSession:
     """
 
     def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1, *, calibrated: bool = True) -> None:
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"Expected a positive number of threads, got {threads!r}; 1 suits overlapping requests.")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            raise InputError(
+                f"Expected a positive number of threads up to {MOST_THREADS}, got {threads!r}; 1 suits overlapping "
+                f"requests."
+            )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served

@@ -338,7 +338,7 @@ def device_of(name: str) -> torch.device:
     """Return the device that a recipe names; raises RecipeError where this machine has none such."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).tolist()  # which a device without values cannot
     except (RuntimeError, AssertionError):
         raise RecipeError(
             f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto."
