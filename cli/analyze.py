@@ -35,6 +35,14 @@ def analyze(
     console = screen()
     console.print(table(profile))
     console.print(NOTE + CHOSEN[profile.split], highlight=False, style="dim", soft_wrap=True)
+    whole = profile.cost(profile.num_groups).flops
+    if dear := [str(i) for i in range(1, profile.num_groups) if profile.cost(i).flops >= whole]:
+        console.print(
+            f"No cheaper than the main network: exit {' and '.join(dear)}. Cheaper critics are slim ones: train with "
+            f"--set critic.kind=slim.",
+            highlight=False,
+            soft_wrap=True,
+        )
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
     if tracked:
         written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"
