@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ def mlp(
     """
     if len(input_shape) != 3:
         raise ModelError(f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
-    sizes = list(hidden) if isinstance(hidden, list | tuple) else [hidden]
+    sizes: list[Any] = list(hidden) if isinstance(hidden, list | tuple) else [hidden]
     if any(type(size) is not int or size < 1 for size in sizes):
         raise ModelError(f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150].")
     expect_dropout("mlp", dropout)
