@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime_lct import partition
+from anytime_lct import counting, partition
 from anytime_lct.blocks import weighs
 from anytime_lct.errors import LCTError, PartitionError
 from anytime_lct.partition import Trace
 
 Strategy = Literal["layers", "balanced", "measured", "memory"]
-MakeCritic = Callable[[Tensor], nn.Module | None]
+MakeCritic = Callable[[Tensor, int], nn.Module | None]  # what crosses a cut, the multiply-adds of all behind it
 Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a < b
 Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity
 REPEATS = 5  # of a measured segment
@@ -80,7 +80,7 @@ def of_workers(
     """
     N = len(groups)
     behind = iter([*critics, *[None] * (N - len(critics))])
-    single = _table(groups, lambda hidden: next(behind), example, "balanced" if by == "layers" else by, 0)
+    single = _table(groups, lambda hidden, follows: next(behind), example, "balanced" if by == "layers" else by, 0)
     alone = [single[k][k + 1] for k in range(N)]
     if by != "memory":
         return [[sum(alone[a:b]) for b in range(N + 1)] for a in range(N)]
@@ -160,17 +160,18 @@ def _run(
     parts: list[nn.Module], x: Tensor, critic: MakeCritic
 ) -> tuple[list[nn.Module], list[nn.Module | None], list[Tensor]]:
     """Return the segments, the critic behind each (the last has None), and what enters each."""
-    entries, behind = [x], []
-    for part in parts[:-1]:
-        with torch.no_grad():
-            hidden = part(entries[-1])
+    entries, behind, flops = [x], [], []
+    for part in parts:
+        cost, hidden = counting.answering(part, entries[-1])
+        flops.append(cost)
+        entries.append(hidden)
+    for number, hidden in enumerate(entries[1:-1], start=1):
         with torch.device(hidden.device):
-            made = critic(hidden)
+            made = critic(hidden, sum(flops[number:]))
         if made is not None:
             made = on_meta(made) if hidden.is_meta else _copy(made, hidden.device)
         behind.append(made)
-        entries.append(hidden)
-    return parts, [*behind, None], entries
+    return parts, [*behind, None], entries[:-1]
 
 
 def _seconds_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:

@@ -8,7 +8,8 @@
                     batch norm and ReLU after each, pool, linear
     residual        basic blocks of stride 2 down to 8x8,         linear             linear at every step
                     twice as wide each, then of stride 1 up
-                    to depth blocks, pool, linear
+                    to depth blocks, pool, linear; as wide as
+                    it costs no more than what follows
 
 Maps with channels last (B, H, W, C), as Swin has them, are turned to (B, C, H, W) first. Of tokens (B, T, C) a critic
 reads the mean, and beside it the class token where the network has one: slim critics after a layer norm by a linear
@@ -16,12 +17,14 @@ layer, residual ones after a layer norm by depth x [linear, GELU] and a linear l
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
-likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike).
+likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike), narrow where
+these are cheap, so that no exit costs more than the main network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Permute
 
+from anytime_lct import counting
 from anytime_lct.errors import CriticError
 from anytime_lct.task import TaskName
 
@@ -38,7 +42,7 @@ Layout = Literal["map", "channels-last map", "tokens", "tokens with a class toke
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_LEAST, SLIM_MOST = 32, 48
-RESIDUAL_LEAST, RESIDUAL_MOST, RESIDUAL_DEPTH = 32, 256, 3
+RESIDUAL_LEAST, RESIDUAL_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8), 3
 POOLED_SIDE = 8
 
 
@@ -106,12 +110,15 @@ def build(
     task: TaskName = "classification",
     depth: int = 1,
     read_as: Layout | None = None,
+    follows: int | None = None,
 ) -> nn.Module:
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
     (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` is by default what
-    `layout` tells. Raises CriticError where the kind is unknown or does not suit the shape.
+    `layout` tells. `follows` counts the multiply-adds of all that comes behind on the same batch: a residual critic of
+    a map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than that. Raises CriticError where
+    the kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
@@ -122,11 +129,11 @@ def build(
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     read_as = read_as or layout(hidden, task)
     if read_as == "map":
-        channels, height, width = hidden.shape[1:]
-        return MAPS[kind](channels, height, width, outputs, depth)
+        return _map(kind, hidden.shape, outputs, depth, follows)
     if read_as == "channels-last map":
-        height, width, channels = hidden.shape[1:]
-        return nn.Sequential(Permute([0, 3, 1, 2]), *MAPS[kind](channels, height, width, outputs, depth))
+        batch, height, width, channels = hidden.shape
+        shape = torch.Size([batch, channels, height, width])
+        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, follows))
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -168,6 +175,21 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, outputs))
 
 
+def _map(kind: Kind, shape: torch.Size, outputs: int, depth: int, follows: int | None) -> nn.Sequential:
+    if kind != "residual":
+        return MAPS[kind](*shape[1:], outputs, depth)
+    make = partial(_residual, *shape[1:], outputs, depth)
+    if follows is None:
+        return make(RESIDUAL_WIDTHS[0])
+    for most in RESIDUAL_WIDTHS:
+        with torch.device("meta"):
+            trial = make(most).eval()
+            cost, _ = counting.answering(trial, torch.empty(shape))
+        if cost <= follows:
+            break
+    return make(most)
+
+
 def _paper(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(depth):
@@ -196,12 +218,12 @@ def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> n
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inner, outputs))
 
 
-def _residual(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
+def _residual(channels: int, height: int, width: int, outputs: int, depth: int, most: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     side = min(height, width)
     while side > POOLED_SIDE or len(layers) < depth:
         stride = 2 if side > POOLED_SIDE else 1
-        inner = max(RESIDUAL_LEAST, min(stride * channels, RESIDUAL_MOST))
+        inner = min(most, max(RESIDUAL_LEAST, stride * channels))
         shortcut = None
         if stride > 1 or inner != channels:
             shortcut = nn.Sequential(nn.Conv2d(channels, inner, 1, stride, bias=False), nn.BatchNorm2d(inner))
@@ -212,7 +234,6 @@ def _residual(channels: int, height: int, width: int, outputs: int, depth: int) 
 
 MAPS: dict[str, Callable[[int, int, int, int, int], nn.Sequential]] = {
     "slim": _slim,
-    "residual": _residual,
     "paper": _paper,
     "paper-imagenet": _paper_imagenet,
 }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import critics, partition, placement, sequence
+from anytime_lct import counting, critics, partition, placement, sequence
 from anytime_lct.costs import NOBODY, Others, Strategy
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.shares import at_shares
@@ -80,9 +80,9 @@ class LCTNetwork(nn.Module):
         groups, hints = _groups(model, places, example)
         depths = critics.depths(critic, depth, len(places))
         made, shapes, crossing = [], [], _crossing(groups, example)
-        for hidden, at_depth, hint in zip(crossing, depths, hints, strict=True):
+        for (hidden, follows), at_depth, hint in zip(crossing, depths, hints, strict=True):
             layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
-            made.append(critics.build(critic, hidden, outputs, task, at_depth, layout))
+            made.append(critics.build(critic, hidden, outputs, task, at_depth, layout, follows))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, made, places, shapes)
 
@@ -142,7 +142,7 @@ def choose_places(
         example,
         num_groups,
         by,
-        lambda hidden: critics.build(critic, hidden, outputs, task, deepest),
+        lambda hidden, follows: critics.build(critic, hidden, outputs, task, deepest, follows=follows),
         weight_copies,
         others,
     )
@@ -158,7 +158,10 @@ def _places_at(
     task: TaskName,
 ) -> tuple[str, ...]:
     makers = [
-        partial(lambda at_depth, hidden: critics.build(critic, hidden, outputs, task, at_depth), at_depth)
+        partial(
+            lambda at_depth, hidden, follows: critics.build(critic, hidden, outputs, task, at_depth, follows=follows),
+            at_depth,
+        )
         for at_depth in critics.depths(critic, depth, len(shares))
     ]
     return at_shares(partition.trace(model), example, shares, makers)
@@ -177,13 +180,16 @@ def _groups(
     return partition.groups(trace, places), [trace.hints(place) for place in places]
 
 
-def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
-    """Return h_1..h_{N-1} of an example; raises PartitionError where one is no tensor or is overwritten by the next."""
-    found, hidden = [], example
+def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[tuple[Tensor, int]]:
+    """Return h_1..h_{N-1} of an example, each with the multiply-adds of all the groups behind it.
+
+    Raises PartitionError where one is no tensor or is overwritten by the next.
+    """
+    found, hidden, flops = [], example, []
     for number, group in enumerate(groups, start=1):
         before, version = hidden, hidden._version
         with probing(group):
-            hidden = group(hidden)
+            cost, hidden = counting.answering(group, hidden)
         if before._version != version and number > 1:
             raise PartitionError(
                 f"Layer group {number} overwrites what it reads, which the critic before it reads too; cut elsewhere, "
@@ -199,7 +205,8 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
                 f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
             )
         found.append(hidden)
-    return found[:-1]
+        flops.append(cost)
+    return [(h, sum(flops[number:])) for number, h in enumerate(found[:-1], start=1)]
 
 
 def _outputs(model: nn.Module, example: Tensor) -> int:

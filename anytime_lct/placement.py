@@ -37,10 +37,10 @@ def place(
     measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
     come to the same choice. memory: the same for the bytes saved for the backward pass, and with `weight_copies` of so
     many copies of the weights and of what is on its way between workers. Ties go to the more even choice, then to the
-    earlier cuts. `critic` makes a critic for a (meta) tensor that
-    crosses a cut, or None. Raises PartitionError where there are fewer candidates than cuts.
+    earlier cuts. `critic` makes a critic, or None, for a (meta) tensor that crosses a cut and the multiply-adds of all
+    that follows it. Raises PartitionError where there are fewer candidates than cuts.
 
-    >>> place(trace(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden: None)
+    >>> place(trace(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden, follows: None)
     ('layer2.0', 'layer3.1')
     """
     if not 1 <= num_groups <= len(trace.candidates) + 1:

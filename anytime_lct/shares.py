@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from anytime_lct import partition
+from anytime_lct import counting, partition
 from anytime_lct.costs import MakeCritic, measuring, meta_like, on_meta
 from anytime_lct.errors import PartitionError
 from anytime_lct.partition import Trace
@@ -21,7 +19,7 @@ def at_shares(trace: Trace, example: Tensor, shares: Sequence[float], critics: S
     An exit's cost is that of the groups up to it and of its critic, made by its own of `critics`; convolutions and
     matrix products are counted. Raises PartitionError where no place is left within a share.
 
-    >>> at_shares(trace(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda hidden: None] * 2)
+    >>> at_shares(trace(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda hidden, follows: None] * 2)
     ('layer1', 'layer3.0')
     """
     chosen: list[int] = []
@@ -48,17 +46,14 @@ def of_exits(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
 
     The last number is that of the whole network. Convolutions and matrix products are counted, on meta tensors.
     """
-    reached, behind, hidden = [], [], meta_like(example)
-    with measuring(example, without_values=True), torch.no_grad():
+    own, behind, entries = [], [], [meta_like(example)]
+    with measuring(example, without_values=True):
         for part in partition.segments(trace, [cut.position for cut in trace.candidates]):
-            cost, hidden = _count(on_meta(part), hidden)
-            reached.append(cost)
-            made = critic(hidden) if len(behind) < len(trace.candidates) else None
-            behind.append(0 if made is None else _count(on_meta(made), hidden)[0])
-    return [cost + end for cost, end in zip(accumulate(reached), behind, strict=True)]
-
-
-def _count(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    with FlopCounterMode(display=False) as counter:
-        y = module(x)
-    return counter.get_total_flops() // 2, y
+            cost, hidden = counting.answering(on_meta(part), entries[-1])
+            own.append(cost)
+            entries.append(hidden)
+        reached = list(accumulate(own))
+        for cost, hidden in zip(reached[:-1], entries[1:-1], strict=True):
+            made = critic(hidden, reached[-1] - cost)
+            behind.append(0 if made is None else counting.answering(on_meta(made), hidden)[0])
+    return [cost + end for cost, end in zip(reached, [*behind, 0], strict=True)]

@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from anytime_lct import critics, models
+from anytime_lct import counting, critics, models
+from anytime_lct.analysis.inspection import inspect
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.evaluation import evaluate
 from anytime_lct.network import LCTNetwork, carriers, carrying
@@ -96,6 +97,27 @@ def test_critics_for_text_are_linear_at_every_step():
     critic = critics.build("paper", torch.zeros(2, 7, 600), 50, "language-model")
     assert sum(p.numel() for p in critic.parameters()) == 600 * 50 + 50
     assert critic(torch.zeros(2, 7, 600)).shape == (2, 7, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("squeezenet1_1", 64), ("mobilenet_v2", 64), ("shufflenet_v2_x0_5", 32), ("resnet50", 32)]
+)
+def test_no_residual_critic_costs_more_than_what_follows_it(name, side):
+    model = torchvision.models.get_model(name, num_classes=10)
+    found = inspect(model, torch.zeros(2, 3, side, side), by="layers", critic="residual")
+    assert all(part.exit.flops <= found.main.flops for part in found.parts)
+
+
+def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weights():
+    hidden, whole = torch.zeros(2, 64, 16, 16), []
+    for follows in (None, 2 * 15_000_000, 2 * 3_000_000):  # the widest costs some 12 M a sample
+        torch.manual_seed(5)
+        whole.append(critics.build("residual", hidden, 10, follows=follows))
+    free, roomy, tight = (critic.state_dict() for critic in whole)
+    assert all(torch.equal(free[name], roomy[name]) for name in free)
+    costs = [counting.answering(critic, hidden)[0] for critic in whole]
+    assert costs[0] == costs[1] > 2 * 3_000_000 >= costs[2] > 2 * 1_000_000
+    assert tight["0.conv1.weight"].shape == (32, 64, 3, 3)
 
 
 @pytest.mark.parametrize(

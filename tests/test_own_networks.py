@@ -352,7 +352,7 @@ def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
 
 def test_shares_without_room_say_what_the_cheapest_exit_takes():
     traced, example = trace(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
-    none = [lambda hidden: None]
+    none = [lambda hidden, follows: None]
     *exits, whole = of_exits(traced, example, none[0])
     with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
         at_shares(traced, example, [0.01], none)

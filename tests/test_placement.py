@@ -124,7 +124,7 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_c
     model, x = random_network(draw), torch.zeros(2, 2, 8, 8)
     trace = partition.trace(model)
 
-    def critic(hidden):
+    def critic(hidden, follows=0):
         return critics.build("slim", hidden, 10) if hidden.dim() == 4 else None
 
     known = {}
@@ -175,7 +175,7 @@ def test_measured_cuts_even_out_the_mean_of_what_all_processes_measured(seed, mo
     trace, others = partition.trace(model), costs.Others(1, average)
     names = [cut.name for cut in trace.candidates]
     for N in range(2, len(names) + 2):
-        found = placement.place(trace, x, N, "measured", lambda hidden: nn.Identity(), others=others)
+        found = placement.place(trace, x, N, "measured", lambda hidden, follows: nn.Identity(), others=others)
         sizes = [weights_of(group) for group in partition.groups(trace, found)]
         best = min(
             max(weights_of(group) for group in partition.groups(trace, choice)) for choice in combinations(names, N - 1)
@@ -200,7 +200,7 @@ def test_a_network_has_as_many_layers_as_its_name_says(name):
 
 def test_layers_are_spread_as_evenly_as_possible():
     trace = partition.trace(models.build("resnet50", (3, 32, 32), 10))
-    places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h: None)
+    places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h, follows: None)
     sizes = [
         sum(isinstance(m, nn.Conv2d | nn.Linear) and "downsample" not in n for n, m in g.named_modules())
         for g in partition.groups(trace, places)
@@ -221,7 +221,7 @@ def test_the_network_is_left_as_it_was():
     random_state = torch.get_rng_state()
     trace = partition.trace(model)
     for by in ("balanced", "memory"):
-        placement.place(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda h: critics.build("slim", h, 10))
+        placement.place(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda h, follows: critics.build("slim", h, 10))
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -231,15 +231,15 @@ def test_the_network_is_left_as_it_was():
 def test_more_groups_than_places_are_refused_with_the_places():
     trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
     with pytest.raises(PartitionError, match=r"from 1 to 3 layer groups, got 4.*relu1, relu2"):
-        placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h: nn.Identity())
+        placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h, follows: nn.Identity())
     with pytest.raises(PartitionError, match="layers, balanced, measured, memory"):
-        placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "depth", lambda h: nn.Identity())  # type: ignore[arg-type]
+        placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "depth", lambda h, follows: nn.Identity())  # type: ignore[arg-type]
 
 
 def test_critics_are_made_without_memory():
     trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
 
-    def huge(hidden):
+    def huge(hidden, follows):
         return nn.Sequential(nn.Linear(hidden.shape[1], 10**9), nn.Linear(10**9, 10))
 
     assert placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "balanced", huge) == ("relu2",)
@@ -249,7 +249,7 @@ def test_a_character_model_is_placed_between_its_layers():
     trace = partition.trace(models.build("lstm", (9,), 20, layers=4, units=16, embedding=8))
     characters = torch.zeros(2, 9, dtype=torch.int64)
 
-    def critic(hidden):
+    def critic(hidden, follows=0):
         return nn.Linear(hidden.shape[-1], 20)
 
     for by in ("layers", "balanced", "memory"):
@@ -260,10 +260,10 @@ def test_cuts_that_part_tied_weights_are_not_chosen():
     layers = [m for _ in range(5) for m in (nn.Linear(4, 4), nn.ReLU())]
     layers[2].weight = layers[0].weight
     trace = partition.trace(nn.Sequential(*layers))
-    assert placement.place(trace, torch.zeros(2, 4), 3, "layers", lambda h: None) == ("3", "5")
+    assert placement.place(trace, torch.zeros(2, 4), 3, "layers", lambda h, follows: None) == ("3", "5")
 
 
 def test_a_network_that_cannot_be_measured_says_so():
     trace = partition.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
     with pytest.raises(PartitionError, match="cannot be measured on a batch of shape"):
-        placement.place(trace, torch.zeros(2, 5), 2, "balanced", lambda h: None)
+        placement.place(trace, torch.zeros(2, 5), 2, "balanced", lambda h, follows: None)
