@@ -19,6 +19,7 @@ from anytime_lct.recipe import Recipe
 from anytime_lct.task import Facts
 
 DEFAULT = "default"
+COLOURED = ("cifar10", "cifar100", "imagefolder")
 WRAPPINGS = ("state_dict", "model_state_dict", "model")  # under which trainers keep a network's weights
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
@@ -58,6 +59,24 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
         f"The weights '{source}' are for {given[anew[0]].shape[0]} classes, the data has {facts.outputs}: "
         f"{' and '.join(names)} start anew."
     )
+
+
+def with_statistics(recipe: Recipe) -> Recipe:
+    """Return a recipe whose images are normalised as those were that its default weights were trained on.
+
+    What it names itself, by `data.mean` and `data.std`, stays; so does data of one channel.
+
+    >>> given = {"data": {"name": "imagefolder"}, "model": {"name": "timm:vit_tiny_patch16_224"}}
+    >>> with_statistics(complete(given | {"train": {"weights": "default"}})).data.mean
+    (0.5, 0.5, 0.5)
+    """
+    if recipe.train.weights != DEFAULT or recipe.data.mean or recipe.data.name not in COLOURED:
+        return recipe
+    found = models.input_statistics(recipe.model.name)
+    if found is None:
+        return recipe
+    told = recipe.data.model_copy(update={"mean": found[0], "std": found[1]})
+    return recipe.model_copy(update={"data": told})
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -44,6 +44,8 @@ class DataRecipe(Section):
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     augment: Literal["auto", "none", "flip", "crop", "crop-flip", "imagenet"] = "auto"
     image_size: Count | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
     batch_size: Count = 128
     sequence_length: Count = 150
     workers: Annotated[int, Field(ge=0)] = 0
@@ -237,8 +239,7 @@ def read(
 ) -> Recipe:
     """Read a recipe from a TOML file, or from a shipped recipe's name, with `overrides` on top, and complete it.
 
-    `overrides` maps dotted keys to values, as `assignment` reads them; `otherwise` gives values to keys that neither
-    names. Raises RecipeError.
+    `overrides` maps dotted keys to values (`assignment`), `otherwise` those that neither names. Raises RecipeError.
     """
     given = _parse(source) if source is not None else {}
     named = {*(overrides or {}), *(f"{table}.{entry}" for table in given for entry in _table(given, table))}

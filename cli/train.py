@@ -150,6 +150,10 @@ def train(
         if critic_loss is not None:
             key = "posthoc.loss" if chosen.train.method == "posthoc" else "rule.critic_loss"
             chosen = recipes.read(recipe, {key: critic_loss, **overrides}, otherwise)
+        if chosen.train.weights == "default":
+            from anytime_lct import pretrained
+
+            chosen = pretrained.with_statistics(chosen)
     network = re.sub(r"[^\w.]+", "-", chosen.model.name)
     folder = run_dir or Path("runs") / f"{chosen.data.name}-{network}-{chosen.train.seed}"
     if workers * replicas > 1 and not _is_worker():

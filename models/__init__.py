@@ -16,9 +16,9 @@ from . import others
 from .lstm import CarriedLSTM, lstm
 from .mlp import mlp
 from .resnet import BOTTLENECKS, bottleneck, small
-from .weights import default_weights
+from .weights import default_weights, input_statistics
 
-__all__ = ["NAMES", "OTHERS", "CarriedLSTM", "build", "default_weights"]
+__all__ = ["NAMES", "OTHERS", "CarriedLSTM", "build", "default_weights", "input_statistics"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,

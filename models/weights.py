@@ -24,6 +24,30 @@ def default_weights(name: str, input_shape: tuple[int, ...], download: bool = Fa
     return (_of_torchvision if source == "torchvision" else _of_timm)(name, rest, input_shape, download)
 
 
+def input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of each channel that the default weights were trained on, or None where none are told.
+
+    On pixels scaled to [0, 1]; nothing is fetched. Raises ModelError for a network that torchvision or timm lacks.
+
+    >>> input_statistics("timm:vit_tiny_patch16_224")
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """
+    source, _, rest = name.partition(":")
+    if source not in SOURCES:
+        return None
+    expect_known(source, rest)
+    told: Any = None
+    if source == "timm":
+        import timm
+
+        told = timm.get_pretrained_cfg(rest, allow_unregistered=True)
+    else:
+        import torchvision
+
+        told = torchvision.models.get_model_weights(rest).DEFAULT.transforms()  # type: ignore[attr-defined]
+    return (tuple(told.mean), tuple(told.std)) if getattr(told, "mean", None) else None
+
+
 def _of_torchvision(name: str, rest: str, input_shape: tuple[int, ...], download: bool) -> dict[str, Tensor]:
     import torchvision
 

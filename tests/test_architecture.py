@@ -16,7 +16,7 @@ FLOORS = {
         "__init__",
     },
     1: {
-        "task", "lct", "tracing", "blocks", "partition", "costs", "placement", "critics", "network", "evaluation",
+        "task", "lct", "tracing", "blocks", "counting", "partition", "costs", "placement", "critics", "network", "evaluation",
         "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal", "sequence",
         "pretrained", "shares",
     },

@@ -156,6 +156,15 @@ def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypat
         torch.testing.assert_close(samples(held, split), samples(read, split), atol=1e-3, rtol=0)
 
 
+def test_images_are_normalised_as_told(tmp_path):
+    root, told = write_folder(tmp_path), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)}
+    own, ours = (data.load("imagefolder", root=root, batch_size=3, augment="none", **said) for said in ({}, told))
+    assert (ours.facts.mean, ours.facts.std) == tuple(told.values())
+    torch.testing.assert_close(samples(own)[0], samples(ours)[0], atol=1e-3, rtol=0)
+    first, _ = next(ours.batches("train"))
+    assert first[:, 0].min() >= -0.2 and first[:, 2].max() <= 0.35  # (x - 0.1) / 0.5 and (x - 0.3) / 2
+
+
 @pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "imagenet", "auto"])
 def test_large_images_take_every_augmentation(tmp_path, augment):
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
@@ -306,6 +315,10 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
         ("pydoc", {"sequence_length": 0}, "sequence_length of at least 1, got 0"),
         ("imagefolder", {"image_size": 0}, "image_size of at least 1, got 0"),
         ("digits", {"augment": "mixup"}, "auto, none, crop, flip, crop-flip, imagenet; got 'mixup'"),
+        ("digits", {"mean": (0.5,)}, "data.mean and data.std together"),
+        ("pydoc", {"mean": (0.5,), "std": (0.5,)}, "for images alone"),
+        ("digits", {"mean": (0.5, 0.4), "std": (1.0,)}, "channel of 'digits', 1, as data.mean, got 0.5, 0.4"),
+        ("digits", {"mean": (0.5,), "std": (0.0,)}, "as data.std, all above 0, got 0.0"),
     ],
 )
 def test_refusals_say_what_was_expected(name, options, says):

@@ -282,6 +282,27 @@ def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
     assert all(torch.equal(value, found[key]) for key, value in own.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision:squeezenet1_1", (0.485, 0.456, 0.406)),
+        ("timm:mixer_b16_224", (0.5, 0.5, 0.5)),
+        ("resnet20", None),
+    ],
+)
+def test_images_are_normalised_as_those_of_the_default_weights(name, expected):
+    pytest.importorskip("timm")
+    given = {"data": {"name": "cifar10"}, "model": {"name": name}, "train": {"weights": "default"}}
+    assert pretrained.with_statistics(recipes.complete(given)).data.mean == expected
+    given["data"] = {"name": "cifar10", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
+    assert pretrained.with_statistics(recipes.complete(given)).data.mean == (0.1, 0.2, 0.3)
+    for other in ({"train": {"weights": None}}, {"data": {"name": "fashion-mnist"}}):
+        named = recipes.complete(
+            {"data": {"name": "cifar10"}} | {k: v for k, v in given.items() if k != "data"} | other
+        )
+        assert pretrained.with_statistics(named) == named
+
+
 def test_timms_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -30,18 +30,25 @@ def load(
     workers: int = 0,
     path: Path | None = None,
     image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> Dataset:
     """Load a data set by name; raises DataError where it is missing, damaged or asked for wrongly.
 
     `root` is the folder that holds it, in torchvision's layout; without one, that of the environment variable
     ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, under `root` where that is given.
     `validation` is the share of the training images held out by `seed`, or of a text before its test part.
-    With `image_size`, an image folder of any sizes becomes squares of that side.
+    With `image_size`, an image folder of any sizes becomes squares of that side. `mean` and `std` of each channel, on
+    pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read one by one.
 
     >>> load("digits", batch_size=64).num_batches("train")
     21
     """
     _check(name, validation, batch_size, sequence_length, workers, image_size)
+    if (mean is None) != (std is None) or (name in TEXT and mean is not None):
+        raise DataError(
+            "Expected data.mean and data.std together, for images alone; leave both out, or name the other."
+        )
     if name in TEXT:
         if path is not None:
             path = (root / path if root is not None else path).expanduser()
@@ -56,6 +63,8 @@ def load(
         download=download,
         workers=workers,
         image_size=image_size,
+        mean=mean,
+        std=std,
     )
 
 
@@ -74,6 +83,8 @@ def from_recipe(recipe: Recipe) -> Dataset:
         workers=told.workers,
         path=Path(told.path) if told.path else None,
         image_size=told.image_size,
+        mean=told.mean,
+        std=told.std,
     )
 
 

@@ -49,6 +49,8 @@ def load(
     download: bool,
     workers: int,
     image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> ImageBatches:
     """Load an image set and hold a validation split out of its training part by seed; raises DataError."""
     if augment not in ("auto", *get_args(Augment)):
@@ -66,7 +68,15 @@ def load(
         "validation": (train, order[:held].sort().values),
         "test": (test, torch.arange(len(test.labels))),
     }
-    if train.pixels is not None and name not in STATISTICS:
+    if mean is not None and std is not None:
+        for what, values in (("mean", mean), ("std, all above 0", std)):
+            low = 0.0 if values is std else -np.inf
+            if len(values) != train.shape[0] or not all(low < value < np.inf for value in values):
+                raise DataError(
+                    f"Expected a number for each channel of '{name}', {train.shape[0]}, as data.{what}, "
+                    f"got {', '.join(map(str, values)) or 'none'}."
+                )
+    elif train.pixels is not None and name not in STATISTICS:
         mean, std = _mean_and_std(train.pixels[trained])
     else:
         mean, std = STATISTICS.get(name, STATISTICS["imagenet"])
