@@ -16,8 +16,8 @@ FLOORS = {
         "__init__",
     },
     1: {
-        "task", "lct", "tracing", "blocks", "counting", "partition", "costs", "placement", "critics", "network", "evaluation",
-        "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal", "sequence",
+        "task", "lct", "tracing", "blocks", "counting", "partition", "costs", "placement", "critics", "network",
+        "evaluation", "checkpoint", "run_folder", "learner", "schedule", "models", "descent", "journal", "sequence",
         "pretrained", "shares",
     },
     2: {"data", "training", "baselines", "analysis", "export"},
