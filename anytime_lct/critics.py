@@ -176,9 +176,10 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
 
 
 def _map(kind: Kind, shape: torch.Size, outputs: int, depth: int, follows: int | None) -> nn.Sequential:
+    channels, height, width = shape[1:]
     if kind != "residual":
-        return MAPS[kind](*shape[1:], outputs, depth)
-    make = partial(_residual, *shape[1:], outputs, depth)
+        return MAPS[kind](channels, height, width, outputs, depth)
+    make = partial(_residual, channels, height, width, outputs, depth)
     if follows is None:
         return make(RESIDUAL_WIDTHS[0])
     for most in RESIDUAL_WIDTHS:
