@@ -68,18 +68,18 @@ def load(
         "validation": (train, order[:held].sort().values),
         "test": (test, torch.arange(len(test.labels))),
     }
-    if mean is None or std is None:
-        mean, std = STATISTICS.get(name, STATISTICS["imagenet"])
-        if train.pixels is not None and name not in STATISTICS:
-            mean, std = _mean_and_std(train.pixels[trained])
-    for what, values in (("mean", mean), ("std, all above 0", std)):
-        low = 0.0 if values is std else -np.inf
-        if len(values) != train.shape[0] or not all(low < value < np.inf for value in values):
+    means, deviations = STATISTICS.get(name, STATISTICS["imagenet"])
+    if mean is not None and std is not None:
+        means, deviations = mean, std
+    elif train.pixels is not None and name not in STATISTICS:
+        means, deviations = _mean_and_std(train.pixels[trained])
+    for what, values, above in (("mean", means, -np.inf), ("std, all above 0", deviations, 0.0)):
+        if len(values) != train.shape[0] or not all(above < value < np.inf for value in values):
             raise DataError(
                 f"Expected a number for each channel of '{name}', {train.shape[0]}, as data.{what}, "
                 f"got {', '.join(map(str, values)) or 'none'}."
             )
-    facts = Facts(name, "classification", train.shape, len(classes), classes, mean, std, train.resize)
+    facts = Facts(name, "classification", train.shape, len(classes), classes, means, deviations, train.resize)
     chosen: Augment = _auto(name, train) if augment == "auto" else augment  # type: ignore[assignment]
     return ImageBatches(facts, chosen, parts, batch_size, seed, workers)
 
