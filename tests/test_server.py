@@ -27,6 +27,7 @@ from anytime_lct.serving.request import Ask, Overloaded
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 JSON = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [2, 1, 6, 6], "data": X.tolist()}]}
 INFER = "/v2/models/tiny/infer"
+ANSWER = 2 * 5 * 24  # two samples, five classes, 24 bytes a number of JSON
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_slow_bodies_are_refused(folder, engine):
 
 def test_bytes_of_all_requests_together_are_bounded(folder, engine):
     body, headers = binary(X)
-    app = bounded(folder, engine, in_flight=len(body) + 10)
+    app = bounded(folder, engine, in_flight=len(body) + ANSWER + 10)
 
     async def two():
         engine.gate.clear()
@@ -245,6 +246,18 @@ def test_bytes_of_all_requests_together_are_bounded(folder, engine):
     assert first.status == 200
     assert refused(second, 503).headers["retry-after"] == "1"
     assert ask(app, "POST", INFER, body, headers).status == 200
+
+
+def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
+    sent = {"inputs": [{"name": "input", "datatype": "INT64", "shape": [1, 5000], "data": [1] * 5000}]}
+    app = bounded(folder, engine, in_flight=150_000)  # the body and its array take 55 thousand, 25,000 numbers more
+    refused(ask(app, "POST", "/v2/models/text/infer", sent), 503, "at most 150000 bytes")
+    assert not engine.asked
+    assert app.state.service.allowance.held == 0
+    sent["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
+    app = bounded(folder, engine, in_flight=500_000)
+    assert ask(app, "POST", "/v2/models/text/infer", sent).status == 200
+    assert app.state.service.allowance.held == 0
 
 
 def test_an_overloaded_engine_says_when_to_come_again(app, engine):

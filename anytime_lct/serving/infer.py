@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from anytime_lct.bundle import Manifest
 from anytime_lct.errors import BundleError, LCTError
 from anytime_lct.serving.body import ClientGone, Message, Receive, pack, read_body
 from anytime_lct.serving.limits import Allowance, Limits
@@ -29,6 +30,7 @@ T = TypeVar("T")
 # so many numbers of JSON.
 LARGE, MANY = 1 << 18, 1 << 10
 PIECE = 1 << 18
+NUMBER_IN_JSON = 24  # bytes that a number of an answer may take while it is written
 
 
 class Answering(Protocol):
@@ -88,8 +90,9 @@ class Infer:
                 request = await self._read(body, headers.get(HEADER_LENGTH), model.served)
                 holding.take(max(0, request.input_bytes - len(body)))
                 x = await apart(request.input_bytes > LARGE, request.read_input)
-                reply = await self._answer(model.served, x, request.ask, arrived, receive)
                 text = not all(request.outputs.values())
+                holding.take(_numbers(x, model.served.manifest) * (NUMBER_IN_JSON if text else 4))
+                reply = await self._answer(model.served, x, request.ask, arrived, receive)
                 slow = reply.logits.size > MANY if text else reply.logits.nbytes > LARGE
                 answer, length = await apart(
                     slow, write_reply, request, model.name, model.version, reply, time.monotonic() - arrived
@@ -133,6 +136,11 @@ class Infer:
             raise
         finally:
             watch.cancel()
+
+
+def _numbers(x: NDArray[Any], manifest: Manifest) -> int:
+    """Count the logits of an answer: a class each of every sample, or of every step of it."""
+    return math.prod(x.shape[: 1 if manifest.task == "classification" else 2]) * manifest.outputs
 
 
 async def apart(is_slow: bool, work: Callable[..., T], *given: Any) -> T:

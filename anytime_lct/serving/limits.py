@@ -16,8 +16,8 @@ class Limits:
     """Bounds in bytes, samples and seconds, so that no client takes memory or time without end.
 
     `body` bounds a body, compressed and not; `json` its JSON part, which costs twenty times its size to read;
-    `in_flight` all bodies being read or answered. `images` or `characters` are what one request may bring.
-    A body has `read_seconds` to arrive, its answer as long to be taken, the headers `header_seconds`.
+    `in_flight` all bodies being read or answered, and the answers. `images` or `characters` are what one request may
+    bring. A body has `read_seconds` to arrive, its answer as long to be taken, the headers `header_seconds`.
     """
 
     body: int = 64 * MEGA
