@@ -8,8 +8,8 @@
                     batch norm and ReLU after each, pool, linear
     residual        basic blocks of stride 2 down to 8x8,         linear             linear at every step
                     twice as wide each, then of stride 1 up
-                    to depth blocks, pool, linear; so wide that
-                    it costs at most 2/3 of what follows
+                    to depth blocks, pool, linear; as wide as
+                    it costs no more than what follows
 
 Maps with channels last (B, H, W, C), as Swin has them, are turned to (B, C, H, W) first. Of tokens (B, T, C) a critic
 reads the mean, and beside it the class token where the network has one: slim critics after a layer norm by a linear
@@ -18,7 +18,7 @@ layer, residual ones after a layer norm by depth x [linear, GELU] and a linear l
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
 likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike), narrow where
-these are cheap, so that every exit saves something.
+these are cheap, so that no exit costs more than the main network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_LEAST, SLIM_MOST = 32, 48
 RESIDUAL_LEAST, RESIDUAL_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8), 3
-RESIDUAL_SHARE = 2 / 3  # of the multiply-adds of all that follows
 POOLED_SIDE = 8
 
 
@@ -118,8 +117,8 @@ def build(
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
     (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` is by default what
     `layout` tells. `follows` counts the multiply-adds of all that comes behind on the same batch: a residual critic of
-    a map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than two thirds of that. Raises
-    CriticError where the kind is unknown or does not suit the shape.
+    a map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than that. Raises CriticError where
+    the kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
@@ -187,7 +186,7 @@ def _map(kind: Kind, shape: torch.Size, outputs: int, depth: int, follows: int |
         with torch.device("meta"):
             trial = make(most).eval()
             cost, _ = counting.answering(trial, torch.empty(shape))
-        if cost <= RESIDUAL_SHARE * follows:
+        if cost <= follows:
             break
     return make(most)
 

@@ -102,15 +102,15 @@ def test_critics_for_text_are_linear_at_every_step():
 @pytest.mark.parametrize(
     ("name", "side"), [("squeezenet1_1", 64), ("mobilenet_v2", 64), ("shufflenet_v2_x0_5", 32), ("resnet50", 32)]
 )
-def test_every_exit_by_a_residual_critic_saves_something(name, side):
+def test_no_residual_critic_costs_more_than_what_follows_it(name, side):
     model = torchvision.models.get_model(name, num_classes=10)
     found = inspect(model, torch.zeros(2, 3, side, side), by="layers", critic="residual")
-    assert all(part.exit.flops < found.main.flops for part in found.parts[:-1])
+    assert all(part.exit.flops <= found.main.flops for part in found.parts)
 
 
 def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weights():
     hidden, whole = torch.zeros(2, 64, 16, 16), []
-    for follows in (None, 2 * 23_000_000, 2 * 4_500_000):  # the widest costs 14.7 M a sample
+    for follows in (None, 2 * 15_000_000, 2 * 3_000_000):  # the widest costs some 12 M a sample
         torch.manual_seed(5)
         whole.append(critics.build("residual", hidden, 10, follows=follows))
     free, roomy, tight = (critic.state_dict() for critic in whole)
