@@ -150,15 +150,18 @@ def _table7(scale: Scale) -> Experiment:
     made: list[tuple[Cell, Run]] = []
     for setting in settings.images(scale):
         bp = run(setting, "bp")
-        rows = {
-            "LCT_n3": run(setting, "lct", 4),
-            "joint losses": run(setting, "joint", 4),
-            "post-hoc exits behind BP": run(setting, "posthoc", 4, after=bp.name),
-        }
-        for words, it in rows.items():
-            figures = paper.TABLE_7.get(f"{words}, {setting.of_paper}", {})
-            for exit_, column in enumerate(paper.EXITS, start=1):
-                made.append((Cell(f"{words}, {setting.name}", column, it.name, exit_, figures.get(column)), it))
+        for groups in (4,) if scale == "paper" else (4, 2, 3):
+            ends = "" if groups == 4 else f", N = {groups}"
+            rows = {
+                f"LCT_n{groups - 1}": run(setting, "lct", groups),
+                f"joint losses{ends}": run(setting, "joint", groups),
+                f"post-hoc exits behind BP{ends}": run(setting, "posthoc", groups, after=bp.name),
+            }
+            columns = (*paper.EXITS[: groups - 1], "Main")
+            for words, it in rows.items():
+                figures = paper.TABLE_7.get(f"{words}, {setting.of_paper}", {}) if groups == 4 else {}
+                for exit_, column in enumerate(columns, start=1):
+                    made.append((Cell(f"{words}, {setting.name}", column, it.name, exit_, figures.get(column)), it))
         alone = paper.TABLE_7["alone by BP, preliminary version, CIFAR-10"] if setting.is_cifar10 else {}
         for exit_, column in enumerate(paper.EXITS[:-1], start=1):
             it = run(setting, "alone", 4, {"train": {"exit": exit_}}, f"exit{exit_}")
