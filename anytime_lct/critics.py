@@ -18,7 +18,7 @@ layer, residual ones after a layer norm by depth x [linear, GELU] and a linear l
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
 likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike), narrow where
-these are cheap, so that no exit costs more than the main network.
+these are cheap, down to 8 channels, so that its exit costs no more than the main network.
 """
 
 from __future__ import annotations

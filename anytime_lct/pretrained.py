@@ -64,13 +64,13 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
 def with_statistics(recipe: Recipe) -> Recipe:
     """Return a recipe whose images are normalised as those were that its default weights were trained on.
 
-    What it names itself, by `data.mean` and `data.std`, stays; so does data of one channel.
+    What it names itself, by `data.mean` or `data.std`, stays; so does data of one channel.
 
     >>> given = {"data": {"name": "imagefolder"}, "model": {"name": "timm:vit_tiny_patch16_224"}}
     >>> with_statistics(complete(given | {"train": {"weights": "default"}})).data.mean
     (0.5, 0.5, 0.5)
     """
-    if recipe.train.weights != DEFAULT or recipe.data.mean or recipe.data.name not in COLOURED:
+    if recipe.train.weights != DEFAULT or recipe.data.mean or recipe.data.std or recipe.data.name not in COLOURED:
         return recipe
     found = models.input_statistics(recipe.model.name)
     if found is None:

@@ -267,14 +267,14 @@ def assignment(text: str) -> tuple[str, Any]:
     >>> assignment("cut.places=layer1,layer2")
     ('cut.places', ['layer1', 'layer2'])
     """
-    key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
+    key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key or not value:
         raise RecipeError(f"Expected a setting of the form key=value, got '{text}'; write for example train.epochs=10.")
     if key in WORDS and value[0] not in "[\"'":
         return key, [part.strip() for part in value.split(",") if part.strip()] if key == "cut.places" else value
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")["value"]
+        return key, [found] if key in ("data.mean", "data.std") and not isinstance(found, list) else found
     except tomllib.TOMLDecodeError:
         if key in ("cut.shares", "critic.depth") or "," in value:
             return key, [_word(part) for part in value.split(",") if part.strip()]

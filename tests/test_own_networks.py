@@ -296,6 +296,8 @@ def test_images_are_normalised_as_those_of_the_default_weights(name, expected):
     assert pretrained.with_statistics(recipes.complete(given)).data.mean == expected
     given["data"] = {"name": "cifar10", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
     assert pretrained.with_statistics(recipes.complete(given)).data.mean == (0.1, 0.2, 0.3)
+    half = recipes.complete(given | {"data": {"name": "cifar10", "std": [1, 1, 1]}})
+    assert pretrained.with_statistics(half) == half  # refused when the data is loaded
     for other in ({"train": {"weights": None}}, {"data": {"name": "fashion-mnist"}}):
         named = recipes.complete(
             {"data": {"name": "cifar10"}} | {k: v for k, v in given.items() if k != "data"} | other

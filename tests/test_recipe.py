@@ -77,6 +77,8 @@ def test_what_is_written_is_what_is_read_for_every_data_set(tmp_path):
         ("data.path=a,b.txt", ("data.path", "a,b.txt")),
         ("model.name=mlp", ("model.name", "mlp")),
         ('data.root="/x y"', ("data.root", "/x y")),
+        ("data.mean=0.5", ("data.mean", [0.5])),
+        ("data.std=0.5,1", ("data.std", [0.5, 1])),
     ],
 )
 def test_assignments_are_read_as_toml_or_bare_words(text, expected):
