@@ -274,7 +274,7 @@ def assignment(text: str) -> tuple[str, Any]:
         return key, [part.strip() for part in value.split(",") if part.strip()] if key == "cut.places" else value
     try:
         found = tomllib.loads(f"value = {value}")["value"]
-        return key, [found] if key in ("data.mean", "data.std") and not isinstance(found, list) else found
+        return key, [found] if key in ("data.mean", "data.std") and value[0] != "[" else found
     except tomllib.TOMLDecodeError:
         if key in ("cut.shares", "critic.depth") or "," in value:
             return key, [_word(part) for part in value.split(",") if part.strip()]
