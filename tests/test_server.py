@@ -169,12 +169,12 @@ def test_packed_bodies_beyond_a_step_are_whole(app):
 @pytest.mark.parametrize(
     ("body", "name", "status"),
     [
-        (b"nonsense", "gzip", 400),
-        (gzip.compress(b"{}")[:-4], "gzip", 400),
-        (gzip.compress(b"{}") + b"more", "gzip", 400),
-        (b"", "gzip", 400),
-        (zlib.compress(b"{}"), "br", 415),
-        (b"{}", "gzip, gzip", 415),
+        pytest.param(b"nonsense", "gzip", 400, id="not packed"),
+        pytest.param(gzip.compress(b"{}")[:-4], "gzip", 400, id="cut short"),
+        pytest.param(gzip.compress(b"{}") + b"more", "gzip", 400, id="more behind it"),
+        pytest.param(b"", "gzip", 400, id="empty"),
+        pytest.param(zlib.compress(b"{}"), "br", 415, id="unknown packing"),
+        pytest.param(b"{}", "gzip, gzip", 415, id="packed twice"),
     ],
 )
 def test_badly_packed_bodies_are_refused(app, body, name, status):
