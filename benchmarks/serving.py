@@ -70,6 +70,7 @@ def images_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
 def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A server with one compute thread on a free port; it is drained in the end and must end well."""
     command = [*PROGRAM, "serve", str(bundle), "--port", "0", "--cores", "1", "--json", *options]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, this program ends its server first
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -196,6 +196,15 @@ def test_clients_that_are_slow_are_let_go_and_too_many_turned_away(folder):
         assert post(server, *binary(X))[0] == 200
 
 
+def test_the_garbage_collector_leaves_alone_what_is_loaded(folder):
+    says = "print(gc.get_freeze_count(), len(gc.get_objects()), file=sys.stderr), print(said, flush=True)"
+    with Server(folder, program="import gc" + IMPATIENT.replace("print(said, flush=True)", says)) as server:
+        assert post(server, *binary(X))[0] == 200
+        assert server.stop() == 0
+        frozen, searched = map(int, server.errors.split())
+        assert frozen > 10 * searched
+
+
 def test_sigterm_lets_a_request_finish_that_has_begun(folder):
     body, headers = binary(X)
     with Server(folder) as server:
