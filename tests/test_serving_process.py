@@ -224,6 +224,19 @@ def test_sigterm_lets_a_request_finish_that_has_begun(folder):
         assert server.process.stderr.read() == ""
 
 
+def test_a_second_sigterm_ends_the_server_at_once(folder):
+    with Server(folder) as server:
+        line = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        line.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
+        while stats(server)["in_flight"] == 0:
+            time.sleep(0.01)
+        server.signal(signal.SIGTERM)
+        while listens(server):
+            time.sleep(0.02)
+        assert server.stop() == 0 and server.errors == ""
+        line.close()
+
+
 def test_sigterm_under_load_loses_no_answer(folder):
     body, headers = binary(X)
     with Server(folder) as server:

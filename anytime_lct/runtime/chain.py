@@ -47,7 +47,7 @@ class Chain:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(value.tensor_size_in_bytes() for value in self._values.values())
+        return sum(value.numpy().nbytes for value in self._values.values())
 
     def advance(self) -> bool:
         """Run the next group; tell whether it had run before, and so needed no loading and binding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -146,6 +147,7 @@ async def signals(server: uvicorn.Server, service: Service) -> AsyncIterator[Non
 
     def stop() -> None:
         server.force_exit = server.should_exit
+        logging.getLogger("uvicorn.error").disabled = server.force_exit  # what is cut short was meant to be
         server.should_exit = service.draining = True
 
     def reload() -> None:
