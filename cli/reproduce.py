@@ -61,6 +61,7 @@ def reproduce(
     failed: dict[str, str] = {}
     if experiment.kind != "complexity" and not report:
         todo = [job for job in laid_out if _wanted(job.name, only) and job.name not in whole and job.state() != "done"]
+        todo = runner.with_starts(todo)
         if not resume:
             runner.expect_unbegun(todo)
         threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))

@@ -127,6 +127,11 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
     assert found[1].values == pytest.approx(found[0].values), "the frozen main network is that of backprop"
     assert found[2].values != found[1].values
     assert work(experiment, tmp_path, seeds=2)[1] == []
+    behind = next(job for job in jobs if job.after is not None)
+    assert runner.with_starts([behind]) == [behind]
+    (behind.after.folder / run_folder.MAIN).rename(tmp_path / "away")
+    assert runner.with_starts([behind]) == [behind, behind.after], "its figures are known, its weights are needed"
+    (tmp_path / "away").rename(behind.after.folder / run_folder.MAIN)
     text = report.markdown(experiment, "small", found, 2)
     assert f"| BP | {found[0].mean:.2f} ± {found[0].deviation:.2f} (n = 2) (98.00) |" in text
     assert "- All." in text

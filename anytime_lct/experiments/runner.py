@@ -102,6 +102,15 @@ def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[
     return list(made.values())
 
 
+def with_starts(todo: Sequence[Job]) -> list[Job]:
+    """Return the jobs and those whose weights they start from, where these are not at hand: figures alone may be."""
+    made = list(todo)
+    for job in todo:
+        if job.after is not None and job.after not in made and job.after.state() in ("missing", "begun"):
+            made.append(job.after)
+    return made
+
+
 def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Run jobs, `side_by_side` at once with so many threads each; return why those that failed did, by name.
 
