@@ -217,12 +217,22 @@ def _subgraph(
             if isinstance(value, nn.Module) and id(value) in taken and not value.state_dict():
                 value = copy.deepcopy(value)  # a ReLU or Dropout of several groups: train() of one leaves the others
             attributes[node.target] = value
-    made = fx.GraphModule(attributes, graph, name)
+    made = _Group(attributes, graph, name)
     modes = {path: module.training for path, module in traced.model.named_modules()}
     for path, module in made.named_modules():
         module.training = modes.get(path, module.training)
     _keep_out_of_state(made, attributes, traced.model.state_dict().keys())
     return made
+
+
+class _Group(fx.GraphModule):
+    """A layer group, whose copies keep out of their state_dict what it keeps out; fx alone forgets, before torch 2.14."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        made = super().__deepcopy__(memo)
+        for own, copied in zip(self.modules(), made.modules(), strict=True):
+            copied._non_persistent_buffers_set = set(own._non_persistent_buffers_set)
+        return made
 
 
 def _keep_out_of_state(made: fx.GraphModule, attributes: dict[str, Any], names: Any) -> None:

@@ -146,19 +146,29 @@ def test_many_requests_share_a_connection_and_come_in_order(server):
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
-        (b"nonsense\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400),
-        (b"POST /v2 HTTP/9.9\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999999\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
-        (b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /" + b"a" * 200_000, 431),
-        (b"GET /v2 HTTP/1.1\r\n" + b"x: y\r\n" * 50_000, 431),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n", 200),
-        (b"GET /v2 HTTP/1.0\r\n\r\n", 200),
-        (b"BREW /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        pytest.param(b"nonsense\r\n\r\n", 400, id="no HTTP"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400, id="TLS"),
+        pytest.param(b"POST /v2 HTTP/9.9\r\n\r\n", 400, id="HTTP/9.9"),
+        pytest.param(b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, id="negative length"),
+        pytest.param(
+            b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
+            400,
+            id="length beyond numbers",
+        ),
+        pytest.param(
+            b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400, id="two lengths"
+        ),
+        pytest.param(b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="path of no text"),
+        pytest.param(b"GET /" + b"a" * 200_000, 431, id="endless path"),
+        pytest.param(b"GET /v2 HTTP/1.1\r\n" + b"x: y\r\n" * 50_000, 431, id="endless headers"),
+        pytest.param(
+            b"GET /v2 HTTP/1.0\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            200,
+            id="upgrade",
+        ),
+        pytest.param(b"GET /v2 HTTP/1.0\r\n\r\n", 200, id="HTTP/1.0"),
+        pytest.param(b"BREW /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="unknown method"),
+        pytest.param(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404, id="unknown path"),
     ],
 )
 def test_bytes_that_are_no_request_are_answered_in_the_protocols_words(server, sent, code):
