@@ -224,6 +224,8 @@ def test_the_tables_of_experiments_are_those_of_the_committed_results():
             assert cells(f"{words}, {data}") == [shown("table1", row, "BP"), *exits]
         for method in ("LCT", "DNI"):
             assert cells(f"{method}, {data}") == [shown("table1", row, f"{method}_n{n}") for n in (1, 2, 3)]
+        jointly = ("joint losses, N = 2", "joint losses, N = 3", "joint losses")
+        assert cells(f"jointly, {data}") == [shown("table7", f"{way}, {row}", "Main") for way in jointly]
     for layers in (2, 3, 4):
         ways = ("BP", "LCT", "LCT, own loss", "LCT, default")
         found = [shown("table5", f"{way}, King James Bible", f"{layers} layers", 3) for way in ways]
