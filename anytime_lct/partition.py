@@ -226,7 +226,7 @@ def _subgraph(
 
 
 class _Group(fx.GraphModule):
-    """A layer group, whose copies keep out of their state_dict what it keeps out; fx alone forgets, before torch 2.14."""
+    """A layer group whose copies keep out of their state_dict what it does, which fx forgets before torch 2.14."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         made = super().__deepcopy__(memo)
