@@ -56,6 +56,9 @@ def reproduce(
         raise RecipeError(f"Expected --scale small or paper, got '{scale}'.")
     experiment = catalogue.experiment(name.lower(), size)
     laid_out = runner.jobs(experiment.runs, seeds, runs or out / "runs", data_root)
+    if only and not any(_wanted(job.name, only) for job in laid_out):
+        names = ", ".join(dict.fromkeys(job.run.name for job in laid_out))
+        raise RecipeError(f"Expected in --only a pattern of runs of {name}, got none that matches; they are {names}.")
     stem = f"{experiment.name}_{size}"
     known, whole, before = reports.known(out / f"{stem}.json", experiment, laid_out)
     failed: dict[str, str] = {}

@@ -190,6 +190,9 @@ def test_bad_words_end_in_a_sentence(tmp_path):
         catalogue.experiment("table11", "small")
     said = call("reproduce", "table3", "--scale", "huge", cwd=tmp_path)
     assert said.returncode == 2 and "Expected --scale small or paper, got 'huge'" in " ".join(said.stderr.split())
+    said = call("reproduce", "table3", "--only", "nothing-*", cwd=tmp_path)
+    assert said.returncode == 2 and "got none that matches; they are mnist-mlp-" in " ".join(said.stderr.split())
+    assert not list(tmp_path.iterdir())
     listed = call("reproduce", "list", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(catalogue.NAMES)
 
