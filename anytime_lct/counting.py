@@ -1,10 +1,26 @@
-"""Multiply-adds of answering, counted by torch: convolutions and matrix products, on whatever device the input is."""
+"""Multiply-adds and parameters of a module, counted by fvcore on one traced forward pass.
+
+One multiply-add counts one, as in fvcore, torchvision and timm. What fvcore counts is counted as it does (in
+evaluation mode a batch norm is two operations an element). What it leaves at zero with a log line is counted
+below, listed as free, or an error: a number that leaves something out is never returned.
+"""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from anytime_lct.errors import AnalysisError
+from anytime_lct.exits.profile import Cost
+from anytime_lct.modes import carrying, probing
 
 
 def answering(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
@@ -16,3 +32,181 @@ def answering(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         y = module(x)
     return counter.get_total_flops() // 2, y
+
+
+with warnings.catch_warnings():  # fvcore compiles a loss, unasked, with a function that torch has deprecated
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import elementwise_flop_counter, norm_flop_counter
+
+
+# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout). Elementwise arithmetic and
+# functions have no weights to multiply by; fvcore, torchvision and timm leave them out as well.
+ELEMENTWISE = """
+    add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp log log1p erf
+    sin cos clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign sigmoid sigmoid_ tanh
+    tanh_ gelu gelu_ silu silu_ mish mish_ elu elu_ selu selu_ celu celu_ softplus softsign relu6
+    leaky_relu leaky_relu_ prelu rrelu hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_
+    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid glu softmax log_softmax dropout_
+    feature_dropout alpha_dropout feature_alpha_dropout
+"""
+COMPARING = """
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
+    min argmax argmin topk sort argsort ne lt le where logical_and logical_or logical_not __or__ isnan
+"""
+MOVING = """
+    embedding embedding_bag index_select one_hot take_along_dim scatter masked_fill_ tril triu pad
+    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle
+    channel_shuffle flip repeat repeat_interleave tile movedim swapaxes view_as reshape_as expand_as
+    unflatten unfold im2col clone alias lift_fresh detach_ fill_ zero_ ones_like empty_like new_ones
+    tensor scalar_tensor item numel dim Bool Float is_floating_point tensor_split unsafe_chunk
+    unsafe_split broadcast_tensors meshgrid squeeze_ transpose_ mT T _pack_padded_sequence
+    _pad_packed_sequence resolve_conj resolve_neg
+"""
+FREE = frozenset(f"aten::{name}" for names in (ELEMENTWISE, COMPARING, MOVING) for name in names.split())
+
+
+def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Cost:
+    """Count a module's distinct parameters, and its multiply-adds for one sample in evaluation mode.
+
+    `example` has batch 1. A sample of text is one character: the count is divided by `steps`, by default T
+    where the example is int64 (1, T), and otherwise 1; say steps=T for hidden sequences (1, T, F). The module
+    and the random state are left as they were. Raises AnalysisError where an operator has no count.
+
+    >>> count(nn.Linear(4, 3), torch.zeros(1, 4))
+    Cost(flops=12, params=15)
+    """
+    if example.shape[0] != 1:
+        raise AnalysisError(f"Expected an example with batch 1 to count, got a tensor of shape {tuple(example.shape)}.")
+    steps = _steps(example) if steps is None else steps
+    total = _multiply_adds(module, example)
+    if total % steps:
+        raise AnalysisError(
+            f"Expected operations that {steps} characters share evenly, got {total}; a network with a part "
+            f"that runs once for a whole text has no cost for one character."
+        )
+    return Cost(flops=total // steps, params=sum(p.numel() for p in module.parameters()))
+
+
+def components(
+    groups: Iterable[nn.Module], critics: Iterable[nn.Module], example: Tensor
+) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
+    """Count every layer group and every critic apart; `example` (batch 1) is what the first group reads.
+
+    >>> of_groups, of_critics = components(network.groups, network.critics, torch.zeros(1, 3, 32, 32))
+    """
+    steps, hidden = _steps(example), example
+    of_groups, of_critics = [], []
+    for group, critic in zip_longest(groups, critics):
+        of_groups.append(count(group, hidden, steps=steps))
+        if critic is not None:
+            with probing(group), carrying(group):
+                hidden = group(hidden.to(_device(group)))
+            of_critics.append(count(critic, hidden, steps=steps))
+    return tuple(of_groups), tuple(of_critics)
+
+
+def _steps(example: Tensor) -> int:
+    return example.shape[1] if example.dim() == 2 and not example.is_floating_point() else 1
+
+
+def _multiply_adds(module: nn.Module, example: Tensor) -> int:
+    analysis = FlopCountAnalysis(module, (example.to(_device(module)),))
+    analysis.set_op_handle(**dict.fromkeys(FREE), **HANDLES)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    try:
+        with _undisturbed(module):
+            total = analysis.total()
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise AnalysisError(
+            f"Expected {type(module).__name__} to run on an input of shape {tuple(example.shape)} for "
+            f"counting, but: {reason}."
+        ) from error
+    if missing := analysis.unsupported_ops():
+        operator = sorted(missing)[0]
+        around = [item for item in module.named_modules() if operator in analysis.unsupported_ops(item[0])]
+        path, owner = around[-1]
+        where = f"module '{path}' ({type(owner).__name__})" if path else type(owner).__name__
+        raise AnalysisError(
+            f"The operator {operator} in {where} has no count of multiply-adds; give it one in "
+            f"counting.py, or list it there as free."
+        )
+    return int(total)
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, plain attention, no warnings; hidden and random state are put back."""
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    with probing(module), carrying(module), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.mha.set_fastpath_enabled(False)  # it would run one operator that hides its matrices
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_attention)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.type().sizes())
+
+
+def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
+    return prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _added_matmul(inputs: list[Any], outputs: list[Any]) -> int:
+    return _matmul(inputs[1:], outputs)
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """A product of two tensors multiplies once for every combination of all its letters."""
+    letters = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    if len(letters) > 2 or any(len(word) != len(shape) for word, shape in zip(letters, shapes, strict=True)):
+        raise NotImplementedError("einsum with an ellipsis or more than two tensors")
+    pairs = (
+        (name, size)
+        for word, shape in zip(letters, shapes, strict=True)
+        for name, size in zip(word, shape, strict=True)
+    )
+    return prod(dict(pairs).values())
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries (.., L, E) by keys (.., S, E), then weights (.., L, S) by values (.., S, V)."""
+    query, key, value = (_shape(tensor) for tensor in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
+    """Each weight matrix (of gates, layers, directions, projection) is used once a sample and time step."""
+    lists = [value.node() for value in inputs if value.node().kind() == "prim::ListConstruct"]
+    weights = [_shape(value) for value in lists[-1].inputs()]
+    return prod(_shape(inputs[0])[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
+
+
+def _pooling(inputs: list[Any], outputs: list[Any]) -> int:
+    """An average costs one operation for every element it reads, as fvcore counts adaptive pooling."""
+    window = [value.toIValue() for value in inputs[1].node().inputs()]
+    rank = len(_shape(inputs[0])) - 2
+    return prod(_shape(outputs[0])) * prod(window if len(window) == rank else window * rank)
+
+
+_READ_ONCE = elementwise_flop_counter(1, 0)
+_MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool3d", "mean", "sum", "cumsum", "linalg_vector_norm")
+HANDLES: dict[str, Callable[[list[Any], list[Any]], Any]] = {
+    **{f"aten::{name}": _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")},
+    **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+    **{f"aten::{name}": _pooling for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")},
+    **{f"aten::{name}": _READ_ONCE for name in _MEANS},
+    "aten::baddbmm": _added_matmul,
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::rms_norm": norm_flop_counter(2),
+}

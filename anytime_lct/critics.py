@@ -38,7 +38,6 @@ from anytime_lct.task import TaskName
 
 Kind = Literal["slim", "residual", "paper", "paper-imagenet"]
 Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
-
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_LEAST, SLIM_MOST = 32, 48

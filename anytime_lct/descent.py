@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct.lct import Loss
-from anytime_lct.network import carriers
+from anytime_lct.modes import carriers
 
 Values = tuple[float | None, ...]  # one a layer group
 Gradients = Sequence[Tensor | None]  # one a weight; None where the loss does not depend on it

@@ -1,5 +1,7 @@
 """The toolkit's errors: each message is one sentence that says what was expected, what came and what to do."""
 
+from __future__ import annotations
+
 
 class LCTError(Exception):
     """Any error the toolkit raises on purpose; the command line prints it and ends with `exit_code`."""

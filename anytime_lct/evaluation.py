@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from anytime_lct import task as tasks
-from anytime_lct.network import LCTNetwork, carrying, probing
+from anytime_lct.modes import carrying, probing
+from anytime_lct.network import LCTNetwork
 from anytime_lct.task import TaskName
 
 # What turns a minibatch into the outputs of its exits, and what looks on: at these outputs and at the labels.

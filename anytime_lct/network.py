@@ -9,18 +9,22 @@ x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import counting, critics, partition, placement, sequence
-from anytime_lct.costs import NOBODY, Others, Strategy
+from anytime_lct import counting, critics
+from anytime_lct.cutting import choice as placement
+from anytime_lct.cutting import groups as sequence
+from anytime_lct.cutting.choice import at_shares
+from anytime_lct.cutting.costs import Strategy
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.seconds import NOBODY, Others
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
-from anytime_lct.shares import at_shares
+from anytime_lct.modes import probing
 from anytime_lct.task import TaskName
 
 
@@ -65,10 +69,10 @@ class LCTNetwork(nn.Module):
         """Cut a traceable network and put a local critic behind each cut.
 
         `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or where exits cost at most these
-        `shares` of the main network (`shares.at_shares`), or `num_groups` groups placed `by` layers, balanced
+        `shares` of the main network (`choice.at_shares`), or `num_groups` groups placed `by` layers, balanced
         training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
         A network that torch.fx cannot follow is cut after children named as `places`, where they simply run one after
-        another (`sequence.groups`). Raises PartitionError and CriticError.
+        another (`groups.cut_children`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
         """
@@ -134,11 +138,11 @@ def choose_places(
     weight_copies: int = 0,
     others: Others = NOBODY,
 ) -> tuple[str, ...]:
-    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`placement.place`)."""
+    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.place`)."""
     outputs = _outputs(model, example)
     deepest = max(critics.depths(critic, depth, num_groups - 1), default=1)
     return placement.place(
-        partition.trace(model),
+        Trace.of(model),
         example,
         num_groups,
         by,
@@ -164,7 +168,7 @@ def _places_at(
         )
         for at_depth in critics.depths(critic, depth, len(shares))
     ]
-    return at_shares(partition.trace(model), example, shares, makers)
+    return at_shares(Trace.of(model), example, shares, makers)
 
 
 def _groups(
@@ -172,12 +176,12 @@ def _groups(
 ) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
     """Return the groups between the places, and what is known of the tensor that crosses each (`critics.layout`)."""
     try:
-        trace = partition.trace(model)
+        trace = Trace.of(model)
     except PartitionError:
         if not places:
             raise
-        return sequence.groups(model, places, example), [{} for _ in places]
-    return partition.groups(trace, places), [trace.hints(place) for place in places]
+        return sequence.groups_of_children(model, places, example), [{} for _ in places]
+    return cut_groups(trace, places), [trace.hints(place) for place in places]
 
 
 def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[tuple[Tensor, int]]:
@@ -229,34 +233,3 @@ def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in given.items():
             own[name].copy_(value)
-
-
-@contextmanager
-def probing(module: nn.Module) -> Iterator[None]:
-    """Run a module for its shapes only: eval mode, no gradients, each submodule's mode put back afterwards."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
-
-
-def carriers(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the named submodules that can carry hidden state from minibatch to minibatch (`carry` and `state`)."""
-    return [(name, m) for name, m in module.named_modules() if hasattr(m, "carry") and hasattr(m, "state")]
-
-
-@contextmanager
-def carrying(module: nn.Module) -> Iterator[None]:
-    """Carry hidden state within this block, from zero; what was carried before comes back afterwards."""
-    before = [(m, m.carry, m.state) for _, m in carriers(module)]
-    for m, _, _ in before:
-        m.carry, m.state = True, None
-    try:
-        yield
-    finally:
-        for m, carry, state in before:
-            m.carry, m.state = carry, state

@@ -33,13 +33,13 @@ from matplotlib.figure import Figure
 from measuring import RESULTS, ratios, write
 
 from anytime_lct.analysis import picture
-from anytime_lct.bundle import Bundle
 from anytime_lct.cli.export import write as export
-from anytime_lct.experiments import runner
-from anytime_lct.experiments.plan import Given, Run, merged
-from anytime_lct.experiments.runner import Job
-from anytime_lct.profile import Profile
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Profile
+from anytime_lct.reproduce import runner
+from anytime_lct.reproduce.plan import Given, Run, merged
+from anytime_lct.reproduce.runner import Job
+from anytime_lct.runtime.session import AnytimeSession
 
 DEPTH, WIDTH, EPOCHS, EPOCHS_BEFORE_PRUNING, TUNING_RATE = 14, 16, 5, 3, 0.05
 NARROWER, SHARES = (8,), (0.5, 0.25)

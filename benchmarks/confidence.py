@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from measuring import RESULTS, write
 
-from anytime_lct import data as datasets
-from anytime_lct import run_folder
 from anytime_lct.analysis import measure, picture, threshold_search
 from anytime_lct.analysis.statistics import p_worse
-from anytime_lct.budget import show_count
 from anytime_lct.cli.analyze import with_root
-from anytime_lct.profile import Profile
-from anytime_lct.thresholds import MEASURES
+from anytime_lct.data import datasets
+from anytime_lct.exits.budget import show_count
+from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.thresholds import MEASURES
+from anytime_lct.run_folder import folder as run_folder
 
 POINTS = 16
 

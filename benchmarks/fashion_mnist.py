@@ -15,10 +15,10 @@ from pathlib import Path
 
 from measuring import RESULTS, write
 
-from anytime_lct import recipe as recipes
-from anytime_lct import run_folder
 from anytime_lct.cli.analyze import measure
 from anytime_lct.cli.train import run
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import folder as run_folder
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ from load import Sent, open_loop, request
 from measuring import RESULTS, write
 from serving import HOST, capacity, images_of, judge, prepare, server, whole_exit
 
-from anytime_lct.budget import parse_seconds
-from anytime_lct.runtime.calibration import calibration_path
+from anytime_lct.exits.budget import parse_seconds
+from anytime_lct.runtime.timings import calibration_path
 
 HOGS, GONE_A_SECOND, SLOWER = 2, 20, 4.0
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from measuring import ratios, write
 
-from anytime_lct.bundle import Bundle
 from anytime_lct.cli.export import write as export
-from anytime_lct.profile import Profile
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Profile
+from anytime_lct.runtime.session import AnytimeSession
 
 SAMPLES = 512
 

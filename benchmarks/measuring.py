@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytime_lct.analysis.latency import machine
+from anytime_lct.stopwatch import machine
 
 RESULTS = Path(__file__).parent / "results"
 

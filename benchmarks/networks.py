@@ -24,13 +24,16 @@ import torch
 from measuring import RESULTS, write
 from torch import Tensor, nn
 
-from anytime_lct import critics, models, partition
-from anytime_lct.analysis import complexity
+from anytime_lct import counting as complexity
+from anytime_lct import critics
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError
-from anytime_lct.export import export
+from anytime_lct.exits.profile import Exit, Profile, Quality
+from anytime_lct.export.write import export
 from anytime_lct.lct import Rule, descend
-from anytime_lct.network import LCTNetwork, probing
-from anytime_lct.profile import Exit, Profile, Quality
+from anytime_lct.models import networks as models
+from anytime_lct.modes import probing
+from anytime_lct.network import LCTNetwork
 from anytime_lct.task import Facts, losses
 
 SIDES = {
@@ -135,7 +138,7 @@ def survey(name: str) -> dict[str, Any]:
     try:
         for num_groups in SIZES:
             model, network = cut(name, side, num_groups)
-            traced = partition.trace(model)
+            traced = Trace.of(model)
             row |= {
                 "params": sum(p.numel() for p in model.parameters()),
                 "places": len(traced.candidates),

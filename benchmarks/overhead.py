@@ -16,14 +16,14 @@ import torch
 from measuring import SavedBytes, ratios, write
 from torch import nn
 
-from anytime_lct import models
-from anytime_lct import recipe as recipes
-from anytime_lct.learner import Clock
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipe import Recipe
-from anytime_lct.run_folder import build_network
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder.build import build_network
 from anytime_lct.task import Facts
-from anytime_lct.training.worker import Minibatch, Worker
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods.worker import Minibatch, Worker
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 

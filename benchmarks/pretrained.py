@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from measuring import write
 
-from anytime_lct import run_folder
-from anytime_lct.checkpoint import load_tensors
-from anytime_lct.profile import Profile
+from anytime_lct.exits.profile import Profile
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.checkpoint import load_tensors
 
 PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 NETWORK = f"{Path(__file__).with_name('lite0.py')}:lite0"

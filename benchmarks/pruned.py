@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from anytime_lct import run_folder
-from anytime_lct.checkpoint import load_tensors
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_model
+from anytime_lct.run_folder.checkpoint import load_tensors
 
 STEPS, MOST = 400, 0.9  # channels go in so many steps; of every layer a tenth stays
 
@@ -23,7 +24,7 @@ def pruned(input_shape: tuple[int, ...], outputs: int, base: str, share: float) 
     import torch_pruning as tp
 
     recipe, facts = run_folder.read(Path(base))
-    model = run_folder.build_model(recipe, facts)
+    model = build_model(recipe, facts)
     model.load_state_dict(load_tensors(Path(base) / run_folder.MAIN))
     example = torch.zeros(1, *input_shape)
     pruner = tp.pruner.BasePruner(

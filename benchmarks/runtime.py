@@ -21,13 +21,13 @@ import onnxruntime
 from measuring import RESULTS, ratios, write
 from overhead import FACTS, recipe_for
 
-from anytime_lct.analysis.complexity import components
-from anytime_lct.budget import Budget
-from anytime_lct.bundle import Bundle
-from anytime_lct.export import export
-from anytime_lct.profile import Exit, Profile, Quality
-from anytime_lct.run_folder import build_network, example_input
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.counting import components
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Exit, Profile, Quality
+from anytime_lct.export.write import export
+from anytime_lct.run_folder.build import build_network, example_input
+from anytime_lct.runtime.session import AnytimeSession
 
 NEVER_SURE = 1e30
 NETWORKS = {

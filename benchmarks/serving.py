@@ -34,11 +34,11 @@ from load import Sent, open_loop, request
 from matplotlib.figure import Figure
 from measuring import RESULTS, write
 
-from anytime_lct import data as datasets
-from anytime_lct import run_folder
 from anytime_lct.analysis import picture
-from anytime_lct.budget import parse_seconds
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.data import datasets
+from anytime_lct.exits.budget import parse_seconds
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.runtime.session import AnytimeSession
 
 LOADS = (0.5, 0.9, 1.3, 2.5)
 IMAGES = 2000

@@ -13,7 +13,7 @@ import torch
 from measuring import ratios, write
 from runtime import bundle_of
 
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession
 
 N, SIDE = 4, 32
 

@@ -34,9 +34,9 @@ from measuring import RESULTS, write
 from simulator import Group, Stage, Wire, local_critics, pipelined, run
 from workers_process import facts_of
 
-from anytime_lct import models
+from anytime_lct.models import networks as models
 from anytime_lct.network import choose_places
-from anytime_lct.training import keep_freed_memory
+from anytime_lct.training.memory import keep_freed_memory
 
 LSTM = {"name": "lstm", "units": 600, "embedding": 128}
 CASES: dict[str, dict[str, Any]] = {

@@ -21,20 +21,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from anytime_lct import models, run_folder
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import METHODS
-from anytime_lct.costs import Others
-from anytime_lct.learner import Clock, Learner
+from anytime_lct.cutting.seconds import Others
+from anytime_lct.models import networks as models
 from anytime_lct.network import choose_places
-from anytime_lct.recipe import Recipe
-from anytime_lct.run_folder import build_network
+from anytime_lct.recipes import reading, recipe
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.task import Facts, losses
-from anytime_lct.training import keep_freed_memory
-from anytime_lct.training.group import GroupInTraining
-from anytime_lct.training.links import Link, Minibatch
-from anytime_lct.training.team import Team, join
-from anytime_lct.training.worker import Worker
+from anytime_lct.training.learner import Clock, Learner
+from anytime_lct.training.memory import keep_freed_memory
+from anytime_lct.training.methods.group import GroupInTraining
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.links import Link
+from anytime_lct.training.processes.team import Team, join
 
 CPU = torch.device("cpu")
 FILL = 3  # minibatches until every worker has one, and one more
@@ -55,7 +56,7 @@ def facts_of(case: dict[str, Any]) -> Facts:
 
 def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any) -> Recipe:
     text = case["model"]["name"] == "lstm"
-    return recipes.complete(
+    return reading.complete(
         {
             "data": {"name": "text" if text else "cifar10", "path": "random", "batch_size": case["batch"]},
             "model": case["model"],
@@ -120,7 +121,7 @@ class Variant:
         if self.alone and team.worker > 0:
             return
         told = recipe_of(case, method, spec.get("places", []), **spec.get("train", {}))
-        network = build_network(told, facts_of(case), stages=method in recipes.PIPELINES).train()
+        network = build_network(told, facts_of(case), stages=method in recipe.PIPELINES).train()
         self.batch = minibatch(case, part=(self.team.replica, self.team.replicas))
         if told.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
@@ -247,7 +248,7 @@ def places(told: dict[str, Any], team: Team) -> list[str]:
     options = {key: value for key, value in case["model"].items() if key != "name"}
     torch.manual_seed(0)
     model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
-    example = run_folder.example_input(facts, case["batch"])
+    example = example_input(facts, case["batch"])
     others = Others(team.rank, team.mean)
     groups = told["groups"]
     return list(choose_places(model, example, num_groups=groups, by="measured", task=facts.task, others=others))

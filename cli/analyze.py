@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from anytime_lct.profile import Profile, Quality
-    from anytime_lct.recipe import Recipe
+    from anytime_lct.exits.profile import Profile, Quality
+    from anytime_lct.recipes.recipe import Recipe
 
 
 def analyze(
@@ -61,16 +61,17 @@ CHOSEN = {
 
 def measure(run: Path, data_root: str | None = None) -> Profile:
     """Measure a run folder; write its profile and picture."""
-    from anytime_lct import analysis, run_folder
-    from anytime_lct import data as datasets
-    from anytime_lct.profile import weights_sum
+    from anytime_lct.analysis import measure, picture
+    from anytime_lct.data import datasets
+    from anytime_lct.exits.profile import weights_sum
+    from anytime_lct.run_folder import folder as run_folder
 
     opened, measured = run_folder.open_run(run), weights_sum(run)
     data = datasets.from_recipe(with_root(opened.recipe, data_root))
-    found = analysis.profile(opened.network, data, opened.recipe.model.name)
+    found = measure.profile(opened.network, data, opened.recipe.model.name)
     profile = found.model_copy(update={"weights": measured})
     profile.save(run / run_folder.PROFILE)
-    analysis.draw(profile, run / run_folder.PICTURE)
+    picture.draw(profile, run / run_folder.PICTURE)
     return profile
 
 
@@ -83,12 +84,13 @@ def with_root(recipe: Recipe, data_root: str | None) -> Recipe:
 
 def draw_descent(run: Path, title: str) -> bool:
     """Draw sufficient descent over the run; False where it was not tracked."""
-    from anytime_lct import journal, run_folder
-    from anytime_lct.analysis import descent_picture
+    from anytime_lct.analysis import picture as descent_picture
+    from anytime_lct.run_folder import folder as run_folder
+    from anytime_lct.run_folder import journal
 
     lines = journal.read(run / run_folder.DESCENT)
     if lines:
-        descent_picture.draw(lines, run / run_folder.DESCENT_PICTURE, title)
+        descent_picture.draw_descent(lines, run / run_folder.DESCENT_PICTURE, title)
     return bool(lines)
 
 
@@ -96,8 +98,8 @@ def table(profile: Profile) -> Table:
     """Lay a profile out, a line an exit, with the critic's share in parentheses as in Table VIII."""
     from rich.table import Table
 
-    from anytime_lct.budget import show_count, show_seconds
-    from anytime_lct.selector import pareto_front
+    from anytime_lct.exits.budget import show_count, show_seconds
+    from anytime_lct.exits.selector import pareto_front
 
     front = pareto_front(profile)
     grid = Table(title=f"{profile.model} on {profile.data}", title_justify="left")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.runtime.calibration import Calibration
+    from anytime_lct.runtime.timings import Calibration
 
 
 def calibrate(
@@ -31,16 +31,16 @@ def calibrate(
     """
     from rich.console import Console
 
-    from anytime_lct.runtime import AnytimeSession
-    from anytime_lct.runtime import calibration as calibrations
+    from anytime_lct.runtime import calibration, timings
+    from anytime_lct.runtime.session import AnytimeSession
 
     numbers = read_threads(threads)
     sessions = [AnytimeSession(bundle, threads=number, calibrated=False) for number in numbers]
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
-        best = calibrations.fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
+        best = calibration.fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
         session = sessions[numbers.index(best)]
-        found = calibrations.calibrate(session, read_sizes(sizes), seconds, status.update)
-    path = calibrations.save(found, session.bundle)
+        found = calibration.calibrate(session, read_sizes(sizes), seconds, status.update)
+    path = timings.save(found, session.bundle)
     if as_json:
         typer.echo(found.model_dump_json())
     else:
@@ -77,8 +77,8 @@ def show(found: Calibration, served: tuple[int, ...]) -> None:
     """Draw what every exit takes, by size of batch: the sum of its parts' medians, and of their 99 in 100."""
     from rich.table import Table
 
-    from anytime_lct.budget import show_seconds
     from anytime_lct.cli.screen import screen
+    from anytime_lct.exits.budget import show_seconds
 
     table = Table("batch", *(f"exit {i}" for i in served), title="median (99 in 100)")
     for size, times in found.sizes.items():

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from anytime_lct.bundle import Bundle
     from anytime_lct.evaluation import Answers
-    from anytime_lct.export import Int8
-    from anytime_lct.profile import Profile
-    from anytime_lct.run_folder import Run
-    from anytime_lct.thresholds import ThresholdTable
+    from anytime_lct.exits.bundle import Bundle
+    from anytime_lct.exits.profile import Profile
+    from anytime_lct.exits.thresholds import ThresholdTable
+    from anytime_lct.export.quantise import Int8
+    from anytime_lct.run_folder.folder import Run
 
 
 def export(
@@ -47,10 +47,10 @@ def export(
 
     Example: anytime-lct export runs/digits-resnet-0 --out bundles/digits
     """
-    from anytime_lct.budget import show_count
     from anytime_lct.errors import ExportError
-    from anytime_lct.profile import Profile
-    from anytime_lct.selector import show_quality
+    from anytime_lct.exits.budget import show_count
+    from anytime_lct.exits.profile import Profile
+    from anytime_lct.exits.selector import show_quality
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
@@ -103,10 +103,10 @@ def write(
     """Export a run folder that has a profile, in int8 where `calibration_samples` says on how many; show the steps."""
     from rich.console import Console
 
-    from anytime_lct import run_folder
     from anytime_lct.errors import ProfileError
-    from anytime_lct.export import export as exporting
-    from anytime_lct.profile import Profile
+    from anytime_lct.exits.profile import Profile
+    from anytime_lct.export.write import export as exporting
+    from anytime_lct.run_folder import folder as run_folder
 
     opened = run_folder.open_run(run)
     if not (run / run_folder.PROFILE).exists():
@@ -135,8 +135,8 @@ def write(
 
 def _rules(run: Path, profile: Profile) -> ThresholdTable | None:
     """Read the run's rules for stopping; those of other weights stay behind, and that is said."""
-    from anytime_lct import run_folder
-    from anytime_lct.thresholds import NAME, ThresholdTable
+    from anytime_lct.exits.thresholds import NAME, ThresholdTable
+    from anytime_lct.run_folder import folder as run_folder
 
     if not (run / NAME).exists():
         return None
@@ -153,11 +153,10 @@ def _rules(run: Path, profile: Profile) -> ThresholdTable | None:
 
 def _int8(opened: Run, profile: Profile, rules: ThresholdTable | None, samples: int, data_root: str | None) -> Int8:
     """Join the run's data to the export: training images to calibrate on, and what measures the int8 graphs."""
-    from anytime_lct import data as datasets
     from anytime_lct.analysis import measure, threshold_search
     from anytime_lct.cli.analyze import with_root
-    from anytime_lct.export import Int8
-    from anytime_lct.export.quantise import check
+    from anytime_lct.data import datasets
+    from anytime_lct.export.quantise import Int8, check
 
     check(opened.facts)
     data = datasets.from_recipe(with_root(opened.recipe, data_root))

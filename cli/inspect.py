@@ -43,12 +43,12 @@ def inspect(
     """
     import dataclasses
 
-    from anytime_lct import models
-    from anytime_lct import recipe as recipes
     from anytime_lct.analysis.inspection import inspect as inspecting
     from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import shares_of
-    from anytime_lct.run_folder import example_input
+    from anytime_lct.models import networks as models
+    from anytime_lct.recipes import reading as recipes
+    from anytime_lct.run_folder.build import example_input
     from anytime_lct.task import Facts
 
     shape, options = _shape(input_), _options(settings)
@@ -100,7 +100,7 @@ def inspect(
 
 
 def _summary(model: str, input_: str, found: Inspection) -> str:
-    from anytime_lct.budget import show_count
+    from anytime_lct.exits.budget import show_count
 
     return (
         f"{model} on {input_}: {show_count(found.main.flops)} multiply-adds (one counts one), "
@@ -124,7 +124,7 @@ def _cuts(found: Inspection) -> Table:
 def _parts(found: Inspection) -> Table:
     from rich.table import Table
 
-    from anytime_lct.budget import show_count
+    from anytime_lct.exits.budget import show_count
 
     grid = Table(title=f"Cut in {len(found.parts)}, critics included in exits", title_justify="left")
     for name in ("exit", "after", "group", "critic", "exit", "share", "parameters"):
@@ -160,8 +160,8 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _options(settings: list[str] | None) -> dict[str, Any]:
-    from anytime_lct import recipe as recipes
     from anytime_lct.errors import ModelError
+    from anytime_lct.recipes import reading as recipes
 
     given = dict(recipes.assignment(text) for text in settings or [])
     for key in given:

@@ -20,11 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
-
 VERBS = (
     "quickstart", "inspect", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict", "serve",
     "reproduce",
 )  # fmt: skip
+
+
 for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 

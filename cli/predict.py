@@ -12,10 +12,12 @@ from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anytime_lct.budget import Budget
-    from anytime_lct.bundle import Manifest
-    from anytime_lct.runtime import Answer, AnytimeSession
-    from anytime_lct.thresholds import Thresholds
+    from anytime_lct.exits.budget import Budget
+    from anytime_lct.exits.bundle import Manifest
+    from anytime_lct.exits.thresholds import Thresholds
+    from anytime_lct.runtime.answer import Answer
+    from anytime_lct.runtime.session import AnytimeSession
+
 
 # An input as it is named to the user, and its batch.
 Input = tuple[str, Any]
@@ -52,7 +54,7 @@ def predict(
 
     Example: anytime-lct predict fashion.bundle boot.png --budget-flops 20M --top 3
     """
-    from anytime_lct.runtime import AnytimeSession
+    from anytime_lct.runtime.session import AnytimeSession
 
     session = AnytimeSession(bundle, threads=threads)
     budget = read_budget(budget_flops, budget_params, budget_latency, exit)
@@ -91,9 +93,9 @@ def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) ->
 
 def read_policy(timeout: str | None, min_confidence: float | None, measure: str, stream: bool) -> dict[str, Any]:
     """Read when to stop before the budget's exit, as arguments of `AnytimeSession.run`; raises BudgetError."""
-    from anytime_lct.budget import parse_seconds
     from anytime_lct.errors import BudgetError
-    from anytime_lct.thresholds import MEASURES
+    from anytime_lct.exits.budget import parse_seconds
+    from anytime_lct.exits.thresholds import MEASURES
 
     if measure not in MEASURES:
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)}, got '{measure}'; name one of them.")
@@ -105,8 +107,8 @@ def read_policy(timeout: str | None, min_confidence: float | None, measure: str,
 
 def read_rule(session: AnytimeSession, mean_flops: str, stream: bool) -> Thresholds:
     """Find the bundle's rule for a mean budget; raises BudgetError and NothingFitsError."""
-    from anytime_lct.budget import parse_count
     from anytime_lct.errors import BudgetError
+    from anytime_lct.exits.budget import parse_count
 
     if stream:
         raise BudgetError("Expected --stream alone, which shows every exit; leave --mean-flops out.")
@@ -156,7 +158,7 @@ def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator
 
 def line(row: dict[str, Any]) -> str:
     """Write an answer on one line."""
-    from anytime_lct.budget import show_count
+    from anytime_lct.exits.budget import show_count
 
     return f"{title(row)}  exit {row['exit']}  {show_count(row['flops'])} FLOPs  {likely(row)}"
 
@@ -179,8 +181,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from anytime_lct.budget import show_count
     from anytime_lct.cli.screen import screen
+    from anytime_lct.exits.budget import show_count
 
     table = Table("input", "next character" if rows[0]["text"] else "class", "exit", "FLOPs")
     for row in rows:

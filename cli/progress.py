@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from anytime_lct.training import Epoch, Note, Progress
+    from anytime_lct.training.events import Epoch, Note, Progress
 
 
 def show(events: Iterable[Progress | Epoch | Note], metric: str, *, quiet: bool = False) -> Epoch | None:
@@ -17,7 +17,7 @@ def show(events: Iterable[Progress | Epoch | Note], metric: str, *, quiet: bool 
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from anytime_lct.training import Epoch, Note
+    from anytime_lct.training.events import Epoch, Note
 
     console = Console(stderr=True, quiet=quiet)
     columns = (
@@ -59,8 +59,9 @@ def descent(folder: Path) -> dict[str, Any] | None:
     """Sum up a run's descent.jsonl, with its cost as a share of training time; None where nothing was tracked."""
     import dataclasses
 
-    from anytime_lct import journal, run_folder
     from anytime_lct.descent import summarise
+    from anytime_lct.run_folder import folder as run_folder
+    from anytime_lct.run_folder import journal
 
     lines = journal.read(folder / run_folder.DESCENT)
     if not lines:

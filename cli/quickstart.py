@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.bundle import Bundle
+    from anytime_lct.exits.bundle import Bundle
 
 
 def quickstart(
@@ -28,11 +28,11 @@ def quickstart(
     """
     import json
 
-    from anytime_lct import recipe as recipes
     from anytime_lct.cli.analyze import CHOSEN, NOTE, measure, table
     from anytime_lct.cli.export import write
     from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import run
+    from anytime_lct.recipes import reading as recipes
 
     run_dir, bundle_dir = folder / "run", folder / "bundle"
     _make_way(folder, run_dir, bundle_dir, force)
@@ -60,9 +60,9 @@ def quickstart(
 
 def answer(bundle: Bundle, recipe: Any) -> list[dict[str, float | int]]:
     """Answer the test images by onnxruntime at a budget that just lets each exit in; return what came of each."""
-    from anytime_lct import data as datasets
-    from anytime_lct.budget import Budget
-    from anytime_lct.runtime import AnytimeSession
+    from anytime_lct.data import datasets
+    from anytime_lct.exits.budget import Budget
+    from anytime_lct.runtime.session import AnytimeSession
 
     batches = [(x.numpy(), y.numpy()) for x, y in datasets.from_recipe(recipe).batches("test")]
     session = AnytimeSession(bundle)
@@ -80,7 +80,7 @@ def answer(bundle: Bundle, recipe: Any) -> list[dict[str, float | int]]:
 def _answers_table(answered: list[dict[str, float | int]]) -> Any:
     from rich.table import Table
 
-    from anytime_lct.budget import show_count
+    from anytime_lct.exits.budget import show_count
 
     grid = Table(title="The test digits answered by onnxruntime at four budgets", title_justify="left")
     for name in ("budget, FLOPs", "exit that answers", "accuracy"):

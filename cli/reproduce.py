@@ -39,8 +39,8 @@ def reproduce(
     import json
 
     from anytime_lct.errors import LCTError, RecipeError
-    from anytime_lct.experiments import catalogue, figures, pictures, runner
-    from anytime_lct.experiments import report as reports
+    from anytime_lct.reproduce import catalogue, figures, pictures, runner
+    from anytime_lct.reproduce import report as reports
 
     if name.lower() == "list":
         if as_json:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.budget import Budget
-    from anytime_lct.profile import Profile
-    from anytime_lct.selector import Selection
+    from anytime_lct.exits.budget import Budget
+    from anytime_lct.exits.profile import Profile
+    from anytime_lct.exits.selector import Selection
+
 
 SOURCE = "Run folder, bundle folder or profile.json."
 FLOPS = "At most so many multiply-adds a sample, e.g. 20M."
@@ -38,8 +39,8 @@ def select(
 
     Example: anytime-lct select runs/fashion --budget-flops 20M --max-drop 0.5
     """
-    from anytime_lct import selector
-    from anytime_lct.budget import parse_quality
+    from anytime_lct.exits import selector
+    from anytime_lct.exits.budget import parse_quality
 
     profile, exits = open_profile(source)
     selection = selector.select(
@@ -61,8 +62,8 @@ def select(
 
 def open_profile(source: Path) -> tuple[Profile, tuple[int, ...] | None]:
     """Open a run's or a file's profile, or a bundle's with the exits that it serves."""
-    from anytime_lct.bundle import Bundle, is_bundle
-    from anytime_lct.profile import Profile
+    from anytime_lct.exits.bundle import Bundle, is_bundle
+    from anytime_lct.exits.profile import Profile
 
     if is_bundle(source):
         bundle = Bundle.open(source, verify=False)
@@ -72,7 +73,7 @@ def open_profile(source: Path) -> tuple[Profile, tuple[int, ...] | None]:
 
 def read_budget(flops: str | None, params: str | None, latency: str | None, exit: int | None = None) -> Budget:
     """Read the budget options that `select` and `predict` share."""
-    from anytime_lct.budget import Budget, parse_count, parse_seconds
+    from anytime_lct.exits.budget import Budget, parse_count, parse_seconds
 
     return Budget(
         flops=None if flops is None else parse_count(flops),
@@ -104,9 +105,9 @@ def show(profile: Profile, selection: Selection) -> None:
     """Draw a selection as a table of two columns, and say why it was made."""
     from rich.table import Table
 
-    from anytime_lct.budget import show_count, show_seconds
     from anytime_lct.cli.screen import screen
-    from anytime_lct.selector import show_quality
+    from anytime_lct.exits.budget import show_count, show_seconds
+    from anytime_lct.exits.selector import show_quality
 
     cost, whole = selection.cost, profile.cost(profile.num_groups)
     measured = profile.exits[selection.exit - 1]

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from anytime_lct.serving.request import Ask
 
+
 DEADLINE = "Deadline of requests that bring none, from their arrival, e.g. 20ms; default: none."
 FIXED = "Answer by this exit, whatever the load, unless a request's parameters say otherwise; to compare with."
 
@@ -36,7 +37,7 @@ def serve(
     """
     import json
 
-    from anytime_lct.budget import parse_count
+    from anytime_lct.exits.budget import parse_count
     from anytime_lct.serving.limits import Limits
     from anytime_lct.serving.server import Settings, address, listen
     from anytime_lct.serving.server import serve as serving
@@ -68,7 +69,7 @@ def threads_each(cores: int | None, workers: int) -> int:
 
 def read_default(deadline: str | None, fixed: int | None) -> Ask:
     """Read what requests ask for where they say nothing."""
-    from anytime_lct.budget import Budget, parse_seconds
+    from anytime_lct.exits.budget import Budget, parse_seconds
     from anytime_lct.serving.request import Ask
 
     timeout = None if deadline is None else parse_seconds(deadline)

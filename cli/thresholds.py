@@ -10,8 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from anytime_lct.profile import Quality
-    from anytime_lct.thresholds import Measure, Thresholds, ThresholdTable
+    from anytime_lct.exits.profile import Quality
+    from anytime_lct.exits.thresholds import Measure, Thresholds, ThresholdTable
+
 
 BUDGET = "Mean multiply-adds a sample, e.g. 20M; may be given several times."
 MEASURE = "What tells how sure an answer is; best: the one that does best on validation."
@@ -31,10 +32,10 @@ def thresholds(
 
     Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
     """
-    from anytime_lct.budget import parse_count
     from anytime_lct.cli.screen import screen
     from anytime_lct.errors import BudgetError
-    from anytime_lct.thresholds import MEASURES
+    from anytime_lct.exits.budget import parse_count
+    from anytime_lct.exits.thresholds import MEASURES
 
     if measure not in (*MEASURES, "best"):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
@@ -60,13 +61,13 @@ def find(
     run: Path, budgets: list[float], measures: tuple[Measure, ...], data_root: str | None = None
 ) -> tuple[ThresholdTable, Path]:
     """Search a rule for each budget and add them to the run's table; return those, and the file."""
-    from anytime_lct import data as datasets
-    from anytime_lct import run_folder
     from anytime_lct.analysis import measure, threshold_search
     from anytime_lct.cli.analyze import with_root
+    from anytime_lct.data import datasets
     from anytime_lct.errors import AnalysisError, ProfileError
-    from anytime_lct.profile import Profile
-    from anytime_lct.thresholds import NAME, ThresholdTable
+    from anytime_lct.exits.profile import Profile
+    from anytime_lct.exits.thresholds import NAME, ThresholdTable
+    from anytime_lct.run_folder import folder as run_folder
 
     opened = run_folder.open_run(run)
     if opened.facts.task != "classification":
@@ -99,7 +100,7 @@ def table(rules: tuple[Thresholds, ...]) -> Table:
     """Lay rules out, a line a budget."""
     from rich.table import Table
 
-    from anytime_lct.budget import show_count
+    from anytime_lct.exits.budget import show_count
 
     grid = Table(title="Rules for stopping", title_justify="left")
     for name in ("mean budget", "stop if", "mean cost", "accuracy", "fixed exit"):

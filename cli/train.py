@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.training import Epoch
+    from anytime_lct.training.events import Epoch
 
 
 def train(
@@ -116,9 +116,9 @@ def train(
 
     Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
     """
-    from anytime_lct import recipe as recipes
     from anytime_lct.cli.progress import descent, descent_line
     from anytime_lct.errors import RecipeError
+    from anytime_lct.recipes import reading as recipes
 
     flags = {
         "data.name": data, "data.root": data_root, "data.download": download or None, "model.name": model,
@@ -141,7 +141,7 @@ def train(
             raise RecipeError(
                 "Expected --resume with --run-dir alone, since a run goes on with its own recipe; leave the rest out."
             )
-        from anytime_lct import run_folder
+        from anytime_lct.run_folder import folder as run_folder
 
         chosen = run_folder.read(run_dir)[0]
     else:
@@ -151,7 +151,7 @@ def train(
             key = "posthoc.loss" if chosen.train.method == "posthoc" else "rule.critic_loss"
             chosen = recipes.read(recipe, {key: critic_loss, **overrides}, otherwise)
         if chosen.train.weights == "default":
-            from anytime_lct import pretrained
+            from anytime_lct.run_folder import start as pretrained
 
             chosen = pretrained.with_statistics(chosen)
     network = re.sub(r"[^\w.]+", "-", chosen.model.name)
@@ -221,11 +221,11 @@ def _launch(
     """Check what can be checked beforehand, then run this command in every worker."""
     import tempfile
 
-    from anytime_lct import recipe as recipes
-    from anytime_lct.baselines import expect_processes
     from anytime_lct.errors import PartitionError
-    from anytime_lct.training import expect_one_process
-    from anytime_lct.training.launch import launch
+    from anytime_lct.recipes import reading as recipes
+    from anytime_lct.training.methods.table import expect_processes
+    from anytime_lct.training.processes.launch import launch
+    from anytime_lct.training.tracking import expect_one_process
 
     workers, replicas = size
     expect_processes(recipe.train.method, workers, replicas)
@@ -246,8 +246,8 @@ def _launch(
 
 
 def _expect_room(folder: Path, resume: bool) -> None:
-    from anytime_lct import run_folder
     from anytime_lct.errors import CheckpointError
+    from anytime_lct.run_folder import folder as run_folder
 
     if not resume and (folder / run_folder.RECIPE).exists():
         raise CheckpointError(
@@ -266,11 +266,13 @@ def run(
     place: Any = None,
 ) -> Epoch | None:
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
-    from anytime_lct import data as datasets
-    from anytime_lct.baselines import METHODS, expect_processes
     from anytime_lct.cli.progress import show
-    from anytime_lct.training import device_of, join, keep_freed_memory
-    from anytime_lct.training import train as training
+    from anytime_lct.data import datasets
+    from anytime_lct.training.memory import keep_freed_memory
+    from anytime_lct.training.methods.table import METHODS, expect_processes
+    from anytime_lct.training.processes.team import join
+    from anytime_lct.training.run import device_of
+    from anytime_lct.training.run import train as training
 
     expect_processes(recipe.train.method, *size)
     keep_freed_memory()
@@ -294,6 +296,6 @@ def run(
 
 def metric_of(data: str) -> str:
     """Name the metric of a data set."""
-    from anytime_lct.recipe import TEXT
+    from anytime_lct.recipes.recipe import TEXT
 
     return "bpc" if data in TEXT else "accuracy"

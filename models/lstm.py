@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime_lct.errors import ModelError
-
-from .options import expect_dropout
+from anytime_lct.models.options import expect_dropout
 
 
 class CarriedLSTM(nn.LSTM):

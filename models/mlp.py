@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from anytime_lct.errors import ModelError
-
-from .options import expect_dropout
+from anytime_lct.models.options import expect_dropout
 
 
 def mlp(

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from anytime_lct.errors import ModelError
-
-from .options import expect_dropout
+from anytime_lct.models.options import expect_dropout
 
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 182: (3, 8, 46, 3)}
 CIFAR_STEM_BELOW = 64

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from anytime_lct.errors import ModelError
-
-from .others import SOURCES, expect_known
+from anytime_lct.models.others import SOURCES, expect_known
 
 
 def default_weights(name: str, input_shape: tuple[int, ...], download: bool = False) -> dict[str, Tensor]:

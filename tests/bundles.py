@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from anytime_lct.bundle import Bundle, File, Manifest, Preprocessing, describe_file, write_manifest
-from anytime_lct.profile import Cost, Exit, Latency, Profile, Quality
+from anytime_lct.exits.bundle import Bundle, File, Manifest, Preprocessing, describe_file, write_manifest
+from anytime_lct.exits.profile import Cost, Exit, Latency, Profile, Quality
 
 GROUP_COSTS, CRITIC_COSTS = (30, 20, 100), (5, 50)
 SYMBOLS = "ab é\n"

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.request import Ask, Overloaded, Reply
 
 

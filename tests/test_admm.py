@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from anytime_lct import checkpoint, data, run_folder
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import admm
-from anytime_lct.baselines.admm import ADMM
+from anytime_lct.data import datasets as data
 from anytime_lct.errors import CheckpointError, RecipeError
-from anytime_lct.learner import Clock
-from anytime_lct.training import train
-from anytime_lct.training.links import Minibatch
-from anytime_lct.training.team import alone
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods import admm
+from anytime_lct.training.methods.admm import ADMM
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import alone
+from anytime_lct.training.run import train
 
 DIGITS = {
     "data": {"name": "digits", "batch_size": 2000, "augment": "none"},
@@ -36,7 +39,7 @@ def told(**sections):
 def made(recipe):
     """Return the method as a run makes it, and the one minibatch that it sweeps over."""
     dataset = data.from_recipe(recipe)
-    network = run_folder.build_network(recipe, dataset.facts).train()
+    network = build_network(recipe, dataset.facts).train()
     clock = Clock(dataset.num_batches("train"), dataset.num_batches("train"))
     method = ADMM(network, recipe, dataset.facts.task, clock, alone(torch.device("cpu")))
     x, y = next(dataset.batches("train"))

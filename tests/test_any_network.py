@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from anytime_lct import critics, models, partition
+from anytime_lct import critics
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CriticError, PartitionError
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
 
 
@@ -53,11 +56,11 @@ class InPlace(ByShape):
 )
 def test_a_module_that_fx_cannot_follow_is_one_step(kind, reason):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), kind(), kind(), nn.Linear(4, 3))
-    trace = partition.trace(model)
+    trace = Trace.of(model)
     assert [cut.name for cut in trace.candidates] == ["1", "2", "3"]
     assert set(trace.recording.whole) == {"2", "3"}
     assert re.search(reason, trace.recording.whole["2"])
-    groups = partition.groups(trace, ["1", "2"])
+    groups = cut_groups(trace, ["1", "2"])
     assert sorted(key for group in groups for key in group.state_dict()) == sorted(model.state_dict())
     for mode, rows in ((True, 3), (False, 3), (False, 1)):
         for module in (model, *groups):
@@ -138,7 +141,7 @@ def test_maps_of_images_that_are_not_square_are_told_by_what_follows():
 
 def test_tokens_have_a_class_token_where_the_network_reads_it():
     vit = small_vit()
-    trace = partition.trace(vit)
+    trace = Trace.of(vit)
     assert trace.hints("encoder.dropout") == {"class_token": True, "linear_next": True}
     assert not trace.hints("permute")["class_token"]  # before the class token is joined to the others
     network = LCTNetwork.cut(vit, torch.zeros(2, 3, 32, 32), places=["encoder.layers.encoder_layer_0"], critic="slim")
@@ -207,7 +210,7 @@ def test_children_are_cut_by_name_where_fx_cannot_follow():
     model, x = Checking(*blocks()), torch.randn(6, 4)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(PartitionError, match=r"test_any_network\.py:\d+ \(if x\.shape\[-1\] != 4.*name places"):
-        partition.trace(model)
+        Trace.of(model)
     network = LCTNetwork.cut(model, torch.zeros(2, 4), places=["blocks.0", "blocks.2.1"])
     assert [set(group.state_dict()) for group in network.groups] == [
         {k for k in start if k.startswith(("stem", "blocks.0"))},

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from anytime_lct.cli.main import run as program
-from anytime_lct.profile import Profile
+from anytime_lct.exits.profile import Profile
 
 TINY = (
     "--model resnet --groups 2 --epochs 1 --set model.depth=8 --set model.width=4 --set data.batch_size=512 "

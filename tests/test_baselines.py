@@ -10,11 +10,13 @@ import torch
 from test_workers import finish, outcome, resume, start
 from torch import nn
 
-from anytime_lct import checkpoint, models, run_folder
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import METHODS
-from anytime_lct.training import train
+from anytime_lct.data import datasets
+from anytime_lct.models import networks as models
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.run import train
 
 MLP = {
     "data": {"name": "digits", "batch_size": 100},

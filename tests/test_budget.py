@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from anytime_lct.budget import Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
 from anytime_lct.errors import BudgetError
+from anytime_lct.exits.budget import Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
 from pydantic import ValidationError
 
-from anytime_lct.bundle import Bundle, describe_file, is_bundle, write_manifest
 from anytime_lct.errors import BundleError
+from anytime_lct.exits.bundle import Bundle, describe_file, is_bundle, write_manifest
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
 
-from anytime_lct.budget import Budget
-from anytime_lct.bundle import describe_file
 from anytime_lct.cli.main import run
-from anytime_lct.runtime import AnytimeSession
-from anytime_lct.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.bundle import describe_file
+from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.runtime.session import AnytimeSession
 
 # Runs the program; returns its exit code, standard output and standard error.
 Program = Callable[..., tuple[int, str, str]]

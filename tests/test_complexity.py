@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime_lct import models
-from anytime_lct.analysis.complexity import FlopCountAnalysis, components, count
+from anytime_lct.counting import FlopCountAnalysis, components, count
 from anytime_lct.errors import AnalysisError
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
 
 

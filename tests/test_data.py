@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from anytime_lct import data
-from anytime_lct import recipe as recipes
+from anytime_lct.data import datasets as data
 from anytime_lct.errors import DataError
+from anytime_lct.recipes import reading as recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
 

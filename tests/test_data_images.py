@@ -18,13 +18,13 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from anytime_lct import data
-from anytime_lct import recipe as recipes
+from anytime_lct.data import datasets as data
 from anytime_lct.data import images as sources
 from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.errors import DataError
-from anytime_lct.export import preprocessing
-from anytime_lct.recipe import DataName, DataRecipe
+from anytime_lct.export.write import preprocessing
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import DataName, DataRecipe
 from anytime_lct.runtime.preprocess import from_array
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12

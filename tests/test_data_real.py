@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from anytime_lct import data, recipe, run_folder
+from anytime_lct.data import datasets as data
 from anytime_lct.data.images import DEBIAN_FASHION_MNIST
-from anytime_lct.training import train
+from anytime_lct.recipes import reading as recipe
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.training.run import train
 
 ROOT = Path(os.environ.get(data.ROOT_VARIABLE, ".data"))
 found = (ROOT / "FashionMNIST").is_dir() or DEBIAN_FASHION_MNIST.is_dir()

@@ -15,19 +15,23 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from anytime_lct import checkpoint, data, descent, journal, run_folder
-from anytime_lct import recipe as recipes
+from anytime_lct import descent
 from anytime_lct import task as tasks
-from anytime_lct.analysis import descent_picture
+from anytime_lct.analysis import picture as descent_picture
 from anytime_lct.cli import progress as verb
 from anytime_lct.cli.main import app
+from anytime_lct.data import datasets as data
 from anytime_lct.errors import RecipeError
-from anytime_lct.learner import Clock
 from anytime_lct.models.lstm import CarriedLSTM
-from anytime_lct.training import Epoch, train
-from anytime_lct.training.links import Minibatch
-from anytime_lct.training.team import Team
-from anytime_lct.training.worker import Worker
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint, journal
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.events import Epoch
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
+from anytime_lct.training.run import train
 
 IMAGES = {
     "model": {"name": "resnet", "depth": 8, "width": 4, "dropout": 0.2},
@@ -178,7 +182,7 @@ def test_the_local_gradient_is_what_training_steps_along():
     base = {**IMAGES, "groups": {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}}
     recipe = told({**base, "groups_schedule": {"name": "constant"}})
     dataset = data.from_recipe(recipe)
-    network = run_folder.build_network(recipe, dataset.facts).train()
+    network = build_network(recipe, dataset.facts).train()
     worker = Worker.of(network, recipe, "classification", Clock(10, 5))
     x, y = next(iter(dataset.batches("train", 0)))
     batch = Minibatch(x, y, 3)
@@ -238,7 +242,7 @@ def test_the_time_of_measuring_is_not_training_time(tmp_path, monkeypatch):
         found = real(*args, **kwargs)
         return descent.Descent(found.step, found.sigma, found.cosine, 1e5)
 
-    monkeypatch.setattr("anytime_lct.training.worker.measure", slow)
+    monkeypatch.setattr("anytime_lct.training.methods.worker.measure", slow)
     epochs = run(told(IMAGES, epochs=1), tmp_path / "run")
     assert -2e5 < epochs[0].seconds < -1.9e5  # two measurements of so many seconds each, taken off
     assert journal.read(tmp_path / "run" / "descent.jsonl")[0]["seconds"] == 1e5
@@ -302,7 +306,7 @@ def test_a_summary_counts_what_did_not_descend():
 
 
 def panels(*sigma: tuple[float | None, ...]) -> list[Axes]:
-    return descent_picture.figure(made_up(*sigma), "a title").axes
+    return descent_picture.descent_figure(made_up(*sigma), "a title").axes
 
 
 def test_the_picture_shows_all_groups_but_the_last():

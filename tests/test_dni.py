@@ -12,16 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anytime_lct import checkpoint, run_folder
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import DNI, METHODS
-from anytime_lct.baselines.dni import synthesizer
+from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, RecipeError
-from anytime_lct.learner import Clock
-from anytime_lct.training import Progress, train
-from anytime_lct.training.links import Minibatch
-from anytime_lct.training.team import alone
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.events import Progress
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods.dni import DNI, synthesizer
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import alone
+from anytime_lct.training.run import train
 
 CPU = torch.device("cpu")
 MLP = {
@@ -42,7 +45,7 @@ def told(base, **sections):
 def made(recipe):
     """Return a method, its network and a first minibatch."""
     data = datasets.from_recipe(recipe)
-    network = run_folder.build_network(recipe, data.facts, stages=True).train()
+    network = build_network(recipe, data.facts, stages=True).train()
     x, y = next(data.batches("train"))
     return DNI(network, recipe, data.facts.task, Clock(100, 100), alone(CPU)), network, Minibatch(x, y, 0)
 
@@ -214,6 +217,6 @@ def test_text_is_refused():
         recipes.complete({"data": {"name": "pydoc"}, "train": {"method": "dni"}})
     recipe = recipes.complete({"data": {"name": "pydoc"}})
     data = datasets.from_recipe(recipe)
-    network = run_folder.build_network(recipe, data.facts, stages=True)
+    network = build_network(recipe, data.facts, stages=True)
     with pytest.raises(RecipeError, match=r"images.*method dni.*sequences, got.*train by lct or bp"):
         DNI(network, recipe, data.facts.task, Clock(1, 1), alone(CPU))

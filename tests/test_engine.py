@@ -14,14 +14,16 @@ import pytest
 from bundles import make_profile, write_image_bundle
 from test_policy import images, made_calibration
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import BudgetError, BundleError, NothingFitsError
-from anytime_lct.runtime import AnytimeSession
-from anytime_lct.runtime.calibration import calibrate, calibration_path, load, save
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.runtime.calibration import calibrate
 from anytime_lct.runtime.chain import Chain
-from anytime_lct.serving.engine import Engine, Served
+from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.runtime.timings import calibration_path, load, save
+from anytime_lct.serving.engine.engine import Engine
+from anytime_lct.serving.engine.job import Served
 from anytime_lct.serving.request import Ask, Overloaded
-from anytime_lct.thresholds import MeanCost, Thresholds, ThresholdTable
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from anytime_lct import checkpoint, run_folder
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import METHODS
+from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, RecipeError
-from anytime_lct.training import train
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.run import train
 
 MLP = {
     "data": {"name": "digits", "batch_size": 200},
@@ -66,7 +68,7 @@ def test_joint_losses_are_the_gradient_of_their_sum(tmp_path):
     run(MLP, tmp_path / "run", "joint", clip_norm=0.5, epochs=1)
     opened = run_folder.open_run(tmp_path / "run")
     recipe, data = opened.recipe, datasets.from_recipe(opened.recipe)
-    network = run_folder.build_network(recipe, data.facts)
+    network = build_network(recipe, data.facts)
     steps = data.num_batches("train")
     main = torch.optim.SGD(network.groups.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
     own = torch.optim.Adam(network.critics.parameters(), recipe.critics.lr)
@@ -123,7 +125,7 @@ def test_critics_behind_a_frozen_network_learn_their_own_loss(tmp_path):
     run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "bp"))
     opened = run_folder.open_run(tmp_path / "run")
     data = datasets.from_recipe(opened.recipe)
-    network = run_folder.build_network(opened.recipe, data.facts)
+    network = build_network(opened.recipe, data.facts)
     start_from(network, tmp_path / "bp")
     own = torch.optim.Adam(network.critics.parameters(), opened.recipe.critics.lr)
     for epoch in range(2):
@@ -138,7 +140,7 @@ def test_critics_behind_a_frozen_network_learn_their_own_loss(tmp_path):
 def test_critics_of_local_critic_training_are_fitted_on(tmp_path):
     run(MLP, tmp_path / "lct", "lct")
     run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "lct"))
-    network = run_folder.build_network(recipes.complete(MLP), run_folder.read(tmp_path / "lct")[1])
+    network = build_network(recipes.complete(MLP), run_folder.read(tmp_path / "lct")[1])
     start_from(network, tmp_path / "lct")
     first = weights(tmp_path / "lct")["critics.safetensors"]
     assert all(torch.equal(first[name], value) for name, value in network.critics_state().items())
@@ -150,7 +152,7 @@ def test_a_sub_network_alone_is_backprop_on_it(exit_, tmp_path):
     opened = run_folder.open_run(tmp_path / "run")
     data = datasets.from_recipe(opened.recipe)
     assert opened.network.num_groups == 1
-    plain = run_folder.build_network(recipes.complete(MLP), data.facts).sub_model(exit_)
+    plain = build_network(recipes.complete(MLP), data.facts).sub_model(exit_)
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
     steps = data.num_batches("train")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False)

@@ -8,12 +8,12 @@ import statistics
 import pytest
 from test_cli import call
 
-from anytime_lct import recipe as recipes
-from anytime_lct import run_folder
 from anytime_lct.errors import CheckpointError, LCTError, RecipeError
-from anytime_lct.experiments import catalogue, figures, paper, pictures, report, runner, settings
-from anytime_lct.experiments.plan import Cell, Experiment, Run
-from anytime_lct.profile import Profile
+from anytime_lct.exits.profile import Profile
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.reproduce import catalogue, figures, paper, pictures, report, runner, settings
+from anytime_lct.reproduce.plan import Cell, Experiment, Run
+from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.tracking import expect_one_process
 
 MLP = {

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import models
-from anytime_lct.bundle import Bundle
 from anytime_lct.errors import ExportError
-from anytime_lct.export import export, parity
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Cost, Exit, Latency, Profile, Quality
+from anytime_lct.export import parity
+from anytime_lct.export.write import export
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Cost, Exit, Latency, Profile, Quality
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.task import Facts
 
 IMAGES = Facts("squares", "classification", (1, 8, 8), 3, ("a", "b", "c"), (0.5,), (0.25,))

@@ -13,12 +13,13 @@ import torch
 from bundles import make_profile
 from torch import Tensor, nn
 
-from anytime_lct import models
-from anytime_lct.bundle import Bundle
 from anytime_lct.errors import ExportError
-from anytime_lct.export import export, parity
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Profile
+from anytime_lct.export import parity
+from anytime_lct.export.write import export
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Profile
 from anytime_lct.task import Facts
 
 IMAGES = Facts("made", "classification", (1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.25,))

@@ -11,8 +11,8 @@ from torch import nn
 
 from anytime_lct.analysis.inspection import inspect
 from anytime_lct.cli.main import run as program
+from anytime_lct.exits.profile import Cost
 from anytime_lct.network import choose_places
-from anytime_lct.profile import Cost
 
 PLAIN = """
 from torch import nn

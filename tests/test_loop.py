@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct import run_folder
+from anytime_lct.data import datasets
 from anytime_lct.errors import DataError, DivergenceError, RecipeError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.training import Epoch
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_network
 from anytime_lct.training import run as runs
+from anytime_lct.training.events import Epoch
 from anytime_lct.training.loop import train
 
 TABLES = {
@@ -52,7 +53,7 @@ def test_the_weights_are_those_of_a_run_folder(tmp_path):
     )
     data = datasets.from_recipe(recipe)
     (*_, last) = runs.train(recipe, data, tmp_path / "run")
-    network = run_folder.build_network(recipe, data.facts)
+    network = build_network(recipe, data.facts)
     ours = list(data.batches("train")), list(data.batches("validation"))
     (epoch,) = train(network, ours[0], validation=ours[1], seed=3, train={"clip_norm": 1.0}, **TABLES)
     run = run_folder.open_run(tmp_path / "run").network

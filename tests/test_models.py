@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 from torchvision.models import resnet50
 
-from anytime_lct import models
 from anytime_lct.errors import ModelError
+from anytime_lct.models import lstm, networks
 
 
 class Tracer(fx.Tracer):
@@ -25,7 +25,7 @@ def parameters(model: nn.Module) -> int:
 def meta(name: str, shape: tuple[int, ...], outputs: int, **options: object) -> nn.Module:
     """Build without memory or random numbers: for counting."""
     with torch.device("meta"):
-        return models.build(name, shape, outputs, **options)
+        return networks.build(name, shape, outputs, **options)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_the_character_model_has_the_sizes_of_table_10():
 
 
 def test_the_perceptron_is_300_150_10():
-    model = models.build("mlp", (1, 28, 28), 10)
+    model = networks.build("mlp", (1, 28, 28), 10)
     assert parameters(model) == 784 * 300 + 300 + 300 * 150 + 150 + 150 * 10 + 10
     assert [name for name, _ in model.named_children()] == [
         "flatten", "linear1", "relu1", "linear2", "relu2", "output",
     ]  # fmt: skip
-    assert models.build("mlp", (1, 8, 8), 10, hidden=[7])(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
-    assert parameters(models.build("mlp", (1, 8, 8), 10, hidden=7)) == 64 * 7 + 7 + 7 * 10 + 10
+    assert networks.build("mlp", (1, 8, 8), 10, hidden=[7])(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+    assert parameters(networks.build("mlp", (1, 8, 8), 10, hidden=7)) == 64 * 7 + 7 + 7 * 10 + 10
 
 
 def test_the_imagenet_stem_is_torchvisions_own_network():
@@ -123,7 +123,7 @@ def test_image_networks_take_any_small_image(shape):
 )
 def test_networks_trace_with_one_tensor_between_blocks(name, shape, options, blocks):
     torch.manual_seed(0)
-    model = models.build(name, shape, 11, **options).eval()
+    model = networks.build(name, shape, 11, **options).eval()
     x = torch.randint(11, (2, *shape)) if name == "lstm" else torch.randn(2, *shape)
     graph = Tracer().trace(model)
     torch.testing.assert_close(fx.GraphModule(model, graph)(x), model(x), rtol=0, atol=0)
@@ -137,7 +137,7 @@ def test_networks_trace_with_one_tensor_between_blocks(name, shape, options, blo
 
 def test_hidden_state_is_carried_only_when_asked():
     torch.manual_seed(0)
-    layer = models.CarriedLSTM(3, 4)
+    layer = lstm.CarriedLSTM(3, 4)
     x = torch.randn(2, 10, 3)
     whole = layer(x)
     torch.testing.assert_close(layer(x), whole, rtol=0, atol=0)
@@ -152,8 +152,8 @@ def test_hidden_state_is_carried_only_when_asked():
 
 
 def test_dropout_acts_between_layers_in_training_only():
-    plain = models.build("lstm", (5,), 7, layers=2, units=400, embedding=3)
-    dropped = models.build("lstm", (5,), 7, layers=2, units=400, embedding=3, dropout=0.25)
+    plain = networks.build("lstm", (5,), 7, layers=2, units=400, embedding=3)
+    dropped = networks.build("lstm", (5,), 7, layers=2, units=400, embedding=3, dropout=0.25)
     dropped.load_state_dict(plain.state_dict())
     x = torch.randint(7, (4, 5))
     torch.testing.assert_close(dropped.eval()(x), plain(x), rtol=0, atol=0)
@@ -189,9 +189,9 @@ def test_dropout_acts_between_layers_in_training_only():
 )
 def test_refusals_say_what_was_expected(name, shape, options, says):
     with pytest.raises(ModelError, match=says):
-        models.build(name, shape, 10, **options)
+        networks.build(name, shape, 10, **options)
 
 
 def test_a_network_needs_outputs():
     with pytest.raises(ModelError, match="at least one class"):
-        models.build("mlp", (1, 8, 8), 0)
+        networks.build("mlp", (1, 8, 8), 0)

@@ -7,11 +7,13 @@ import torch
 import torchvision
 from torch import nn
 
-from anytime_lct import counting, critics, models
+from anytime_lct import counting, critics
 from anytime_lct.analysis.inspection import inspect
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.evaluation import evaluate
-from anytime_lct.network import LCTNetwork, carriers, carrying
+from anytime_lct.models import networks as models
+from anytime_lct.modes import carriers, carrying
+from anytime_lct.network import LCTNetwork
 
 
 def small(num_groups: int = 3, **options) -> LCTNetwork:

@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from anytime_lct import partition
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.trace import Trace
 
 # Beside those of test_partition.py.
 TORCHVISION = [
@@ -42,13 +43,13 @@ def test_groups_are_the_uncut_network(name):
             else timm.create_model(rest, num_classes=10)
         )
     model.eval()
-    trace, x = partition.trace(model), torch.randn(2, 3, side, side)
+    trace, x = Trace.of(model), torch.randn(2, 3, side, side)
     found = [cut.name for cut in trace.candidates]
     with torch.no_grad():
         expected = model(x)
         for count in (2, 4):
             places = [found[len(found) * k // count] for k in range(1, count)]
-            groups, h = partition.groups(trace, places), x
+            groups, h = cut_groups(trace, places), x
             for group in groups:
                 h = group(h)
             assert torch.equal(h, expected)

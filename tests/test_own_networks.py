@@ -15,16 +15,21 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime_lct import checkpoint, models, pretrained, run_folder
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct.baselines import METHODS
 from anytime_lct.cli.main import run as program
+from anytime_lct.cutting.choice import at_shares, of_exits
+from anytime_lct.cutting.trace import trace
+from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, DataError, ModelError, PartitionError, RecipeError
+from anytime_lct.models import networks, weights
 from anytime_lct.network import LCTNetwork
-from anytime_lct.partition import trace
-from anytime_lct.shares import at_shares, of_exits
-from anytime_lct.training import Note, train
+from anytime_lct.recipes import reading, recipe
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder import start as pretrained
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.events import Note
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.run import train
 
 FACTORY = """
 from torch import nn
@@ -78,8 +83,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "made.py"
 
 
-def told(name: str, **tables) -> recipes.Recipe:
-    return recipes.complete(
+def told(name: str, **tables) -> recipe.Recipe:
+    return reading.complete(
         {
             "data": DIGITS,
             "model": {"name": name},
@@ -91,7 +96,7 @@ def told(name: str, **tables) -> recipes.Recipe:
     )
 
 
-def run(recipe: recipes.Recipe, folder: Path) -> list:
+def run(recipe: recipe.Recipe, folder: Path) -> list:
     method = {"method": METHODS[recipe.train.method]} if recipe.train.method in METHODS else {}
     return list(train(recipe, datasets.from_recipe(recipe), folder, **method))
 
@@ -106,7 +111,7 @@ def run(recipe: recipes.Recipe, folder: Path) -> list:
     ],
 )
 def test_a_librarys_network_is_made_for_the_data_under_its_own_names(name, shape):
-    model = models.build(name, shape, 7)
+    model = networks.build(name, shape, 7)
     source, _, rest = name.partition(":")
     if source == "torchvision":
         own = torchvision.models.get_model(rest, num_classes=7)
@@ -117,14 +122,14 @@ def test_a_librarys_network_is_made_for_the_data_under_its_own_names(name, shape
 
 
 def test_another_number_of_channels_changes_the_first_convolution_alone():
-    model, own = models.build("torchvision:squeezenet1_1", (1, 64, 64), 1000), torchvision.models.squeezenet1_1()
+    model, own = networks.build("torchvision:squeezenet1_1", (1, 64, 64), 1000), torchvision.models.squeezenet1_1()
     odd = [name for name, value in own.state_dict().items() if model.state_dict()[name].shape != value.shape]
     assert odd == ["features.0.weight"]
 
 
 def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
-    assert models.build(f"{file}:Made", (1, 8, 8), 7, width=5)[7].weight.shape == (7, 5)
-    assert models.build(f"{file}:of_shape", (1, 8, 8), 7)[1].weight.shape == (9, 64)
+    assert networks.build(f"{file}:Made", (1, 8, 8), 7, width=5)[7].weight.shape == (7, 5)
+    assert networks.build(f"{file}:of_shape", (1, 8, 8), 7)[1].weight.shape == (9, 64)
 
 
 @pytest.mark.parametrize(
@@ -144,25 +149,25 @@ def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
 )
 def test_networks_that_do_not_suit_say_so(name, options, says, file):
     with pytest.raises(ModelError, match=says):
-        models.build(name.format(file=file), (1, 8, 8), 7, **options)
+        networks.build(name.format(file=file), (1, 8, 8), 7, **options)
 
 
 def test_a_file_that_fails_is_named_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\nraise ValueError('no')\n")
     with pytest.raises(ModelError, match=r"no \(at .*broken\.py:2: raise ValueError"):
-        models.build(f"{tmp_path}/broken.py:make", (1, 8, 8), 7)
+        networks.build(f"{tmp_path}/broken.py:make", (1, 8, 8), 7)
 
 
 def test_weights_come_from_every_kind_of_file(file, tmp_path):
     recipe, data = told(f"{file}:Made"), datasets.load("digits")
-    model = models.build(recipe.model.name, data.facts.input_shape, 10)
+    model = networks.build(recipe.model.name, data.facts.input_shape, 10)
     state = model.state_dict()
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "b.pth")
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "c.pt")
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
     for name in ("a.safetensors", "b.pth", "c.pt", "old.pth"):
-        network = run_folder.build_network(recipe, data.facts)
+        network = build_network(recipe, data.facts)
         given = told(f"{file}:Made", train={"weights": str(tmp_path / name)})
         assert pretrained.start(network, given, data.facts) is None
         assert all(torch.equal(value, state[key]) for key, value in network.main_state().items())
@@ -173,7 +178,7 @@ def test_a_run_folder_of_other_classes_gives_all_but_the_classifier_and_the_crit
     data = datasets.load("digits")
     other = replace(data.facts, outputs=7, classes=tuple("abcdefg"))
     given = told(f"{file}:Made", train={"weights": str(tmp_path / "first")})
-    network, twin = (run_folder.build_network(given, other) for _ in range(2))
+    network, twin = (build_network(given, other) for _ in range(2))
     said = pretrained.start(network, given, other)
     assert said is not None and "are for 10 classes, the data has 7" in said and "the critics start anew" in said
     before = run_folder.weights_of(tmp_path / "first")[0]
@@ -185,18 +190,18 @@ def test_a_run_folder_of_other_classes_gives_all_but_the_classifier_and_the_crit
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_networks_whose_weights_read_inputs_of_another_scale_turn_theirs(name):
-    for weights, turns in (("default", True), (None, None)):
-        train = {} if weights is None else {"weights": weights}
-        recipe = recipes.complete({"model": {"name": f"torchvision:{name}"}, "train": train})
+    for source, turns in (("default", True), (None, None)):
+        train = {} if source is None else {"weights": source}
+        recipe = reading.complete({"model": {"name": f"torchvision:{name}"}, "train": train})
         assert recipe.model.options.get("transform_input") is turns
-    assert models.build("torchvision:googlenet", (3, 64, 64), 10, transform_input=True).transform_input
+    assert networks.build("torchvision:googlenet", (3, 64, 64), 10, transform_input=True).transform_input
 
 
 def test_critics_that_do_not_fit_start_anew_and_that_is_said(file, tmp_path):
     run(told(f"{file}:Made", cut={"groups": 3}), tmp_path / "three")
     data = datasets.load("digits")
     given = told(f"{file}:Made", train={"weights": str(tmp_path / "three")})
-    network = run_folder.build_network(given, data.facts)
+    network = build_network(given, data.facts)
     said = pretrained.start(network, given, data.facts)
     assert said is not None and "the critics start anew" in said
     before = run_folder.weights_of(tmp_path / "three")[0]
@@ -238,7 +243,7 @@ def test_what_critics_behind_a_frozen_network_learn_is_told_by_the_recipes_metho
 
 
 def test_a_classifier_of_another_size_starts_anew_and_that_is_said(file, tmp_path):
-    torch.save(models.build(f"{file}:Made", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
+    torch.save(networks.build(f"{file}:Made", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
     told_ = told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")})
     (note, *_) = run(told_, tmp_path / "run")
     says = f"The weights '{tmp_path}/w.pth' are for 1000 classes, the data has 10: 7.weight and 7.bias start anew."
@@ -271,14 +276,14 @@ def test_files_that_hold_no_weights_of_the_network_are_refused(made, says, file,
 def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ModelError, match=r"checkpoints/squeezenet1_1-.*get them from https://download.pytorch.org"):
-        models.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
+        weights.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
     with pytest.raises(ModelError, match="no default weights"):
-        models.default_weights("resnet20", (3, 32, 32))
+        weights.default_weights("resnet20", (3, 32, 32))
     own = torchvision.models.squeezenet1_1().state_dict()
     (tmp_path / "checkpoints").mkdir()
     url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
     torch.save(own, tmp_path / "checkpoints" / Path(url).name)
-    found = models.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
+    found = weights.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
     assert all(torch.equal(value, found[key]) for key, value in own.items())
 
 
@@ -293,13 +298,13 @@ def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
 def test_images_are_normalised_as_those_of_the_default_weights(name, expected):
     pytest.importorskip("timm")
     given = {"data": {"name": "cifar10"}, "model": {"name": name}, "train": {"weights": "default"}}
-    assert pretrained.with_statistics(recipes.complete(given)).data.mean == expected
+    assert pretrained.with_statistics(reading.complete(given)).data.mean == expected
     given["data"] = {"name": "cifar10", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
-    assert pretrained.with_statistics(recipes.complete(given)).data.mean == (0.1, 0.2, 0.3)
-    half = recipes.complete(given | {"data": {"name": "cifar10", "std": [1, 1, 1]}})
+    assert pretrained.with_statistics(reading.complete(given)).data.mean == (0.1, 0.2, 0.3)
+    half = reading.complete(given | {"data": {"name": "cifar10", "std": [1, 1, 1]}})
     assert pretrained.with_statistics(half) == half  # refused when the data is loaded
     for other in ({"train": {"weights": None}}, {"data": {"name": "fashion-mnist"}}):
-        named = recipes.complete(
+        named = reading.complete(
             {"data": {"name": "cifar10"}} | {k: v for k, v in given.items() if k != "data"} | other
         )
         assert pretrained.with_statistics(named) == named
@@ -309,13 +314,13 @@ def test_timms_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"models--timm--resnet18.a1_in1k/model.safetensors.*--download"):
-        models.default_weights("timm:resnet18", (3, 64, 64))
+        weights.default_weights("timm:resnet18", (3, 64, 64))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "paper", "mixed", "distillation"])
 def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp_path):
     """Against the same steps by hand; statistics of batch norm stay too."""
-    model = models.build(f"{file}:Made", (1, 8, 8), 10)
+    model = networks.build(f"{file}:Made", (1, 8, 8), 10)
     model.train()(torch.randn(50, 1, 8, 8))
     torch.save(model.state_dict(), tmp_path / "w.pth")
     recipe = told(
@@ -331,7 +336,7 @@ def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp
     x = next(iter(data.batches("test")))[0]
     assert torch.equal(opened.sub_model(3)(x), model.eval()(x))
 
-    network = run_folder.build_network(recipe, data.facts)
+    network = build_network(recipe, data.facts)
     pretrained.start(network, recipe, data.facts)
     network.groups.eval()
     optimizer = torch.optim.Adam(network.critics.parameters(), 1e-2)
@@ -394,7 +399,7 @@ def test_shares_without_room_say_what_the_cheapest_exit_takes():
 )
 def test_shares_that_do_not_do_are_refused(cut, says):
     with pytest.raises(RecipeError, match=says):
-        recipes.complete({"cut": cut})
+        reading.complete({"cut": cut})
 
 
 def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, monkeypatch, capfd):
@@ -412,7 +417,7 @@ def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, m
     frozen = ["--weights", "runs/digits-made.py-deep-0/main.safetensors", "--freeze-main", "--run-dir", "fitted"]
     places = ["--place-exits", "auto", "--budget-flops", "0.3,0.9"]
     call("train", *common, *frozen, *places, "--critic-loss", "distillation")
-    recipe = recipes.read(Path("fitted") / "recipe.toml")
+    recipe = reading.read(Path("fitted") / "recipe.toml")
     assert (recipe.train.method, recipe.posthoc.loss, recipe.cut.shares) == ("posthoc", "distillation", (0.3, 0.9))
     profile = call("analyze", "fitted", "--json")
     assert [cost["flops"] for cost in profile["groups"]] == [6400, 10000, 11000]

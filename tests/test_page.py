@@ -13,7 +13,8 @@ from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 from PIL import Image
 from serving_process import Server
 
-from anytime_lct.runtime import AnytimeSession, preprocess
+from anytime_lct.runtime import preprocess
+from anytime_lct.runtime.session import AnytimeSession
 
 selenium = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -7,8 +7,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from anytime_lct import models, partition
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
+from anytime_lct.models import networks as models
 
 
 def compose(groups, x):
@@ -23,26 +25,26 @@ def names(trace):
 
 def test_candidates_are_the_ends_of_blocks():
     blocks = ["layer1.0", "layer1.1", "layer1", "layer2.0", "layer2.1", "layer2.2", "layer2"]
-    found = names(partition.trace(models.build("resnet50", (3, 32, 32), 10)))
+    found = names(Trace.of(models.build("resnet50", (3, 32, 32), 10)))
     assert found[:8] == ["maxpool", *blocks]
     assert found[-2:] == ["layer4.1", "flatten"]
-    assert names(partition.trace(models.build("mlp", (1, 8, 8), 10))) == ["relu1", "relu2"]
-    assert names(partition.trace(models.build("lstm", (9,), 20, layers=3))) == ["lstm.0", "lstm.1", "lstm"]
+    assert names(Trace.of(models.build("mlp", (1, 8, 8), 10))) == ["relu1", "relu2"]
+    assert names(Trace.of(models.build("lstm", (9,), 20, layers=3))) == ["lstm.0", "lstm.1", "lstm"]
 
 
 def test_candidates_are_found_in_networks_of_other_makes():
-    vgg = names(partition.trace(torchvision.models.vgg11()))
+    vgg = names(Trace.of(torchvision.models.vgg11()))
     assert vgg[:3] == ["features.2", "features.5", "features.7"]
     assert vgg[-3:] == ["flatten", "classifier.2", "classifier.5"]
     encoder = [f"encoder.layers.encoder_layer_{k}" for k in range(11)]
-    assert names(partition.trace(torchvision.models.vit_b_16()))[1:-1] == encoder
-    regnet = names(partition.trace(torchvision.models.regnet_y_400mf()))
+    assert names(Trace.of(torchvision.models.vit_b_16()))[1:-1] == encoder
+    regnet = names(Trace.of(torchvision.models.regnet_y_400mf()))
     assert regnet[1:4] == [
         "trunk_output.block1",
         "trunk_output.block2.block2-0",
         "trunk_output.block2.block2-1",
     ]
-    assert names(partition.trace(nn.Sequential(torchvision.models.resnet18())))[:2] == [
+    assert names(Trace.of(nn.Sequential(torchvision.models.resnet18())))[:2] == [
         "0.maxpool",
         "0.layer1.0",
     ]
@@ -61,13 +63,13 @@ def test_composed_groups_equal_the_uncut_network_to_the_bit(name):
     options |= {"image_size": 32} if name == "vit_b_16" else {}
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(**options).eval()
-    trace = partition.trace(model)
+    trace = Trace.of(model)
     found = names(trace)
     x = torch.randn(2, 3, 32 if name == "vit_b_16" else 64, 32 if name == "vit_b_16" else 64)
     with torch.no_grad():
         expected = model(x)
     for places in ([found[len(found) // 2]], [found[len(found) * k // 4] for k in (1, 2, 3)], found):
-        groups = partition.groups(trace, places)
+        groups = cut_groups(trace, places)
         with torch.no_grad():
             assert torch.equal(compose(groups, x), expected)
         keys = [key for group in groups for key in group.state_dict()]
@@ -81,7 +83,7 @@ def test_composed_groups_train_as_the_uncut_network_does(name):
     """Batch norm, dropout and stochastic depth included; gradients too, for nothing is detached here."""
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(num_classes=7)
-    groups = partition.groups(trace := partition.trace(model), names(trace)[1::3])
+    groups = cut_groups(trace := Trace.of(model), names(trace)[1::3])
     x, start = torch.randn(2, 3, 64, 64), {k: v.clone() for k, v in model.state_dict().items()}
     results = []
     for run in (model, lambda x: compose(groups, x)):
@@ -96,7 +98,7 @@ def test_composed_groups_train_as_the_uncut_network_does(name):
 
 def test_resnet_is_cut_after_its_stages():
     model = torchvision.models.resnet50()
-    groups = partition.groups(partition.trace(model), ["layer1", "layer2", "layer3"])
+    groups = cut_groups(Trace.of(model), ["layer1", "layer2", "layer3"])
     stages = [{key.split(".")[0] for key in group.state_dict()} for group in groups]
     assert stages == [{"conv1", "bn1", "layer1"}, {"layer2"}, {"layer3"}, {"layer4", "fc"}]
     assert {key: v.shape for group in groups for key, v in group.state_dict().items()} == {
@@ -121,9 +123,9 @@ class Unpacked(nn.Module):
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_end_where_their_output_leaves_the_tuple(layer):
     model, x = Unpacked(layer), torch.randint(0, 5, (2, 7))
-    trace = partition.trace(model)
+    trace = Trace.of(model)
     assert names(trace) == ["first", "second"]
-    assert torch.equal(compose(partition.groups(trace, ["first", "second"]), x), model(x))
+    assert torch.equal(compose(cut_groups(trace, ["first", "second"]), x), model(x))
 
 
 class OneReLU(nn.Module):
@@ -142,9 +144,9 @@ class OneReLU(nn.Module):
 
 def test_each_call_of_a_module_has_a_place_and_each_group_its_own_mode():
     model = OneReLU()
-    trace = partition.trace(model)
+    trace = Trace.of(model)
     assert names(trace) == ["act@1", "act"]
-    first, second, third = partition.groups(trace, names(trace))
+    first, second, third = cut_groups(trace, names(trace))
     assert [list(g.state_dict()) for g in (first, second, third)] == [
         [f"{name}.weight", f"{name}.bias"] for name in "abc"
     ]
@@ -167,7 +169,7 @@ def test_what_a_group_reads_is_never_overwritten():
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.relu(torch.flatten(self.a(x), 1)))
 
-    trace = partition.trace(Viewing())
+    trace = Trace.of(Viewing())
     assert [cut.name for cut in trace.legal] == ["relu"]
     for place in ("a", "flatten"):
         with pytest.raises(PartitionError, match="overwrite the tensor in place"):
@@ -175,16 +177,16 @@ def test_what_a_group_reads_is_never_overwritten():
 
 
 def test_the_last_place_of_a_module_counts_and_operations_have_names_too():
-    trace = partition.trace(models.build("resnet20", (3, 32, 32), 10))
+    trace = Trace.of(models.build("resnet20", (3, 32, 32), 10))
     assert trace.find("layer2.2.relu").position == trace.find("layer2").position
     assert trace.find("flatten").name == "flatten"
 
 
 def test_a_frozen_beginning_is_never_a_group_of_its_own():
     model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(4, 4), nn.PReLU())])
-    assert names(partition.trace(model)) == ["1", "3", "5"]
+    assert names(Trace.of(model)) == ["1", "3", "5"]
     model[:2].requires_grad_(False)
-    assert names(partition.trace(model)) == ["3", "5"]
+    assert names(Trace.of(model)) == ["3", "5"]
 
 
 class Tied(nn.Module):
@@ -209,7 +211,7 @@ class OneNormTwice(nn.Module):
 @pytest.mark.parametrize(("model", "says"), [(Tied(), "'a.weight'.*'b.weight'"), (OneNormTwice(), "norm.weight")])
 def test_weights_tied_across_a_cut_are_refused(model, says):
     with pytest.raises(PartitionError, match=says):
-        partition.groups(partition.trace(model), ["relu"])
+        cut_groups(Trace.of(model), ["relu"])
 
 
 @pytest.mark.parametrize(
@@ -226,4 +228,4 @@ def test_weights_tied_across_a_cut_are_refused(model, says):
 )
 def test_unknown_and_impossible_places_are_refused(places, says):
     with pytest.raises(PartitionError, match=says):
-        partition.groups(partition.trace(models.build("resnet20", (3, 32, 32), 10)), places)
+        cut_groups(Trace.of(models.build("resnet20", (3, 32, 32), 10)), places)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from anytime_lct.analysis import picture
 from anytime_lct.errors import AnalysisError
-from anytime_lct.profile import Profile
+from anytime_lct.exits.profile import Profile
 
 
 def drawn(profile: Profile) -> Axes:

@@ -10,8 +10,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from anytime_lct import costs, critics, models, partition, placement
+from anytime_lct import critics
+from anytime_lct.cutting import choice as placement
+from anytime_lct.cutting import costs, seconds
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
+from anytime_lct.models import networks as models
 
 
 class Recurrent(nn.LSTM):
@@ -122,7 +127,7 @@ def random_network(draw):
 def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_copies, seed):
     draw = random.Random(seed)
     model, x = random_network(draw), torch.zeros(2, 2, 8, 8)
-    trace = partition.trace(model)
+    trace = Trace.of(model)
 
     def critic(hidden, follows=0):
         return critics.build("slim", hidden, 10) if hidden.dim() == 4 else None
@@ -133,7 +138,7 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_c
         """Costs of the very groups that LCT trains, each with its own critic, measured whole."""
         h = x
         ends = list(zip((None, *places), (*places, None), strict=True))
-        for group, end in zip(partition.groups(trace, places), ends, strict=True):
+        for group, end in zip(cut_groups(trace, places), ends, strict=True):
             if end not in known:
                 after = group(h).detach()
                 known[end] = (cost_of(group, end, h, after), after)
@@ -171,14 +176,14 @@ def test_measured_cuts_even_out_the_mean_of_what_all_processes_measured(seed, mo
         agreed.append(values)
         return [round(1.5 * value) for value in values]
 
-    monkeypatch.setattr(costs, "_step", step)
-    trace, others = partition.trace(model), costs.Others(1, average)
+    monkeypatch.setattr(seconds, "_step", step)
+    trace, others = Trace.of(model), seconds.Others(1, average)
     names = [cut.name for cut in trace.candidates]
     for N in range(2, len(names) + 2):
         found = placement.place(trace, x, N, "measured", lambda hidden, follows: nn.Identity(), others=others)
-        sizes = [weights_of(group) for group in partition.groups(trace, found)]
+        sizes = [weights_of(group) for group in cut_groups(trace, found)]
         best = min(
-            max(weights_of(group) for group in partition.groups(trace, choice)) for choice in combinations(names, N - 1)
+            max(weights_of(group) for group in cut_groups(trace, choice)) for choice in combinations(names, N - 1)
         )
         assert max(sizes) <= placement.CLOSE * best
         assert sizes in agreed
@@ -194,16 +199,16 @@ DEPTHS = {"resnet18": 18, "resnet50": 50, "vgg11": 11, "densenet121": 121, "goog
 @pytest.mark.parametrize("name", DEPTHS)
 def test_a_network_has_as_many_layers_as_its_name_says(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    trace = partition.trace(getattr(torchvision.models, name)(**options))
-    assert costs._layers(trace)[0][-1] == DEPTHS[name]
+    trace = Trace.of(getattr(torchvision.models, name)(**options))
+    assert costs.of_layers(trace)[0][-1] == DEPTHS[name]
 
 
 def test_layers_are_spread_as_evenly_as_possible():
-    trace = partition.trace(models.build("resnet50", (3, 32, 32), 10))
+    trace = Trace.of(models.build("resnet50", (3, 32, 32), 10))
     places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h, follows: None)
     sizes = [
         sum(isinstance(m, nn.Conv2d | nn.Linear) and "downsample" not in n for n, m in g.named_modules())
-        for g in partition.groups(trace, places)
+        for g in cut_groups(trace, places)
     ]
     assert sum(sizes) == 50
     ends = [1, *range(4, 50, 3)]  # layers up to each end of a block
@@ -219,7 +224,7 @@ def test_the_network_is_left_as_it_was():
     modes = [m.training for m in model.modules()]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    trace = partition.trace(model)
+    trace = Trace.of(model)
     for by in ("balanced", "memory"):
         placement.place(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda h, follows: critics.build("slim", h, 10))
     assert [m.training for m in model.modules()] == modes
@@ -229,7 +234,7 @@ def test_the_network_is_left_as_it_was():
 
 
 def test_more_groups_than_places_are_refused_with_the_places():
-    trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
+    trace = Trace.of(models.build("mlp", (1, 8, 8), 10))
     with pytest.raises(PartitionError, match=r"from 1 to 3 layer groups, got 4.*relu1, relu2"):
         placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h, follows: nn.Identity())
     with pytest.raises(PartitionError, match="layers, balanced, measured, memory"):
@@ -237,7 +242,7 @@ def test_more_groups_than_places_are_refused_with_the_places():
 
 
 def test_critics_are_made_without_memory():
-    trace = partition.trace(models.build("mlp", (1, 8, 8), 10))
+    trace = Trace.of(models.build("mlp", (1, 8, 8), 10))
 
     def huge(hidden, follows):
         return nn.Sequential(nn.Linear(hidden.shape[1], 10**9), nn.Linear(10**9, 10))
@@ -246,7 +251,7 @@ def test_critics_are_made_without_memory():
 
 
 def test_a_character_model_is_placed_between_its_layers():
-    trace = partition.trace(models.build("lstm", (9,), 20, layers=4, units=16, embedding=8))
+    trace = Trace.of(models.build("lstm", (9,), 20, layers=4, units=16, embedding=8))
     characters = torch.zeros(2, 9, dtype=torch.int64)
 
     def critic(hidden, follows=0):
@@ -259,11 +264,11 @@ def test_a_character_model_is_placed_between_its_layers():
 def test_cuts_that_part_tied_weights_are_not_chosen():
     layers = [m for _ in range(5) for m in (nn.Linear(4, 4), nn.ReLU())]
     layers[2].weight = layers[0].weight
-    trace = partition.trace(nn.Sequential(*layers))
+    trace = Trace.of(nn.Sequential(*layers))
     assert placement.place(trace, torch.zeros(2, 4), 3, "layers", lambda h, follows: None) == ("3", "5")
 
 
 def test_a_network_that_cannot_be_measured_says_so():
-    trace = partition.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    trace = Trace.of(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
     with pytest.raises(PartitionError, match="cannot be measured on a batch of shape"):
         placement.place(trace, torch.zeros(2, 5), 2, "balanced", lambda h, follows: None)

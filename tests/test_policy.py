@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from bundles import SYMBOLS, make_profile, write_image_bundle, write_text_bundle
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import BudgetError, BundleError
-from anytime_lct.runtime import AnytimeSession, deadline
-from anytime_lct.runtime import calibration as calibrations
-from anytime_lct.runtime.calibration import Calibration, Quantiles, Times
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.thresholds import MEASURES, MeanCost, Thresholds
+from anytime_lct.runtime import calibration, deadline, timings
 from anytime_lct.runtime.confidence import confidence
+from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timing import Timing
+from anytime_lct.runtime.timings import Calibration, Quantiles, Times
 from anytime_lct.runtime.walk import steps
-from anytime_lct.thresholds import MEASURES, MeanCost, Thresholds
 
 GROUPS, CRITICS = (0.010, 0.020, 0.040), {1: 0.001, 2: 0.002}
 
@@ -216,14 +216,14 @@ def test_latency_budgets_go_by_this_machine(tmp_path: Path):
 def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
     bundle = write_image_bundle(tmp_path / "tiny.bundle")
     session = AnytimeSession(bundle)
-    found = calibrations.calibrate(session, sizes=(1, 2), seconds=0.01)
+    found = calibration.calibrate(session, sizes=(1, 2), seconds=0.01)
     assert list(found.sizes) == [1, 2] and len(found.sizes[1].groups) == 3 and set(found.sizes[1].critics) == {1, 2}
-    path = calibrations.save(found, bundle)
+    path = timings.save(found, bundle)
     assert path == tmp_path / "tiny.bundle.calibration.json"
-    assert calibrations.load(bundle, 1) == found and AnytimeSession(bundle).timing is not None
-    assert calibrations.load(bundle, 2) is None and calibrations.load(bundle, None) == found
+    assert timings.load(bundle, 1) == found and AnytimeSession(bundle).timing is not None
+    assert timings.load(bundle, 2) is None and timings.load(bundle, None) == found
     path.write_text(path.read_text().replace(found.machine, "another machine"))
-    assert calibrations.load(bundle, 1) is None and AnytimeSession(bundle).timing is None
+    assert timings.load(bundle, 1) is None and AnytimeSession(bundle).timing is None
     path.write_text("{")
     with pytest.raises(BundleError, match="calibrate"):
         AnytimeSession(bundle)
@@ -231,13 +231,13 @@ def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
 
 
 def test_threads_are_those_that_are_worth_it(tmp_path: Path):
-    assert calibrations.fewest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
-    assert calibrations.fewest({1: 1.0, 2: 0.6, 4: 0.58}) == 2
+    assert calibration.fewest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
+    assert calibration.fewest({1: 1.0, 2: 0.6, 4: 0.58}) == 2
     bundle = write_image_bundle(tmp_path / "tiny.bundle")
     both = [AnytimeSession(bundle, threads=number) for number in (1, 2)]
-    assert calibrations.fastest_threads(both, seconds=0.01) in (1, 2)
+    assert calibration.fastest_threads(both, seconds=0.01) in (1, 2)
     assert AnytimeSession(bundle, threads=None).threads == 1
-    calibrations.save(calibrations.calibrate(both[1], sizes=(1,), seconds=0.01), bundle)
+    timings.save(calibration.calibrate(both[1], sizes=(1,), seconds=0.01), bundle)
     found = AnytimeSession(bundle, threads=None)
     assert found.threads == 2 and found.timing is not None and AnytimeSession(bundle).timing is None
 
@@ -249,4 +249,4 @@ def test_whole_exits_cannot_be_stopped_on_the_way(tmp_path: Path):
         with pytest.raises(BundleError, match="layer groups"):
             session.run(images(1), **given)
     with pytest.raises(BundleError, match="layer groups"):
-        calibrations.calibrate(session)
+        calibration.calibrate(session)

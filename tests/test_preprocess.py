@@ -9,8 +9,8 @@ import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 from PIL import Image
 
-from anytime_lct.bundle import Bundle, Manifest, Preprocessing
 from anytime_lct.errors import InputError
+from anytime_lct.exits.bundle import Bundle, Manifest, Preprocessing
 from anytime_lct.runtime.preprocess import from_array, from_text, read_input
 
 GREY = Preprocessing(kind="image", channels=1, height=2, width=3, mean=(0.5,), std=(0.25,))

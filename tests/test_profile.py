@@ -7,7 +7,7 @@ import pytest
 from bundles import make_profile
 
 from anytime_lct.errors import ProfileError
-from anytime_lct.profile import WEIGHTS, Cost, Profile, weights_sum
+from anytime_lct.exits.profile import WEIGHTS, Cost, Profile, weights_sum
 
 
 def test_costs_by_hand() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import InputError, LCTError
+from anytime_lct.exits.budget import Budget
 from anytime_lct.runtime import preprocess
-from anytime_lct.serving.asking import FREELY, read_ask
 from anytime_lct.serving.limits import USUAL, Limits
-from anytime_lct.serving.protocol import InferRequest, describe_model, read_request, write_reply
 from anytime_lct.serving.request import Ask, Refusal, Reply
-from anytime_lct.serving.tensors import from_bytes, from_list
+from anytime_lct.serving.v2.parameters import FREELY, read_ask
+from anytime_lct.serving.v2.protocol import InferRequest, describe_model, read_request, write_reply
+from anytime_lct.serving.v2.tensors import from_bytes, from_list
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 

@@ -13,18 +13,19 @@ from onnx import numpy_helper
 from test_export import IMAGES, TEXT, image_network, profile_of, small_network
 from torch import nn
 
-from anytime_lct import data as datasets
-from anytime_lct import run_folder
-from anytime_lct.bundle import Bundle, File, describe_file
 from anytime_lct.cli.main import run as program
+from anytime_lct.data import datasets
 from anytime_lct.errors import BundleError, ExportError
-from anytime_lct.export import Int8, export, parity
+from anytime_lct.exits.bundle import Bundle, File, describe_file
+from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.export import parity
 from anytime_lct.export.graphs import export_sheet
-from anytime_lct.export.quantise import _share_scale, quantise
+from anytime_lct.export.quantise import Int8, _share_scale, quantise
+from anytime_lct.export.write import export
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Profile
-from anytime_lct.runtime import AnytimeSession
-from anytime_lct.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.runtime.session import AnytimeSession
 
 
 def noise(seed: int, batch: int = 16) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from anytime_lct import recipe as recipes
 from anytime_lct.errors import RecipeError
+from anytime_lct.recipes import reading
+from anytime_lct.recipes.recipe import TEXT
 
 
 def test_the_papers_settings_are_the_defaults_of_their_task():
-    images = recipes.complete({"data": {"name": "cifar10"}})
+    images = reading.complete({"data": {"name": "cifar10"}})
     assert (images.groups.name, images.groups.lr, images.groups.momentum, images.groups.weight_decay) == (
         "sgd",
         0.1,
@@ -20,45 +21,45 @@ def test_the_papers_settings_are_the_defaults_of_their_task():
     assert images.groups_schedule.milestones == (0.5, 0.75)
     assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "cross-entropy")
     assert images.critic.kind == "residual"
-    text = recipes.complete({"data": {"name": "text"}})
+    text = reading.complete({"data": {"name": "text"}})
     assert (text.groups.name, text.groups.lr, text.groups.weight_decay) == ("adam", 2.7e-3, 1.2e-5)
     assert (text.data.batch_size, text.data.sequence_length, text.model.options["embedding"]) == (128, 150, 128)
     assert (text.groups_schedule.milestones, text.groups_schedule.gamma) == ((0.2, 0.4, 0.6, 0.8), 0.33)
 
 
 def test_options_of_a_default_network_do_not_pass_to_another():
-    assert recipes.complete({"model": {"name": "mlp"}}).model.options == {}
-    assert recipes.complete({"model": {"width": 8}}).model.options == {"depth": 14, "width": 8}
+    assert reading.complete({"model": {"name": "mlp"}}).model.options == {}
+    assert reading.complete({"model": {"width": 8}}).model.options == {"depth": 14, "width": 8}
 
 
 def test_options_of_a_default_optimizer_do_not_pass_to_another():
     with pytest.raises(RecipeError, match=r"needs a value for 'critics\.lr'"):
-        recipes.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam"}})
-    named = recipes.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam", "lr": 1e-4}})
+        reading.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam"}})
+    named = reading.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam", "lr": 1e-4}})
     assert named.critics.weight_decay == 0.0
 
 
 def test_entries_that_do_not_go_together_are_refused_in_a_sentence():
     with pytest.raises(RecipeError, match=r"^The recipe does not do: method admm needs data\.augment = none"):
-        recipes.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}})
+        reading.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}})
 
 
 def test_places_decide_the_number_of_groups():
-    assert recipes.complete({"cut": {"places": ["layer1", "layer2"]}}).cut.groups == 3
+    assert reading.complete({"cut": {"places": ["layer1", "layer2"]}}).cut.groups == 3
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", reading.shipped())
 def test_shipped_recipes_are_complete_and_survive_writing(name, tmp_path):
-    recipe = recipes.read(name)
-    recipes.write(recipe, tmp_path / "recipe.toml")
-    assert recipes.read(tmp_path / "recipe.toml") == recipe
+    recipe = reading.read(name)
+    reading.write(recipe, tmp_path / "recipe.toml")
+    assert reading.read(tmp_path / "recipe.toml") == recipe
 
 
 def test_what_is_written_is_what_is_read_for_every_data_set(tmp_path):
-    for data in recipes.TEXT | {"digits", "cifar10"}:
-        recipe = recipes.complete({"data": {"name": data}, "cut": {"places": ["a", "b", "c", "d"]}})
-        recipes.write(recipe, tmp_path / "recipe.toml")
-        assert recipes.read(tmp_path / "recipe.toml") == recipe
+    for data in TEXT | {"digits", "cifar10"}:
+        recipe = reading.complete({"data": {"name": data}, "cut": {"places": ["a", "b", "c", "d"]}})
+        reading.write(recipe, tmp_path / "recipe.toml")
+        assert reading.read(tmp_path / "recipe.toml") == recipe
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_what_is_written_is_what_is_read_for_every_data_set(tmp_path):
     ],
 )
 def test_assignments_are_read_as_toml_or_bare_words(text, expected):
-    assert recipes.assignment(text) == expected
+    assert reading.assignment(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,14 +104,14 @@ def test_assignments_are_read_as_toml_or_bare_words(text, expected):
 )
 def test_refusals_name_the_key_and_what_was_expected(overrides, says):
     with pytest.raises(RecipeError, match=says):
-        recipes.read(None, overrides)
+        reading.read(None, overrides)
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path):
     (tmp_path / "a.toml").write_text("[train\nepochs = 3")
     with pytest.raises(RecipeError, match="does not parse"):
-        recipes.read(tmp_path / "a.toml")
+        reading.read(tmp_path / "a.toml")
     with pytest.raises(RecipeError, match="shipped recipes"):
-        recipes.read("no-such")
+        reading.read("no-such")
     with pytest.raises(RecipeError, match="key=value"):
-        recipes.assignment("epochs")
+        reading.assignment("epochs")

@@ -13,9 +13,9 @@ import pytest
 from test_policy import made_calibration
 
 from anytime_lct.runtime.timing import Timing
-from anytime_lct.serving.job import Job
+from anytime_lct.serving.engine.job import Job
+from anytime_lct.serving.engine.scheduler import MOST_WAITING, Scheduler
 from anytime_lct.serving.request import Ask, Overloaded
-from anytime_lct.serving.scheduler import MOST_WAITING, Scheduler
 
 # Exits of 2, 4 and 8 ms, critics included; a capacity of 125 a second at full depth, of 500 at exit 1.
 GROUPS, CRITICS = (0.0019, 0.002, 0.0041), {1: 0.0001, 2: 0.0001}

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 from bundles import make_profile
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import BudgetError, NothingFitsError
-from anytime_lct.profile import Profile
-from anytime_lct.selector import pareto_front, select
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.selector import pareto_front, select
 
 
 def _random_profile(rng: random.Random) -> Profile:

@@ -16,10 +16,10 @@ from asgi import ask, binary, logits, request
 from bundles import rewrite, write_image_bundle, write_text_bundle
 from fake_engine import FakeEngine, FakeServed
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import BundleError
-from anytime_lct.runtime import AnytimeSession
-from anytime_lct.serving.app import create_app
+from anytime_lct.exits.budget import Budget
+from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.repository import Repository, scan
 from anytime_lct.serving.request import Ask, Overloaded

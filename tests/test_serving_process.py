@@ -23,7 +23,7 @@ from asgi import binary
 from bundles import rewrite, write_image_bundle, write_text_bundle
 from serving_process import Server
 
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 INFER = "/v2/models/tiny/infer"

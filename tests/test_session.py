@@ -12,11 +12,12 @@ import pytest
 from bundles import make_profile, sign_again, write_image_bundle, write_text_bundle
 from test_policy import made_calibration
 
-from anytime_lct.budget import Budget
-from anytime_lct.bundle import Bundle
 from anytime_lct.errors import BundleError, InputError, NothingFitsError
-from anytime_lct.runtime import Answer, AnytimeSession
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime import session as sessions
+from anytime_lct.runtime.answer import Answer
+from anytime_lct.runtime.session import AnytimeSession
 
 
 def _images(batch: int, seed: int = 0, size: int = 6) -> np.ndarray:

@@ -13,11 +13,11 @@ import torch
 from test_export import IMAGES, TEXT, image_network, profile_of
 from torch import nn
 
-from anytime_lct.bundle import Bundle
 from anytime_lct.errors import ExportError
-from anytime_lct.export import export
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.export.write import export
 from anytime_lct.network import LCTNetwork
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anytime_lct import models
-from anytime_lct.analysis.complexity import components
+from anytime_lct.counting import components
 from anytime_lct.critics import Kind
+from anytime_lct.exits.profile import Cost
+from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Cost
 
 PLACES = ("layer1", "layer2", "layer3")
 

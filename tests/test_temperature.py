@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anytime_lct import data as datasets
-from anytime_lct import recipe as recipes
-from anytime_lct import run_folder
 from anytime_lct.analysis import measure
 from anytime_lct.analysis.temperature import COLDEST, HOTTEST, Reliability, Temperatures
-from anytime_lct.profile import Profile
+from anytime_lct.data import datasets
+from anytime_lct.exits.profile import Profile
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder.build import build_network
 
 
 def drawn(sharpness: float, samples: int = 3000, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +72,7 @@ def recipe():
 
 def test_a_profile_keeps_temperatures_fitted_on_validation(recipe):
     data = datasets.from_recipe(recipe)
-    network = run_folder.build_network(recipe, data.facts)
+    network = build_network(recipe, data.facts)
     found = measure.profile(network, data, "mlp")
     by_hand, reliability = Temperatures(), Reliability([1.0, 1.0])
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_a_profile_keeps_temperatures_fitted_on_validation(recipe):
 def test_without_a_validation_split_temperatures_stay_1(recipe):
     without = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": 0.0})})
     data = datasets.from_recipe(without)
-    found = measure.profile(run_folder.build_network(without, data.facts), data, "mlp")
+    found = measure.profile(build_network(without, data.facts), data, "mlp")
     assert [exit.temperature for exit in found.exits] == [1.0, 1.0]
     assert all(exit.calibration.before == exit.calibration.after for exit in found.exits)
 
@@ -96,7 +96,7 @@ def test_without_a_validation_split_temperatures_stay_1(recipe):
 def test_graphs_are_measured_as_the_network_is(recipe):
     """What is measured again of exit 2 alone is what the network's profile says of it; exit 1 stays as it was."""
     data = datasets.from_recipe(recipe)
-    network = run_folder.build_network(recipe, data.facts).eval()
+    network = build_network(recipe, data.facts).eval()
     found = measure.profile(network, data, "mlp")
     other = found.exits[0].model_copy(update={"temperature": 9.0})
     before = found.model_copy(

@@ -14,7 +14,7 @@ from anytime_lct.analysis import threshold_search
 from anytime_lct.analysis.threshold_search import Samples, search, stopping_costs, stops
 from anytime_lct.cli.main import run as program
 from anytime_lct.errors import BudgetError, NothingFitsError
-from anytime_lct.thresholds import MEASURES, ThresholdTable
+from anytime_lct.exits.thresholds import MEASURES, ThresholdTable
 
 PROFILE = make_profile()  # exits cost 35, 100, 150 alone; by way of all before them 35, 105, 205
 
@@ -162,7 +162,7 @@ def called(*arguments: object) -> int:
 
 
 def test_the_command_writes_what_it_says_and_keeps_what_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]):
-    from anytime_lct.profile import Profile
+    from anytime_lct.exits.profile import Profile
 
     profile = Profile.load(run)
     first, second = (f"{(profile.cost(i).flops + profile.cost(i + 1).flops) / 2:.0f}" for i in (1, 2))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime_lct import partition
+from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 
 
@@ -30,7 +31,7 @@ def test_functional_dropout_follows_train_and_eval():
             return self.c(F.dropout(F.relu(self.b(x)), p=0.3, training=self.training))
 
     model = Dropping()
-    groups = partition.groups(partition.trace(model), ["dropout"])
+    groups = cut_groups(Trace.of(model), ["dropout"])
     x = torch.randn(6, 4)
     for mode in (True, False):
         for module in [model, *groups]:
@@ -57,7 +58,7 @@ def test_a_frozen_part_keeps_its_own_mode():
 
     model = Body()
     model.drop.eval()
-    groups = partition.groups(partition.trace(model), ["drop"])
+    groups = cut_groups(Trace.of(model), ["drop"])
     x = torch.randn(3, 4)
     assert model.a.training
     assert not model.drop.training
@@ -86,7 +87,7 @@ class Odd(nn.Module):
 def test_weights_and_constants_outside_modules_are_fetched_where_they_are_used():
     model = Odd()
     before = set(vars(model))
-    groups = partition.groups(partition.trace(model), ["relu"])
+    groups = cut_groups(Trace.of(model), ["relu"])
     x = torch.randn(3, 4)
     assert set(vars(model)) == before
     for made in (groups, copy.deepcopy(groups)):
@@ -140,4 +141,4 @@ class TwoInputs(nn.Module):
 )
 def test_networks_that_cannot_be_cut_say_why(model, says):
     with pytest.raises(PartitionError, match=says):
-        partition.trace(model)
+        Trace.of(model)

@@ -14,13 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from anytime_lct import checkpoint, data, lct, run_folder
-from anytime_lct import recipe as recipes
+from anytime_lct import lct
 from anytime_lct import task as tasks
+from anytime_lct.data import datasets as data
 from anytime_lct.errors import CheckpointError, DivergenceError, RecipeError
-from anytime_lct.recipe import ScheduleRecipe
-from anytime_lct.schedule import factor
-from anytime_lct.training import Epoch, Progress, train
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import ScheduleRecipe
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training.events import Epoch, Progress
+from anytime_lct.training.learner import factor
+from anytime_lct.training.run import train
 
 TINY = {
     "model": {"name": "resnet", "depth": 8, "width": 4},
@@ -127,7 +132,7 @@ def test_a_step_of_the_trainer_is_the_rule_with_sgd(tmp_path):
     recipe = tiny(train={"epochs": 1}, data={"batch_size": 2000}, groups_schedule={"name": "constant"})
     dataset = data.from_recipe(recipe)
     run(recipe, tmp_path / "run")
-    network = run_folder.build_network(recipe, dataset.facts).train()
+    network = build_network(recipe, dataset.facts).train()
     (x, y) = next(dataset.batches("train", 0))
     loss, rule = partial(tasks.losses, "classification"), lct.Rule(**recipe.rule.model_dump())
     descents, h = [], x

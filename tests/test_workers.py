@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from anytime_lct import checkpoint, run_folder
-from anytime_lct import recipe as recipes
 from anytime_lct.errors import RecipeError
-from anytime_lct.training import join
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.run_folder import checkpoint
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.training.processes.team import join
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 RESNET = {

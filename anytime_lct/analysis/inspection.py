@@ -9,13 +9,15 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import critics, partition
-from anytime_lct.analysis import complexity
-from anytime_lct.costs import Strategy
+from anytime_lct import counting as complexity
+from anytime_lct import critics
+from anytime_lct.cutting.costs import Strategy
+from anytime_lct.cutting.groups import segments
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
-from anytime_lct.network import LCTNetwork, probing
-from anytime_lct.partition import Trace
-from anytime_lct.profile import Cost
+from anytime_lct.exits.profile import Cost
+from anytime_lct.modes import probing
+from anytime_lct.network import LCTNetwork
 from anytime_lct.task import TaskName
 
 
@@ -88,7 +90,7 @@ def inspect(
         task=task,
     )
     try:
-        trace = partition.trace(model)
+        trace = Trace.of(model)
     except PartitionError as error:  # cut by the names of children
         trace, whole = None, {type(model).__name__: str(error)}
     else:
@@ -119,7 +121,7 @@ def inspect(
 def _places(trace: Trace, example: Tensor, task: TaskName) -> list[Place]:
     steps, square = example.shape[1] if task == "language-model" else 1, critics.is_square(example)
     hidden, entries, flops = example, [], []
-    parts = partition.segments(trace, [cut.position for cut in trace.candidates])[:-1]
+    parts = segments(trace, [cut.position for cut in trace.candidates])[:-1]
     for part in parts:
         flops.append(complexity.count(part, hidden, steps=steps).flops)
         with probing(part):

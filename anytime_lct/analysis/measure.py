@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anytime_lct.analysis import complexity, latency, statistics
+from anytime_lct import counting as complexity
+from anytime_lct import stopwatch
+from anytime_lct.analysis import measure, statistics
 from anytime_lct.analysis.temperature import Reliability, Temperatures
-from anytime_lct.data import Dataset, Split
+from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.evaluation import Answers, Evaluation, Witness, evaluate, evaluate_answers
+from anytime_lct.exits.profile import Calibration, Exit, Latency, Profile, Quality
 from anytime_lct.network import LCTNetwork
-from anytime_lct.profile import Calibration, Exit, Latency, Profile, Quality
-from anytime_lct.run_folder import example_input
+from anytime_lct.run_folder.build import example_input
+from anytime_lct.stopwatch import REPEATS, median_seconds
 from anytime_lct.task import MetricName
+
+
+def median_latencies(calls: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
+    """Return the median seconds of each call on one torch thread; the number of threads is put back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return median_seconds(calls, repeats)
+    finally:
+        torch.set_num_threads(threads)
+
 
 # Evaluates exits on a split, before witnesses.
 Judge = Callable[..., Evaluation]
@@ -52,7 +66,7 @@ def profile(network: LCTNetwork, data: Dataset, model: str) -> Profile:
     worth = _judged(judging(network, data), network.num_groups, data)
     seconds = _latencies(network, example)
     exits = [
-        exit.model_copy(update={"latency": Latency(seconds=s, engine="torch", machine=latency.machine())})
+        exit.model_copy(update={"latency": Latency(seconds=s, engine="torch", machine=stopwatch.machine())})
         for exit, s in zip(worth.exits(facts.metric, range(1, network.num_groups + 1)), seconds, strict=True)
     ]
     return Profile(
@@ -129,4 +143,4 @@ def _quality(found: Evaluation, i: int, metric: MetricName) -> Quality:
 def _latencies(network: LCTNetwork, example: Tensor) -> list[float]:
     models = [network.sub_model(i).eval() for i in range(1, network.num_groups + 1)]
     with torch.inference_mode():
-        return latency.median_latencies([lambda model=model: model(example) for model in models])
+        return measure.median_latencies([lambda model=model: model(example) for model in models])

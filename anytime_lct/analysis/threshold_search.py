@@ -25,13 +25,13 @@ from torch import Tensor
 
 from anytime_lct.analysis import statistics
 from anytime_lct.analysis.measure import Judge
-from anytime_lct.budget import check_positive, show_count
-from anytime_lct.data import Split
+from anytime_lct.data.batches import Split
 from anytime_lct.errors import NothingFitsError
 from anytime_lct.evaluation import Evaluation
-from anytime_lct.profile import Profile, Quality
+from anytime_lct.exits.budget import check_positive, show_count
+from anytime_lct.exits.profile import Profile, Quality
+from anytime_lct.exits.thresholds import MEASURES, MeanCost, Measure, Thresholds
 from anytime_lct.runtime.confidence import confidence
-from anytime_lct.thresholds import MEASURES, MeanCost, Measure, Thresholds
 
 SHARES_OF_BUDGET = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 SLOPES = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0)
@@ -40,7 +40,6 @@ MOST_VISITED, MOST_VISITED_OF_MANY, MANY = 4, 3, 8
 FOLDS = 5
 # A rule whose thresholds cannot split equal confidences may miss its budget by so much.
 TOLERANCE = 0.005
-
 Confidences = dict[Measure, NDArray[np.float32]]
 
 

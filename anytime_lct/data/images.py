@@ -23,7 +23,6 @@ from anytime_lct.pixels import shorter_side
 from anytime_lct.task import Facts
 
 Found = tuple[Images, Images, tuple[str, ...]]  # training part, test part, names of the classes
-
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_TEST, DIGITS_SPLIT_SEED = 360, 0
 SMALL_SIDE, IN_MEMORY_BYTES = 64, 2**30

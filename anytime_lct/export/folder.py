@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import EncodeError
 
-from anytime_lct.bundle import is_bundle
 from anytime_lct.errors import ExportError
+from anytime_lct.exits.bundle import is_bundle
 
 
 @contextmanager

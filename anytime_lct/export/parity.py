@@ -16,7 +16,6 @@ from anytime_lct.task import Facts
 
 TOLERANCE = 1e-4
 RELATIVE_TOLERANCE = 1e-5
-
 Engine = Callable[[NDArray], Mapping[int, NDArray]]
 
 

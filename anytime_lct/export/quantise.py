@@ -25,21 +25,15 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quant_pre_process,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 from torch import nn
 
 from anytime_lct.errors import ExportError
 from anytime_lct.evaluation import Answers
+from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.thresholds import ThresholdTable
 from anytime_lct.export.graphs import Sheet
-from anytime_lct.profile import Profile
 from anytime_lct.task import Facts
-from anytime_lct.thresholds import ThresholdTable
 
 
 @dataclass(frozen=True)

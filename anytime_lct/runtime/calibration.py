@@ -1,106 +1,27 @@
-"""What every group and critic of a bundle takes on this machine: measured once, kept beside the bundle.
-
-BUNDLE.calibration.json stands beside the folder BUNDLE, not in it: a bundle travels, its timings do not.
-"""
+"""Measure what every group and critic of a bundle takes on this machine."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import Field, model_validator
 
-from anytime_lct.bundle import MANIFEST, Bundle
 from anytime_lct.errors import BundleError, LCTError
-from anytime_lct.profile import Record, parse, read_text, write_whole
+from anytime_lct.runtime.timings import Calibration, Quantiles, Times, bundle_sum
 from anytime_lct.stopwatch import machine
 
 if TYPE_CHECKING:
     from anytime_lct.runtime.session import AnytimeSession
 
+
 SIZES = (1, 4, 16)
 STEPS = 32  # characters a sample, where a network on text is measured
 WARMUP, LEAST, MOST = 2, 5, 200
 WORTH = 0.05  # the share of time that more threads have to save
-Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-
-
-class Quantiles(Record):
-    """Seconds of one part: half, nine tenths and 99 in 100 of its runs took at most so long."""
-
-    p50: Seconds
-    p90: Seconds
-    p99: Seconds
-
-
-class Times(Record):
-    """Seconds of all parts for batches of one size: groups from 1 on, and the critics by number."""
-
-    groups: tuple[Quantiles, ...]
-    critics: dict[int, Quantiles]
-
-
-class Calibration(Record):
-    """Times by size of batch, in samples (of text: characters), on `machine`, with `threads` threads a request."""
-
-    format: int = 1
-    bundle: str
-    machine: str
-    onnxruntime: str
-    threads: Annotated[int, Field(ge=1)]
-    sizes: dict[int, Times]
-
-    @model_validator(mode="after")
-    def _sizes_rise(self) -> Calibration:
-        if not self.sizes or list(self.sizes) != sorted(self.sizes) or next(iter(self.sizes)) < 1:
-            raise ValueError("sizes need to be positive and in rising order, one at least")
-        return self
-
-    def fits(self, bundle: Bundle, threads: int | None) -> bool:
-        """Tell whether these are the times of this very bundle on this machine, with so many threads (None: any)."""
-        here = (bundle_sum(bundle), machine(), ort.__version__, threads or self.threads)
-        return (self.bundle, self.machine, self.onnxruntime, self.threads) == here
-
-
-def calibration_path(bundle: Path) -> Path:
-    """Return where a bundle's timings stand: beside its folder.
-
-    >>> calibration_path(Path("bundles/digits"))
-    PosixPath('bundles/digits.calibration.json')
-    """
-    whole = bundle.resolve() if bundle.name in ("", "..") else bundle
-    return whole.with_name(f"{whole.name}.calibration.json")
-
-
-def bundle_sum(bundle: Bundle) -> str:
-    """Return the sum of the manifest, which holds the sums of all other files."""
-    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
-
-
-def load(bundle: Bundle, threads: int | None) -> Calibration | None:
-    """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind.
-
-    `threads` None takes those of any number of threads.
-    """
-    path = calibration_path(bundle.path)
-    if not path.is_file():
-        return None
-    remedy = f"measure anew with: anytime-lct calibrate {bundle.path}"
-    found = parse(Calibration, read_text(path, BundleError, remedy), path, BundleError, remedy)
-    return found if found.fits(bundle, threads) else None
-
-
-def save(calibration: Calibration, bundle: Bundle) -> Path:
-    """Write timings beside their bundle, whole or not at all; raises BundleError where the folder is not writable."""
-    path = calibration_path(bundle.path)
-    write_whole(path, calibration.model_dump_json(indent=1) + "\n", BundleError)
-    return path
 
 
 def calibrate(

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from anytime_lct.bundle import Manifest
+from anytime_lct.exits.bundle import Manifest
 from anytime_lct.runtime.graphs import Graphs, failed
 
 

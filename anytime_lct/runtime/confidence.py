@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.thresholds import Measure
+from anytime_lct.exits.thresholds import Measure
 
 
 def confidence(

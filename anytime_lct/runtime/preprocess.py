@@ -9,8 +9,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.bundle import Manifest, Preprocessing
 from anytime_lct.errors import InputError
+from anytime_lct.exits.bundle import Manifest, Preprocessing
 from anytime_lct.pixels import fit
 
 

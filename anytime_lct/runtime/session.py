@@ -5,60 +5,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.budget import Budget, check_positive
-from anytime_lct.bundle import Bundle
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.profile import Latency, Profile
-from anytime_lct.runtime import calibration as calibrations
+from anytime_lct.exits.budget import Budget, check_positive
+from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.profile import Latency, Profile
+from anytime_lct.exits.selector import select
+from anytime_lct.exits.thresholds import Measure, Thresholds
 from anytime_lct.runtime import deadline
-from anytime_lct.runtime.calibration import Calibration
+from anytime_lct.runtime import timings as calibrations
+from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.preprocess import check_batch, show_shape
 from anytime_lct.runtime.timing import Timing
+from anytime_lct.runtime.timings import Calibration
 from anytime_lct.runtime.walk import Order, Stopped, Stopping, Walk, steps
-from anytime_lct.selector import select
-from anytime_lct.thresholds import Measure, Thresholds
 
 # Buffers kept for the next request: one chain serves one request at a time, for one input shape.
 SPARE_CHAINS, SPARE_BYTES = 16, 1 << 28
 KNOWN_BUDGETS = 256
 MOST_THREADS = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What a batch was told: `logits` float32, (B, K) for images and (B, T, K) for text.
-
-    `exit` is the deepest exit that answered; `exits` (B,) says which answered each sample, where samples stop one by
-    one. `flops` are the multiply-adds paid per sample (for text: per character), groups and visited critics together;
-    the mean of the batch where samples differ. `stopped` says why no deeper exit answered.
-    """
-
-    exit: int
-    logits: NDArray[np.float32]
-    flops: float
-    exits: NDArray[np.int64]
-    exits_run: int = 1
-    stopped: Stopped = "budget"
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the logits over their last axis."""
-        shifted = np.exp(self.logits - self.logits.max(axis=-1, keepdims=True))
-        return shifted / shifted.sum(axis=-1, keepdims=True)
-
-    @property
-    def classes(self) -> NDArray[np.int64]:
-        """Index of the most likely class, or next symbol, over the last axis."""
-        return self.logits.argmax(axis=-1)
 
 
 class AnytimeSession:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from anytime_lct.runtime.calibration import Calibration
+from anytime_lct.runtime.timings import Calibration
 
 # A ratio moves by a tenth of the way at a time, and faster where a part turns out slow than where it turns out quick.
 SLOWER, QUICKER = 0.2, 0.05

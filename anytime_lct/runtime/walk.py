@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from anytime_lct.exits.thresholds import Measure
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.runtime.confidence import confidence
-from anytime_lct.thresholds import Measure
 
 if TYPE_CHECKING:
     from anytime_lct.runtime.session import AnytimeSession
 
+
 Stopped = Literal["budget", "confident", "deadline", "load", "last"]
 """Why no deeper exit answered: the budget's exit was reached, the samples were sure, time was short, others waited
 whose time was short, or there is no deeper exit."""
+
 
 Order = Literal["deeper", "answer and deeper", "deadline", "load", "late"]
 """What to do behind a group: go on; have an answer first that will do in need; answer here and say why; or, when there

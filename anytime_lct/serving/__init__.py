@@ -1,1 +1,1 @@
-"""Bundles answered over HTTP, by the Open Inference Protocol V2; needs no torch."""
+"""Answers to many clients at once, each within its budget and deadline; no torch."""

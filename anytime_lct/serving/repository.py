@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from anytime_lct.bundle import MANIFEST, Bundle, Manifest, is_bundle
 from anytime_lct.errors import BundleError
-from anytime_lct.profile import Profile
-from anytime_lct.runtime import AnytimeSession
+from anytime_lct.exits.bundle import MANIFEST, Bundle, Manifest, is_bundle
+from anytime_lct.exits.profile import Profile
+from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.request import Refusal
-from anytime_lct.serving.tensors import show
+from anytime_lct.serving.v2.tensors import show
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Key = tuple[str, str]  # name and version

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.budget import Budget
 from anytime_lct.errors import LCTError
-from anytime_lct.thresholds import Measure
+from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.thresholds import Measure
 
 ANY = Budget()
 Mode = Literal["anytime", "fixed"]

@@ -16,11 +16,11 @@ from pathlib import Path
 import uvicorn
 
 from anytime_lct.errors import BudgetError, InputError, LCTError
-from anytime_lct.serving.app import DRAIN_SECONDS, Service, create_app
-from anytime_lct.serving.asking import FREELY
-from anytime_lct.serving.connection import bounded
+from anytime_lct.serving.http.app import DRAIN_SECONDS, Service, create_app
+from anytime_lct.serving.http.connection import bounded
 from anytime_lct.serving.limits import USUAL, Limits
 from anytime_lct.serving.request import Ask
+from anytime_lct.serving.v2.parameters import FREELY
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
@@ -75,7 +75,8 @@ def serve(
 
     `started` is called when requests are answered, `on_reload` when a client had bundles read again.
     """
-    from anytime_lct.serving.engine import Engine, Served
+    from anytime_lct.serving.engine.engine import Engine
+    from anytime_lct.serving.engine.job import Served
     from anytime_lct.serving.repository import Repository
 
     sys.setswitchinterval(SWITCH_SECONDS)

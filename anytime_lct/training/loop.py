@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct import recipe as recipes
 from anytime_lct.errors import DataError, DivergenceError, RecipeError
-from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes import reading as recipes
 from anytime_lct.task import TaskName
-from anytime_lct.training.links import Minibatch
-from anytime_lct.training.run import Epoch, device_of
-from anytime_lct.training.worker import Worker
+from anytime_lct.training.events import Epoch
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.run import device_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")

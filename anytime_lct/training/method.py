@@ -7,12 +7,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from anytime_lct.learner import Clock
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipe import Recipe
+from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.links import Minibatch
-from anytime_lct.training.team import Team
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
 
 
 class Method(Protocol):

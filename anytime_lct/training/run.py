@@ -19,62 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct import checkpoint, journal, pretrained, run_folder
-from anytime_lct.costs import Strategy
-from anytime_lct.data import Dataset
+from anytime_lct.cutting.costs import Strategy
+from anytime_lct.data.batches import Dataset
 from anytime_lct.errors import DivergenceError, RecipeError
-from anytime_lct.learner import Clock, is_carried
-from anytime_lct.recipe import Recipe
-from anytime_lct.training.checks import expect_to_learn_from_one, shortest_minibatch
-from anytime_lct.training.deal import deal
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder import checkpoint, journal
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder import start as pretrained
+from anytime_lct.run_folder.build import example_input
+from anytime_lct.training.events import Epoch, Note, Progress
 from anytime_lct.training.interruption import interruptible
-from anytime_lct.training.links import Minibatch
+from anytime_lct.training.learner import Clock, is_carried
 from anytime_lct.training.memory import PeakMemory, write_peaks
 from anytime_lct.training.method import MakeMethod, Method
-from anytime_lct.training.team import Team, alone, owned
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.prepare import deal, expect_to_learn_from_one, shortest_minibatch
+from anytime_lct.training.processes.team import Team, alone, owned
 from anytime_lct.training.tracking import Tracking, expect_one_process
-from anytime_lct.training.worker import Worker
 
 REPORT_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands within an epoch: `losses` are means over the epoch so far, one an exit, in nats."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    losses: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one."""
-
-    epoch: int
-    step: int
-    seconds: float
-    train_losses: tuple[float, ...]
-    validation_losses: tuple[float, ...]
-    scores: tuple[float, ...]
-
-    def as_json(self, metric: str) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": round(self.seconds, 3),
-            "train": {"loss": self.train_losses},
-            "validation": {"loss": self.validation_losses, metric: self.scores},
-        }
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something to tell before a run begins."""
-
-    text: str
 
 
 @dataclass
@@ -115,7 +79,7 @@ def train(
             recipe = run_folder.read(path)[0]
         network, recipe = deal(recipe, data, team, place)
         if shortest == 1 and recipe.train.method != "dni":
-            expect_to_learn_from_one(network, run_folder.example_input(data.facts, 1))
+            expect_to_learn_from_one(network, example_input(data.facts, 1))
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             said = pretrained.start(network, recipe, data.facts)
             if said and team.leads:

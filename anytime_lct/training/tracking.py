@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anytime_lct import journal, run_folder
 from anytime_lct.errors import RecipeError
-from anytime_lct.learner import Clock
-from anytime_lct.recipe import Recipe
-from anytime_lct.training.links import Minibatch
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder import journal
+from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
-from anytime_lct.training.worker import Worker
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
 
 
 class Tracking:

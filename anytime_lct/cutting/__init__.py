@@ -1,0 +1,1 @@
+"""Cutting: where a network can be cut, what groups cost, and the groups that come out."""

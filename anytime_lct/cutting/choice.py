@@ -1,0 +1,236 @@
+"""Where to cut, and which worker gets which groups: the best choice by layers, training cost, time or memory, exactly.
+
+The candidates cut a network into S segments. A group is a run of segments, so that the best choice of N-1 candidates
+follows by dynamic programming from a table of what segments a..b-1 cost as one group (`costs`); so does the best choice
+of which neighbouring groups share a worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import get_args
+
+from torch import Tensor, nn
+
+from anytime_lct import counting
+from anytime_lct.cutting import costs, seconds
+from anytime_lct.cutting.costs import MakeCritic, Strategy, Table, measuring, meta_like, on_meta
+from anytime_lct.cutting.groups import segments
+from anytime_lct.cutting.seconds import NOBODY, Others
+from anytime_lct.cutting.trace import Trace, listed
+from anytime_lct.errors import PartitionError
+
+CORRECTIONS = 4  # choices that are run before one is taken
+CLOSE = 1.04  # a machine's pace drifts so much: choices as near to the best are run once more, in turns
+
+
+def place(
+    trace: Trace,
+    example: Tensor,
+    num_groups: int,
+    by: Strategy,
+    critic: MakeCritic,
+    weight_copies: int = 0,
+    others: Others = NOBODY,
+) -> tuple[str, ...]:
+    """Choose the N-1 places that cut a network into the best N groups.
+
+    layers: as even as possible in depth, layers with weights on the longest path (least sum of squares).
+    balanced: the smallest possible maximum of multiply-adds in training, each group's critic included.
+    measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
+    come to the same choice. memory: the same for the bytes saved for the backward pass, and with `weight_copies` of so
+    many copies of the weights and of what is on its way between workers. Ties go to the more even choice, then to the
+    earlier cuts. `critic` makes a critic, or None, for a (meta) tensor that crosses a cut and the multiply-adds of all
+    that follows it. Raises PartitionError where there are fewer candidates than cuts.
+
+    >>> place(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden, follows: None)
+    ('layer2.0', 'layer3.1')
+    """
+    if not 1 <= num_groups <= len(trace.candidates) + 1:
+        raise PartitionError(
+            f"Expected from 1 to {len(trace.candidates) + 1} layer groups, got {num_groups}; the network "
+            f"can be cut after {listed(trace.candidates)}."
+        )
+    if num_groups == 1:
+        return ()
+    if by not in get_args(Strategy):
+        raise PartitionError(f"Expected cuts by {', '.join(get_args(Strategy))}, got by '{by}'.")
+    if by == "layers":
+        table = costs.of_layers(trace)
+    else:
+        parts = segments(trace, [cut.position for cut in trace.candidates])
+        table = _table(parts, critic, example, by, weight_copies, others)
+    bounds = best_bounds(table, num_groups, minimax=by != "layers")
+    if by == "measured":
+        bounds = _corrected(trace, example, num_groups, table, bounds, critic, others)
+    return tuple(trace.candidates[k - 1].name for k in bounds)
+
+
+def _corrected(
+    trace: Trace,
+    example: Tensor,
+    num_groups: int,
+    table: Table,
+    bounds: tuple[int, ...],
+    critic: MakeCritic,
+    others: Others,
+) -> tuple[int, ...]:
+    """Run the chosen groups as they will be trained, correct the table by what they took, and choose again."""
+    tried: dict[tuple[int, ...], list[int]] = {}
+    while bounds not in tried and len(tried) < CORRECTIONS:
+        tried[bounds], table = seconds.corrected(trace, bounds, table, example, critic, others)
+        chosen = best_bounds(table, num_groups, minimax=True)
+        bounds = _relieved(bounds, tried[bounds], len(table)) if chosen in tried else chosen
+    contenders = _close(tried)
+    for choice in contenders if len(contenders) > 1 else []:
+        again, _ = seconds.corrected(trace, choice, table, example, critic, others)
+        tried[choice] = [min(times) for times in zip(tried[choice], again, strict=True)]
+    contenders = _close({choice: tried[choice] for choice in contenders})
+    return min(contenders, key=lambda choice: sum(tried[choice]))  # less work leaves more of the memory to the others
+
+
+def _close(tried: dict[tuple[int, ...], list[int]]) -> list[tuple[int, ...]]:
+    """Choices whose slowest group is within the noise of the best."""
+    best = min(max(took) for took in tried.values())
+    return [choice for choice, took in tried.items() if max(took) <= CLOSE * best]
+
+
+def _relieved(bounds: tuple[int, ...], took: list[int], end: int) -> tuple[int, ...]:
+    """Give the slowest group's outermost segment to its faster neighbour."""
+    slow = took.index(max(took))
+    before, after = (took[k] if 0 <= k < len(took) else math.inf for k in (slow - 1, slow + 1))
+    moved = [0, *bounds, end]
+    moved[slow if before < after else slow + 1] += 1 if before < after else -1
+    inner = tuple(moved[1:-1])
+    return inner if all(a < b for a, b in pairwise(moved)) else bounds
+
+
+def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, ...]:
+    """Return the inner bounds 0 < k_1 < .. < S of the groups with the least sum of squared costs.
+
+    With `minimax` only among the choices whose largest cost is the smallest possible. Ties go to the earlier
+    bounds.
+    """
+    ceiling = _smallest_maximum(table, num_groups) if minimax else math.inf
+    S = len(table)
+    # best[b]: least sum of squares of n groups over segments 0..b-1, and the bounds that reach it
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for _ in range(num_groups):
+        choices: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        for a, (total, bounds) in best.items():
+            for b in range(a + 1, S + 1):
+                if table[a][b] <= ceiling:
+                    choices.setdefault(b, []).append((total + table[a][b] ** 2, (*bounds, a)))
+        best = {b: min(several) for b, several in choices.items()}
+    return best[S][1][1:]
+
+
+def _smallest_maximum(table: Table, num_groups: int) -> float:
+    S = len(table)
+    row = [0.0] + [math.inf] * S
+    for _ in range(num_groups):
+        row = [math.inf] + [min(max(row[a], table[a][b]) for a in range(b)) for b in range(1, S + 1)]
+    return row[S]
+
+
+def of_workers(
+    groups: Sequence[nn.Module], critics: Sequence[nn.Module], example: Tensor, by: Strategy, weight_copies: int = 0
+) -> Table:
+    """Return the table of what one worker has to do, or hold, that owns groups a..b-1, each with its critic.
+
+    By memory the activations of one group live at a time, but weights always.
+
+    >>> of_workers([nn.Linear(7, 6)], [], torch.zeros(3, 7), "balanced")[0][1]  # forward and the weights' gradient
+    252
+    """
+    N = len(groups)
+    behind = iter([*critics, *[None] * (N - len(critics))])
+    single = _table(groups, lambda hidden, follows: next(behind), example, "balanced" if by == "layers" else by)
+    alone = [single[k][k + 1] for k in range(N)]
+    if by != "memory":
+        return [[sum(alone[a:b]) for b in range(N + 1)] for a in range(N)]
+    held = [weight_copies * costs.weight_bytes(group) for group in groups]
+    for k, critic in enumerate(critics):
+        held[k] += weight_copies * costs.weight_bytes(critic)
+    return [[sum(held[a:b]) + max(alone[a:b], default=0) for b in range(N + 1)] for a in range(N)]
+
+
+def _table(
+    parts: Sequence[nn.Module],
+    critic: MakeCritic,
+    example: Tensor,
+    by: Strategy,
+    weight_copies: int = 0,
+    others: Others = NOBODY,
+) -> Table:
+    if by == "measured":
+        return seconds.of_parts(parts, critic, example, others)
+    if by == "memory":
+        return costs.of_bytes(parts, critic, example, weight_copies)
+    return costs.of_multiply_adds(parts, critic, example)
+
+
+def spread(table: Table, workers: int) -> tuple[int, ...]:
+    """Give neighbouring groups to workers so that the largest cost of a worker is the smallest.
+
+    `table` says what a worker costs that owns groups a..b-1 (`of_workers`). Returns the bounds: worker w owns
+    groups bounds[w]+1 .. bounds[w+1]. Raises PartitionError.
+
+    >>> spread([[0, 5, 6, 7], [0, 0, 1, 2], [0, 0, 0, 1]], 2)  # groups that cost 5, 1 and 1
+    (0, 1, 3)
+    """
+    num_groups = len(table)
+    if not 1 <= workers <= num_groups:
+        raise PartitionError(
+            f"Expected from 1 to {num_groups} workers for {num_groups} layer groups, got {workers}; lower --workers or "
+            f"raise --groups."
+        )
+    return (0, *best_bounds(table, workers, minimax=True), num_groups)
+
+
+def at_shares(trace: Trace, example: Tensor, shares: Sequence[float], critics: Sequence[MakeCritic]) -> tuple[str, ...]:
+    """Choose for each exit the last place where it costs at most its share of the main network's multiply-adds.
+
+    An exit's cost is that of the groups up to it and of its critic, made by its own of `critics`; convolutions and
+    matrix products are counted. Raises PartitionError where no place is left within a share.
+
+    >>> at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda hidden, follows: None] * 2)
+    ('layer1', 'layer3.0')
+    """
+    chosen: list[int] = []
+    for share, critic in zip(shares, critics, strict=True):
+        *amounts, whole = of_exits(trace, example, critic)
+        left = range(chosen[-1] + 1 if chosen else 0, len(amounts))
+        fitting = [k for k in left if amounts[k] <= share * whole]
+        if not fitting:
+            cheapest = min(left, key=lambda k: amounts[k], default=None)
+            hint = "the network has no place left to cut after"
+            if cheapest is not None:
+                name = trace.candidates[cheapest].name
+                hint = f"the cheapest, after '{name}', takes {amounts[cheapest] / whole:.1%} with its critic"
+            raise PartitionError(
+                f"Expected room for exit {len(chosen) + 1} within {share:.1%} of the main network's multiply-adds, but "
+                f"{hint}; raise the share, or choose a cheaper critic, for example slim."
+            )
+        chosen.append(fitting[-1])
+    return tuple(trace.candidates[k].name for k in chosen)
+
+
+def of_exits(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
+    """Return the multiply-adds of answering a batch like `example` at an exit behind each candidate, critic included.
+
+    The last number is that of the whole network. Convolutions and matrix products are counted, on meta tensors.
+    """
+    own, behind, entries = [], [], [meta_like(example)]
+    with measuring(example, without_values=True):
+        for part in segments(trace, [cut.position for cut in trace.candidates]):
+            cost, hidden = counting.answering(on_meta(part), entries[-1])
+            own.append(cost)
+            entries.append(hidden)
+        reached = list(accumulate(own))
+        for cost, hidden in zip(reached[:-1], entries[1:-1], strict=True):
+            made = critic(hidden, reached[-1] - cost)
+            behind.append(0 if made is None else counting.answering(on_meta(made), hidden)[0])
+    return [cost + end for cost, end in zip(reached, [*behind, 0], strict=True)]

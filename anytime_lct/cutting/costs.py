@@ -1,0 +1,201 @@
+"""What a layer group costs in training: layers, multiply-adds, or bytes of memory, its critic included.
+
+A table holds at [a][b] what segments a..b-1 cost as one group. Multiply-adds and bytes are counted on meta tensors,
+which have shapes and no values. Nothing of the network itself is run or changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from anytime_lct import counting
+from anytime_lct.cutting.blocks import weighs
+from anytime_lct.cutting.trace import Trace
+from anytime_lct.errors import LCTError, PartitionError
+
+Strategy = Literal["layers", "balanced", "measured", "memory"]
+MakeCritic = Callable[[Tensor, int], nn.Module | None]  # what crosses a cut, the multiply-adds of all behind it
+Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a < b
+Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity
+
+
+def of_layers(trace: Trace) -> Table:
+    """Return the table of layers with weights on the longest path: 50 for ResNet-50, whose shortcuts run beside it."""
+    recording, depth = trace.recording, dict.fromkeys([trace.recording.input], 0)
+    for step in recording.steps:
+        before = max((depth.get(source, 0) for source in step.all_input_nodes), default=0)
+        depth[step] = before + weighs(step, recording)
+    ends = [0, *(depth[trace.crossing[cut.position]] for cut in trace.candidates), depth[recording.result]]
+    return [[end - start for end in ends] for start in ends[:-1]]
+
+
+def of_multiply_adds(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor) -> Table:
+    """Return the table of multiply-adds of a training step on a batch like `example`."""
+    with measuring(example, without_values=True):
+        return _flops_table(*run_through([on_meta(part) for part in parts], meta_like(example), critic))
+
+
+def of_bytes(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, weight_copies: int = 0) -> Table:
+    """Return the table of bytes that are saved for the backward pass of a batch like `example`.
+
+    `weight_copies` counts every weight so often: weight, gradient and the optimizer's slots, where groups do not share
+    a device; then what enters counts once more, as the next minibatch is on its way, and what leaves twice, in flight
+    and as gradient. 0 leaves both out.
+    """
+    with measuring(example, without_values=True):
+        stages, behind, entries = run_through([on_meta(part) for part in parts], meta_like(example), critic)
+        table = _bytes_table(stages, behind, entries)
+    if not weight_copies:
+        return table
+    held = [weight_copies * weight_bytes(part) for part in parts]
+    moved = [0, *(x.untyped_storage().nbytes() for x in entries[1:]), 0]
+    return [
+        [cost + sum(held[a:b]) + moved[a] + 2 * moved[b] if a < b else 0 for b, cost in enumerate(row)]
+        for a, row in enumerate(table)
+    ]
+
+
+def training_cost(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
+    """Return the multiply-adds of a forward and backward pass on `x`, counted by torch on meta tensors.
+
+    `input_grad` False leaves out the gradient by the input, which no layer group computes.
+
+    >>> training_cost(nn.Linear(7, 6), torch.zeros(3, 7))  # 3 x 3 x 7 x 6
+    378
+    """
+    return _count(on_meta(module), meta_like(x), input_grad)
+
+
+def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
+    """Return the bytes of distinct activations, not weights, that a forward pass saves for backward.
+
+    Counted as torch's own operators save them; fused kernels (cuDNN's recurrent layers) may save other
+    buffers.
+
+    >>> saved_bytes(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), torch.zeros(7, 5))  # 4 bytes x 7 x (5 + 4)
+    252
+    """
+    return sum(_save(on_meta(module), meta_like(x), input_grad)[0].values())
+
+
+@contextmanager
+def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
+    """Leave the random state alone, and say in a sentence where a network cannot be measured."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except LCTError:
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PartitionError(
+            f"The network cannot be measured on a batch of shape {tuple(example.shape)}"
+            f"{' without values' if without_values else ''} ({reason}); cut by layers, or name the places."
+        ) from error
+
+
+def run_through(
+    parts: list[nn.Module], x: Tensor, critic: MakeCritic
+) -> tuple[list[nn.Module], list[nn.Module | None], list[Tensor]]:
+    """Return the segments, the critic behind each (the last has None), and what enters each."""
+    entries, behind, flops = [x], [], []
+    for part in parts:
+        cost, hidden = counting.answering(part, entries[-1])
+        flops.append(cost)
+        entries.append(hidden)
+    for number, hidden in enumerate(entries[1:-1], start=1):
+        with torch.device(hidden.device):
+            made = critic(hidden, sum(flops[number:]))
+        if made is not None:
+            made = on_meta(made) if hidden.is_meta else on_device(made, hidden.device)
+        behind.append(made)
+    return parts, [*behind, None], entries[:-1]
+
+
+def _flops_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
+    S = len(parts)
+    head = [_count(part, x, False) for part, x in zip(parts, entries, strict=True)]  # a group's first segment
+    inner = [_count(part, x, True) for part, x in zip(parts, entries, strict=True)]
+    end = [0 if c is None else _count(c, x, True) for c, x in zip(behind[:-1], entries[1:], strict=True)] + [0]
+    return [[head[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
+
+
+def _bytes_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
+    """Bytes of every group: what its segments and its critic save, what they share counted once."""
+    S, head, inner, x = len(parts), [], [], entries[0]
+    alive, at_end = [x], []
+    for part, critic in zip(parts, behind, strict=True):
+        first, y, _ = _save(part, x, False)
+        then, hidden, kept = _save(part, x, True)
+        if _storage(y) in first:  # the same tensor at the segment's end, made twice
+            first[_storage(hidden)] = first.pop(_storage(y))
+        head.append(first)
+        inner.append(then)
+        x = hidden.detach()
+        at_end.append({} if critic is None else _save(critic, x, True)[0])
+        alive += [x, y, *kept]
+    table = [[0] * (S + 1) for _ in range(S)]
+    for a in range(S):
+        union: Saved = dict(head[a])
+        for b in range(a + 1, S + 1):
+            table[a][b] = sum((union | at_end[b - 1]).values())
+            union |= inner[b] if b < S else {}
+    return table
+
+
+def _count(module: nn.Module, x: Tensor, input_grad: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        y = module(x.detach().requires_grad_(input_grad and x.is_floating_point()))
+        if y.requires_grad:
+            y.backward(torch.ones_like(y))
+    return counter.get_total_flops() // 2
+
+
+def _save(module: nn.Module, x: Tensor, input_grad: bool) -> tuple[Saved, Tensor, list[Tensor]]:
+    """Return what a forward pass saves, its result, and the tensors that keep identities taken."""
+    weights = {_storage(value) for value in [*module.parameters(), *module.buffers()]}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = module(x.detach().requires_grad_(input_grad and x.is_floating_point()))
+    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in kept}, y, kept
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """Copy a module, in train mode, without the values of its weights and buffers."""
+    memo: dict[int, object] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        bare = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copy.deepcopy(module, memo).train()
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a module, in train mode, with its values."""
+    return copy.deepcopy(module).to(device).train()
+
+
+def meta_like(x: Tensor) -> Tensor:
+    """Return a batch like `x`, of at least two samples, which batch norm needs in training."""
+    return torch.empty((max(2, x.shape[0]), *x.shape[1:]), dtype=x.dtype, device="meta")
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of the weights that are trained."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)

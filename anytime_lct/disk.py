@@ -1,0 +1,69 @@
+"""Files on disk: written whole or not at all, and records read back with a sentence where they are damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anytime_lct.errors import LCTError
+
+
+class Record(BaseModel):
+    """A part of a file: it refuses unknown keys and values of another type, and never changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def write_whole(path: Path, text: str, error: type[LCTError]) -> None:
+    """Write a file under a temporary name, flush it to the disk, and only then give it its name."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as cause:
+        with suppress(OSError):
+            part.unlink()
+        raise error(
+            f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder."
+        ) from None
+
+
+def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
+    """Read a UTF-8 file, or raise `error` with what to do about it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"Expected the file '{path}', which does not exist; {remedy}.") from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"Expected '{path}' to be a readable text file, got: {cause}; {remedy}.") from None
+
+
+def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], remedy: str) -> ModelT:
+    """Read JSON text of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        raise error(f"Expected '{path}' to hold whole JSON, got a truncated or altered file; {remedy}.") from None
+    version = cast(dict[str, object], raw).get("format") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise error(
+            f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the package."
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        says = first["msg"].removeprefix("Value error, ")
+        raise error(f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}.") from None

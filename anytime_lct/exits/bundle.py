@@ -1,0 +1,194 @@
+"""The exported folder: everything a device needs to answer, with the sums to know that it is whole.
+
+BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
+BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
+BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
+BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
+BUNDLE/anytime.onnx                     where asked for: all exits, "input" and "thresholds" -> "logits" and "exit"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from anytime_lct.disk import Record, parse, read_text, write_whole
+from anytime_lct.errors import BundleError, ProfileError
+from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.thresholds import ThresholdTable
+
+MANIFEST = "manifest.json"
+
+
+class File(Record):
+    """A file of the bundle, by its plain name, its sum and its size."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(onnx|json)$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Preprocessing(Record):
+    """How raw inputs become network inputs.
+
+    Images of another size than (height, width) are brought to it: with `resize`, their shorter side becomes that long
+    and their centre is cut out, without it they are stretched. Then they are scaled to [0, 1], lessened by `mean` and
+    divided by `std`, each per channel. Character k of `symbols` is number k of a text.
+    """
+
+    kind: Literal["image", "text"]
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: int | None = None
+    symbols: str = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Preprocessing:
+        sizes = (self.channels, self.height, self.width)
+        if self.kind == "text":
+            if not self.symbols or len(set(self.symbols)) != len(self.symbols):
+                raise ValueError("a text needs its symbols, each once")
+        elif any(size is None or size < 1 for size in sizes):
+            raise ValueError("an image needs channels, height and width")
+        elif any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std)) or 0.0 in self.std:
+            raise ValueError("an image needs a mean and a std, not zero, for every channel")
+        elif self.resize is not None and self.resize < max(self.height or 0, self.width or 0):
+            raise ValueError("an image cannot be cut out of one that was resized to less")
+        return self
+
+
+class Manifest(Record):
+    """What is in the bundle. `served` are the exits it can answer with; keys and numbers count from 1.
+
+    All graphs are of one `precision`. `largest_difference` of logits is that from torch's, or, for int8, that of the
+    chain of groups from the whole exits.
+    """
+
+    format: Literal[1] = 1
+    toolkit: str
+    task: Literal["classification", "language-model"]
+    model: str
+    num_groups: Annotated[int, Field(ge=1)]
+    input_shape: tuple[int | str, ...]
+    input_dtype: Literal["float32", "int64"]
+    outputs: Annotated[int, Field(ge=1)]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    opset: int
+    exits: dict[int, File]
+    groups: tuple[File, ...]
+    critics: dict[int, File]
+    single: File | None = None
+    served: Annotated[tuple[int, ...], Field(min_length=1)]
+    largest_difference: Annotated[float, Field(ge=0.0)]
+    precision: Literal["float32", "int8"] = "float32"
+    profile: File
+    thresholds: File | None = None
+
+    @model_validator(mode="after")
+    def _can_serve(self) -> Manifest:
+        if list(self.served) != sorted(set(self.served)):
+            raise ValueError("the served exits are not in rising order")
+        if len(self.classes) != self.outputs:
+            raise ValueError(f"{self.outputs} outputs need as many class names, not {len(self.classes)}")
+        for i in self.served:
+            # A bundle with groups chains them to every exit, and one without has every exit whole.
+            chained = len(self.groups) >= i and (i == self.num_groups or i in self.critics)
+            if not 1 <= i <= self.num_groups or not (chained if self.groups else i in self.exits):
+                raise ValueError(f"exit {i} is said to be served but has no files")
+        return self
+
+    def files(self) -> list[File]:
+        """Return every file the manifest names."""
+        records = [self.profile] if self.thresholds is None else [self.profile, self.thresholds]
+        single = [] if self.single is None else [self.single]
+        return [*self.exits.values(), *self.groups, *self.critics.values(), *single, *records]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported folder that was found whole; `thresholds` are its rules for stopping, where it has any."""
+
+    path: Path
+    manifest: Manifest
+    profile: Profile
+    thresholds: ThresholdTable | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
+        """Open a bundle and, unless told otherwise, compare every file with its sum; raises BundleError."""
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        for file in manifest.files():
+            found = folder / file.name
+            if not found.is_file():
+                raise BundleError(f"The bundle '{folder}' lacks '{file.name}'; copy or export it again.")
+            try:
+                whole = found.stat().st_size == file.bytes and (not verify or describe_file(found) == file)
+            except OSError as error:
+                raise BundleError(
+                    f"The bundle's file '{found}' cannot be read: {error.strerror or error}; export it again."
+                ) from None
+            if not whole:
+                raise BundleError(
+                    f"The bundle's file '{found}' is truncated or altered; copy or export the bundle again."
+                )
+        try:
+            profile = Profile.load(folder / manifest.profile.name)
+            rules = manifest.thresholds and ThresholdTable.load(folder / manifest.thresholds.name)
+        except ProfileError as error:
+            raise BundleError(f"The bundle '{folder}' has no usable profile: {error}") from None
+        if profile.num_groups != manifest.num_groups:
+            raise BundleError(f"The profile in the bundle '{folder}' is of another network; export the bundle again.")
+        if rules and rules.of_exits(manifest.served) != rules:
+            raise BundleError(f"The thresholds in the bundle '{folder}' visit exits it lacks; export the bundle again.")
+        return cls(folder, manifest, profile, rules)
+
+    def group(self, i: int) -> Path:
+        """Return the file of layer group i, from 1."""
+        return self.path / self.manifest.groups[i - 1].name
+
+    def critic(self, i: int) -> Path:
+        """Return the file of critic i."""
+        return self.path / self.manifest.critics[i].name
+
+    def exit(self, i: int) -> Path:
+        """Return the file of the whole sub-model i."""
+        return self.path / self.manifest.exits[i].name
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a folder looks like a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def describe_file(path: Path) -> File:
+    """Return a file's name, sum and size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return File(name=path.name, sha256=digest.hexdigest(), bytes=path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json; it is there whole or not at all."""
+    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not is_bundle(folder):
+        raise BundleError(
+            f"Expected an exported bundle, got '{folder}', which has no {MANIFEST}; write one with: "
+            f"anytime-lct export RUN."
+        )
+    remedy = "copy or export the bundle again"
+    text = read_text(folder / MANIFEST, BundleError, remedy)
+    return parse(Manifest, text, folder / MANIFEST, BundleError, remedy)

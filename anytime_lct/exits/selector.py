@@ -1,0 +1,200 @@
+"""The best sub-model under a budget, the cheapest above a floor, and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from anytime_lct.errors import BudgetError, NothingFitsError
+from anytime_lct.exits.budget import Budget, show_count, show_seconds
+from anytime_lct.exits.profile import Cost, Profile, Quality
+
+SIGNIFICANCE = 0.05
+# A drop of 0.5 points is 0.5 points, though 0.95 - 0.945 is a little more in floating point.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen exit, its sub-model's cost, its quality on the choosing split, and why it was chosen."""
+
+    exit: int
+    cost: Cost
+    quality: Quality
+    reason: str
+
+
+def select(
+    profile: Profile,
+    budget: Budget | None = None,
+    *,
+    min_accuracy: float | None = None,
+    max_bpc: float | None = None,
+    max_drop: float | None = None,
+    within_noise: bool = False,
+    exits: Iterable[int] | None = None,
+) -> Selection:
+    """Choose an exit on `profile.split`; of conditions given together, all must hold.
+
+    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below
+    the best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
+    `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means
+    fewer FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget.
+    `exits` are those to choose from.
+
+    Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
+
+    >>> select(profile, Budget(flops=20e6)).exit  # doctest: +SKIP
+    2
+    """
+    budget = budget or Budget()
+    floors = _floors(profile, min_accuracy, max_bpc, max_drop)
+    allowed = _allowed(profile, exits)
+    bounds = _bounds(profile, budget, allowed)
+    fitting = [i for i in allowed if all(need(i) <= bound for _, bound, need, _ in bounds)]
+    if not fitting:
+        raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
+    best = min(fitting, key=lambda i: (-profile.merit(i), *_price(profile, i)))
+    reaching = [i for i in fitting if all(profile.merit(i) >= floor for floor, _ in floors)]
+    if not reaching:
+        raise NothingFitsError(_nothing_reaches(profile, floors, bounds, allowed, best))
+    if within_noise:
+        row = [p[best - 1] for p in profile.p_worse]
+        reaching = [i for i in reaching if i == best or row[i - 1] >= SIGNIFICANCE]
+    cheapest = bool(floors) or within_noise
+    chosen = min(reaching, key=lambda i: _price(profile, i)) if cheapest else best
+    wishes = [says for _, says in floors]
+    if within_noise:
+        wishes.append(f"is not significantly worse than exit {best} (p >= {SIGNIFICANCE})")
+    reason = _reason(profile, cheapest, wishes, bounds)
+    return Selection(chosen, profile.cost(chosen), profile.quality(chosen), reason)
+
+
+def pareto_front(profile: Profile) -> tuple[int, ...]:
+    """Exits that no other beats in FLOPs and quality, by rising FLOPs: all that budgets of FLOPs choose."""
+    front: list[int] = []
+    cheapest_first = sorted(
+        range(1, profile.num_groups + 1),
+        key=lambda i: (profile.cost(i).flops, -profile.merit(i), *_price(profile, i)),
+    )
+    for i in cheapest_first:
+        if not front or profile.merit(i) > profile.merit(front[-1]):
+            front.append(i)
+    return tuple(front)
+
+
+def show_quality(profile: Profile, value: float) -> str:
+    """Write a metric's value as people read it.
+
+    >>> show_quality(profile, 0.9312)  # doctest: +SKIP
+    '93.12%'
+    """
+    return f"{100 * value:.2f}%" if profile.metric == "accuracy" else f"{value:.3f} BPC"
+
+
+# A bound: what it is called, how much is allowed, what an exit needs of it, and how amounts are written.
+Bound = tuple[str, float, Callable[[int], float], Callable[[float], str]]
+# A floor: the least merit (Profile.merit), and what an exit that reaches it does.
+Floor = tuple[float, str]
+
+
+def _price(profile: Profile, i: int) -> tuple[int, int, int]:
+    cost = profile.cost(i)
+    return cost.flops, cost.params, i
+
+
+def _allowed(profile: Profile, exits: Iterable[int] | None) -> list[int]:
+    everything = range(1, profile.num_groups + 1)
+    allowed = list(everything) if exits is None else sorted(set(exits))
+    if not allowed or not set(allowed) <= set(everything):
+        raise BudgetError(f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others.")
+    return allowed
+
+
+def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]:
+    def seconds(i: int) -> float:
+        latency = profile.exits[i - 1].latency
+        return math.inf if latency is None else latency.seconds
+
+    bounds: list[Bound] = []
+    if budget.flops is not None:
+        bounds.append(("FLOPs", budget.flops, lambda i: profile.cost(i).flops, show_count))
+    if budget.params is not None:
+        bounds.append(("parameters", budget.params, lambda i: profile.cost(i).params, show_count))
+    if budget.latency is not None:
+        if all(math.isinf(seconds(i)) for i in allowed):
+            raise BudgetError(
+                "Expected a profile with latencies for a latency budget, got one without; measure them with: "
+                "anytime-lct analyze RUN, or anytime-lct export RUN."
+            )
+        bounds.append(("latency", budget.latency, seconds, show_seconds))
+    if budget.exit is not None:
+        bounds.append(("depth", budget.exit, float, lambda i: f"exit {i:.0f}"))
+    return bounds
+
+
+def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None) -> list[Floor]:
+    wanted = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
+    for name, number in wanted.items():
+        if number is not None and not (math.isfinite(number) and number >= 0):
+            raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
+    other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
+    if wanted[other] is not None:
+        raise BudgetError(
+            f"Expected a condition on {profile.metric}, which this profile holds, got {other}; ask for "
+            f"{'min_accuracy' if other == 'max_bpc' else 'max_bpc'} or max_drop."
+        )
+    floors: list[Floor] = []
+    if min_accuracy is not None:
+        if min_accuracy > 1:
+            raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
+        floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
+    if max_bpc is not None:
+        floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
+    if max_drop is not None:
+        best = max(range(1, profile.num_groups + 1), key=profile.merit)
+        drop, unit = (max_drop / 100, "points") if profile.metric == "accuracy" else (max_drop, "BPC")
+        floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
+    return floors
+
+
+def _reason(profile: Profile, cheapest: bool, wishes: list[str], bounds: list[Bound]) -> str:
+    says = " and ".join(wishes + [f"fits {within}" for within in _within(bounds)])
+    if not says:
+        return f"the most accurate exit on the {profile.split} split"
+    return f"the {'cheapest' if cheapest else 'most accurate'} exit on the {profile.split} split that {says}"
+
+
+def _within(bounds: list[Bound]) -> list[str]:
+    return [
+        f"a depth of {show(bound)}" if name == "depth" else f"{show(bound)} {name}" for name, bound, _, show in bounds
+    ]
+
+
+def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> str:
+    """Name, for every bound, the exit that needs least of it."""
+    nearest: list[str] = []
+    for name, _, need, show in bounds:
+        least = min(allowed, key=lambda i: (need(i), *_price(profile, i)))
+        is_nearest = "is the first" if name == "depth" else f"needs the least with {show(need(least))} {name}"
+        nearest.append(f"exit {least} {is_nearest} ({_quality(profile, least)})")
+    return f"No exit fits {' and '.join(_within(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
+
+
+def _nothing_reaches(profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int) -> str:
+    """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
+    who = f"No exit that fits {' and '.join(_within(bounds))}" if bounds else "No exit"
+    says = " and ".join(says for _, says in floors)
+    nearest = f"the best is exit {best} with {_quality(profile, best)}"
+    reaching = [i for i in allowed if all(profile.merit(i) >= floor for floor, _ in floors)]
+    if reaching:
+        cheapest = min(reaching, key=lambda i: _price(profile, i))
+        cost = profile.cost(cheapest)
+        needs = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
+        nearest += f", and exit {cheapest} would do, with {needs}"
+    return f"{who} {says}; {nearest}."
+
+
+def _quality(profile: Profile, i: int) -> str:
+    return f"{profile.split} {profile.metric} {show_quality(profile, profile.quality(i).value)}"

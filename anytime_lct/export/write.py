@@ -1,0 +1,236 @@
+"""Export a trained network as a bundle: ONNX files of exits, layer groups and critics, held against torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from anytime_lct import __version__
+from anytime_lct.errors import ExportError
+from anytime_lct.evaluation import Answers
+from anytime_lct.exits.bundle import Bundle, Manifest, Preprocessing, describe_file, write_manifest
+from anytime_lct.exits.profile import NAME as PROFILE
+from anytime_lct.exits.profile import Latency, Profile
+from anytime_lct.exits.thresholds import NAME as THRESHOLDS
+from anytime_lct.exits.thresholds import ThresholdTable
+from anytime_lct.export import parity
+from anytime_lct.export.folder import new_folder, save
+from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
+from anytime_lct.export.quantise import Int8, check, quantise
+from anytime_lct.export.single import NAME as SINGLE
+from anytime_lct.export.single import single_file
+from anytime_lct.modes import probing
+from anytime_lct.network import LCTNetwork
+from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.stopwatch import machine, median_seconds
+from anytime_lct.task import Facts
+
+
+def export(
+    network: LCTNetwork,
+    facts: Facts,
+    profile: Profile,
+    out: Path,
+    *,
+    model_name: str,
+    exits: Sequence[int] | None = None,
+    only: Literal["exits", "groups"] | None = None,
+    single: bool = False,
+    force: bool = False,
+    thresholds: ThresholdTable | None = None,
+    int8: Int8 | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Write a bundle folder of the `exits` (default: all), and return it opened.
+
+    It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the two out.
+    With `single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py). Onnxruntime's
+    logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those rules that visit
+    exported exits only, and none without groups. With `int8` the graphs are quantised, and quality, temperatures and
+    rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces
+    an existing bundle. Raises ExportError.
+
+    >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
+    """
+    say = progress or (lambda what: None)
+    asked = _Asked.check(network, profile, exits, only, single)
+    if int8 is not None:
+        check(facts)
+    if any(p.device.type != "cpu" for p in network.parameters()):
+        network = copy.deepcopy(network).cpu()
+    groups = list(network.groups)[: asked.num_groups]
+    critics = {i: network.critics[i - 1] for i in asked.critics}
+    with new_folder(out, force) as folder, probing(network):
+        say(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
+        dynamic = ("batch",) if facts.task == "classification" else ("batch", "time")
+        sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=asked.complete)
+        if int8 is not None:
+            say("quantising them to int8")
+            sheet = quantise(sheet, groups, int8.inputs)
+        _write_graphs(folder, sheet, asked)
+        engines = {}
+        if asked.with_groups:
+            engines["chain of exported groups"] = parity.chain(folder, asked.num_groups, asked.critics)
+        if asked.with_exits:
+            engines["exported sub-model"] = parity.whole(folder, asked.served)
+        if asked.single:
+            engines["single file"] = parity.chosen(folder / SINGLE, asked.served)
+        if int8 is None:
+            say("comparing every exit with torch")
+            difference = parity.largest_difference(groups, critics, engines, facts)
+        else:
+            say("measuring every exit in int8")
+            difference = parity.largest_disagreement(list(engines.values()), facts)
+            profile, thresholds = int8.measure(_answers(next(iter(engines.values())), asked.served), asked.served)
+        say("timing every exit")
+        rules = thresholds.of_exits(asked.served) if thresholds is not None and asked.with_groups else None
+        written = partial(_write_records, folder, facts, asked, model_name, difference, int8 is not None, rules)
+        written(profile)
+        written(_timed(folder, facts, profile, asked))
+        Bundle.open(folder)
+    return Bundle.open(out, verify=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be written, of a network with `network_groups` groups."""
+
+    network_groups: int
+    served: tuple[int, ...]
+    with_groups: bool
+    with_exits: bool
+    single: bool
+
+    @classmethod
+    def check(
+        cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None, single: bool
+    ) -> _Asked:
+        n = network.num_groups
+        if profile.num_groups != n:
+            raise ExportError(
+                f"Expected a profile of the same network, with {n} exits, got one with {profile.num_groups}; "
+                f"analyze the run again."
+            )
+        served = tuple(sorted(set(range(1, n + 1) if exits is None else exits)))
+        if not served or served[0] < 1 or served[-1] > n:
+            raise ExportError(f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}.")
+        if only not in (None, "exits", "groups"):
+            raise ExportError(f"Expected only 'exits' or only 'groups' to export, got only {only!r}.")
+        if single and len(served) < 2:
+            raise ExportError(
+                f"Expected at least two exits for a single file that chooses among them, got {min(served)} alone; "
+                f"leave --single-file out or export more exits."
+            )
+        return cls(n, served, with_groups=only != "exits", with_exits=only != "groups", single=single)
+
+    @property
+    def num_groups(self) -> int:
+        return self.served[-1]
+
+    @property
+    def complete(self) -> bool:
+        return self.num_groups == self.network_groups
+
+    @property
+    def critics(self) -> tuple[int, ...]:
+        return tuple(i for i in self.served if i < self.network_groups)
+
+
+def _write_graphs(folder: Path, sheet: Sheet, asked: _Asked) -> None:
+    if asked.with_groups:
+        for i in range(1, asked.num_groups + 1):
+            save(sheet.group(i), folder / f"group_{i}.onnx")
+        for i in asked.critics:
+            save(sheet.critic(i), folder / f"critic_{i}.onnx")
+    if asked.with_exits:
+        for i in asked.served:
+            save(sheet.exit(i), folder / f"exit_{i}.onnx")
+    if asked.single:
+        save(single_file(sheet, asked.served), folder / SINGLE)
+
+
+def _answers(engine: parity.Engine, served: tuple[int, ...]) -> Answers:
+    def answers(x: Tensor) -> list[Tensor]:
+        found = engine(x.numpy())
+        return [torch.from_numpy(found[i]) for i in served]
+
+    return answers
+
+
+def _write_records(
+    folder: Path,
+    facts: Facts,
+    asked: _Asked,
+    model_name: str,
+    difference: float,
+    int8: bool,
+    rules: ThresholdTable | None,
+    profile: Profile,
+) -> None:
+    profile.save(folder / PROFILE)
+    if rules is not None and rules.rules:
+        rules.save(folder / THRESHOLDS)
+    text = facts.task == "language-model"
+    groups = range(1, asked.num_groups + 1) if asked.with_groups else ()
+    manifest = Manifest(
+        toolkit=__version__,
+        task=facts.task,
+        model=model_name,
+        num_groups=asked.network_groups,
+        input_shape=("batch", "time") if text else ("batch", *facts.input_shape),
+        input_dtype="int64" if text else "float32",
+        outputs=facts.outputs,
+        classes=facts.classes,
+        preprocessing=preprocessing(facts),
+        opset=OPSET,
+        exits={i: describe_file(folder / f"exit_{i}.onnx") for i in asked.served if asked.with_exits},
+        groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
+        critics={i: describe_file(folder / f"critic_{i}.onnx") for i in asked.critics if asked.with_groups},
+        single=describe_file(folder / SINGLE) if asked.single else None,
+        served=asked.served,
+        largest_difference=difference,
+        precision="int8" if int8 else "float32",
+        profile=describe_file(folder / PROFILE),
+        thresholds=describe_file(folder / THRESHOLDS) if (folder / THRESHOLDS).exists() else None,
+    )
+    write_manifest(folder, manifest)
+
+
+def preprocessing(facts: Facts) -> Preprocessing:
+    """Return how raw inputs become those that the network was measured on."""
+    if facts.task == "language-model":
+        return Preprocessing(kind="text", symbols="".join(facts.classes))
+    channels, height, width = facts.input_shape
+    return Preprocessing(
+        kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,
+        resize=facts.resize,
+    )  # fmt: skip
+
+
+def _timed(folder: Path, facts: Facts, profile: Profile, asked: _Asked) -> Profile:
+    """Measure one sample on one thread the way a device answers it: groups 1..i, then critic i.
+
+    Exits that are not served keep no latency: one measured by torch would be no match for these.
+    """
+    session, x = AnytimeSession(folder), next(parity.samples(facts))
+    seconds = median_seconds([partial(session.run_to, i, x) for i in asked.served])
+    found = {
+        i: Latency(seconds=s, engine="onnxruntime", machine=machine())
+        for i, s in zip(asked.served, seconds, strict=True)
+    }
+    exits = tuple(e.model_copy(update={"latency": found.get(e.index)}) for e in profile.exits)
+    return profile.model_copy(update={"exits": exits})
+
+
+def _example(facts: Facts) -> Tensor:
+    """Two samples: torch takes a size of 1 for a constant."""
+    if facts.task == "language-model":
+        return torch.zeros(2, max(3, facts.input_shape[0]), dtype=torch.int64)
+    return torch.zeros(2, *facts.input_shape)

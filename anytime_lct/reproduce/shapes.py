@@ -1,0 +1,31 @@
+"""Facts of data sets that need not be there: enough to build and count a network that is never trained."""
+
+from __future__ import annotations
+
+from anytime_lct.errors import RecipeError
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.task import Facts
+
+SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+SYMBOLS = 50  # of the Penn Treebank, by Table X
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """Return the facts of a recipe's data from its name alone: ImageNet's of a sized image folder, else CIFAR-10's."""
+    name = recipe.data.name
+    if name == "text":
+        symbols = tuple(chr(33 + k) for k in range(SYMBOLS))
+        return Facts(name, "language-model", (recipe.data.sequence_length,), SYMBOLS, symbols)
+    if name == "imagefolder":
+        side = recipe.data.image_size
+        shape, classes = ((3, side, side), 1000) if side else ((3, 32, 32), 10)
+    elif name in SHAPES:
+        shape, classes = SHAPES[name]
+    else:
+        raise RecipeError(f"Expected one of {', '.join(SHAPES)}, imagefolder or text, got the data set '{name}'.")
+    return Facts(name, "classification", shape, classes, tuple(map(str, range(classes))))

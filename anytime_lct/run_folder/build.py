@@ -1,0 +1,46 @@
+"""The network of a recipe: built, cut and initialised from the seed alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct.models import networks as models
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CUTS, WITH_EXITS, CutRecipe, Recipe
+from anytime_lct.task import Facts
+
+
+def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:
+    """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
+
+    A method without exits leaves a network of one group: the uncut main network, or the sub-network trained alone. With
+    `stages`, for training that goes through the layer groups, it is cut all the same.
+    """
+    method = recipe.train.method
+    whole = method not in CUTS or (method not in WITH_EXITS and method != "alone" and not stages)
+    cut = CutRecipe(groups=1) if whole else recipe.cut
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        network = LCTNetwork.cut(
+            build_model(recipe, facts),
+            example_input(facts),
+            num_groups=cut.groups,
+            places=cut.places,
+            shares=cut.shares,
+            by=cut.by,
+            critic=recipe.critic.kind,
+            depth=None if whole else recipe.critic.depth,
+            task=facts.task,
+        )
+    return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])
+
+
+def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
+    """Build the uncut network of a recipe; draws its weights from torch's random state."""
+    return models.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
+
+
+def example_input(facts: Facts, batch: int = 2) -> Tensor:
+    """Return a batch of zeros of the network's input: float32 (B, C, H, W), or int64 (B, T) for text."""
+    return torch.zeros(batch, *facts.input_shape, dtype=torch.float32 if len(facts.input_shape) > 1 else torch.int64)

@@ -1,0 +1,154 @@
+"""The run folder: what a training run leaves behind, and the network it gives back.
+
+RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
+RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
+RUN/main.safetensors  critics.safetensors         what came out
+RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
+RUN/profile.json  exits.png  descent.png          what it is worth (analyze)
+RUN/thresholds.json                               where samples stop within a mean budget (thresholds)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime_lct import __version__
+from anytime_lct.errors import CheckpointError
+from anytime_lct.exits import profile
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.run_folder.checkpoint import load_tensors, save_tensors
+from anytime_lct.task import Facts
+
+RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
+(MAIN, CRITICS), PROFILE, PICTURE = profile.WEIGHTS, profile.NAME, "exits.png"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder opened: its recipe, the facts of its data, and the network with the weights that came out."""
+
+    path: Path
+    recipe: Recipe
+    facts: Facts
+    network: LCTNetwork
+
+
+def create(path: Path, recipe: Recipe, facts: Facts) -> None:
+    """Make a new run folder; raises CheckpointError where one with a run in it stands already."""
+    if (path / RECIPE).exists():
+        raise CheckpointError(
+            f"The folder '{path}' holds a run already; continue it with --resume or choose another --run-dir."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / FACTS).write_text(json.dumps(dataclasses.asdict(facts), indent=1), encoding="utf-8")
+        (path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
+        ) from None
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder with the weights that training left; raises CheckpointError where it is not whole."""
+    recipe, facts = read(path)
+    network = build_network(recipe, facts)
+    for name in (MAIN, CRITICS):
+        if not (path / name).exists():
+            raise CheckpointError(
+                f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume."
+            )
+    network.load(load_tensors(path / MAIN), load_tensors(path / CRITICS))
+    return Run(path, recipe, facts, network.eval())
+
+
+def read(path: Path) -> tuple[Recipe, Facts]:
+    """Read a run folder's recipe and the facts of its data."""
+    if not (path / RECIPE).exists():
+        raise CheckpointError(
+            f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train."
+        )
+    try:
+        raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        facts = Facts(**given)
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
+    return recipes.read(path / RECIPE), facts
+
+
+def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]) -> None:
+    """Write main.safetensors and critics.safetensors."""
+    save_tensors(path / MAIN, main)
+    save_tensors(path / CRITICS, critics)
+
+
+def fingerprint(path: Path, temperatures: Sequence[float]) -> str:
+    """Return a sum of a run's weights and its exits' temperatures, which rules for stopping hold for."""
+    rounded = " ".join(f"{T:.4g}" for T in temperatures)
+    return hashlib.sha256(f"{profile.weights_sum(path)} {rounded}".encode()).hexdigest()
+
+
+def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the weights of a run's main network, and of its critics where it has any; raises CheckpointError."""
+    for name in (MAIN, CRITICS):
+        if not (path / name).exists():
+            raise CheckpointError(
+                f"Expected a run folder with weights to start from, got '{path}', which has no {name}; name the "
+                f"--run-dir of a finished train."
+            )
+    return load_tensors(path / MAIN), load_tensors(path / CRITICS)
+
+
+def environment() -> dict[str, object]:
+    """Return the versions and the machine that a result depends on."""
+    return {
+        "anytime-lct": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run folder for one process; raises CheckpointError while another trains in it."""
+    try:
+        import fcntl
+    except ImportError:  # a system without flock: nothing to hold
+        yield
+        return
+    try:
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected a run folder that can be written to, got '{path}': {error.strerror or error}; mend its rights."
+        ) from None
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"Another process is training in '{path}'; wait for it or choose another --run-dir."
+            ) from None
+        yield

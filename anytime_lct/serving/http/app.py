@@ -1,0 +1,259 @@
+"""The server as an ASGI app: the paths of the V2 protocol, metrics, and a page to look at and try."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from anytime_lct.errors import LCTError
+from anytime_lct.serving.http.body import read_body
+from anytime_lct.serving.http.infer import Answering, Infer, Service, refusal
+from anytime_lct.serving.limits import USUAL, Allowance, Limits
+from anytime_lct.serving.metrics import CONTENT_TYPE, Metrics
+from anytime_lct.serving.repository import Model, Repository
+from anytime_lct.serving.request import Ask, Refusal
+from anytime_lct.serving.v2 import openapi, protocol
+from anytime_lct.serving.v2.parameters import FREELY
+
+PAGE = Path(__file__).with_name("page.html")
+DRAIN_SECONDS = 30.0
+SMALL = 1 << 16
+# The page needs nothing from anywhere else, and nothing else may put it into a frame.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+def build(
+    bundle: Path | str,
+    *,
+    threads: int = 1,
+    limits: Limits = USUAL,
+    default: Ask = FREELY,
+    metrics: Metrics | None = None,
+) -> Starlette:
+    """Make the app for a bundle, or a folder of them, with an engine of its own; raises BundleError.
+
+    It may be mounted into another one. `threads` compute answers; `default` is what a request asks for where
+    it says nothing.
+
+    >>> app = build("bundles", threads=2)  # then: uvicorn.run(app)  # doctest: +SKIP
+    """
+    from anytime_lct.serving.engine.engine import Engine
+    from anytime_lct.serving.engine.job import Served
+
+    repository = Repository(Path(bundle), Served)
+    return create_app(repository, Engine(threads), limits=limits, default=default, metrics=metrics)
+
+
+def create_app(
+    repository: Repository[Any],
+    engine: Answering,
+    *,
+    limits: Limits = USUAL,
+    default: Ask = FREELY,
+    metrics: Metrics | None = None,
+    on_reload: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """Make the app of its parts; `on_reload` is called when a client has had bundles read again."""
+    service = Service(repository, engine, metrics or Metrics(), limits, default, Allowance(limits.in_flight))
+    infer, views = Infer(service), Views(service, on_reload)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.draining = True
+        await asyncio.to_thread(engine.drain, DRAIN_SECONDS)
+        engine.close()
+
+    def get(path: str, view: Callable[..., Any]) -> Route:
+        return Route(path, view, methods=["GET"])
+
+    def post(path: str, view: Callable[..., Any]) -> Route:
+        return Route(path, view, methods=["POST"])
+
+    routes = [
+        post("/v2/models/{model}/infer", infer),
+        post("/v2/models/{model}/versions/{version}/infer", infer),
+        get("/", views.page),
+        get("/metrics", views.metrics),
+        get("/openapi.json", views.openapi),
+        get("/v2", views.server),
+        get("/v2/health/live", views.live),
+        get("/v2/health/ready", views.ready),
+        post("/v2/repository/index", views.index),
+        post("/v2/repository/models/{model}/load", views.load),
+    ]
+    for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        routes += [
+            get(prefix, views.metadata),
+            get(f"{prefix}/ready", views.model_ready),
+            get(f"{prefix}/config", views.config),
+            get(f"{prefix}/stats", views.stats),
+            get(f"{prefix}/exits", views.exits),
+        ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+class Views:
+    """The endpoints that tell of the server; none is in the way of an answer."""
+
+    def __init__(self, service: Service, on_reload: Callable[[], None]) -> None:
+        self._service = service
+        self._on_reload = on_reload
+
+    async def page(self, request: Request) -> Response:
+        """The page to look at and try."""
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    async def metrics(self, request: Request) -> Response:
+        """What was counted, for Prometheus."""
+        return Response(self._service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of all this."""
+        repository = self._service.repository
+        return answer(openapi.describe({name: repository.versions(name) for name in repository.names()}))
+
+    async def server(self, request: Request) -> Response:
+        """Name, version and extensions."""
+        return answer(protocol.describe_server())
+
+    async def live(self, request: Request) -> Response:
+        """Tell that the process answers."""
+        return answer({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Tell whether requests are taken."""
+        ready = not self._service.draining
+        return answer({"ready": ready}, 200 if ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        """Tell that a model is in service."""
+        model = self._model(request)
+        return answer({"name": model.name, "ready": True})
+
+    async def metadata(self, request: Request) -> Response:
+        """A model's inputs and outputs."""
+        model = self._model(request)
+        versions = self._service.repository.versions(model.name)
+        return answer(protocol.describe_model(model.name, versions, model.served.manifest))
+
+    async def config(self, request: Request) -> Response:
+        """The same in the words of Triton's model configuration."""
+        model = self._model(request)
+        told = protocol.describe_model(model.name, [], model.served.manifest)
+
+        def tensors(kind: str) -> list[dict[str, Any]]:
+            return [
+                {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": each["shape"][1:]}
+                for each in told[kind]
+            ]
+
+        return answer(
+            {
+                "name": model.name,
+                "platform": told["platform"],
+                "max_batch_size": self._service.limits.images,
+                "input": tensors("inputs"),
+                "output": tensors("outputs"),
+            }
+        )
+
+    async def stats(self, request: Request) -> Response:
+        """What was counted of a model."""
+        model = self._model(request)
+        served = model.served.manifest.served
+        return answer({"model_stats": [self._service.metrics.statistics(model.name, model.version, served)]})
+
+    async def exits(self, request: Request) -> Response:
+        """What every exit costs and is worth, and how raw inputs become network inputs."""
+        model = self._model(request)
+        profile, manifest = model.served.profile, model.served.manifest
+        rows = [
+            {
+                "exit": i,
+                "flops": profile.cost(i).flops,
+                "params": profile.cost(i).params,
+                "quality": profile.quality(i).value,
+                "test": profile.exits[i - 1].test.value,
+                "seconds": None if (latency := profile.exits[i - 1].latency) is None else latency.seconds,
+            }
+            for i in manifest.served
+        ]
+        return answer(
+            {
+                "model": model.name,
+                "version": model.version,
+                "metric": profile.metric,
+                "classes": manifest.classes,
+                "preprocessing": manifest.preprocessing.model_dump(),
+                "exits": rows,
+            }
+        )
+
+    async def index(self, request: Request) -> Response:
+        """The models by name and version."""
+        repository = self._service.repository
+        rows = [(name, version) for name in repository.names() for version in repository.versions(name)]
+        return answer([{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in rows])
+
+    async def load(self, request: Request) -> Response:
+        """Read a bundle again."""
+        small = replace(self._service.limits, body=min(SMALL, self._service.limits.body))
+        with self._service.allowance.hold() as holding:
+            body = await read_body(dict(request.scope["headers"]), request.receive, small, holding)
+        if body not in (b"", b"{}"):
+            raise Refusal("Expected no body, or {}, got settings, which a bundle brings itself; leave them out.")
+        if await self._service.repository.reload(request.path_params["model"]):
+            self._on_reload()
+        return answer({})
+
+    def _model(self, request: Request) -> Model[Any]:
+        return self._service.repository.find(request.path_params["model"], request.path_params.get("version"))
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """Answer by JSON."""
+    return Response(protocol.write_json(value), status, media_type="application/json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LCTError)
+    status, headers, body = refusal(error)
+    return Response(body, status, headers)
+
+
+async def _no_such(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allow = (error.headers or {}).get("Allow")
+    words = (
+        f"Expected the method {allow} here, got {request.method}; use that."
+        if allow
+        else f"Expected a path of the V2 protocol, got '{request.url.path[:200]}'; /openapi.json lists them."
+    )
+    return Response(
+        protocol.write_json({"error": words}), error.status_code, error.headers, media_type="application/json"
+    )
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return answer({"error": f"The server failed ({type(error).__name__}); its log says more."}, 500)
+
+
+HANDLERS: dict[Any, Any] = {LCTError: _refused, HTTPException: _no_such, Exception: _failed}

@@ -1,0 +1,190 @@
+"""The server's description in OpenAPI 3.1, as complete as a machine needs to make requests from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytime_lct import __version__
+from anytime_lct.exits.thresholds import MEASURES
+from anytime_lct.serving.v2.parameters import MODES
+from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID, OUTPUTS
+from anytime_lct.serving.v2.tensors import DTYPES, MAX_DIMENSIONS, TEXT
+
+Json = dict[str, Any]
+
+
+def describe(models: dict[str, list[str]]) -> Json:
+    """Describe the server of these models, each with its versions.
+
+    >>> describe({"digits": ["1"]})["openapi"]
+    '3.1.0'
+    """
+    versions = sorted({version for each in models.values() for version in each}, key=int)
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": versions}}
+    paths: Json = {
+        "/v2": {"get": _operation("Name, version and extensions.", "Server")},
+        "/v2/health/live": {"get": _operation("Whether the process answers.", "Live")},
+        "/v2/health/ready": {"get": _operation("Whether requests are taken.", "Ready", "503")},
+        "/v2/repository/index": {"post": _operation("The models by name and version.", "Index")},
+        "/v2/repository/models/{model}/load": {
+            "post": {
+                **_operation(
+                    "Read a bundle again, without dropping a request.", "Empty", "400", "404", "408", "413", "415"
+                ),
+                "parameters": [model],
+                "requestBody": _content({"type": "object", "maxProperties": 0}, required=False),
+            }
+        },
+        "/metrics": {"get": _plain("What was counted, for Prometheus.", "text/plain")},
+        "/openapi.json": {"get": _plain("This description.", "application/json")},
+        "/": {"get": _plain("A page to look at and try.", "text/html")},
+    }
+    for prefix, parameters in (
+        ("/v2/models/{model}", [model]),
+        ("/v2/models/{model}/versions/{version}", [model, version]),
+    ):
+        for tail, words, schema in (
+            ("", "A model's inputs and outputs.", "Model"),
+            ("/ready", "Whether a model is in service.", "ModelReady"),
+            ("/config", "The same in the words of Triton's configuration.", "Config"),
+            ("/stats", "What was counted of a model.", "Statistics"),
+            ("/exits", "What every exit costs and is worth.", "Exits"),
+        ):
+            paths[prefix + tail] = {"get": {**_operation(words, schema, "404"), "parameters": parameters}}
+        refused = ("400", "404", "408", "413", "415", "503")
+        paths[f"{prefix}/infer"] = {
+            "post": {
+                **_operation("Answer a batch within its budget.", "Answer", *refused),
+                "parameters": [*parameters, LENGTH],
+                "requestBody": _content({"$ref": "#/components/schemas/Request"}),
+            }
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "anytime-lct",
+            "version": __version__,
+            "description": 'The Open Inference Protocol V2; every error is {"error": "..."}.',
+        },
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _content(schema: Json, required: bool = True) -> Json:
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+def _operation(words: str, schema: str, *errors: str) -> Json:
+    answer = {"description": "The answer.", "content": {"application/json": {"schema": _ref(schema)}}}
+    refusal = {"description": "Why not.", "content": {"application/json": {"schema": _ref("Error")}}}
+    if schema == "Ready":
+        refusal = {"description": "Not now.", "content": {"application/json": {"schema": _ref("Ready")}}}
+    return {"summary": words, "responses": {"200": answer, **dict.fromkeys(errors, refusal)}}
+
+
+def _plain(words: str, kind: str) -> Json:
+    return {"summary": words, "responses": {"200": {"description": "The answer.", "content": {kind: {}}}}}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(required: list[str], **properties: Json) -> Json:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _closed(required: list[str], **properties: Json) -> Json:
+    return {**_object(required, **properties), "additionalProperties": False}
+
+
+def _list(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+TEXTS: Json = {"type": "string"}
+NUMBER: Json = {"type": "number"}
+WHOLE: Json = {"type": "integer", "minimum": 0}
+POSITIVE: Json = {"type": "integer", "minimum": 1}
+TRUTH: Json = {"type": "boolean"}
+COUNT: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["20M", "1.5G"]}]}
+LENGTH: Json = {
+    "name": HEADER_LENGTH.decode(),
+    "in": "header",
+    "required": False,
+    "description": "How many bytes of the body are JSON, where tensors follow in binary.",
+    "schema": WHOLE,
+}
+NESTED: Json = {"type": "array", "items": {"anyOf": [NUMBER, TEXTS, {"type": "array"}]}}
+SCHEMAS: Json = {
+    "Error": _closed(["error"], error=TEXTS),
+    "Empty": {"type": "object", "maxProperties": 0},
+    "Live": _closed(["live"], live=TRUTH),
+    "Ready": {"type": "object", "required": [], "properties": {"ready": TRUTH, "error": TEXTS}},
+    "ModelReady": _closed(["name", "ready"], name=TEXTS, ready=TRUTH),
+    "Server": _closed(["name", "version", "extensions"], name=TEXTS, version=TEXTS, extensions=_list(TEXTS)),
+    "Index": _list(_object(["name", "version", "state"], name=TEXTS, version=TEXTS, state=TEXTS)),
+    "Tensor": _closed(
+        ["name", "datatype", "shape"], name=TEXTS, datatype=TEXTS, shape=_list({"type": "integer", "minimum": -1})
+    ),
+    "Model": _object(
+        ["name", "versions", "platform", "inputs", "outputs"],
+        name=TEXTS,
+        versions=_list(TEXTS),
+        platform=TEXTS,
+        inputs=_list(_ref("Tensor")),
+        outputs=_list(_ref("Tensor")),
+    ),
+    "Config": _object(["name", "platform", "input", "output"], name=TEXTS, platform=TEXTS),
+    "Statistics": _object(["model_stats"], model_stats=_list({"type": "object"})),
+    "Exits": _object(["model", "metric", "exits"], model=TEXTS, metric=TEXTS, exits=_list({"type": "object"})),
+    "Parameters": _closed(
+        [],
+        timeout={"anyOf": [POSITIVE, {"type": "string", "examples": ["20ms"]}]},
+        max_flops=COUNT,
+        max_params=COUNT,
+        max_exit=POSITIVE,
+        min_confidence={"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        max_latency={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["5ms"]}]},
+        measure={"enum": list(MEASURES)},
+        mean_flops=COUNT,
+        mode={"enum": list(MODES)},
+        binary_data_output=TRUTH,
+    ),
+    "Request": {
+        **_closed(
+            ["inputs"],
+            id={"type": "string", "maxLength": MAX_ID},
+            parameters=_ref("Parameters"),
+            inputs=_list(_ref("Input"), minItems=1, maxItems=1),
+            outputs=_list(_ref("Output"), maxItems=len(OUTPUTS)),
+        )
+    },
+    "Input": _closed(
+        ["name", "datatype", "shape"],
+        name={"const": "input"},
+        datatype={"enum": [*DTYPES, TEXT]},
+        shape=_list(WHOLE, minItems=1, maxItems=MAX_DIMENSIONS),
+        data=NESTED,
+        parameters=_closed([], binary_data_size=WHOLE),
+    ),
+    "Output": _closed(["name"], name={"enum": list(OUTPUTS)}, parameters=_closed([], binary_data=TRUTH)),
+    "Answer": _object(
+        ["model_name", "model_version", "parameters", "outputs"],
+        model_name=TEXTS,
+        model_version=TEXTS,
+        id=TEXTS,
+        parameters=_object(
+            ["exit", "exits_run", "stopped", "flops", "server_us"],
+            exit=POSITIVE,
+            exits_run=POSITIVE,
+            stopped={"enum": ["budget", "confident", "deadline", "load", "last"]},
+            flops=NUMBER,
+            server_us=WHOLE,
+            on_time=TRUTH,
+        ),
+        outputs=_list(_object(["name", "datatype", "shape"], name=TEXTS, datatype=TEXTS, shape=_list(WHOLE))),
+    ),
+}

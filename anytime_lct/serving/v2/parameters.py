@@ -1,0 +1,159 @@
+"""A request's parameters become an Ask, and what the answer cost becomes the response's parameters.
+
+timeout         whole microseconds from arrival, or a time like "20ms": the deadline
+max_flops       multiply-adds for one sample: a number, or a count like "20M"
+max_params      parameters of the sub-model, likewise
+max_exit        go no deeper than this exit
+max_latency     seconds, or a time like "5ms", that the exit takes on this machine for one sample
+min_confidence  stop at the first exit that is so sure, (0, 1]
+measure         what sure means: "max-probability", "margin" or "entropy"
+mean_flops      stop by the bundle's rule for such a mean of multiply-adds over many requests
+mode            "anytime", or "fixed": the exit that the budget names, whatever the load
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from anytime_lct.errors import BudgetError
+from anytime_lct.exits.budget import Budget, check_positive, parse_count, parse_seconds
+from anytime_lct.exits.thresholds import MEASURES
+from anytime_lct.serving.request import Ask, Refusal, Reply
+from anytime_lct.serving.v2.tensors import show
+
+# What clients send of their own accord and what changes no answer here, whatever it says.
+HARMLESS = frozenset({"binary_data_output", "priority", "content_type"})
+UNSUPPORTED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+MODES = ("anytime", "fixed")
+FREELY = Ask()  # no bounds, no deadline
+MAX_TEXT = 40
+LONGEST_TIMEOUT = 86_400.0
+
+
+def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
+    """Read what a request may cost; what it leaves out is as in `default`. Raises Refusal, naming the key.
+
+    >>> read_ask({"timeout": 20000, "max_flops": "20M"}, Ask()).timeout
+    0.02
+    """
+    if not parameters.keys() - HARMLESS:
+        return default
+    found: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if key in READERS:
+            found[key] = _read(key, value)
+        elif key in UNSUPPORTED:
+            if value:  # clients send a sequence's marks as 0 or false where there is none
+                raise Refusal(f"Expected single requests, got '{key}': sequences are not supported; leave it out.")
+        elif key not in HARMLESS:
+            known = ", ".join(READERS)
+            raise Refusal(f"Expected parameters among {known}, got '{show(key)[1:-1]}'; leave it out.")
+    bounds = default.budget
+    ask = Ask(
+        Budget(
+            flops=found.get("max_flops", bounds.flops),
+            params=found.get("max_params", bounds.params),
+            latency=found.get("max_latency", bounds.latency),
+            exit=found.get("max_exit", bounds.exit),
+        ),
+        timeout=found.get("timeout", default.timeout),
+        min_confidence=found.get("min_confidence", default.min_confidence),
+        measure=found.get("measure", default.measure),
+        mean_flops=found.get("mean_flops", default.mean_flops),
+        mode=found.get("mode", default.mode),
+    )
+    ways = {
+        "'min_confidence'": ask.min_confidence is not None,
+        "'mean_flops'": ask.mean_flops is not None,
+        'the mode "fixed", which goes to one exit': ask.mode == "fixed",
+    }
+    given = [words for words, is_given in ways.items() if is_given]
+    if len(given) > 1:
+        raise Refusal(f"Expected one way to stop, got both {' and '.join(given)}; leave one out.")
+    if "measure" in found and ask.min_confidence is None:
+        raise Refusal("Expected 'measure' beside 'min_confidence', got it alone; add the other or leave it out.")
+    return ask
+
+
+def told(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
+    """Write what an answer cost as parameters of the response; `seconds` are those since the request came."""
+    parameters: dict[str, Any] = {
+        "exit": int(reply.exits.max()),
+        "exits_run": reply.exits_run,
+        "stopped": reply.stopped,
+        "flops": reply.flops,
+        "server_us": round(seconds * 1e6),
+    }
+    if ask.timeout is not None:
+        parameters["on_time"] = seconds <= ask.timeout
+    return parameters
+
+
+def _read(key: str, value: object) -> object:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise Refusal(f"The parameter '{key}': Expected a short text like 20M or 5ms, got {show(value)}.")
+    try:
+        return READERS[key](value)
+    except (BudgetError, OverflowError) as error:
+        raise Refusal(f"The parameter '{key}': {str(error)[:300]}") from None
+
+
+def _timeout(value: object) -> float:
+    if not isinstance(value, str) and (type(value) is not int or value < 1):
+        raise BudgetError(f"Expected whole microseconds from 1 on, or a time like 20ms, got {show(value)}.")
+    seconds = parse_seconds(value) if isinstance(value, str) else value / 1e6
+    if seconds > LONGEST_TIMEOUT:
+        raise BudgetError(f"Expected at most {LONGEST_TIMEOUT:g} seconds, got {show(value)}; leave it out to wait.")
+    return seconds
+
+
+def _count(value: object) -> float:
+    if isinstance(value, str):
+        return parse_count(value)
+    check_positive(value, "a count")
+    return float(cast(float, value))
+
+
+def _exit(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise BudgetError(f"Expected the deepest exit as a whole number from 1 on, got {show(value)}.")
+    return value
+
+
+def _confidence(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise BudgetError(f"Expected a confidence above 0 and up to 1, got {show(value)}.")
+    return float(value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str):
+        return parse_seconds(value)
+    check_positive(value, "a time in seconds")
+    return float(cast(float, value))
+
+
+def _measure(value: object) -> str:
+    if value not in MEASURES:
+        raise BudgetError(f"Expected one of {', '.join(MEASURES)}, got {show(value)}.")
+    return cast(str, value)
+
+
+def _mode(value: object) -> str:
+    if value not in MODES:
+        raise BudgetError(f'Expected "anytime" or "fixed", got {show(value)}.')
+    return cast(str, value)
+
+
+READERS: dict[str, Callable[[object], object]] = {
+    "timeout": _timeout,
+    "max_flops": _count,
+    "max_params": _count,
+    "max_exit": _exit,
+    "max_latency": _seconds,
+    "min_confidence": _confidence,
+    "measure": _measure,
+    "mean_flops": _count,
+    "mode": _mode,
+}

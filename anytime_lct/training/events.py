@@ -1,0 +1,45 @@
+"""What a run yields on its way: progress within an epoch, finished epochs, and notes before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands within an epoch: `losses` are means over the epoch so far, one an exit, in nats."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one."""
+
+    epoch: int
+    step: int
+    seconds: float
+    train_losses: tuple[float, ...]
+    validation_losses: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    def as_json(self, metric: str) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "train": {"loss": self.train_losses},
+            "validation": {"loss": self.validation_losses, metric: self.scores},
+        }
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to tell before a run begins."""
+
+    text: str

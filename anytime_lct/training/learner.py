@@ -1,0 +1,172 @@
+"""What every way of training shares: a module with its optimizer, its schedule, its precision and its flat state."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct.errors import CheckpointError
+from anytime_lct.modes import carriers
+from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How many steps the run has in all, and in one epoch."""
+
+    total: int
+    per_epoch: int
+
+
+class Learner:
+    """A module in training: `step(k)` moves its weights along their gradients by the schedule's rate of step k.
+
+    The random numbers of training are no part of it: a state holds weights, buffers, optimizer slots and the hidden
+    state carried between minibatches, under flat names.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerRecipe, schedule: ScheduleRecipe, clock: Clock) -> None:
+        self.module = module
+        self._recipe, self._schedule, self._clock = optimizer, schedule, clock
+        options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "fused": True}
+        if optimizer.name == "sgd":
+            options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov and optimizer.momentum > 0}
+        self._optimizer = OPTIMIZERS[optimizer.name]((p for p in module.parameters() if p.requires_grad), **options)
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self, step: int, clip_norm: float | None = None) -> None:
+        """Step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
+        rate = self._recipe.lr * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = rate
+        self._optimizer.step()
+
+    def start_epoch(self) -> None:
+        """Forget the hidden state carried over, and carry it from here on."""
+        for _, module in carriers(self.module):
+            module.carry, module.state = True, None
+
+    def state(self, kind: str) -> dict[str, Tensor]:
+        """Return everything that training goes on from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
+        flat = module_state(kind, self.module)
+        for number, slots in self._optimizer.state_dict()["state"].items():
+            for slot, value in slots.items():
+                if value is not None:
+                    flat[f"{kind}_optimizer.{number}.{slot}"] = torch.as_tensor(value)
+        return flat
+
+    def load(self, kind: str, flat: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned; raises CheckpointError where it is of another module."""
+        load_module(kind, self.module, flat)
+        try:
+            self._load_slots(_under(f"{kind}_optimizer.", flat))
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise _foreign(error) from None
+
+    def _load_slots(self, flat: dict[str, Tensor]) -> None:
+        whole = self._optimizer.state_dict()
+        parameters = self._optimizer.param_groups[0]["params"]
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in flat.items():
+            number, _, slot = name.partition(".")
+            owner = parameters[int(number)]
+            if value.shape == owner.shape:  # fused kernels take it that weights and slots lie alike in memory
+                value = torch.empty_like(owner, requires_grad=False).copy_(value)
+            slots.setdefault(int(number), {})[slot] = value
+        self._optimizer.load_state_dict({**whole, "state": slots})
+
+
+def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return weights, buffers and the hidden state carried, as `kind.NAME`, `kind_carried.NAME.NUMBER`."""
+    flat = {f"{kind}.{name}": value for name, value in module.state_dict().items()}
+    for name, carrier in carriers(module):
+        if carrier.state is not None:
+            flat |= {f"{kind}_carried.{name}.{k}": part for k, part in enumerate(carrier.state)}
+    return flat
+
+
+def is_carried(name: str) -> bool:
+    """Tell whether a tensor of `module_state` is hidden state, (layers, B, units), and no weight."""
+    return name.partition(".")[0].endswith("_carried")
+
+
+def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:
+    """Give a module what `module_state` returned; raises CheckpointError where it is of another module."""
+    try:
+        module.load_state_dict(_under(f"{kind}.", flat))
+    except RuntimeError as error:
+        raise _foreign(error) from None
+    device = next(module.parameters()).device
+    for name, carrier in carriers(module):
+        parts = _under(f"{kind}_carried.{name}.", flat)
+        carrier.carry = True
+        carrier.state = tuple(parts[str(k)].to(device) for k in range(len(parts))) if parts else None
+
+
+def _foreign(error: Exception) -> CheckpointError:
+    first = str(error).strip().splitlines()[-1].strip()
+    return CheckpointError(f"The checkpoint does not belong to this network: {first}")
+
+
+def as_told(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
+    """Return the module's forward pass under the recipe's precision, compiled where the recipe says so."""
+    module = torch.compile(module) if train.compile and compiled else module  # type: ignore[assignment]
+    return _Autocast(module) if train.precision == "bfloat16" else module
+
+
+class _Autocast(nn.Module):
+    """A module whose forward pass, and that alone, runs under bfloat16 autocast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.module(x)
+
+
+def _under(prefix: str, flat: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
+
+
+ONE_CYCLE_RISE = 0.3
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = 1e-4 / 25
+
+
+def factor(schedule: ScheduleRecipe, step: int, total: int, steps_per_epoch: int) -> float:
+    """Return the share of the base learning rate that step `step` of `total` (from 0) takes.
+
+    step: times gamma at each milestone; cosine: half a cosine from 1 to 0; one-cycle: cosine from 1/25 up to 1 over
+    the first 30%, then down to 4e-6, as torch's OneCycleLR. A warm-up rises linearly over its epochs beforehand.
+    """
+    rise = round(schedule.warmup * steps_per_epoch)
+    if step < rise:
+        return (step + 1) / rise
+    step, total = step - rise, max(1, total - rise)
+    if schedule.name == "step":
+        return schedule.gamma ** bisect_right([round(m * total) for m in sorted(schedule.milestones)], step)
+    if schedule.name == "cosine":
+        return (1 + math.cos(math.pi * step / total)) / 2
+    if schedule.name == "one-cycle":
+        peak, last = ONE_CYCLE_RISE * total - 1, total - 1
+        if step <= peak:
+            return _between(ONE_CYCLE_START, 1.0, step / peak if peak > 0 else 1.0)
+        return _between(1.0, ONE_CYCLE_END, (step - peak) / (last - peak))
+    return 1.0
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,174 @@
+"""Decoupled neural interfaces: layer groups that step along synthetic gradients (Jaderberg et al., ICML 2017; Table I).
+
+One minibatch, three groups. M_i sees h_i (and the label) and says what dL/dh_i will be; the group above finds out:
+
+    x -> f_1 -> h_1 -> f_2 -> h_2 -> f_3 -> loss         f_1, f_2 step along M_1, M_2, f_3 along the loss
+                |  <- g_1     |  <- g_2                  g_i: what arrives at h_i through f_{i+1}, from M_{i+1} or
+               M_1           M_2                              the loss; M_i learns it by the mean squared distance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytime_lct import task as tasks
+from anytime_lct.errors import CheckpointError, RecipeError
+from anytime_lct.modes import probing
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.task import TaskName
+from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.methods.backprop import expect_finite
+from anytime_lct.training.methods.joint import of_exits
+
+if TYPE_CHECKING:
+    from anytime_lct.training.minibatch import Minibatch
+    from anytime_lct.training.processes.team import Team
+
+
+FIRST = 15_485_863  # sets the synthesizers' weights apart from the network's, which follow from the same seed
+
+
+class DNI:
+    """Trains the groups of a network, without its critics, along synthetic gradients; its exit is the main output.
+
+    A synthesizer says the gradient of one sample's own loss, times the recipe's `dni.scale`: that of the minibatch's
+    mean loss is B times smaller, some 1e-6, where squares vanish beside the eps of Adam. It is divided again, and in
+    the type of h_i, when the group steps. The optimizer of the critics is that of the synthesizers.
+    """
+
+    def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
+        _expect_images(task, network)
+        self.task: TaskName = task
+        self.interrupted_below = False
+        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
+        self._recipe = recipe
+        self._main = LCTNetwork([nn.Sequential(*network.groups)], [])
+        self._classes = _outputs(network, team.device) if recipe.dni.labels else 0
+        synthesizers = self._make(network.shapes, team.device)
+        self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
+        self._synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
+        self._f = [as_told(group, recipe.train) for group in network.groups]
+        self._M = [as_told(M, recipe.train) for M in synthesizers]
+
+    def _make(self, shapes: Iterable[tuple[int, ...]], device: torch.device) -> list[nn.Sequential]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._recipe.train.seed + FIRST)
+            made = [synthesizer(shape, self._classes, self._recipe.dni.width).to(device) for shape in shapes]
+        if self._recipe.train.channels_last:
+            made = [M.to(memory_format=torch.channels_last) for M in made]  # type: ignore[call-overload]
+        return made
+
+    @property
+    def exits(self) -> list[int]:
+        return [1]
+
+    def start_epoch(self) -> None:
+        for learner in self._groups:
+            learner.start_epoch()
+
+    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
+        """Learn from one minibatch, group by group, and count the loss of the last."""
+        told = self._recipe.train
+        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
+        per_sample = len(batch.y) * self._recipe.dni.scale
+        for learner in self._synthesizers:  # one row has no statistics of its own
+            learner.module.train(len(batch.y) > 1)
+        h, said = batch.x, None
+        for i, learner in enumerate(self._groups):
+            learner.zero_grad()
+            before, below = h, said
+            h = self._f[i](before)
+            if i < len(self._M):
+                said = self._M[i](self._seen(h.detach(), batch.y)).float()
+                h.backward((said.detach() / per_sample).to(h.dtype))
+            else:
+                L = tasks.losses(self.task, h, batch.y, told.label_smoothing).mean()
+                L.backward()
+                expect_finite(L, batch.step)
+                self.sums[0] += L.detach().double() * len(batch.y)
+                self.sums[1] += len(batch.y)
+            if below is not None and before.grad is not None:
+                self._learn(i - 1, below, before.grad.float() * per_sample, batch.step)
+            learner.step(batch.step, told.clip_norm)
+            h = h.detach().requires_grad_()
+
+    def _seen(self, h: Tensor, y: Tensor) -> Tensor:
+        """Join the labels, one-hot, to h: as features (B, F + K), or as constant maps (B, C + K, H, W)."""
+        if not self._classes:
+            return h
+        labels = F.one_hot(y, self._classes).to(h.dtype)
+        if h.dim() == 4:
+            labels = labels[:, :, None, None].expand(-1, -1, *h.shape[2:])
+        layout = torch.channels_last if h.dim() == 4 and self._recipe.train.channels_last else torch.contiguous_format
+        return torch.cat([h, labels], dim=1).contiguous(memory_format=layout)
+
+    def _learn(self, k: int, said: Tensor, target: Tensor, step: int) -> None:
+        """Step synthesizer k (from 0) towards what arrived at its h; both in float32, times B and the scale."""
+        self._synthesizers[k].zero_grad()
+        F.mse_loss(said, target).backward()
+        self._synthesizers[k].step(step, self._recipe.train.clip_norm)
+
+    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
+        """Return mean loss and mean metric of the main network, (2, 1), float64."""
+        return of_exits(self._main, batches, self.task)
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        found = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
+        for index, learner in enumerate(self._synthesizers, start=1):
+            found[index] |= learner.state("synthesizer")
+        return found
+
+    def load(self, states: dict[int, dict[str, Tensor]]) -> None:
+        """Go on from what `state` returned; raises CheckpointError where it is of another network."""
+        for kind, learners in (("main", self._groups), ("synthesizer", self._synthesizers)):
+            for index, learner in enumerate(learners, start=1):
+                try:
+                    learner.load(kind, states[index])
+                except CheckpointError as error:
+                    raise CheckpointError(f"Layer group {index}: {error}") from None
+
+
+def synthesizer(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
+    """Make a network from a tensor of `shape` (C, H, W) or (F,) joined with `classes` labels to one of `shape`.
+
+    As Jaderberg et al. have it: two hidden layers of `width` with batch norm, and a last one that starts at zero, so
+    that nothing false is said before anything is known. Maps keep their size throughout.
+
+    >>> synthesizer((300,), classes=10, width=64)(torch.rand(2, 310))
+    tensor([[0., 0., ...
+    """
+    entry, layers = shape[0] + classes, list[nn.Module]()
+    for _ in range(2):
+        if len(shape) == 3:
+            layers += [nn.Conv2d(entry, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        else:
+            layers += [nn.Linear(entry, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        entry = width
+    last = nn.Conv2d(width, shape[0], 3, padding=1) if len(shape) == 3 else nn.Linear(width, shape[0])
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(*layers, last)
+
+
+def _outputs(network: LCTNetwork, device: torch.device) -> int:
+    """Return the number of classes K, from the last group: (2, ..) to (2, K)."""
+    if not network.shapes:
+        return 0
+    with probing(network.groups[-1]):
+        return network.groups[-1](torch.zeros(2, *network.shapes[-1], device=device)).shape[-1]
+
+
+def _expect_images(task: TaskName, network: LCTNetwork) -> None:
+    odd = [shape for shape in network.shapes if len(shape) not in (1, 3)]
+    if task != "classification" or odd:
+        found = f"a hidden tensor of shape {('B', *odd[0])}".replace("'", "") if odd else f"the task {task}"
+        raise RecipeError(
+            f"Expected images and a network of maps or vectors with method dni, which has no synthetic gradients for "
+            f"sequences, got {found}; train by lct or bp."
+        )

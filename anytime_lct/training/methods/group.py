@@ -1,0 +1,158 @@
+"""One layer group in training: f_i, c_i, their optimizers, and what a minibatch does to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anytime_lct import lct
+from anytime_lct import task as tasks
+from anytime_lct.errors import CheckpointError, DivergenceError
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.task import TaskName
+from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.processes.replicas import Summing, join_batch_norms, joint_mean
+
+
+class GroupInTraining:
+    """Layer group i and its critic: `forward`, `judge` and `descend` are lct.descend in three, `learn` may come later.
+
+    What is random in a group (dropout) depends on the seed, the step and the index alone: a group may be trained in
+    any process, and a run may stop and go on, without a number changing.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        group: nn.Module,
+        critic: nn.Module | None,
+        recipe: Recipe,
+        task: TaskName,
+        clock: Clock,
+        equals: Any = None,
+        replica: int = 0,
+    ) -> None:
+        self._equals, self._replica = equals, replica
+        self._settling: dict[str, Callable[[], None]] = {}
+        self.index, self.group, self.critic = index, group, critic
+        self._recipe, self._clock = recipe, clock
+        if equals is not None and recipe.train.sync_batch_norm:
+            for module in (group, critic):
+                if module is not None:
+                    join_batch_norms(module, equals)
+        self._rule = lct.Rule(**recipe.rule.model_dump())
+        self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
+        self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
+        self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock)
+        self._f = as_told(group, recipe.train)
+        self._c = None if critic is None else as_told(critic, recipe.train, compiled=False)  # run backward twice
+        self._h: Tensor | None = None
+        self._here: lct.LocalLoss | None = None
+        self._L, self._share = torch.zeros(()), 1.0
+
+    @property
+    def per_sample(self) -> bool:
+        return self._rule.form == "per-sample"
+
+    def seed(self, step: int) -> int:
+        """Return the seed of what is random in the group and then in its critic."""
+        seed = (self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index
+        return seed + self._replica * 2**40  # replicas drop other units
+
+    def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
+        """Return f_i and c_i under the recipe's precision, for a graph that is run backward twice."""
+        return as_told(self.group, self._recipe.train, compiled=False), self._c
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        """Run the group on h_{i-1}; return h_i, without history."""
+        self.settle("group")
+        torch.manual_seed(self.seed(step))
+        self._group_learner.zero_grad()
+        h: Tensor = self._f(x)
+        self._h = h
+        return h.detach()
+
+    def judge(self, y: Tensor, step: int, share: float = 1.0) -> Tensor:
+        """Run the critic on h_i; return L_i, (B,) or in the scalar form (), (1); `share` of the joint rows are here."""
+        self.settle("critic")
+        self._share = share
+        h, self._h = self._h, None
+        assert h is not None
+        self._here = lct.LocalLoss(h, self._c, y, self.loss, self._rule)
+        if self._loses_its_way(self._here.L):
+            raise DivergenceError(
+                f"The loss of exit {self.index} became {self._here.L.mean().item()} at step {step + 1} (epoch "
+                f"{step // self._clock.per_epoch + 1}); lower groups.lr or critics.lr, or set train.clip_norm, and "
+                f"resume from the last checkpoint or start again."
+            )
+        self._L = self._here.L
+        if self._equals is not None and not self.per_sample:
+            self._L = joint_mean(self._equals, self._L, share)
+        return self._L
+
+    def descend(self, step: int) -> None:
+        """Step the group's weights, (2) and (3)."""
+        assert self._here is not None
+        self._here.descend()
+        self._after_sum("group", self._group_learner, step)
+
+    def learn(self, L_next: Tensor, step: int) -> None:
+        """Step the critic's weights towards L_{i+1}, (5)."""
+        here, self._here = self._here, None
+        if here is None or self._critic_learner is None:
+            return
+        self._critic_learner.zero_grad()
+        here.learn(L_next, None if self.per_sample else self._L)
+        self._after_sum("critic", self._critic_learner, step)
+
+    def settle(self, *kinds: str) -> None:
+        """Take the steps that wait for the other replicas' gradients: of the group, of the critic, by default both."""
+        for kind in kinds or ("group", "critic"):
+            if kind in self._settling:
+                self._settling.pop(kind)()
+
+    def _after_sum(self, kind: str, learner: Learner, step: int) -> None:
+        """Step at once, or with replicas when their gradients are summed up: no later than the next use."""
+        clip = self._recipe.train.clip_norm
+        if self._equals is None:
+            learner.step(step, clip)
+            return
+        summing = Summing(self._equals, learner.module.parameters(), self._share)
+
+        def finish() -> None:
+            summing.finish()
+            learner.step(step, clip)
+
+        self._settling[kind] = finish
+
+    def start_epoch(self) -> None:
+        """Forget the hidden state carried over, and carry it from here on."""
+        self._group_learner.start_epoch()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, under flat names."""
+        self.settle()
+        critic = {} if self._critic_learner is None else self._critic_learner.state("critic")
+        return self._group_learner.state("main") | critic
+
+    def load(self, flat: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned; raises CheckpointError where it is of another group."""
+        try:
+            self._group_learner.load("main", flat)
+            if self._critic_learner is not None:
+                self._critic_learner.load("critic", flat)
+        except CheckpointError as error:
+            raise CheckpointError(f"Layer group {self.index}: {error}") from None
+
+    def _loses_its_way(self, L: Tensor) -> bool:
+        """Look for NaN and infinity; on an accelerator, where looking waits for it, run.py looks at the sums."""
+        return L.device.type == "cpu" and not math.isfinite(L.sum().item())
+
+
+def _losses(Z: Tensor, y: Tensor, *, task: TaskName, label_smoothing: float) -> Tensor:
+    return tasks.losses(task, Z, y, label_smoothing)

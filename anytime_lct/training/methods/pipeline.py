@@ -1,0 +1,198 @@
+"""Pipelined backprop: GPipe and 1F1B of torch.distributed.pipelining, through the layer groups of this toolkit.
+
+A minibatch goes through in microbatches, and every weight steps when the last has come back. Batch norm sees one
+microbatch at a time, which backprop's does not; apart from that, and from dropout, the gradients are backprop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from anytime_lct import task as tasks
+from anytime_lct.errors import RecipeError
+from anytime_lct.modes import carriers, carrying, probing
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.task import TaskName
+from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.methods.backprop import expect_finite
+
+if TYPE_CHECKING:
+    from anytime_lct.training.minibatch import Minibatch
+    from anytime_lct.training.processes.team import Team
+
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Pipeline:
+    """One worker's stage, the layer groups it owns; the last worker counts the loss of the one exit.
+
+    Labels travel by the team's own links, with the shape of the microbatches to come, from which stages of static
+    shapes are made: one for each shape that occurs, such as that of the short last minibatch.
+    """
+
+    def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
+        self.task: TaskName = task
+        self.interrupted_below = False
+        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
+        self._recipe, self._team = recipe, team
+        if recipe.train.wire != "exact":
+            raise RecipeError(
+                f"Expected train.wire = exact with method {recipe.train.method}, whose messages torch sends, got "
+                f"{recipe.train.wire}; leave it out."
+            )
+        mine = range(team.bounds[team.worker], team.bounds[team.worker + 1])
+        self._learners = {k + 1: Learner(network.groups[k], recipe.groups, recipe.groups_schedule, clock) for k in mine}
+        self._groups = nn.Sequential(*(network.groups[k] for k in mine))
+        self._stage = _Stage(self._groups, recipe)
+        self._schedules: dict[tuple[int, ...], Any] = {}
+        self._shapes: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def exits(self) -> list[int]:
+        return [1] if self._team.next is None else []
+
+    def start_epoch(self) -> None:
+        for learner in self._learners.values():
+            learner.start_epoch()
+
+    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
+        """Send one minibatch through forward and backward, step, and count its loss on the last worker."""
+        told, team = self._recipe.train, self._team
+        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + team.worker + 1)
+        parts = self._parts(len(batch.y))
+        if team.next is not None:
+            team.next.pass_on(batch, self._coming(batch, parts))
+        schedule = self._schedule(batch, parts)
+        for learner in self._learners.values():
+            learner.zero_grad()
+        losses: list[Tensor] = []
+        self._stage.begin(parts)
+        options: dict[str, Any] = {"target": batch.y, "losses": losses} if team.next is None else {}
+        schedule.step(*([batch.x] if team.previous is None else []), return_outputs=False, **options)
+        if team.next is None:
+            L = torch.stack([loss.detach() for loss in losses]).mean()
+            expect_finite(L, batch.step)
+            self.sums[0] += L.double() * len(batch.y)
+            self.sums[1] += len(batch.y)
+        self._stage.end()
+        self._clip()
+        for learner in self._learners.values():
+            learner.step(batch.step)
+
+    def _parts(self, rows: int) -> int:
+        """How many microbatches of one size: the recipe's number, or the next smaller one that divides the rows."""
+        wanted = min(self._recipe.train.microbatches, rows)
+        return next(parts for parts in range(wanted, 0, -1) if rows % parts == 0)
+
+    def _coming(self, batch: Minibatch, parts: int) -> Tensor:
+        """What goes down with the labels: type and shape of a microbatch as it leaves this stage."""
+        key = tuple(batch.y.shape)
+        if key not in self._shapes:
+            with probing(self._groups), carrying(self._groups):
+                h = self._stage.forward_once(self._example(batch, parts))
+            self._shapes[key] = torch.tensor([TYPES.index(h.dtype), *h.shape])
+        return self._shapes[key]
+
+    def _example(self, batch: Minibatch, parts: int) -> Tensor:
+        if self._team.previous is None:
+            return batch.x[: len(batch.y) // parts]
+        kind, *shape = batch.x.tolist()
+        return torch.zeros(shape, dtype=TYPES[kind], device=self._team.device)
+
+    def _schedule(self, batch: Minibatch, parts: int) -> Any:
+        key, team = tuple(batch.y.shape), self._team
+        if key not in self._schedules:
+            x = self._example(batch, parts)
+            if team.previous is not None:
+                x.requires_grad_()
+            if team.next is not None:
+                kind, *shape = self._coming(batch, parts).tolist()
+                y = torch.zeros(shape, dtype=TYPES[kind], device=team.device, requires_grad=True)
+            else:
+                with probing(self._groups), carrying(self._groups):
+                    y = self._stage.forward_once(x)
+                y = y.detach().requires_grad_()
+            stage = PipelineStage(self._stage, team.worker, team.workers, team.device, x, y, group=dist.group.WORLD)
+            kind = self._recipe.train.method if parts >= team.workers else "gpipe"  # 1F1B needs so many
+            self._schedules[key] = SCHEDULES[kind](stage, parts, self._loss)
+        return self._schedules[key]
+
+    def _loss(self, Z: Tensor, y: Tensor) -> Tensor:
+        return tasks.losses(self.task, Z, y, self._recipe.train.label_smoothing).mean()
+
+    def _clip(self) -> None:
+        """Clip the gradient of the whole network, as backprop does."""
+        most = self._recipe.train.clip_norm
+        if most is None:
+            return
+        weights = [p for p in self._groups.parameters() if p.grad is not None]
+        square = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]).square().cpu()
+        dist.all_reduce(square)
+        nn.utils.clip_grads_with_norm_(weights, most, square.sqrt().to(self._team.device))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
+        """Return mean loss and mean metric, (2, 1), float64, zeros on all workers but the last."""
+        losses, scores = [], []
+        with probing(self._groups), carrying(self._groups):
+            for batch in batches:
+                Z = self._groups(batch.x)
+                if self._team.next is not None:
+                    self._team.next.pass_on(batch, Z)
+                    continue
+                losses.append(tasks.losses(self.task, Z, batch.y).cpu())
+                scores.append(tasks.scores(self.task, Z, batch.y).cpu())
+        if self._team.next is not None:
+            return torch.zeros(2, 1, dtype=torch.float64)
+        return torch.stack([torch.cat(values).double().mean() for values in (losses, scores)]).view(2, 1)
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        return {index: learner.state("main") for index, learner in self._learners.items()}
+
+    def load(self, states: dict[int, dict[str, Tensor]]) -> None:
+        for index, learner in self._learners.items():
+            learner.load("main", states[index])
+
+
+class _Stage(nn.Module):
+    """A worker's groups as one module, which keeps hidden states of microbatches apart between `begin` and `end`."""
+
+    def __init__(self, groups: nn.Sequential, recipe: Recipe) -> None:
+        super().__init__()
+        self._f = as_told(groups, recipe.train)
+        self._carriers = [module for _, module in carriers(groups)]
+        self._states: list[list[tuple[Tensor, ...] | None]] = []
+        self._at = 0
+
+    def begin(self, parts: int) -> None:
+        whole = [module.state or () for module in self._carriers]
+        self._states = [
+            [tuple(part.tensor_split(parts, 1)[k] for part in state) or None for state in whole] for k in range(parts)
+        ]
+        self._at = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module, state in zip(self._carriers, self._states[self._at], strict=True):
+            module.state = state
+        h = self.forward_once(x)
+        self._states[self._at] = [module.state for module in self._carriers]
+        self._at += 1
+        return h
+
+    def forward_once(self, x: Tensor) -> Tensor:
+        return self._f(x).contiguous()
+
+    def end(self) -> None:
+        for k, module in enumerate(self._carriers):
+            found = [states[k] for states in self._states]
+            module.state = tuple(torch.cat(parts, 1) for parts in zip(*found, strict=True)) if all(found) else None
+        self._states = []

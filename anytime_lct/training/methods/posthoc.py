@@ -1,0 +1,100 @@
+"""Post-hoc exits: critics fitted behind the groups of a network that stays as it is.
+
+They minimise their own cross-entropy, equation (5) of the paper, or the divergence from the main network's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anytime_lct import lct
+from anytime_lct import task as tasks
+from anytime_lct.modes import carriers
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.task import TaskName
+from anytime_lct.training.learner import Clock, Learner, as_told, load_module, module_state
+from anytime_lct.training.methods.backprop import expect_finite
+from anytime_lct.training.methods.joint import of_exits
+
+if TYPE_CHECKING:
+    from anytime_lct.training.minibatch import Minibatch
+    from anytime_lct.training.processes.team import Team
+
+
+class PostHoc:
+    """Fits the critics of a trained run, whose main network is frozen: no weight and no batch norm statistic moves.
+
+    What `train.weights` names may be a run of backprop, one of local critic training, whose critics are fitted on, or a
+    file of weights.
+    """
+
+    def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
+        self.task: TaskName = task
+        self.interrupted_below = False
+        shape = (2, network.num_groups)
+        self.sums, self.known = (torch.zeros(shape, dtype=torch.float64, device=team.device) for _ in range(2))
+        self._network, self._recipe = network, recipe
+        network.groups.requires_grad_(False).eval()
+        self._groups = [as_told(group, recipe.train) for group in network.groups]
+        self._critics = [as_told(critic, recipe.train) for critic in network.critics]
+        self._learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
+
+    @property
+    def exits(self) -> list[int]:
+        return list(range(1, self._network.num_groups + 1))
+
+    def start_epoch(self) -> None:
+        for _, module in carriers(self._network.groups):
+            module.carry, module.state = True, None
+
+    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
+        """Fit the critics to one minibatch, and count the losses of all exits."""
+        told = self._recipe.train
+        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
+        outputs, h = [], batch.x
+        for i, group in enumerate(self._groups):
+            with torch.no_grad():
+                h = group(h)
+            outputs.append(self._critics[i](h) if i < len(self._critics) else h)
+        losses = [tasks.losses(self.task, Z, batch.y, told.label_smoothing) for Z in outputs]
+        for i, L in enumerate(losses):
+            expect_finite(L.mean(), batch.step)
+            self.sums[0, i] += L.mean().detach().double() * len(batch.y)
+        for i, learner in enumerate(self._learners):
+            learner.zero_grad()
+            self._loss(outputs[i], losses[i], losses[i + 1].detach(), outputs[-1]).backward()
+            learner.step(batch.step, told.clip_norm)
+        self.sums[1] += len(batch.y)
+
+    def _loss(self, Z: Tensor, L: Tensor, L_next: Tensor, Z_main: Tensor) -> Tensor:
+        """What critic i minimises, (): of its output and losses (B,), those of exit i + 1, and the main output."""
+        told = self._recipe.posthoc
+        if told.loss == "distillation":
+            T = told.temperature
+            wanted, found = F.log_softmax(Z_main.float() / T, dim=-1), F.log_softmax(Z.float() / T, dim=-1)
+            divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+            return T**2 * divergence.mean()
+        rule = lct.Rule(**{**self._recipe.rule.model_dump(), "critic_loss": told.loss})
+        return rule.of(*((L.mean(), L_next.mean()) if rule.form == "scalar" else (L, L_next)))
+
+    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
+        """Return mean losses and mean metrics, (2, N), float64."""
+        return of_exits(self._network, batches, self.task)
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        found = {index: module_state("main", group) for index, group in enumerate(self._network.groups, start=1)}
+        for index, learner in enumerate(self._learners, start=1):
+            found[index] |= learner.state("critic")
+        return found
+
+    def load(self, states: dict[int, dict[str, Tensor]]) -> None:
+        for index, group in enumerate(self._network.groups, start=1):
+            load_module("main", group, states[index])
+        for index, learner in enumerate(self._learners, start=1):
+            learner.load("critic", states[index])

@@ -1,0 +1,100 @@
+"""What is fixed before a run begins: that minibatches suffice, where the network is cut, and who owns which groups."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from anytime_lct.cutting.choice import of_workers, spread
+from anytime_lct.cutting.costs import Strategy
+from anytime_lct.cutting.seconds import Others
+from anytime_lct.data.batches import Dataset
+from anytime_lct.errors import DataError
+from anytime_lct.network import LCTNetwork, choose_places
+from anytime_lct.recipes.recipe import CUTS, OptimizerRecipe, Recipe
+from anytime_lct.run_folder.build import build_model, build_network, example_input
+from anytime_lct.training.learner import Clock
+from anytime_lct.training.processes.team import Team
+
+
+def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
+    """Return the fewest samples that a process gets of a minibatch; raises DataError where that is none."""
+    if clock.per_epoch < 1:
+        raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
+    shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
+    if shortest < team.replicas:
+        raise DataError(
+            f"Expected at least one sample of every minibatch for each of {team.replicas} replicas, got {shortest} in "
+            f"the shortest; choose another data.batch_size."
+        )
+    return shortest // team.replicas
+
+
+def expect_to_learn_from_one(network: LCTNetwork, example: Tensor) -> None:
+    """Raise DataError where a minibatch of one sample, the `example`, is too few for the network's batch norms."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            deepcopy(network).train()(example)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "Expected two samples at least in every minibatch of a process, since batch norms of this network see "
+                "one value a sample, got one in the last; choose another data.batch_size or data.validation."
+            ) from None
+
+
+def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = None) -> tuple[LCTNetwork, Recipe]:
+    """Return the network, cut, and the recipe with its places; set the team's bounds.
+
+    Where the cut depends on this machine (measured, by all processes side by side) or on whether there are several
+    workers (memory), it is chosen once, and the recipe that goes into the run folder names the places. `place` says
+    what is evened out between workers; by default what the cut evens out, and training cost where that is layers.
+    """
+    recipe = _fixed(recipe, data, team)
+    network = build_network(recipe, data.facts, stages=True)
+    if not team.bounds:
+        by = place or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
+        bounds = (0, network.num_groups)
+        if team.workers > 1 and team.leads:
+            rows = _rows(data, team) if by != "balanced" else 2
+            example = example_input(data.facts, rows)
+            critics = list(network.critics) if recipe.train.method == "lct" else []
+            table = of_workers(list(network.groups), critics, example, by, _weight_copies(recipe.groups))
+            bounds = spread(table, team.workers)
+        team.bounds = tuple(team.share(bounds))
+    return network, recipe
+
+
+def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
+    cut = recipe.cut
+    chosen_now = cut.by in ("measured", "memory")
+    if cut.places or cut.shares or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
+        return recipe
+    places: tuple[str, ...] = ()
+    if team.leads or cut.by == "measured":
+        example = example_input(data.facts, _rows(data, team)).to(team.device)
+        places = choose_places(
+            build_model(recipe, data.facts).to(team.device),
+            example,
+            num_groups=cut.groups,
+            by=cut.by,
+            critic=recipe.critic.kind,
+            depth=recipe.critic.depth,
+            task=data.facts.task,
+            weight_copies=_weight_copies(recipe.groups) if team.workers > 1 else 0,
+            others=Others(team.rank, team.mean),
+        )
+    places = tuple(team.share(places))
+    return recipe.model_copy(update={"cut": cut.model_copy(update={"places": places})})
+
+
+def _rows(data: Dataset, team: Team) -> int:
+    return max(2, data.num_rows("train", 0) // team.replicas)
+
+
+def _weight_copies(optimizer: OptimizerRecipe) -> int:
+    """Weight, gradient, and what the optimizer keeps of each."""
+    return 4 if optimizer.name != "sgd" else 3 if optimizer.momentum > 0 else 2
