@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from anytime_lct import counting, critics
 from anytime_lct.cutting import choice as placement
-from anytime_lct.cutting import groups as sequence
 from anytime_lct.cutting.choice import at_shares
 from anytime_lct.cutting.costs import Strategy
-from anytime_lct.cutting.groups import cut_groups
+from anytime_lct.cutting.groups import cut_children, cut_groups
 from anytime_lct.cutting.seconds import NOBODY, Others
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
@@ -180,7 +179,7 @@ def _groups(
     except PartitionError:
         if not places:
             raise
-        return sequence.groups_of_children(model, places, example), [{} for _ in places]
+        return cut_children(model, places, example), [{} for _ in places]
     return cut_groups(trace, places), [trace.hints(place) for place in places]
 
 

@@ -33,7 +33,7 @@ from measuring import RESULTS, write
 from serving import HOST, capacity, images_of, judge, prepare, server, whole_exit
 
 from anytime_lct.exits.budget import parse_seconds
-from anytime_lct.runtime.timings import calibration_path
+from anytime_lct.runtime.timings import timings_path
 
 HOGS, GONE_A_SECOND, SLOWER = 2, 20, 4.0
 
@@ -80,10 +80,10 @@ def lying_copy(bundle: Path, folder: Path) -> Path:
     """Copy a bundle with timings by which group 2 takes a fourth of what it takes."""
     copy = folder / bundle.name
     shutil.copytree(bundle, copy)
-    timings = json.loads(calibration_path(bundle).read_text())
+    timings = json.loads(timings_path(bundle).read_text())
     for times in timings["sizes"].values():
         times["groups"][1] = {name: seconds / SLOWER for name, seconds in times["groups"][1].items()}
-    calibration_path(copy).write_text(json.dumps(timings))
+    timings_path(copy).write_text(json.dumps(timings))
     return copy
 
 

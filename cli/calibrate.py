@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.runtime.timings import Calibration
+    from anytime_lct.runtime.timings import Timings
 
 
 def calibrate(
@@ -73,7 +73,7 @@ def read_sizes(text: str) -> list[int]:
     return sizes
 
 
-def show(found: Calibration, served: tuple[int, ...]) -> None:
+def show(found: Timings, served: tuple[int, ...]) -> None:
     """Draw what every exit takes, by size of batch: the sum of its parts' medians, and of their 99 in 100."""
     from rich.table import Table
 

@@ -12,9 +12,8 @@ from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anytime_lct.exits.budget import Budget
+    from anytime_lct.exits.budget import Ask, Budget
     from anytime_lct.exits.bundle import Manifest
-    from anytime_lct.exits.thresholds import Thresholds
     from anytime_lct.runtime.answer import Answer
     from anytime_lct.runtime.session import AnytimeSession
 
@@ -54,19 +53,28 @@ def predict(
 
     Example: anytime-lct predict fashion.bundle boot.png --budget-flops 20M --top 3
     """
+    from anytime_lct.errors import BudgetError
+    from anytime_lct.exits.budget import Ask
     from anytime_lct.runtime.session import AnytimeSession
 
     session = AnytimeSession(bundle, threads=threads)
     budget = read_budget(budget_flops, budget_params, budget_latency, exit)
-    policy = read_policy(timeout, min_confidence, measure, stream)
-    if mean_flops is not None:
-        policy["thresholds"] = read_rule(session, mean_flops, stream)
-    chosen = session.choose(budget)
+    ask = read_ask(budget, timeout, min_confidence, measure, mean_flops)
+    if stream and ask != Ask(budget):
+        raise BudgetError(
+            "Expected --stream alone, which shows every exit; leave --timeout, --min-confidence and --mean-flops out."
+        )
+    session.plan(ask)  # says before any input is read what cannot be asked of this bundle
     inputs = read_inputs(session, files or [], text)
     if timeout is not None:
         session.warm()  # loading graphs is none of the request's
     shown = top or (1 if session.manifest.task == "classification" else 5)
-    rows = (row for name, x in inputs for row in answers(session, name, x, budget, policy, chosen, stream, shown))
+    rows = (
+        row
+        for name, x in inputs
+        for answer in (stream_to(session, x, session.choose(budget)) if stream else [session.run(x, ask)])
+        for row in rows_of(session.manifest, name, answer, shown)
+    )
     if as_json:
         import json
 
@@ -91,47 +99,30 @@ def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) ->
     return [(name, session.check(x)) for name, x in inputs]
 
 
-def read_policy(timeout: str | None, min_confidence: float | None, measure: str, stream: bool) -> dict[str, Any]:
-    """Read when to stop before the budget's exit, as arguments of `AnytimeSession.run`; raises BudgetError."""
+def read_ask(
+    budget: Budget, timeout: str | None, min_confidence: float | None, measure: str, mean_flops: str | None
+) -> Ask:
+    """Read what every input asks; raises BudgetError."""
     from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import parse_seconds
+    from anytime_lct.exits.budget import Ask, parse_count, parse_seconds
     from anytime_lct.exits.thresholds import MEASURES
 
     if measure not in MEASURES:
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)}, got '{measure}'; name one of them.")
-    if stream and not (timeout is None and min_confidence is None):
-        raise BudgetError("Expected --stream alone, which shows every exit; leave --timeout and --min-confidence out.")
-    seconds = None if timeout is None else parse_seconds(timeout)
-    return {"timeout": seconds, "min_confidence": min_confidence, "measure": measure}
+    return Ask(
+        budget,
+        timeout=None if timeout is None else parse_seconds(timeout),
+        min_confidence=min_confidence,
+        measure=measure,
+        mean_flops=None if mean_flops is None else parse_count(mean_flops),
+    )
 
 
-def read_rule(session: AnytimeSession, mean_flops: str, stream: bool) -> Thresholds:
-    """Find the bundle's rule for a mean budget; raises BudgetError and NothingFitsError."""
-    from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import parse_count
-
-    if stream:
-        raise BudgetError("Expected --stream alone, which shows every exit; leave --mean-flops out.")
-    return session.rule(parse_count(mean_flops))
-
-
-def answers(
-    session: AnytimeSession,
-    name: str,
-    x: Any,
-    budget: Budget,
-    policy: dict[str, Any],
-    chosen: int,
-    stream: bool,
-    top: int,
-) -> Iterator[dict[str, Any]]:
-    """Answer one input: a row a sample, and with `stream` for every exit up to the chosen one."""
-    if not stream:
-        yield from rows_of(session.manifest, name, session.run(x, budget, **policy), top)
-        return
+def stream_to(session: AnytimeSession, x: Any, last: int) -> Iterator[Answer]:
+    """Answer one input by every exit on the way, up to this one."""
     for answer in session.stream(x):
-        yield from rows_of(session.manifest, name, answer, top)
-        if answer.exit == chosen:
+        yield answer
+        if answer.exit == last:
             return
 
 

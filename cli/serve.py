@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from anytime_lct.serving.request import Ask
+    from anytime_lct.exits.budget import Ask
 
 
 DEADLINE = "Deadline of requests that bring none, from their arrival, e.g. 20ms; default: none."
@@ -69,8 +69,7 @@ def threads_each(cores: int | None, workers: int) -> int:
 
 def read_default(deadline: str | None, fixed: int | None) -> Ask:
     """Read what requests ask for where they say nothing."""
-    from anytime_lct.exits.budget import Budget, parse_seconds
-    from anytime_lct.serving.request import Ask
+    from anytime_lct.exits.budget import Ask, Budget, parse_seconds
 
     timeout = None if deadline is None else parse_seconds(deadline)
     return Ask(Budget(exit=fixed), timeout=timeout, mode="anytime" if fixed is None else "fixed")

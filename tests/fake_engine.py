@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.session import AnytimeSession
-from anytime_lct.serving.request import Ask, Overloaded, Reply
+from anytime_lct.serving.request import Overloaded, Reply
 
 
 class FakeServed:
@@ -49,11 +50,7 @@ class FakeEngine:
         answer = served.session.run_to(chosen, x)
         now = time.monotonic()
         return Reply(
-            logits=answer.logits,
-            exits=np.full(len(x), chosen, np.int64),
-            exits_run=1,
-            stopped="last" if chosen == served.manifest.served[-1] else "budget",
-            flops=float(answer.flops),
+            answer,
             queued=begun - arrived,
             computed=now - begun,
             on_time=None if ask.timeout is None else now - arrived <= ask.timeout,

@@ -48,7 +48,7 @@ OWNERS = {
     "onnx": {"export/"},
     "onnxruntime": {"export/parity.py", "export/quantise.py", "runtime/"},
     "starlette": {"serving/http/"},
-    "uvicorn": {"serving/server.py", "serving/http/connection.py"},
+    "uvicorn": {"serving/http/"},
     "prometheus_client": {"serving/metrics.py", "serving/workers.py"},
     "typer": {"cli/"},
     "rich": {"cli/"},
@@ -100,7 +100,7 @@ def imported(name: str) -> frozenset[str]:
 
 @cache
 def neighbours(name: str) -> frozenset[str]:
-    """The package's own files that a file imports from; a name that a room's door gives counts as the file behind it."""
+    """The package's own files that a file imports from; a name given by a room's door counts as the file behind it."""
     found: set[str] = set()
     for full in imported(name):
         parts = full.split(".")

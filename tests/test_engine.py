@@ -12,24 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import make_profile, write_image_bundle
-from test_policy import images, made_calibration
+from test_policy import images, made_timings
 
 from anytime_lct.errors import BudgetError, BundleError, NothingFitsError
-from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
 from anytime_lct.runtime.calibration import calibrate
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.runtime.session import AnytimeSession
-from anytime_lct.runtime.timings import calibration_path, load, save
+from anytime_lct.runtime.timings import load, save, timings_path
 from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import Served
-from anytime_lct.serving.request import Ask, Overloaded
+from anytime_lct.serving.request import Overloaded
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
     session = AnytimeSession(write_image_bundle(tmp_path / "tiny"))
-    session.use(made_calibration((0.001, 0.020, 0.040), {1: 0.0001, 2: 0.0001}))
+    session.use(made_timings((0.001, 0.020, 0.040), {1: 0.0001, 2: 0.0001}))
     return Served(session)
 
 
@@ -50,21 +50,21 @@ def test_replies_are_the_sessions_answers(engine: Engine, served: Served):
     futures = [ask(engine, served, x, budget=Budget(exit=exit)) for x, exit in zip(inputs, exits, strict=True)]
     for x, exit, future in zip(inputs, exits, futures, strict=True):
         reply = future.result(10)
-        assert set(reply.exits) == {exit} and reply.exits_run == 1 and reply.on_time is None
-        assert reply.stopped == ("last" if exit == 3 else "budget")
-        np.testing.assert_array_equal(reply.logits, served.session.run_to(exit, x).logits)
-        assert reply.flops == served.profile.cost(exit).flops and reply.queued >= 0 and reply.computed > 0
+        assert set(reply.answer.exits) == {exit} and reply.answer.exits_run == 1 and reply.on_time is None
+        assert reply.answer.stopped == ("last" if exit == 3 else "budget")
+        np.testing.assert_array_equal(reply.answer.logits, served.session.run_to(exit, x).logits)
+        assert reply.answer.flops == served.profile.cost(exit).flops and reply.queued >= 0 and reply.computed > 0
     assert engine.queue_length() == 0
 
 
 def test_confidence_and_deadline_together(engine: Engine, served: Served):
     x = images(16)
     sure = ask(engine, served, x, min_confidence=0.6).result(10)
-    np.testing.assert_array_equal(sure.exits, served.session.run(x, min_confidence=0.6).exits)
+    np.testing.assert_array_equal(sure.answer.exits, served.session.run(x, min_confidence=0.6).exits)
     reply = ask(engine, served, x[:1], timeout=10.0).result(10)
-    assert (reply.exits[0], reply.on_time, reply.stopped) == (3, True, "last")
+    assert (reply.answer.exits[0], reply.on_time, reply.answer.stopped) == (3, True, "last")
     reply = ask(engine, served, x[:1], timeout=0.015).result(10)
-    assert (reply.exits[0], reply.stopped) == (1, "deadline")
+    assert (reply.answer.exits[0], reply.answer.stopped) == (1, "deadline")
 
 
 def test_what_cannot_be_is_said_at_once(engine: Engine, served: Served):
@@ -93,10 +93,10 @@ def hold(monkeypatch, at: int) -> threading.Event:
 def test_the_watchdog_answers_while_a_group_hangs(engine: Engine, served: Served, monkeypatch):
     gate = hold(monkeypatch, at=2)
     reply = ask(engine, served, images(1), timeout=0.5).result(10)  # group 2 hangs, so somebody else must have answered
-    assert (reply.exits[0], reply.stopped, reply.exits_run) == (1, "deadline", 1)
-    np.testing.assert_array_equal(reply.logits, served.session.run_to(1, images(1)).logits)
+    assert (reply.answer.exits[0], reply.answer.stopped, reply.answer.exits_run) == (1, "deadline", 1)
+    np.testing.assert_array_equal(reply.answer.logits, served.session.run_to(1, images(1)).logits)
     gate.set()
-    assert ask(engine, served, images(1)).result(10).exits[0] == 3  # the worker is free again
+    assert ask(engine, served, images(1)).result(10).answer.exits[0] == 3  # the worker is free again
 
 
 def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
         time.sleep(0.001)
     assert engine.queue_length() == 1 and second.cancel()
     gate.set()
-    assert first.result(10).exits[0] == 3
+    assert first.result(10).answer.exits[0] == 3
     assert engine.drain(10) and second.cancelled()
     engine.close()
 
@@ -134,7 +134,7 @@ def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: Served, m
     assert began.wait(10)
     second = ask(engine, served, images(1), timeout=0.5)
     reply = first.result(5)
-    assert (reply.exits[0], reply.stopped) == (1, "deadline") and not gate.is_set() and not second.done()
+    assert (reply.answer.exits[0], reply.answer.stopped) == (1, "deadline") and not gate.is_set() and not second.done()
     assert engine.queue_length() == 0
     gate.set()
     second.result(10)
@@ -146,9 +146,9 @@ def test_a_deadline_years_away_is_no_harm(engine: Engine, served: Served, monkey
     gate = hold(monkeypatch, at=2)
     far = ask(engine, served, images(1), timeout=1e11)
     reply = ask(engine, served, images(1), timeout=0.5).result(10)  # by the watchdog
-    assert (reply.exits[0], reply.stopped) == (1, "deadline")
+    assert (reply.answer.exits[0], reply.answer.stopped) == (1, "deadline")
     gate.set()
-    assert far.result(10).exits[0] == 3
+    assert far.result(10).answer.exits[0] == 3
 
 
 def test_cancelled_requests_make_room_at_once(served: Served, monkeypatch):
@@ -160,7 +160,7 @@ def test_cancelled_requests_make_room_at_once(served: Served, monkeypatch):
     assert engine.queue_length() == 19 and all(each.cancel() for each in others)
     assert engine.queue_length() == 0
     gate.set()
-    assert engine.drain(10) and first.result().exits[0] == 3
+    assert engine.drain(10) and first.result().answer.exits[0] == 3
     engine.close()
 
 
@@ -182,9 +182,9 @@ def test_a_request_that_fails_harms_no_other(engine: Engine, served: Served, mon
             with pytest.raises(BundleError, match="broken"):
                 future.result()
         else:
-            assert future.result().exits[0] == 3
+            assert future.result().answer.exits[0] == 3
     monkeypatch.setattr(Chain, "advance", real)
-    assert ask(engine, served, images(1)).result(10).exits[0] == 3
+    assert ask(engine, served, images(1)).result(10).answer.exits[0] == 3
 
 
 def test_drain_answers_all_that_was_admitted_and_takes_no_more(served: Served):
@@ -204,7 +204,7 @@ def test_close_cancels_what_waits(served: Served, monkeypatch):
         time.sleep(0.001)
     threading.Timer(0.05, gate.set).start()
     engine.close()
-    assert first.result(10).exits[0] == 3
+    assert first.result(10).answer.exits[0] == 3
     with pytest.raises(CancelledError):
         second.result(10)
 
@@ -213,7 +213,7 @@ def test_timings_are_measured_where_there_are_none(tmp_path: Path):
     bundle = write_image_bundle(tmp_path / "tiny")
     said: list[str] = []
     served = Served(bundle, said.append)
-    assert calibration_path(bundle.path).is_file() and said[0] == "measuring batches of 1"
+    assert timings_path(bundle.path).is_file() and said[0] == "measuring batches of 1"
     said.clear()
     assert Served(bundle, said.append).timing.to_exit(3, 1) > 0 and not said
     assert served.timing is not None
@@ -229,12 +229,12 @@ def test_timings_for_other_threads_stay_where_they_are(tmp_path: Path):
 def test_a_fixed_exit_is_that_exit_whatever_the_load_and_the_profile_say(tmp_path: Path):
     profile = make_profile(values=(0.8, 0.9, 0.85))  # the last is not the best
     session = AnytimeSession(write_image_bundle(tmp_path / "tiny", profile=profile))
-    session.use(made_calibration((1.0, 1.0, 1.0)))
+    session.use(made_timings((1.0, 1.0, 1.0)))
     served, engine = Served(session), Engine(1)
     for exit in (1, 2, 3):
         reply = ask(engine, served, images(1), budget=Budget(exit=exit), timeout=0.001, mode="fixed").result(10)
-        assert reply.exits.tolist() == [exit]
-    assert ask(engine, served, images(1), mode="fixed").result(10).exits.tolist() == [2]
+        assert reply.answer.exits.tolist() == [exit]
+    assert ask(engine, served, images(1), mode="fixed").result(10).answer.exits.tolist() == [2]
     with pytest.raises(BudgetError, match="among those served"):
         ask(engine, served, images(1), budget=Budget(exit=4), mode="fixed")
     engine.close()
@@ -247,14 +247,14 @@ def test_a_mean_budget_stops_by_the_bundles_rule(engine: Engine, tmp_path: Path)
         mean_flops=120.0, measure="margin", at={1: 0.4, 2: 0.0}, shares={1: 0.5, 2: 0.5}, accuracy=accuracy, cost=cost
     )
     session = AnytimeSession(replace(bundle, thresholds=ThresholdTable(rules=(rule,))))
-    session.use(made_calibration())
+    session.use(made_timings())
     served, x = Served(session), images(16)
     reply = ask(engine, served, x, mean_flops=125.0).result(10)
-    np.testing.assert_array_equal(reply.exits, session.run(x, thresholds=rule).exits)
-    assert set(reply.exits) == {1, 2}
+    np.testing.assert_array_equal(reply.answer.exits, session.run(x, thresholds=rule).exits)
+    assert set(reply.answer.exits) == {1, 2}
     with pytest.raises(NothingFitsError):
         ask(engine, served, x, mean_flops=10.0)
-    assert set(ask(engine, served, x, mean_flops=125.0, budget=Budget(exit=1)).result(10).exits) == {1}
+    assert set(ask(engine, served, x, mean_flops=125.0, budget=Budget(exit=1)).result(10).answer.exits) == {1}
     session.bundle = bundle
     with pytest.raises(BudgetError, match="anytime-lct thresholds RUN"):
         ask(engine, served, x, mean_flops=125.0)

@@ -15,7 +15,7 @@ from anytime_lct.runtime import calibration, deadline, timings
 from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timing import Timing
-from anytime_lct.runtime.timings import Calibration, Quantiles, Times
+from anytime_lct.runtime.timings import Quantiles, Times, Timings
 from anytime_lct.runtime.walk import steps
 
 GROUPS, CRITICS = (0.010, 0.020, 0.040), {1: 0.001, 2: 0.002}
@@ -29,7 +29,7 @@ def same(seconds: float) -> Quantiles:
     return Quantiles(p50=seconds, p90=seconds, p99=seconds)
 
 
-def made_calibration(groups=GROUPS, critics=CRITICS, sizes=(1, 4)) -> Calibration:
+def made_timings(groups=GROUPS, critics=CRITICS, sizes=(1, 4)) -> Timings:
     """Times that grow with the size of the batch."""
     times = {
         size: Times(
@@ -37,7 +37,7 @@ def made_calibration(groups=GROUPS, critics=CRITICS, sizes=(1, 4)) -> Calibratio
         )
         for size in sizes
     }
-    return Calibration(bundle="", machine="", onnxruntime="", threads=1, sizes=times)
+    return Timings(bundle="", machine="", onnxruntime="", threads=1, sizes=times)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_thresholds_pass_exits_that_they_do_not_name(session: AnytimeSession):
     answer = session.run(x, thresholds=rule)
     np.testing.assert_array_equal(answer.exits, np.where(confidence(second.logits, "margin") >= 0.5, 2, 3))
     assert answer.flops == pytest.approx(np.where(answer.exits == 2, 100, 200).mean())
-    with pytest.raises(BudgetError, match="either min_confidence or thresholds"):
+    with pytest.raises(BudgetError, match="'min_confidence' and a rule"):
         session.run(x, min_confidence=0.5, thresholds=rule)
 
 
@@ -125,7 +125,7 @@ def test_confidences_out_of_range(session: AnytimeSession, bad):
 
 
 def test_timing_predicts_sums_and_follows_what_it_sees():
-    timing = Timing(made_calibration())
+    timing = Timing(made_timings())
     assert timing.to_exit(2, 1) == pytest.approx(0.032)
     assert timing.to_exit(3, 1, depth=1) == pytest.approx(0.060)
     assert timing.group(1, 2) == pytest.approx(0.020) and timing.group(1, 8) == pytest.approx(0.080)
@@ -143,7 +143,7 @@ def test_timing_predicts_sums_and_follows_what_it_sees():
 
 
 def test_timing_learns_what_a_request_takes_beside_its_parts():
-    timing = Timing(made_calibration())
+    timing = Timing(made_timings())
     for _ in range(100):
         timing.saw_overhead(0.0004)
     assert timing.overhead == pytest.approx(0.0004, rel=0.01)
@@ -155,7 +155,7 @@ def test_timing_learns_what_a_request_takes_beside_its_parts():
 
 
 def test_orders_behind_a_group(session: AnytimeSession):
-    timing = Timing(made_calibration(critics={1: 0.001, 2: 0.030}))
+    timing = Timing(made_timings(critics={1: 0.001, 2: 0.030}))
     with session.walk(images(1)) as walk:
         walk.advance()  # to exit 2: 0.050 more; critic 1: 0.001, little enough to be had on the way
         assert deadline.order(timing, walk, 0.100, 0.100) == "answer and deeper"
@@ -187,7 +187,7 @@ def test_late_is_content_with_the_last_answer(session: AnytimeSession):
                 for order in orders:
                     taken.send(order)
             except StopIteration as end:
-                answer = session.answer_of(walk, end.value)
+                answer = walk.so_far(end.value)
         assert (answer.exit, answer.exits_run) == (exit, exits_run)
         np.testing.assert_array_equal(answer.logits, session.run_to(exit, images(2)).logits)
 
@@ -196,9 +196,9 @@ def test_a_timeout_needs_timings_and_takes_the_deepest_exit_in_time(tmp_path: Pa
     session = AnytimeSession(write_image_bundle(tmp_path))
     with pytest.raises(BudgetError, match="anytime-lct calibrate"):
         session.run(images(1), timeout=1.0)
-    session.use(made_calibration())
+    session.use(made_timings())
     assert (session.run(images(1), timeout=100.0).exit, session.run(images(1), timeout=100.0).stopped) == (3, "last")
-    session.use(made_calibration(groups=(0.01, 1000.0, 1000.0)))
+    session.use(made_timings(groups=(0.01, 1000.0, 1000.0)))
     answer = session.run(images(1), timeout=10.0)
     assert (answer.exit, answer.stopped) == (1, "deadline")
     assert session.run(images(1), timeout=1e-9).exit == 1
@@ -208,7 +208,7 @@ def test_a_timeout_needs_timings_and_takes_the_deepest_exit_in_time(tmp_path: Pa
 
 def test_latency_budgets_go_by_this_machine(tmp_path: Path):
     session = AnytimeSession(write_image_bundle(tmp_path))
-    session.use(made_calibration())
+    session.use(made_timings())
     assert session.choose(Budget(latency=0.033)) == 2
     assert session.choose(Budget(latency=0.012)) == 1
 

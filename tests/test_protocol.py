@@ -11,11 +11,12 @@ import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 
 from anytime_lct.errors import InputError, LCTError
-from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.budget import FREELY, Ask, Budget
 from anytime_lct.runtime import preprocess
+from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.limits import USUAL, Limits
-from anytime_lct.serving.request import Ask, Refusal, Reply
-from anytime_lct.serving.v2.parameters import FREELY, read_ask
+from anytime_lct.serving.request import Refusal, Reply
+from anytime_lct.serving.v2.parameters import read_ask
 from anytime_lct.serving.v2.protocol import InferRequest, describe_model, read_request, write_reply
 from anytime_lct.serving.v2.tensors import from_bytes, from_list
 
@@ -65,9 +66,8 @@ def pack(array, datatype, **request):
     return head + raw, str(len(head)).encode()
 
 
-def reply(logits, exits, **changes):
-    facts = {"exits_run": 2, "stopped": "load", "flops": 35.0, "queued": 0.0, "computed": 0.0, "on_time": None}
-    return Reply(logits=logits, exits=exits, **(facts | changes))
+def reply(logits, exits):
+    return Reply(Answer(int(exits.max()), logits, 35.0, exits, 2, "load"), queued=0.0, computed=0.0, on_time=None)
 
 
 @pytest.mark.parametrize("data", [X.ravel().tolist(), X.tolist()], ids=["flat", "nested"])
@@ -288,7 +288,7 @@ def test_too_many_samples_and_too_much_json_are_refused(image):
         read(image, one, limits=Limits(images=1))
     with pytest.raises(Refusal) as caught:
         read(image, one, limits=Limits(json=100))
-    assert caught.value.status == 413
+    assert caught.value.kind == "large"
 
 
 def test_parameters_say_what_a_request_may_cost():
@@ -422,7 +422,7 @@ def test_nonsense_of_any_kind_is_refused_and_nothing_else(image):
 def test_whether_it_was_on_time_is_told_when_it_is_written(image):
     asked = read(image, {"inputs": [tensor(X.tolist())], "parameters": {"timeout": 2000}})
     for seconds, on_time in ((0.0019, True), (0.0021, False)):
-        told = reply(np.zeros((2, 3), np.float32), np.array([3, 3]), on_time=True)
+        told = reply(np.zeros((2, 3), np.float32), np.array([3, 3]))
         raw, _ = write_reply(asked, "tiny", "1", told, seconds)
         assert json.loads(raw)["parameters"]["on_time"] is on_time
 

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_policy import made_calibration
+from test_policy import made_timings
 
+from anytime_lct.exits.budget import Ask
+from anytime_lct.runtime.session import Plan
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.serving.engine.job import Job
 from anytime_lct.serving.engine.scheduler import MOST_WAITING, Scheduler
-from anytime_lct.serving.request import Ask, Overloaded
+from anytime_lct.serving.request import Overloaded
 
 # Exits of 2, 4 and 8 ms, critics included; a capacity of 125 a second at full depth, of 500 at exit 1.
 GROUPS, CRITICS = (0.0019, 0.002, 0.0041), {1: 0.0001, 2: 0.0001}
@@ -33,13 +35,13 @@ class Stand:
 
 
 def model(served=(1, 2, 3), groups=GROUPS, critics=CRITICS):
-    timing = Timing(made_calibration(groups, critics))
+    timing = Timing(made_timings(groups, critics))
     timing.slack = 0.0
     return SimpleNamespace(session=SimpleNamespace(served=served), timing=timing, manifest=SimpleNamespace(task=""))
 
 
 def job(at: float, timeout: float | None, most: int = 3, mode="anytime", served=None) -> Job:
-    made = Job(served or MODEL, np.zeros((1, 1)), Ask(timeout=timeout, mode=mode), at, most)
+    made = Job(served or MODEL, np.zeros((1, 1)), Ask(timeout=timeout, mode=mode), at, Plan(most, None, "budget"))
     made.due = math.inf if timeout is None else at + timeout
     return made
 

@@ -17,12 +17,14 @@ from bundles import rewrite, write_image_bundle, write_text_bundle
 from fake_engine import FakeEngine, FakeServed
 
 from anytime_lct.errors import BundleError
-from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.budget import FREELY, Ask, Budget
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository, scan
-from anytime_lct.serving.request import Ask, Overloaded
+from anytime_lct.serving.request import Overloaded
+from anytime_lct.serving.service import Service
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 JSON = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [2, 1, 6, 6], "data": X.tolist()}]}
@@ -45,13 +47,17 @@ def engine():
     engine.drain(1)
 
 
+def service_of(folder, engine, limits=USUAL, default=FREELY):
+    return Service(Repository(folder, FakeServed), engine, Metrics(), limits, default)
+
+
 @pytest.fixture
 def app(folder, engine):
-    return create_app(Repository(folder, FakeServed), engine)
+    return create_app(service_of(folder, engine))
 
 
 def bounded(folder, engine, **limits):
-    return create_app(Repository(folder, FakeServed), engine, limits=Limits(**limits))
+    return create_app(service_of(folder, engine, limits=Limits(**limits)))
 
 
 def refused(response, status, words=""):
@@ -82,7 +88,7 @@ def test_text_is_answered_too(app, folder):
 
 
 def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
-    app = create_app(Repository(folder, FakeServed), engine, default=Ask(Budget(exit=2), timeout=9.0))
+    app = create_app(service_of(folder, engine, default=Ask(Budget(exit=2), timeout=9.0)))
     ask(app, "POST", INFER, JSON | {"parameters": {"max_flops": 120, "timeout": 7_000_000}})
     found = ask(app, "POST", INFER, JSON).json()
     assert engine.asked == [Ask(Budget(flops=120.0, exit=2), timeout=7.0), Ask(Budget(exit=2), timeout=9.0)]
@@ -335,7 +341,7 @@ def test_names_and_versions_come_from_folders(folder, engine):
     shutil.copytree(folder / "text", folder / "many" / "2")
     shutil.copytree(folder / "text", folder / "many" / "10")
     (folder / "notes").mkdir()
-    app = create_app(Repository(folder, FakeServed), engine)
+    app = create_app(service_of(folder, engine))
     found = ask(app, "POST", "/v2/repository/index").json()
     assert [(row["name"], row["version"]) for row in found] == [
         ("many", "2"), ("many", "10"), ("text", "1"), ("tiny", "1"),
@@ -372,7 +378,7 @@ def test_an_altered_bundle_is_not_served(folder):
 
 def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, engine):
     read_again = []
-    app = create_app(Repository(folder, FakeServed), engine, on_reload=lambda: read_again.append(True))
+    app = create_app(service_of(folder, engine), on_reload=lambda: read_again.append(True))
     load = "/v2/repository/models/tiny/load"
     assert ask(app, "POST", load).json() == {} and not read_again  # nothing has changed
 
@@ -495,7 +501,7 @@ def test_counts_are_of_one_version(tmp_path):
     for version in ("1", "2"):
         write_image_bundle(tmp_path / "tiny" / version)
     engine = FakeEngine()
-    app = create_app(Repository(tmp_path, FakeServed), engine)
+    app = create_app(service_of(tmp_path, engine))
     ask(app, "POST", "/v2/models/tiny/versions/2/infer", JSON)
     counts = [
         json.loads(ask(app, "GET", f"/v2/models/tiny/versions/{version}/stats").body)["model_stats"][0]

@@ -10,13 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bundles import make_profile, sign_again, write_image_bundle, write_text_bundle
-from test_policy import made_calibration
+from test_policy import made_timings
 
 from anytime_lct.errors import BundleError, InputError, NothingFitsError
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import Bundle
-from anytime_lct.runtime import session as sessions
 from anytime_lct.runtime.answer import Answer
+from anytime_lct.runtime.chain import ChainPool
 from anytime_lct.runtime.session import AnytimeSession
 
 
@@ -121,12 +121,12 @@ def test_groups_alone_do_both(tmp_path: Path, bundle: Bundle) -> None:
 def test_stopping_early_loads_nothing_deeper(bundle: Bundle) -> None:
     session = AnytimeSession(bundle)
     stream = session.stream(_images(1))
-    assert session._graphs._loaded == {}
+    assert session.graphs.loaded == set()
     assert next(stream).exit == 1
     stream.close()  # pyright: ignore
-    assert set(session._graphs._loaded) == {"group_1.onnx", "critic_1.onnx"}
+    assert session.graphs.loaded == {"group_1.onnx", "critic_1.onnx"}
     session.run(_images(1), Budget(flops=100))
-    assert set(session._graphs._loaded) == {"group_1.onnx", "critic_1.onnx", "group_2.onnx", "critic_2.onnx"}
+    assert session.graphs.loaded == {"group_1.onnx", "critic_1.onnx", "group_2.onnx", "critic_2.onnx"}
 
 
 def test_a_stream_runs_every_graph_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,24 +191,25 @@ def test_many_threads_on_one_session(bundle: Bundle) -> None:
     for worker in workers:
         worker.join()
     assert wrong == []
-    assert len(session._graphs._loaded) == 5
+    assert len(session.graphs.loaded) == 5
 
 
 def test_few_buffers_are_kept(session: AnytimeSession) -> None:
     for batch in range(1, 40):
         session.run(_images(batch))
-    assert len(session._spare) == 16
+    assert len(session.chains.spare) == 16
 
 
-def test_buffers_that_are_kept_have_a_bound_in_bytes(session: AnytimeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_that_are_kept_have_a_bound_in_bytes(bundle: Bundle) -> None:
+    session = AnytimeSession(bundle)
     session.run(_images(1))
-    (_, _, one) = session._spare[-1]
-    monkeypatch.setattr(sessions, "SPARE_BYTES", 17 * one)
+    (_, one) = session.chains.spare[-1]
+    session.chains = ChainPool(session.graphs, session.manifest, spare_bytes=17 * one)
     for batch in (2, 3, 4, 5, 6, 7):
         session.run(_images(batch))
-    assert [shape[0] for shape, _, _ in session._spare] == [6, 7]
+    assert [shape[0] for shape, _ in session.chains.spare] == [6, 7]
     session.run(_images(30))
-    assert session._spare == []
+    assert session.chains.spare == []
 
 
 def test_why_an_answer_went_no_deeper(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_why_an_answer_went_no_deeper(tmp_path: Path) -> None:
 
 def test_what_a_latency_allows_follows_the_timings(tmp_path: Path) -> None:
     session = AnytimeSession(write_image_bundle(tmp_path))
-    session.use(made_calibration((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
+    session.use(made_timings((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
     assert session.choose(Budget(latency=0.0035)) == 3
     for _ in range(50):
         session.timing.saw_group(3, 1, 0.01)
@@ -230,11 +231,11 @@ def test_what_a_latency_allows_follows_the_timings(tmp_path: Path) -> None:
 
 def test_loading_a_graph_is_no_timing(bundle: Bundle) -> None:
     session = AnytimeSession(bundle)
-    session.use(made_calibration((1e-9, 1e-9, 1e-9), {1: 1e-9, 2: 1e-9}))
+    session.use(made_timings((1e-9, 1e-9, 1e-9), {1: 1e-9, 2: 1e-9}))
     session.run(_images(1), Budget(exit=1))
     assert session.timing.group(1, 1) == 1e-9
     session.warm()
-    assert len(session._graphs._loaded) == 5
+    assert len(session.graphs.loaded) == 5
     session.run(_images(1), Budget(exit=1))
     assert session.timing.group(1, 1) > 1e-9
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anytime_lct import counting as complexity
-from anytime_lct import stopwatch
-from anytime_lct.analysis import measure, statistics
+from anytime_lct import counting
+from anytime_lct.analysis import statistics
 from anytime_lct.analysis.temperature import Reliability, Temperatures
 from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.evaluation import Answers, Evaluation, Witness, evaluate, evaluate_answers
-from anytime_lct.exits.profile import Calibration, Exit, Latency, Profile, Quality
+from anytime_lct.exits.profile import CalibrationGap, Exit, Latency, Profile, Quality
 from anytime_lct.network import LCTNetwork
 from anytime_lct.run_folder.build import example_input
-from anytime_lct.stopwatch import REPEATS, median_seconds
+from anytime_lct.stopwatch import REPEATS, machine, median_seconds
 from anytime_lct.task import MetricName
 
 
@@ -62,11 +61,11 @@ def profile(network: LCTNetwork, data: Dataset, model: str) -> Profile:
     """
     facts = data.facts
     example = example_input(facts, batch=1)
-    groups, critics = complexity.components(list(network.groups), list(network.critics), example)
+    groups, critics = counting.components(list(network.groups), list(network.critics), example)
     worth = _judged(judging(network, data), network.num_groups, data)
     seconds = _latencies(network, example)
     exits = [
-        exit.model_copy(update={"latency": Latency(seconds=s, engine="torch", machine=stopwatch.machine())})
+        exit.model_copy(update={"latency": Latency(seconds=s, engine="torch", machine=machine())})
         for exit, s in zip(worth.exits(facts.metric, range(1, network.num_groups + 1)), seconds, strict=True)
     ]
     return Profile(
@@ -103,7 +102,7 @@ class _Worth:
     held_out: Evaluation | None
     test: Evaluation
     temperatures: list[float]
-    calibration: list[Calibration]
+    calibration: list[CalibrationGap]
 
     @property
     def chosen_on(self) -> Evaluation:
@@ -132,7 +131,8 @@ def _judged(judge: Judge, count: int, data: Dataset) -> _Worth:
     before, after = Reliability([1.0] * count), Reliability(temperatures)
     test = judge("test", before, after)
     errors = zip(before.errors(), after.errors(), strict=True)
-    return _Worth(held_out, test, temperatures, [Calibration(before=min(1.0, b), after=min(1.0, a)) for b, a in errors])
+    gaps = [CalibrationGap(before=min(1.0, b), after=min(1.0, a)) for b, a in errors]
+    return _Worth(held_out, test, temperatures, gaps)
 
 
 def _quality(found: Evaluation, i: int, metric: MetricName) -> Quality:
@@ -143,4 +143,4 @@ def _quality(found: Evaluation, i: int, metric: MetricName) -> Quality:
 def _latencies(network: LCTNetwork, example: Tensor) -> list[float]:
     models = [network.sub_model(i).eval() for i in range(1, network.num_groups + 1)]
     with torch.inference_mode():
-        return measure.median_latencies([lambda model=model: model(example) for model in models])
+        return median_latencies([lambda model=model: model(example) for model in models])

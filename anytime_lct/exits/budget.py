@@ -1,4 +1,4 @@
-"""What an answer may cost at most, and reading (and writing) amounts such as 20M, 5ms and 93%."""
+"""What an answer may cost, what a request asks, and reading (and writing) amounts such as 20M, 5ms and 93%."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from anytime_lct.errors import BudgetError
+from anytime_lct.exits.thresholds import Measure, Thresholds
+
+Mode = Literal["anytime", "fixed"]
+Stopped = Literal["budget", "confident", "deadline", "load", "last"]
+"""Why no deeper exit answered: the budget's exit was reached, the samples were sure, time was short, others waited
+whose time was short, or there is no deeper exit."""
 
 COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
@@ -37,6 +44,57 @@ class Budget:
             raise BudgetError(
                 f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1."
             )
+
+
+ANY = Budget()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks: what its answer may cost, by when it is due, and when a sample may stop before.
+
+    `budget` bounds the exit. `timeout` are seconds from the request's arrival until its answer is due. A sample stops
+    early in one way at most: at the first exit that is so sure, by `min_confidence` of (0, 1] and `measure`; by a
+    `rule`; or by the bundle's rule for a mean cost of `mean_flops` over many requests. In the mode "fixed" the exit
+    that the budget names answers, whatever the load. Raises BudgetError.
+
+    >>> Ask(Budget(flops=20e6), timeout=0.02).mode
+    'anytime'
+    """
+
+    budget: Budget = ANY
+    timeout: float | None = None
+    min_confidence: float | None = None
+    measure: Measure = "max-probability"
+    mean_flops: float | None = None
+    rule: Thresholds | None = None
+    mode: Mode = "anytime"
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None:
+            check_positive(self.timeout, "a timeout in seconds")
+        if self.mean_flops is not None:
+            check_positive(self.mean_flops, "a mean budget")
+        if self.min_confidence is not None:
+            check_confidence(self.min_confidence)
+        ways = {
+            "'min_confidence'": self.min_confidence is not None,
+            "'mean_flops'": self.mean_flops is not None,
+            "a rule": self.rule is not None,
+            'the mode "fixed", which goes to one exit': self.mode == "fixed",
+        }
+        given = [words for words, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise BudgetError(f"Expected one way to stop, got both {' and '.join(given)}; leave one out.")
+
+
+FREELY = Ask()  # no bounds, no deadline
+
+
+def check_confidence(number: object) -> None:
+    """Raise BudgetError unless `number` is above 0 and at most 1."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1:
+        raise BudgetError(f"Expected a confidence above 0 and up to 1, got {number!r}; give another.")
 
 
 def check_positive(number: object, what: str) -> None:

@@ -51,7 +51,7 @@ class Latency(Record):
     machine: str
 
 
-class Calibration(Record):
+class CalibrationGap(Record):
     """Expected calibration error on test data, of 0 to 1, of the logits as they are and divided by the temperature."""
 
     before: Annotated[float, Field(ge=0.0, le=1.0)]
@@ -66,7 +66,7 @@ class Exit(Record):
     test: Quality
     latency: Latency | None = None
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
-    calibration: Calibration | None = None
+    calibration: CalibrationGap | None = None
 
 
 class Profile(Record):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.runtime.walk import Stopped
+from anytime_lct.exits.budget import Stopped
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,8 @@ class Answer:
 
     `exit` is the deepest exit that answered; `exits` (B,) says which answered each sample, where samples stop one by
     one. `flops` are the multiply-adds paid per sample (for text: per character), groups and visited critics together;
-    the mean of the batch where samples differ. `stopped` says why no deeper exit answered.
+    the mean of the batch where samples differ. `exits_run` counts the exits that were computed on the way, `stopped`
+    says why no deeper exit answered.
     """
 
     exit: int

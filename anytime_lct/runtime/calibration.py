@@ -5,18 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
 from anytime_lct.errors import BundleError, LCTError
-from anytime_lct.runtime.timings import Calibration, Quantiles, Times, bundle_sum
+from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.runtime.timings import Quantiles, Times, Timings, bundle_sum
 from anytime_lct.stopwatch import machine
-
-if TYPE_CHECKING:
-    from anytime_lct.runtime.session import AnytimeSession
-
 
 SIZES = (1, 4, 16)
 STEPS = 32  # characters a sample, where a network on text is measured
@@ -29,7 +25,7 @@ def calibrate(
     sizes: Sequence[int] = SIZES,
     seconds: float = 1.0,
     progress: Callable[[str], None] | None = None,
-) -> Calibration:
+) -> Timings:
     """Measure every group and critic for batches of `sizes` samples, about `seconds` each size, as requests run them.
 
     Raises BundleError for a bundle of whole exits only, and LCTError for sizes below 1.
@@ -50,7 +46,7 @@ def calibrate(
         except MemoryError:
             raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; name smaller ones.") from None
         measured[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
-    return Calibration(
+    return Timings(
         bundle=bundle_sum(session.bundle),
         machine=machine(),
         onnxruntime=ort.__version__,

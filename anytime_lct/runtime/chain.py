@@ -7,6 +7,7 @@ input -> group 1 -> hidden 1 -> group 2 -> hidden 2 -> group 3 -> logits
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.runtime.graphs import Graphs, failed
+
+# Buffers kept for the next request: one chain serves one request at a time, for one input shape.
+SPARE_CHAINS, SPARE_BYTES = 16, 1 << 28
 
 
 class Chain:
@@ -81,6 +85,46 @@ class Chain:
         else:
             self._critics[i] = _Bound(self._graphs, self._manifest.critics[i].name, self._values[i], None)
         return np.array(self._critics[i].output.numpy())
+
+
+class ChainPool:
+    """Chains lent to one request each, and kept for the next one of that shape; safe to use from many threads.
+
+    `spare_chains` and `spare_bytes` bound what is kept; the latest ones stay.
+
+    >>> chain = pool.take((8, 3, 32, 32))                                              # doctest: +SKIP
+    >>> pool.give_back((8, 3, 32, 32), chain)                                          # doctest: +SKIP
+    """
+
+    def __init__(
+        self, graphs: Graphs, manifest: Manifest, spare_chains: int = SPARE_CHAINS, spare_bytes: int = SPARE_BYTES
+    ) -> None:
+        self.manifest = manifest
+        self._graphs = graphs
+        self._most_chains, self._most_bytes = spare_chains, spare_bytes
+        self._spare: list[tuple[tuple[int, ...], Chain, int]] = []  # shape, chain, bytes
+        self._lock = threading.RLock()
+
+    @property
+    def spare(self) -> list[tuple[tuple[int, ...], int]]:
+        """Shape and bytes of every chain that waits for a request, the longest unused first."""
+        with self._lock:
+            return [(shape, size) for shape, _, size in self._spare]
+
+    def take(self, shape: tuple[int, ...]) -> Chain:
+        """Lend a chain for batches of this shape, a used one where there is one."""
+        with self._lock:
+            for k in range(len(self._spare) - 1, -1, -1):
+                if self._spare[k][0] == shape:
+                    return self._spare.pop(k)[1]
+        return Chain(self._graphs, self.manifest)
+
+    def give_back(self, shape: tuple[int, ...], chain: Chain) -> None:
+        """Keep a chain for the next request of this shape, within the bounds."""
+        with self._lock:
+            self._spare.append((shape, chain, chain.nbytes))
+            while len(self._spare) > self._most_chains or sum(size for _, _, size in self._spare) > self._most_bytes:
+                del self._spare[0]
 
 
 class _Bound:

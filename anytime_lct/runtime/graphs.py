@@ -24,6 +24,11 @@ class Graphs:
         self._loaded: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
 
+    @property
+    def loaded(self) -> set[str]:
+        """Names of the files that were loaded so far."""
+        return set(self._loaded)
+
     def load(self, name: str) -> ort.InferenceSession:
         if (graph := self._loaded.get(name)) is None:
             with self._lock:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.exits.budget import Budget, check_positive
+from anytime_lct.exits.budget import ANY, Ask, Budget, Stopped
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.selector import select
 from anytime_lct.exits.thresholds import Measure, Thresholds
-from anytime_lct.runtime import deadline
-from anytime_lct.runtime import timings as calibrations
+from anytime_lct.runtime import deadline, timings
 from anytime_lct.runtime.answer import Answer
-from anytime_lct.runtime.chain import Chain
+from anytime_lct.runtime.chain import ChainPool
 from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.preprocess import check_batch, show_shape
 from anytime_lct.runtime.timing import Timing
-from anytime_lct.runtime.timings import Calibration
-from anytime_lct.runtime.walk import Order, Stopped, Stopping, Walk, steps
+from anytime_lct.runtime.timings import Timings
+from anytime_lct.runtime.walk import Order, Stopping, Walk, steps
 
-# Buffers kept for the next request: one chain serves one request at a time, for one input shape.
-SPARE_CHAINS, SPARE_BYTES = 16, 1 << 28
 KNOWN_BUDGETS = 256
 MOST_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How deep a request goes at most, which samples stop before, and what an answer there says of why it stopped."""
+
+    most: int
+    stopping: Stopping | None
+    ended: Stopped
 
 
 class AnytimeSession:
@@ -42,7 +48,7 @@ class AnytimeSession:
     for a bundle that is not whole.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
-    >>> session.run(x, Budget(flops=20e6)).classes                                      # doctest: +SKIP
+    >>> session.run(x, Ask(Budget(flops=20e6), timeout=0.02)).classes                   # doctest: +SKIP
     >>> for answer in session.stream(x):                                                # doctest: +SKIP
     ...     if answer.probabilities.max() > 0.9: break
     """
@@ -56,24 +62,23 @@ class AnytimeSession:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        found = calibrations.load(self.bundle, threads) if calibrated else None
-        self.threads = threads or (found.threads if found else 1)
+        known = timings.load(self.bundle, threads) if calibrated else None
+        self.threads = threads or (known.threads if known else 1)
         self.timing: Timing | None = None
-        self._graphs = Graphs(self.bundle.path, self.threads)
-        self._spare: list[tuple[tuple[int, ...], Chain, int]] = []  # shape, chain, bytes
-        self._spare_lock = threading.RLock()
-        self._chosen: dict[Budget, int] = {}
+        self.graphs = Graphs(self.bundle.path, self.threads)
+        self.chains = ChainPool(self.graphs, self.manifest)
+        self._exit_of: dict[Budget, int] = {}
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
-        if found is not None:
-            self.use(found)
+        if known is not None:
+            self.use(known)
 
-    def use(self, calibration: Calibration) -> None:
+    def use(self, known: Timings) -> None:
         """Take timings of this machine, for budgets of latency and for timeouts.
 
         A session finds the ones that `anytime-lct calibrate` left beside the bundle by itself.
         """
-        self.timing = Timing(calibration)
-        self._chosen.clear()
+        self.timing = Timing(known)
+        self._exit_of.clear()
 
     def warm(self) -> None:
         """Load all graphs, by running every exit once: no timed answer waits for one, or gets one written since."""
@@ -87,71 +92,72 @@ class AnytimeSession:
         A latency is held against this machine's timings where there are any, and else against the profile's.
         Raises NothingFitsError, and BudgetError for a latency budget where neither has latencies.
         """
-        budget = budget or Budget()
-        if (exit := self._chosen.get(budget)) is None:
+        budget = budget or ANY
+        if (exit := self._exit_of.get(budget)) is None:
             profile = self.profile if budget.latency is None else self._profile_here()
             exit = select(profile, budget, exits=self.served).exit
-            if len(self._chosen) >= KNOWN_BUDGETS:
-                self._chosen.clear()
+            if len(self._exit_of) >= KNOWN_BUDGETS:
+                self._exit_of.clear()
             if budget.latency is None:  # what takes how long changes
-                self._chosen[budget] = exit
+                self._exit_of[budget] = exit
         return exit
 
-    def deepest(self, budget: Budget | None, rule: Thresholds | None) -> int:
-        """Return the exit to go to at most: the budget's, and that of a rule for stopping. Raises NothingFitsError."""
-        if rule is None:
-            return self.choose(budget)
-        deepest = max(rule.at)
-        return deepest if budget in (None, Budget()) else min(deepest, self.choose(budget))
-
-    def ended(self, exit: int) -> Stopped:
-        """Say why an answer went no deeper than the exit that it was to go to: is any deeper one better?"""
-        return "last" if exit in (self.served[-1], self.choose()) else "budget"
+    def plan(self, ask: Ask) -> Plan:
+        """Return how deep a request goes, and where its samples stop; raises NothingFitsError and BudgetError."""
+        rule = ask.rule if ask.mean_flops is None else self.rule(ask.mean_flops)
+        most = self._deepest(ask, rule)
+        if rule is not None:
+            at, measure = {i: threshold for i, threshold in rule.at.items() if i < most}, rule.measure
+        elif ask.min_confidence is not None:
+            at, measure = dict.fromkeys((i for i in self.served if i < most), float(ask.min_confidence)), ask.measure
+        else:
+            return Plan(most, None, self._ended(most))
+        stopping = Stopping(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
+        return Plan(most, stopping, self._ended(most))
 
     def run(
         self,
         x: NDArray[Any],
-        budget: Budget | None = None,
+        ask: Ask | Budget | None = None,
         *,
+        budget: Budget | None = None,
         timeout: float | None = None,
         min_confidence: float | None = None,
         measure: Measure = "max-probability",
         thresholds: Thresholds | None = None,
     ) -> Answer:
-        """Answer a batch once, no deeper than `choose(budget)`: groups 1..i, then critic i only.
+        """Answer a batch once, as `ask` says; the keywords are those of an Ask, for convenience.
 
-        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. With `min_confidence`, of 0 to 1, every sample stops
-        at the first exit that is so sure by `measure`, at the temperatures of the profile; with `thresholds`, by that
-        rule, such as `rule(mean_flops)` finds in the bundle. With `timeout`, in seconds from this call, the deepest
-        exit in time answers, by this machine's timings; too short a timeout is answered by the first exit. `warm` the
-        session before: loading graphs takes its time too.
-        Raises InputError, BudgetError, NothingFitsError and BundleError.
+        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. A budget alone is answered by groups 1..i and critic
+        i only, i = `choose(budget)`. Where samples may stop before, each does at the first exit that is so sure, at the
+        temperatures of the profile. With a timeout, in seconds from this call, the deepest exit in time answers, by
+        this machine's timings; too short a timeout is answered by the first exit. `warm` the session before: loading
+        graphs takes its time too. Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
         began = time.perf_counter()
-        most = self.deepest(budget, thresholds)
-        if timeout is None and min_confidence is None and thresholds is None:
-            return self.run_to(most, x)
-        stopping = self.stopping(most, min_confidence, measure, thresholds)
-        if timeout is not None:
-            check_positive(timeout, "a timeout in seconds")
-            if self.timing is None:
-                raise BudgetError(
-                    f"Expected timings of this machine for a timeout, got none; measure them with: "
-                    f"anytime-lct calibrate {self.bundle.path}."
-                )
+        if not isinstance(ask, Ask):
+            ask = Ask(ask or budget or ANY, timeout, min_confidence, measure, rule=thresholds)
+        plan = self.plan(ask)
+        if ask.mode == "fixed" or (ask.timeout is None and plan.stopping is None):
+            return self.run_to(plan.most, x)
+        timing = self.timing
+        if ask.timeout is not None and timing is None:
+            raise BudgetError(
+                f"Expected timings of this machine for a timeout, got none; measure them with: "
+                f"anytime-lct calibrate {self.bundle.path}."
+            )
         with self.walk(x) as walk:
-            taken = steps(walk, most, stopping, self.ended(most))
+            way = steps(walk, plan.most, plan.stopping, plan.ended)
             try:
-                next(taken)
+                next(way)
                 while True:
                     order: Order = "deeper"
-                    if timeout is not None:
-                        assert self.timing is not None
-                        left = began + timeout - time.perf_counter()
-                        order = deadline.order(self.timing, walk, left, timeout)
-                    taken.send(order)
+                    if ask.timeout is not None and timing is not None:
+                        left = began + ask.timeout - time.perf_counter()
+                        order = deadline.order(timing, walk, left, ask.timeout)
+                    way.send(order)
             except StopIteration as end:
-                return self.answer_of(walk, end.value)
+                return walk.so_far(end.value)
 
     def run_to(self, exit: int, x: NDArray[Any]) -> Answer:
         """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""
@@ -159,16 +165,16 @@ class AnytimeSession:
             raise InputError(
                 f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
             )
-        stopped = self.ended(exit)
+        ended = self._ended(exit)
         if not self.manifest.groups:
             x = self.check(x)
-            logits = self._graphs.run(self.manifest.exits[exit].name, x)
-            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stopped)
+            logits = self.graphs.run(self.manifest.exits[exit].name, x)
+            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, ended)
         with self.walk(x) as walk:
             while walk.depth < exit:
                 walk.advance()
             walk.answer()
-            return self.answer_of(walk, stopped)
+            return walk.so_far(ended)
 
     def stream(self, x: NDArray[Any]) -> Iterator[Answer]:
         """Answer a batch by every served exit in turn, each paying only for what lies behind the one before.
@@ -181,12 +187,12 @@ class AnytimeSession:
         return self._stream(np.array(self.check(x)))
 
     def _stream(self, x: NDArray[Any]) -> Iterator[Answer]:
-        with Walk(self, x) as walk:
+        with self.walk(x) as walk:
             for exit in self.served:
                 while walk.depth < exit:
                     walk.advance()
                 walk.answer()
-                yield self.answer_of(walk, "last" if exit == self.served[-1] else "budget")
+                yield walk.so_far("last" if exit == self.served[-1] else "budget")
 
     def walk(self, x: NDArray[Any]) -> Walk:
         """Set a batch on its way through the groups, to be taken where one likes; close it in the end.
@@ -194,20 +200,7 @@ class AnytimeSession:
         Raises InputError, and BundleError for a bundle without groups.
         """
         self._need_groups()
-        return Walk(self, self.check(x))
-
-    def answer_of(self, walk: Walk, stopped: Stopped) -> Answer:
-        """Put what a walk has told its samples into an answer."""
-        assert walk.logits is not None
-        flops = walk.paid / len(walk.exits)
-        return Answer(
-            int(walk.exits.max()),
-            walk.logits,
-            int(flops) if flops.is_integer() else flops,
-            walk.exits.copy(),
-            walk.exits_run,
-            stopped,
-        )
+        return Walk(self.check(x), self.chains, self.profile, self.timing)
 
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a batch as the network takes it, C-contiguous float32 or int64; raises InputError."""
@@ -225,36 +218,21 @@ class AnytimeSession:
             )
         return self.bundle.thresholds.within(mean_flops)
 
-    def stopping(
-        self, most: int, min_confidence: float | None, measure: Measure, thresholds: Thresholds | None
-    ) -> Stopping | None:
-        """Make the rule by which samples stop before exit `most`; None where they do not. Raises BudgetError."""
-        if thresholds is not None:
-            if min_confidence is not None:
-                raise BudgetError("Expected either min_confidence or thresholds, got both; leave one out.")
-            at, measure = {i: t for i, t in thresholds.at.items() if i < most}, thresholds.measure
-        elif min_confidence is not None:
-            if isinstance(min_confidence, bool) or not 0 < min_confidence <= 1:
-                raise BudgetError(f"Expected a confidence above 0 and up to 1, got {min_confidence!r}; give another.")
-            at = dict.fromkeys((i for i in self.served if i < most), float(min_confidence))
-        else:
-            return None
-        return Stopping(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
+    def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
+        """The exit to go to at most: the budget's, a rule's, or in the mode "fixed" the very one that is named."""
+        named = ask.budget.exit
+        if ask.mode == "fixed" and named is not None and ask.budget == Budget(exit=named):
+            if named not in self.served:
+                known = ", ".join(map(str, self.served))
+                raise BudgetError(f"Expected a fixed exit among those served, {known}, got {named}; name one of them.")
+            return named
+        if rule is None:
+            return self.choose(ask.budget)
+        return max(rule.at) if ask.budget == ANY else min(max(rule.at), self.choose(ask.budget))
 
-    def take_chain(self, shape: tuple[int, ...]) -> Chain:
-        """Lend a chain for batches of this shape, a used one where there is one."""
-        with self._spare_lock:
-            for k in range(len(self._spare) - 1, -1, -1):
-                if self._spare[k][0] == shape:
-                    return self._spare.pop(k)[1]
-        return Chain(self._graphs, self.manifest)
-
-    def give_back_chain(self, shape: tuple[int, ...], chain: Chain) -> None:
-        """Keep a chain for the next request of this shape, the latest ones within SPARE_CHAINS and SPARE_BYTES."""
-        with self._spare_lock:
-            self._spare.append((shape, chain, chain.nbytes))
-            while len(self._spare) > SPARE_CHAINS or sum(size for _, _, size in self._spare) > SPARE_BYTES:
-                del self._spare[0]
+    def _ended(self, exit: int) -> Stopped:
+        """Say why an answer went no deeper than the exit that it was to go to: is any deeper one better?"""
+        return "last" if exit in (self.served[-1], self.choose()) else "budget"
 
     def _profile_here(self) -> Profile:
         """The profile with the latencies of this machine, where they were measured."""

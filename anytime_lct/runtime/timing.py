@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from anytime_lct.runtime.timings import Calibration
+from anytime_lct.runtime.timings import Timings
 
 # A ratio moves by a tenth of the way at a time, and faster where a part turns out slow than where it turns out quick.
 SLOWER, QUICKER = 0.2, 0.05
@@ -26,14 +26,14 @@ class Timing:
     Sizes between calibrated ones are interpolated, larger ones extrapolated in proportion. Safe to use from many
     threads: a reading may be one observation old.
 
-    >>> timing = Timing(calibration)                    # doctest: +SKIP
+    >>> timing = Timing(timings)                    # doctest: +SKIP
     >>> timing.to_exit(2, size=1)                       # doctest: +SKIP
     0.00231
     """
 
-    def __init__(self, calibration: Calibration) -> None:
-        self._sizes = list(calibration.sizes)
-        self._times = [calibration.sizes[size] for size in self._sizes]
+    def __init__(self, timings: Timings) -> None:
+        self._sizes = list(timings.sizes)
+        self._times = [timings.sizes[size] for size in self._sizes]
         self._ratios: dict[str, float] = {}
         self._known: dict[tuple[str, int], float] = {}
         parts = [*self._times[0].groups, *self._times[0].critics.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import onnxruntime as ort
 from pydantic import Field, model_validator
@@ -16,10 +16,6 @@ from anytime_lct.disk import Record, parse, read_text, write_whole
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.bundle import MANIFEST, Bundle
 from anytime_lct.stopwatch import machine
-
-if TYPE_CHECKING:
-    pass
-
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -39,7 +35,7 @@ class Times(Record):
     critics: dict[int, Quantiles]
 
 
-class Calibration(Record):
+class Timings(Record):
     """Times by size of batch, in samples (of text: characters), on `machine`, with `threads` threads a request."""
 
     format: int = 1
@@ -50,7 +46,7 @@ class Calibration(Record):
     sizes: dict[int, Times]
 
     @model_validator(mode="after")
-    def _sizes_rise(self) -> Calibration:
+    def _sizes_rise(self) -> Timings:
         if not self.sizes or list(self.sizes) != sorted(self.sizes) or next(iter(self.sizes)) < 1:
             raise ValueError("sizes need to be positive and in rising order, one at least")
         return self
@@ -61,10 +57,10 @@ class Calibration(Record):
         return (self.bundle, self.machine, self.onnxruntime, self.threads) == here
 
 
-def calibration_path(bundle: Path) -> Path:
+def timings_path(bundle: Path) -> Path:
     """Return where a bundle's timings stand: beside its folder.
 
-    >>> calibration_path(Path("bundles/digits"))
+    >>> timings_path(Path("bundles/digits"))
     PosixPath('bundles/digits.calibration.json')
     """
     whole = bundle.resolve() if bundle.name in ("", "..") else bundle
@@ -76,21 +72,21 @@ def bundle_sum(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def load(bundle: Bundle, threads: int | None) -> Calibration | None:
+def load(bundle: Bundle, threads: int | None) -> Timings | None:
     """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind.
 
     `threads` None takes those of any number of threads.
     """
-    path = calibration_path(bundle.path)
+    path = timings_path(bundle.path)
     if not path.is_file():
         return None
     remedy = f"measure anew with: anytime-lct calibrate {bundle.path}"
-    found = parse(Calibration, read_text(path, BundleError, remedy), path, BundleError, remedy)
+    found = parse(Timings, read_text(path, BundleError, remedy), path, BundleError, remedy)
     return found if found.fits(bundle, threads) else None
 
 
-def save(calibration: Calibration, bundle: Bundle) -> Path:
+def save(timings: Timings, bundle: Bundle) -> Path:
     """Write timings beside their bundle, whole or not at all; raises BundleError where the folder is not writable."""
-    path = calibration_path(bundle.path)
-    write_whole(path, calibration.model_dump_json(indent=1) + "\n", BundleError)
+    path = timings_path(bundle.path)
+    write_whole(path, timings.model_dump_json(indent=1) + "\n", BundleError)
     return path

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anytime_lct.exits.budget import Stopped
+from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import Measure
-from anytime_lct.runtime.chain import Chain
+from anytime_lct.runtime.answer import Answer
+from anytime_lct.runtime.chain import Chain, ChainPool
 from anytime_lct.runtime.confidence import confidence
-
-if TYPE_CHECKING:
-    from anytime_lct.runtime.session import AnytimeSession
-
-
-Stopped = Literal["budget", "confident", "deadline", "load", "last"]
-"""Why no deeper exit answered: the budget's exit was reached, the samples were sure, time was short, others waited
-whose time was short, or there is no deeper exit."""
-
+from anytime_lct.runtime.timing import Timing
 
 Order = Literal["deeper", "answer and deeper", "deadline", "load", "late"]
 """What to do behind a group: go on; have an answer first that will do in need; answer here and say why; or, when there
@@ -49,21 +44,21 @@ class Walk:
 
     `rows` are the numbers of the samples that are still on the way. `logits` (B, K) or (B, T, K) and `exits` (B,) hold
     what each sample was last told, and by which exit; `paid` counts multiply-adds of all samples together, `seconds`
-    what groups and critics took.
+    what groups and critics took. Chains come from `pool`, costs from `profile`; `timing` learns what parts take.
     """
 
-    def __init__(self, session: AnytimeSession, x: NDArray[Any]) -> None:
+    def __init__(self, x: NDArray[Any], pool: ChainPool, profile: Profile, timing: Timing | None = None) -> None:
         self.rows = np.arange(len(x))
         self.exits = np.zeros(len(x), np.int64)
         self.logits: NDArray[np.float32] | None = None
         self.exits_run = 0
         self.paid = 0
         self.seconds = 0.0
-        self.served = session.served
-        self._session = session
+        self.served = pool.manifest.served
+        self._pool, self._profile, self._timing = pool, profile, timing
         self._shape = x.shape
         self._answered = False
-        self._chain: Chain | None = session.take_chain(x.shape)
+        self._chain: Chain | None = pool.take(x.shape)
         self._chain.start(x)
 
     @property
@@ -96,9 +91,9 @@ class Walk:
         self.seconds += seconds
         depth = self._chain.depth
         self._answered = False
-        self.paid += len(self.rows) * self._session.profile.groups[depth - 1].flops
-        if self._session.timing is not None and is_usual:
-            self._session.timing.saw_group(depth, self.size, seconds)
+        self.paid += len(self.rows) * self._profile.groups[depth - 1].flops
+        if self._timing is not None and is_usual:
+            self._timing.saw_group(depth, self.size, seconds)
 
     def answer(self) -> NDArray[np.float32]:
         """Tell the samples on the way what the exit here says, and return it: (len(rows), ..)."""
@@ -117,11 +112,11 @@ class Walk:
             self.exits[self.rows] = depth
             self.exits_run += 1
             self._answered = True
-            critics = self._session.profile.critics
+            critics = self._profile.critics
             if depth <= len(critics):
                 self.paid += len(self.rows) * critics[depth - 1].flops
-                if self._session.timing is not None and is_usual:
-                    self._session.timing.saw_critic(depth, self.size, seconds)
+                if self._timing is not None and is_usual:
+                    self._timing.saw_critic(depth, self.size, seconds)
         assert self.logits is not None
         return self.logits if len(self.rows) == len(self.exits) else self.logits[self.rows]
 
@@ -131,15 +126,28 @@ class Walk:
             return
         assert self._chain is not None
         rest, depth = self._chain.hidden()[going], self._chain.depth
-        smaller = self._session.take_chain((len(rest), *self._shape[1:]))
+        smaller = self._pool.take((len(rest), *self._shape[1:]))
         smaller.start(rest, depth)
-        self._session.give_back_chain((len(self.rows), *self._shape[1:]), self._chain)
+        self._pool.give_back((len(self.rows), *self._shape[1:]), self._chain)
         self._chain, self.rows = smaller, self.rows[going]
+
+    def so_far(self, stopped: Stopped) -> Answer:
+        """Return what the samples were told, every one something; `stopped` says why no deeper exit answered."""
+        assert self.logits is not None
+        flops = self.paid / len(self.exits)
+        return Answer(
+            int(self.exits.max()),
+            self.logits,
+            int(flops) if flops.is_integer() else flops,
+            self.exits.copy(),
+            self.exits_run,
+            stopped,
+        )
 
     def close(self) -> None:
         """Give the buffers back; what was told stays."""
         if self._chain is not None:
-            self._session.give_back_chain((len(self.rows), *self._shape[1:]), self._chain)
+            self._pool.give_back((len(self.rows), *self._shape[1:]), self._chain)
             self._chain = None
 
     def __enter__(self) -> Walk:

@@ -71,4 +71,6 @@ class Holding:
 
 def too_large(limit: int) -> Refusal:
     """The error of a body beyond a limit."""
-    return Refusal(f"Expected a body of at most {limit} bytes, got a larger one; send fewer samples at a time.", 413)
+    return Refusal(
+        f"Expected a body of at most {limit} bytes, got a larger one; send fewer samples at a time.", "large"
+    )

@@ -43,10 +43,10 @@ class Counted:
         self.latency.observe(seconds)
         self.queued.observe(reply.queued)
         self.computed.observe(reply.computed)
-        self.stopped.labels(self.model, self.version, reply.stopped).inc()
+        self.stopped.labels(self.model, self.version, reply.answer.stopped).inc()
         if timeout is not None:
             (self.kept if seconds <= timeout else self.missed).inc()
-        for exit in reply.exits.tolist():
+        for exit in reply.answer.exits.tolist():
             self.exits[exit].inc()
 
 

@@ -18,8 +18,7 @@ from anytime_lct.errors import BundleError
 from anytime_lct.exits.bundle import MANIFEST, Bundle, Manifest, is_bundle
 from anytime_lct.exits.profile import Profile
 from anytime_lct.runtime.session import AnytimeSession
-from anytime_lct.serving.request import Refusal
-from anytime_lct.serving.v2.tensors import show
+from anytime_lct.serving.request import Refusal, show
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Key = tuple[str, str]  # name and version
@@ -71,7 +70,9 @@ class Repository(Generic[ServedT]):
         """Return a model's versions, rising; raises Refusal for an unknown one."""
         found = [version for known, version in self._models if known == name]
         if not found:
-            raise Refusal(f"Expected a model of {', '.join(self.names())}, got {show(name)}; ask for one of them.", 404)
+            raise Refusal(
+                f"Expected a model of {', '.join(self.names())}, got {show(name)}; ask for one of them.", "unknown"
+            )
         return sorted(found, key=int)
 
     def find(self, name: str, version: str | None = None) -> Model[ServedT]:
@@ -80,7 +81,7 @@ class Repository(Generic[ServedT]):
         if model is None:
             versions = ", ".join(self.versions(name))
             raise Refusal(
-                f"Expected a version of {versions} of '{name}', got {show(version)}; ask for one of them.", 404
+                f"Expected a version of {versions} of '{name}', got {show(version)}; ask for one of them.", "unknown"
             )
         return model
 
@@ -94,7 +95,9 @@ class Repository(Generic[ServedT]):
             found = {key: path for key, path in scan(self.path).items() if name in (None, key[0])}
             gone = {key for key in self._models if name in (None, key[0]) and key not in found}
             if not found and not gone:
-                raise Refusal(f"Expected the name of a bundle in '{self.path}', got {show(name)}; copy it there.", 404)
+                raise Refusal(
+                    f"Expected the name of a bundle in '{self.path}', got {show(name)}; copy it there.", "unknown"
+                )
             changed = {key: path for key, path in found.items() if self._differs(key, path)}
             fresh = await asyncio.to_thread(self._open, changed)
             self._models = {key: model for key, model in self._models.items() if key not in gone} | fresh

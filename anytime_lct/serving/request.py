@@ -1,59 +1,27 @@
-"""What a request asks for and what it gets: the words that the protocol and the engine share."""
+"""What a request gets: a reply, or a refusal of some kind; the words that protocols, service and engine share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from anytime_lct.errors import BundleError, LCTError
+from anytime_lct.runtime.answer import Answer
 
-from anytime_lct.errors import LCTError
-from anytime_lct.exits.budget import Budget
-from anytime_lct.exits.thresholds import Measure
-
-ANY = Budget()
-Mode = Literal["anytime", "fixed"]
-Stopped = Literal["budget", "confident", "deadline", "load", "last"]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a request may cost.
-
-    `budget` bounds multiply-adds, parameters and the exit. `timeout` are seconds from arrival until the answer
-    is due. `min_confidence`, in (0, 1], stops at the first exit that is so sure by `measure`.
-    `mean_flops` stops by the bundle's rule for such a mean cost over many requests. In the mode "fixed" the exit
-    that the budget names answers, whatever the load.
-
-    >>> Ask(Budget(flops=20e6), timeout=0.02)
-    Ask(budget=Budget(flops=20000000.0, params=None, latency=None, exit=None), timeout=0.02, min_confidence=None, \
-measure='max-probability', mean_flops=None, mode='anytime')
-    """
-
-    budget: Budget = ANY
-    timeout: float | None = None
-    min_confidence: float | None = None
-    measure: Measure = "max-probability"
-    mean_flops: float | None = None
-    mode: Mode = "anytime"
+Kind = Literal["invalid", "unknown", "large", "slow", "encoding", "overloaded", "failed"]
+"""Why a request is not answered: it cannot be understood, names what is not there, brings too much, comes too slowly,
+is packed in another way, came while others had all the time or memory, or met a fault of the server's own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """The answer to a batch, and how it came about.
+    """An answer to a batch, and its times.
 
-    `logits` are (B, K) for images and (B, T, K) for text; `exits` (B,) says which exit answered each sample;
-    `exits_run` how many answers, of critics and of the main network, were computed on the way; `flops` the mean
-    multiply-adds paid per sample; `queued` and `computed` are seconds; `on_time` is None without a deadline;
-    `finished` is a reading of time.monotonic().
+    `queued` and `computed` are seconds; `on_time` is None without a deadline; `finished` is a reading of
+    time.monotonic().
     """
 
-    logits: NDArray[np.float32]
-    exits: NDArray[np.int64]
-    exits_run: int
-    stopped: Stopped
-    flops: float
+    answer: Answer
     queued: float
     computed: float
     on_time: bool | None
@@ -69,8 +37,34 @@ class Overloaded(LCTError):  # noqa: N818 - named by what the server is, as its 
 
 
 class Refusal(LCTError, ValueError):  # noqa: N818
-    """A request that cannot be answered as it is; `status` is the HTTP status that says so."""
+    """A request that cannot be answered as it is; `kind` says why, and a protocol what that is in its own codes."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, kind: Kind = "invalid") -> None:
         super().__init__(message)
-        self.status = status
+        self.kind: Kind = kind
+
+
+class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
+    """The client hung up before its request was whole, or before its answer was."""
+
+
+def kind_of(error: LCTError) -> Kind:
+    """Return the kind of any error that a request met.
+
+    >>> kind_of(Overloaded("later"))
+    'overloaded'
+    """
+    if isinstance(error, Refusal):
+        return error.kind
+    if isinstance(error, Overloaded):
+        return "overloaded"
+    return "failed" if isinstance(error, BundleError) else "invalid"  # a file of the server's own, whatever was asked
+
+
+def show(value: object) -> str:
+    """Write what came, cut short: nobody wants megabytes back."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists within lists
+        return "something else"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,36 +1,47 @@
-"""One process that serves: the app on a listening socket, until a signal has it finish what it began."""
+"""One process that serves: every protocol on its socket, until a signal has it finish what it began."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import uvicorn
+from typing import Protocol
 
 from anytime_lct.errors import BudgetError, InputError, LCTError
-from anytime_lct.serving.http.app import DRAIN_SECONDS, Service, create_app
-from anytime_lct.serving.http.connection import bounded
+from anytime_lct.exits.budget import FREELY, Ask
+from anytime_lct.serving.engine.engine import Engine
+from anytime_lct.serving.engine.job import Served
+from anytime_lct.serving.http.listener import BACKLOG, HTTPListener
 from anytime_lct.serving.limits import USUAL, Limits
-from anytime_lct.serving.request import Ask
-from anytime_lct.serving.v2.parameters import FREELY
+from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.repository import Repository
+from anytime_lct.serving.service import Service
 
-KEEP_ALIVE_SECONDS = 75
-BACKLOG = 2048
 # How long a thread of Python may keep the others waiting: a twentieth of what is usual, as answers have milliseconds.
 SWITCH_SECONDS = 0.00025
 
 
+class Listener(Protocol):
+    """What a protocol brings: it runs until it is told to stop, and calls `started` when it answers."""
+
+    async def run(self, started: Callable[[], None]) -> None: ...
+
+    def stop(self, *, now: bool) -> None: ...
+
+
+# A protocol is a folder beside this file and a line here.
+PROTOCOLS: tuple[Callable[[Service, socket.socket, Callable[[], None]], Listener], ...] = (HTTPListener,)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told. `threads` compute answers in one process; `default` is what requests ask for."""
+    """What a server serves. `threads` compute answers in one process; `default` is what requests ask for."""
 
     bundle: Path
     threads: int = 1
@@ -73,43 +84,37 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP has the bundles read again. Raises BundleError before it begins.
 
-    `started` is called when requests are answered, `on_reload` when a client had bundles read again.
+    `started` is called when every protocol answers, `on_reload` when a client had bundles read again.
     """
-    from anytime_lct.serving.engine.engine import Engine
-    from anytime_lct.serving.engine.job import Served
-    from anytime_lct.serving.repository import Repository
-
     sys.setswitchinterval(SWITCH_SECONDS)
     repository = Repository(settings.bundle, Served)
     check_default(settings.default, {name: repository.find(name).served.manifest.served for name in repository.names()})
-    engine = Engine(settings.threads)
-    app = create_app(repository, engine, limits=settings.limits, default=settings.default, on_reload=on_reload)
-    service: Service = app.state.service
-    config = uvicorn.Config(
-        app,
-        http=bounded(settings.limits),
-        ws="none",
-        lifespan="on",
-        loop="uvloop",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=round(DRAIN_SECONDS),
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        backlog=BACKLOG,
-    )
-    server = Quiet(config)
+    service = Service(repository, Engine(settings.threads), Metrics(), settings.limits, settings.default)
+    listeners = [make(service, listener, on_reload) for make in PROTOCOLS]
+    waiting = list(listeners)
+
+    def one_started() -> None:
+        waiting.pop()
+        if not waiting:
+            started()
 
     async def run() -> None:
-        async with signals(server, service):
-            watch = asyncio.create_task(_when_started(server, started))
-            await server.serve([listener])
-            watch.cancel()
+        async with signals(listeners, service):
+            await asyncio.gather(*(each.run(one_started) for each in listeners))
+        await service.close()
 
     keep_loaded()
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=new_loop()) as runner:
         runner.run(run())
+
+
+def new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop: uvloop's, where the system has it."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def keep_loaded() -> None:
@@ -131,25 +136,16 @@ def check_default(default: Ask, served: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-class Quiet(uvicorn.Server):
-    """uvicorn's server, without the signal handlers that end the process by the signal it has just obeyed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `signals`."""
-        yield
-
-
 @asynccontextmanager
-async def signals(server: uvicorn.Server, service: Service) -> AsyncIterator[None]:
+async def signals(listeners: Sequence[Listener], service: Service) -> AsyncIterator[None]:
     """Stop on SIGTERM and SIGINT, at once on the second; read bundles again on SIGHUP."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
-        server.force_exit = server.should_exit
-        logging.getLogger("uvicorn.error").disabled = server.force_exit  # what is cut short was meant to be
-        server.should_exit = service.draining = True
+        again, service.draining = service.draining, True
+        for listener in listeners:
+            listener.stop(now=again)
 
     def reload() -> None:
         tasks.add(task := loop.create_task(_reload(service)))
@@ -170,9 +166,3 @@ async def _reload(service: Service) -> None:
         await service.repository.reload()
     except LCTError as error:  # what was in service stays there
         print(error, file=sys.stderr, flush=True)
-
-
-async def _when_started(server: uvicorn.Server, started: Callable[[], None]) -> None:
-    while not server.started:
-        await asyncio.sleep(0.01)
-    started()

@@ -14,15 +14,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from anytime_lct.errors import BudgetError, LCTError
-from anytime_lct.exits.budget import Budget
-from anytime_lct.exits.thresholds import Thresholds
+from anytime_lct.errors import LCTError
+from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.timing import FORGET
 from anytime_lct.runtime.walk import steps
 from anytime_lct.serving.engine.job import Job, Served
 from anytime_lct.serving.engine.scheduler import Scheduler
-from anytime_lct.serving.request import Ask, Overloaded, Reply
+from anytime_lct.serving.request import Overloaded, Reply
 
 HANDOVER = 0.0003
 
@@ -56,10 +55,7 @@ class Engine:
         Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
         where its budget fits none. Cancelling the future drops the request, if it has not begun.
         """
-        session = served.session
-        rule = None if ask.mean_flops is None else session.rule(ask.mean_flops)
-        most = _deepest(served, ask, rule)
-        job = Job(served, x, ask, arrived, most, session.stopping(most, ask.min_confidence, ask.measure, rule))
+        job = Job(served, x, ask, arrived, served.session.plan(ask))
         with self._lock:
             if not self._is_open:
                 raise Overloaded("The server is shutting down and takes no more requests; ask another.", 1.0)
@@ -153,7 +149,7 @@ class Engine:
                 raise InvalidStateError("cancelled")
             job.began = time.monotonic()
             job.walk = session.walk(job.x)
-            job.taken = steps(job.walk, job.most, job.stopping, session.ended(job.most))
+            job.taken = steps(job.walk, job.most, job.plan.stopping, job.plan.ended)
             begin = True
         else:
             begin = False
@@ -173,13 +169,13 @@ class Engine:
                     self._keep_in_need(job)
                 job.taken.send("deeper" if order == "answer and deeper" else order)
         except StopIteration as end:
-            return session.answer_of(job.walk, end.value)
+            return job.walk.so_far(end.value)
 
     def _keep_in_need(self, job: Job) -> None:
         """Let the watchdog have what every sample was told so far."""
         assert job.walk is not None
         if job.walk.is_answered:
-            answer = job.served.session.answer_of(job.walk, "deadline")
+            answer = job.walk.so_far("deadline")
             with self._lock:
                 job.last = replace(answer, logits=answer.logits.copy())
                 self._in_hand.add(job)
@@ -206,19 +202,6 @@ class Engine:
                 self._watch.wait(min(soonest, threading.TIMEOUT_MAX))
 
 
-def _deepest(served: Served, ask: Ask, rule: Thresholds | None) -> int:
-    """The exit to go to at most: the best that the budget allows, or in the mode "fixed" the very one that it names."""
-    budget = ask.budget
-    if ask.mode == "fixed" and budget.exit is not None and budget == Budget(exit=budget.exit):
-        if budget.exit not in served.session.served:
-            known = ", ".join(map(str, served.session.served))
-            raise BudgetError(
-                f"Expected a fixed exit among those served, {known}, got {budget.exit}; name one of them."
-            )
-        return budget.exit
-    return served.session.deepest(budget, rule)
-
-
 def _settle(job: Job, answer: Answer | Exception | None) -> None:
     """Give the answer to who waits for it, once."""
     try:
@@ -230,11 +213,7 @@ def _settle(job: Job, answer: Answer | Exception | None) -> None:
         due = None if job.ask.timeout is None else job.arrived + job.ask.timeout
         job.future.set_result(
             Reply(
-                logits=answer.logits,
-                exits=answer.exits,
-                exits_run=answer.exits_run,
-                stopped=answer.stopped,
-                flops=answer.flops,
+                answer,
                 queued=max(0.0, job.began - job.arrived),
                 computed=job.computed,
                 on_time=None if due is None else finished <= due,

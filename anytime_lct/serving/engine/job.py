@@ -12,14 +12,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BundleError
+from anytime_lct.exits.budget import Ask, Stopped
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime import calibration, timings
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.deadline import next_exit
-from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.runtime.session import AnytimeSession, Plan
 from anytime_lct.runtime.timing import Timing
-from anytime_lct.runtime.walk import Order, Stopped, Stopping, Walk
-from anytime_lct.serving.request import Ask, Reply
+from anytime_lct.runtime.walk import Order, Walk
+from anytime_lct.serving.request import Reply
 
 
 class Served:
@@ -53,16 +54,15 @@ class Served:
 class Job:
     """A request: what it asks, until when, how deep at most, and where it is.
 
-    `due` is on the monotonic clock, infinite without a timeout. `last` is what could be answered in need, while a
-    deeper group runs.
+    `due` is on the monotonic clock, infinite without a timeout. `last` is the answer to fall back on while a deeper
+    group runs.
     """
 
     served: Served
     x: NDArray[Any]
     ask: Ask
     arrived: float
-    most: int
-    stopping: Stopping | None = None
+    plan: Plan
     due: float = math.inf
     future: Future[Reply] = field(default_factory=Future[Reply])
     walk: Walk | None = None
@@ -71,6 +71,11 @@ class Job:
     began: float = 0.0
     until: float = 0.0  # while it runs: when it could be answered, if it goes no deeper than it is going
     computed: float = 0.0
+
+    @property
+    def most(self) -> int:
+        """The exit to go to at most."""
+        return self.plan.most
 
     @property
     def is_fixed(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,17 +15,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from anytime_lct.errors import LCTError
+from anytime_lct.exits.budget import FREELY, Ask
 from anytime_lct.serving.http.body import read_body
-from anytime_lct.serving.http.infer import Answering, Infer, Service, refusal
-from anytime_lct.serving.limits import USUAL, Allowance, Limits
+from anytime_lct.serving.http.infer import Infer, refusal
+from anytime_lct.serving.limits import USUAL, Limits
 from anytime_lct.serving.metrics import CONTENT_TYPE, Metrics
 from anytime_lct.serving.repository import Model, Repository
-from anytime_lct.serving.request import Ask, Refusal
+from anytime_lct.serving.request import Refusal
+from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import openapi, protocol
-from anytime_lct.serving.v2.parameters import FREELY
 
 PAGE = Path(__file__).with_name("page.html")
-DRAIN_SECONDS = 30.0
 SMALL = 1 << 16
 # The page needs nothing from anywhere else, and nothing else may put it into a frame.
 PAGE_HEADERS = {
@@ -44,39 +43,29 @@ def build(
     default: Ask = FREELY,
     metrics: Metrics | None = None,
 ) -> Starlette:
-    """Make the app for a bundle, or a folder of them, with an engine of its own; raises BundleError.
+    """Make the app for a bundle, or a folder of them, with an engine of its own, which ends with it.
 
-    It may be mounted into another one. `threads` compute answers; `default` is what a request asks for where
-    it says nothing.
+    Raises BundleError. It may be mounted into another one. `threads` compute answers; `default` is what a request asks
+    for where it says nothing.
 
     >>> app = build("bundles", threads=2)  # then: uvicorn.run(app)  # doctest: +SKIP
     """
     from anytime_lct.serving.engine.engine import Engine
     from anytime_lct.serving.engine.job import Served
 
-    repository = Repository(Path(bundle), Served)
-    return create_app(repository, Engine(threads), limits=limits, default=default, metrics=metrics)
-
-
-def create_app(
-    repository: Repository[Any],
-    engine: Answering,
-    *,
-    limits: Limits = USUAL,
-    default: Ask = FREELY,
-    metrics: Metrics | None = None,
-    on_reload: Callable[[], None] = lambda: None,
-) -> Starlette:
-    """Make the app of its parts; `on_reload` is called when a client has had bundles read again."""
-    service = Service(repository, engine, metrics or Metrics(), limits, default, Allowance(limits.in_flight))
-    infer, views = Infer(service), Views(service, on_reload)
+    service = Service(Repository(Path(bundle), Served), Engine(threads), metrics or Metrics(), limits, default)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        service.draining = True
-        await asyncio.to_thread(engine.drain, DRAIN_SECONDS)
-        engine.close()
+        await service.close()
+
+    return create_app(service, lifespan=lifespan)
+
+
+def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None, lifespan: Any = None) -> Starlette:
+    """Make the app of a service, closed by whoever made it; `on_reload` is called when a client reloaded bundles."""
+    infer, views = Infer(service), Views(service, on_reload)
 
     def get(path: str, view: Callable[..., Any]) -> Route:
         return Route(path, view, methods=["GET"])

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from anytime_lct.serving.limits import Holding, Limits, too_large
-from anytime_lct.serving.request import Refusal
+from anytime_lct.serving.request import ClientGone, Refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,21 +21,16 @@ WORTHWHILE = 1024
 PATIENCE = 2.0  # seconds for which a client that sends too much is listened to, so that it reads the answer
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
-    """The client hung up before its request was whole."""
-
-
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits, holding: Holding) -> bytes:
     """Read a body and unpack it.
 
-    Raises Refusal (413 too large, 408 too slow, 415 packed in another way, 400 damaged), Overloaded and
-    ClientGone.
+    Raises Refusal (too large, too slow, packed in another way, damaged), Overloaded and ClientGone.
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding != b"identity" and encoding not in PACKED:
         raise Refusal(
             f"Expected Content-Encoding gzip or deflate, got '{encoding[:40].decode('latin-1')}'; send it otherwise.",
-            415,
+            "encoding",
         )
     length = headers.get(b"content-length", b"")
     try:
@@ -47,7 +42,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
             body = await _collect(receive, limits, holding)
     except TimeoutError:
         raise Refusal(
-            f"Expected the whole body within {limits.read_seconds:g} s, got a part of it; send it faster.", 408
+            f"Expected the whole body within {limits.read_seconds:g} s, got a part of it; send it faster.", "slow"
         ) from None
     return body if encoding == b"identity" else await _unpack(body, PACKED[encoding], limits, holding)
 

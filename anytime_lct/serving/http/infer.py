@@ -1,4 +1,4 @@
-"""The way of one request: its bytes, its input, the engine, its answer. The hot path: plain ASGI, nothing between."""
+"""The way of one request over HTTP: bytes, input, the service's reply, bytes. The hot path, in plain ASGI."""
 
 from __future__ import annotations
 
@@ -6,67 +6,28 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from numpy.typing import NDArray
-
-from anytime_lct.errors import BundleError, LCTError
-from anytime_lct.exits.bundle import Manifest
-from anytime_lct.serving.http.body import ClientGone, Message, Receive, pack, read_body
-from anytime_lct.serving.limits import Allowance, Limits
-from anytime_lct.serving.metrics import Metrics
-from anytime_lct.serving.repository import Repository
-from anytime_lct.serving.request import Ask, Overloaded, Refusal, Reply
-from anytime_lct.serving.v2.protocol import HEADER_LENGTH, InferRequest, read_request, write_json, write_reply
+from anytime_lct.errors import LCTError
+from anytime_lct.serving.http.body import Message, Receive, pack, read_body
+from anytime_lct.serving.request import ClientGone, Kind, Overloaded, kind_of
+from anytime_lct.serving.service import Service, num_logits
+from anytime_lct.serving.v2.protocol import HEADER_LENGTH, read_request, write_json, write_reply
 
 Scope = Any
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
+STATUS: dict[Kind, int] = {
+    "invalid": 400, "unknown": 404, "slow": 408, "large": 413, "encoding": 415, "overloaded": 503, "failed": 500,
+}  # fmt: skip
+UNREAD: tuple[Kind, ...] = ("slow", "large")  # what is left of the body is not read
 # What takes a millisecond and more to read or write must not keep the event loop from the others: so many bytes, or
 # so many numbers of JSON.
 LARGE, MANY = 1 << 18, 1 << 10
 PIECE = 1 << 18
 NUMBER_IN_JSON = 24  # bytes that a number of an answer may take while it is written
-
-
-class Answering(Protocol):
-    """What the server needs of an engine."""
-
-    def submit(self, served: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
-        """Admit a checked batch that came at `arrived`, of time.monotonic(); raises Overloaded."""
-        ...
-
-    def sent(self, reply: Reply) -> None:
-        """Be told that a reply has just been written for its client."""
-        ...
-
-    def queue_length(self) -> int:
-        """Count what is admitted and not begun."""
-        ...
-
-    def drain(self, seconds: float) -> bool:
-        """Admit no more and wait for what is admitted."""
-        ...
-
-    def close(self) -> None:
-        """End the threads."""
-        ...
-
-
-@dataclass(eq=False)
-class Service:
-    """All that requests share. `default` is what a request asks for where it says nothing."""
-
-    repository: Repository[Any]
-    engine: Answering
-    metrics: Metrics
-    limits: Limits
-    default: Ask
-    allowance: Allowance
-    draining: bool = False
 
 
 class Infer:
@@ -78,68 +39,28 @@ class Infer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         arrived = time.monotonic()
-        service, path = self._service, scope["path_params"]
+        service, limits, path = self._service, self._service.limits, scope["path_params"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        model = service.repository.find(path["model"], path.get("version"))
-        counted = service.metrics.of(model.name, model.version, model.served.manifest.served)
-        service.metrics.in_flight.inc()
-        try:
-            with service.allowance.hold() as holding:
-                body = await read_body(headers, receive, service.limits, holding)
-                request = await self._read(body, headers.get(HEADER_LENGTH), model.served)
-                holding.take(max(0, request.input_bytes - len(body)))
-                x = await apart(request.input_bytes > LARGE, request.read_input)
-                text = not all(request.outputs.values())
-                holding.take(_numbers(x, model.served.manifest) * (NUMBER_IN_JSON if text else 4))
-                reply = await self._answer(model.served, x, request.ask, arrived, receive)
-                slow = reply.logits.size > MANY if text else reply.logits.nbytes > LARGE
-                answer, length = await apart(
-                    slow, write_reply, request, model.name, model.version, reply, time.monotonic() - arrived
-                )
-                answer, told = await dress(answer, length, headers.get(b"accept-encoding"))
-                service.engine.sent(reply)
-                seconds = time.monotonic() - arrived
-                await send_answer(send, answer, told, service.limits.read_seconds)
-                counted.answered(reply, seconds, request.ask.timeout)  # once it has gone: counting takes time too
-        except ClientGone:
-            counted.outcomes["gone"].inc()
-        except Overloaded:
-            counted.outcomes["shed"].inc()
-            raise
-        except LCTError as error:
-            counted.outcomes["failed" if isinstance(error, BundleError) else "refused"].inc()
-            raise
-        except Exception:
-            counted.outcomes["failed"].inc()
-            raise
-        finally:
-            service.metrics.in_flight.dec()
-            service.metrics.queue.set(service.engine.queue_length())
-
-    async def _read(self, body: bytes, length: bytes | None, served: Any) -> InferRequest:
-        service = self._service
-        return await apart(
-            len(body) > LARGE, read_request, body, length, served.manifest, service.limits, service.default
-        )
-
-    async def _answer(self, served: Any, x: NDArray[Any], ask: Ask, arrived: float, receive: Receive) -> Reply:
-        service = self._service
-        future = service.engine.submit(served, x, ask, arrived)
-        service.metrics.queue.set(service.engine.queue_length())
-        watch = asyncio.create_task(_cancel_when_gone(receive, future))
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if watch.done() and future.cancelled():
-                raise ClientGone from None
-            raise
-        finally:
-            watch.cancel()
-
-
-def _numbers(x: NDArray[Any], manifest: Manifest) -> int:
-    """Count the logits of an answer: a class each of every sample, or of every step of it."""
-    return math.prod(x.shape[: 1 if manifest.task == "classification" else 2]) * manifest.outputs
+        model = service.find(path["model"], path.get("version"))
+        manifest = model.served.manifest
+        with service.take(model) as taken:
+            body = await read_body(headers, receive, limits, taken.holding)
+            length = headers.get(HEADER_LENGTH)
+            request = await apart(len(body) > LARGE, read_request, body, length, manifest, limits, service.default)
+            taken.holding.take(max(0, request.input_bytes - len(body)))
+            x = await apart(request.input_bytes > LARGE, request.read_input)
+            text = not all(request.outputs.values())
+            taken.holding.take(num_logits(x, manifest) * (NUMBER_IN_JSON if text else 4))
+            reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))
+            logits = reply.answer.logits
+            slow = logits.size > MANY if text else logits.nbytes > LARGE
+            seconds = time.monotonic() - arrived
+            answer, json_length = await apart(slow, write_reply, request, model.name, model.version, reply, seconds)
+            answer, dressed = await dress(answer, json_length, headers.get(b"accept-encoding"))
+            service.engine.sent(reply)
+            seconds = time.monotonic() - arrived
+            await send_answer(send, answer, dressed, limits.read_seconds)
+            taken.written(reply, seconds, request.ask.timeout)  # once it has gone: counting takes time too
 
 
 async def apart(is_slow: bool, work: Callable[..., T], *given: Any) -> T:
@@ -160,7 +81,7 @@ async def dress(body: bytes, json_length: int | None, accepted: bytes | None) ->
 
 
 async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float) -> None:
-    """Send an answer to a client that takes it within so many seconds."""
+    """Send an answer to a client that takes it within so many seconds; raises ClientGone for one that does not."""
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if len(body) <= PIECE:
         await send({"type": "http.response.body", "body": body})
@@ -176,20 +97,14 @@ async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float)
 
 def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
     """Return the status, headers and body that tell a client of an error."""
-    status, headers = 400, {"content-type": "application/json"}
-    if isinstance(error, Refusal):
-        status = error.status
-    elif isinstance(error, BundleError):  # a file of the server's own, whatever was asked
-        status = 500
-    elif isinstance(error, Overloaded):
-        status = 503
+    kind, headers = kind_of(error), {"content-type": "application/json"}
+    if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    if status in (408, 413):  # what is left of the body is not read
+    if kind in UNREAD:
         headers["connection"] = "close"
-    return status, headers, write_json({"error": str(error)})
+    return STATUS[kind], headers, write_json({"error": str(error)})
 
 
-async def _cancel_when_gone(receive: Receive, future: Future[Reply]) -> None:
+async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    future.cancel()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from anytime_lct import __version__
+from anytime_lct.exits.budget import Stopped
 from anytime_lct.exits.thresholds import MEASURES
 from anytime_lct.serving.v2.parameters import MODES
 from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID, OUTPUTS
@@ -180,7 +181,7 @@ SCHEMAS: Json = {
             ["exit", "exits_run", "stopped", "flops", "server_us"],
             exit=POSITIVE,
             exits_run=POSITIVE,
-            stopped={"enum": ["budget", "confident", "deadline", "load", "last"]},
+            stopped={"enum": list(get_args(Stopped))},
             flops=NUMBER,
             server_us=WHOLE,
             on_time=TRUTH,

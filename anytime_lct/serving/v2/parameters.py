@@ -14,19 +14,17 @@ mode            "anytime", or "fixed": the exit that the budget names, whatever 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from anytime_lct.errors import BudgetError
-from anytime_lct.exits.budget import Budget, check_positive, parse_count, parse_seconds
+from anytime_lct.exits.budget import Ask, Budget, Mode, check_confidence, check_positive, parse_count, parse_seconds
 from anytime_lct.exits.thresholds import MEASURES
-from anytime_lct.serving.request import Ask, Refusal, Reply
-from anytime_lct.serving.v2.tensors import show
+from anytime_lct.serving.request import Refusal, Reply, show
 
 # What clients send of their own accord and what changes no answer here, whatever it says.
 HARMLESS = frozenset({"binary_data_output", "priority", "content_type"})
 UNSUPPORTED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-MODES = ("anytime", "fixed")
-FREELY = Ask()  # no bounds, no deadline
+MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_TEXT = 40
 LONGEST_TIMEOUT = 86_400.0
 
@@ -50,27 +48,17 @@ def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
             known = ", ".join(READERS)
             raise Refusal(f"Expected parameters among {known}, got '{show(key)[1:-1]}'; leave it out.")
     bounds = default.budget
-    ask = Ask(
-        Budget(
-            flops=found.get("max_flops", bounds.flops),
-            params=found.get("max_params", bounds.params),
-            latency=found.get("max_latency", bounds.latency),
-            exit=found.get("max_exit", bounds.exit),
-        ),
-        timeout=found.get("timeout", default.timeout),
-        min_confidence=found.get("min_confidence", default.min_confidence),
-        measure=found.get("measure", default.measure),
-        mean_flops=found.get("mean_flops", default.mean_flops),
-        mode=found.get("mode", default.mode),
+    budget = Budget(
+        flops=found.get("max_flops", bounds.flops),
+        params=found.get("max_params", bounds.params),
+        latency=found.get("max_latency", bounds.latency),
+        exit=found.get("max_exit", bounds.exit),
     )
-    ways = {
-        "'min_confidence'": ask.min_confidence is not None,
-        "'mean_flops'": ask.mean_flops is not None,
-        'the mode "fixed", which goes to one exit': ask.mode == "fixed",
-    }
-    given = [words for words, is_given in ways.items() if is_given]
-    if len(given) > 1:
-        raise Refusal(f"Expected one way to stop, got both {' and '.join(given)}; leave one out.")
+    others = ("timeout", "min_confidence", "measure", "mean_flops", "mode")
+    try:
+        ask = Ask(budget, **{key: found.get(key, getattr(default, key)) for key in others})
+    except BudgetError as error:
+        raise Refusal(str(error)) from None
     if "measure" in found and ask.min_confidence is None:
         raise Refusal("Expected 'measure' beside 'min_confidence', got it alone; add the other or leave it out.")
     return ask
@@ -79,10 +67,10 @@ def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
 def told(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
     """Write what an answer cost as parameters of the response; `seconds` are those since the request came."""
     parameters: dict[str, Any] = {
-        "exit": int(reply.exits.max()),
-        "exits_run": reply.exits_run,
-        "stopped": reply.stopped,
-        "flops": reply.flops,
+        "exit": reply.answer.exit,
+        "exits_run": reply.answer.exits_run,
+        "stopped": reply.answer.stopped,
+        "flops": reply.answer.flops,
         "server_us": round(seconds * 1e6),
     }
     if ask.timeout is not None:
@@ -122,9 +110,8 @@ def _exit(value: object) -> int:
 
 
 def _confidence(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise BudgetError(f"Expected a confidence above 0 and up to 1, got {show(value)}.")
-    return float(value)
+    check_confidence(value)
+    return float(cast(float, value))
 
 
 def _seconds(value: object) -> float:

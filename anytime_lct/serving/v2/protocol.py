@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from anytime_lct import __version__
 from anytime_lct.errors import InputError
+from anytime_lct.exits.budget import Ask
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.runtime import preprocess
 from anytime_lct.serving.limits import Limits, too_large
-from anytime_lct.serving.request import Ask, Refusal, Reply
+from anytime_lct.serving.request import Refusal, Reply, show
 from anytime_lct.serving.v2 import tensors
 from anytime_lct.serving.v2.parameters import read_ask, told
-from anytime_lct.serving.v2.tensors import show
 
 INPUT = "input"
 OUTPUTS = {"logits": "FP32", "exit": "INT64"}
@@ -83,9 +83,10 @@ def write_reply(
 
     Raises Refusal where the logits are not finite, which only inputs of absurd size bring about.
     """
-    if not math.isfinite(reply.logits.sum(dtype=np.float64)):
+    answer = reply.answer
+    if not math.isfinite(answer.logits.sum(dtype=np.float64)):
         raise Refusal("Expected an input that leads to finite logits, got infinity or NaN; scale it as in training.")
-    arrays = {"logits": np.asarray(reply.logits, "<f4"), "exit": np.asarray(reply.exits, "<i8")}
+    arrays = {"logits": np.asarray(answer.logits, "<f4"), "exit": np.asarray(answer.exits, "<i8")}
     outputs: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for name, binary in request.outputs.items():
@@ -97,10 +98,10 @@ def write_reply(
         else:
             output["data"] = array.ravel().tolist()
         outputs.append(output)
-    answer: dict[str, Any] = {"model_name": model, "model_version": version}
+    names: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
-        answer["id"] = request.id
-    head = write_json({**answer, "parameters": told(reply, request.ask, seconds), "outputs": outputs})
+        names["id"] = request.id
+    head = write_json({**names, "parameters": told(reply, request.ask, seconds), "outputs": outputs})
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.serving.request import Refusal
+from anytime_lct.serving.request import Refusal, show
 
 # The datatypes that inputs may have; the wire is little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -105,15 +105,6 @@ def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
             f"Expected {count} strings of BYTES, got {'more' if at < len(raw) else len(texts)}; mend the shape."
         )
     return texts
-
-
-def show(value: object) -> str:
-    """Write what came, cut short: nobody wants megabytes back."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or lists within lists
-        return "something else"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
