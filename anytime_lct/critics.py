@@ -23,7 +23,7 @@ these are cheap, down to 8 channels, so that its exit costs no more than the mai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -34,9 +34,9 @@ from torchvision.ops import Permute
 
 from anytime_lct import counting
 from anytime_lct.errors import CriticError
+from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
 
-Kind = Literal["slim", "residual", "paper", "paper-imagenet"]
 Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
@@ -45,19 +45,19 @@ RESIDUAL_LEAST, RESIDUAL_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8),
 POOLED_SIDE = 8
 
 
-def depths(kind: Kind, depth: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return the depth of each of `count` critics: as given, one for all or one for each, or by default.
+def depths(critic: CriticRecipe, count: int) -> list[int]:
+    """Return the depth of each of `count` critics: as the recipe says, one for all or one for each, or by default.
 
     By default residual critics shrink with what they stand for (as the auxiliary networks of Ma et al., 2024), from
     3 blocks behind the first group to 1 behind the last but one; others have depth 1. Raises CriticError.
 
-    >>> depths("residual", None, 3)
+    >>> depths(CriticRecipe(kind="residual"), 3)
     [3, 2, 1]
     """
-    if depth is None:
-        first = RESIDUAL_DEPTH if kind == "residual" else 1
+    if critic.depth is None:
+        first = RESIDUAL_DEPTH if critic.kind == "residual" else 1
         return [max(1, round(first * (count - k) / count)) for k in range(count)]
-    given = [depth] * count if isinstance(depth, int) else list(depth)
+    given = [critic.depth] * count if isinstance(critic.depth, int) else list(critic.depth)
     if len(given) != count:
         raise CriticError(f"Expected one critic depth, or {count} of them, one a critic; got {len(given)}.")
     return given
@@ -103,7 +103,7 @@ def layout(
 
 
 def build(
-    kind: Kind,
+    kind: CriticKind,
     hidden: Tensor,
     outputs: int,
     task: TaskName = "classification",
@@ -122,8 +122,8 @@ def build(
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
     """
-    if kind not in get_args(Kind):
-        raise CriticError(f"Expected a critic of kind {', '.join(get_args(Kind))}, got '{kind}'.")
+    if kind not in get_args(CriticKind):
+        raise CriticError(f"Expected a critic of kind {', '.join(get_args(CriticKind))}, got '{kind}'.")
     if depth < 1:
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     read_as = read_as or layout(hidden, task)
@@ -155,7 +155,7 @@ class ReadTokens(nn.Module):
         return torch.cat([x[:, 0], mean], dim=1) if self.class_token else mean
 
 
-def _tokens(kind: Kind, channels: int, outputs: int, depth: int, class_token: bool) -> nn.Sequential:
+def _tokens(kind: CriticKind, channels: int, outputs: int, depth: int, class_token: bool) -> nn.Sequential:
     features = 2 * channels if class_token else channels
     norm = [] if kind == "paper" else [nn.LayerNorm(channels)]
     if kind != "residual":
@@ -174,7 +174,7 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, outputs))
 
 
-def _map(kind: Kind, shape: torch.Size, outputs: int, depth: int, follows: int | None) -> nn.Sequential:
+def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, follows: int | None) -> nn.Sequential:
     channels, height, width = shape[1:]
     if kind != "residual":
         return MAPS[kind](channels, height, width, outputs, depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -22,21 +23,41 @@ class Record(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def write_whole(path: Path, text: str, error: type[LCTError]) -> None:
-    """Write a file under a temporary name, flush it to the disk, and only then give it its name."""
-    part = path.with_name(path.name + ".part")
+def write(path: Path, content: str | bytes, error: type[LCTError], remedy: str = "choose another folder") -> str:
+    """Write a file under a temporary name, flush it to the disk, and only then give it its name.
+
+    Text becomes UTF-8. Returns the sha256 sum of the bytes; raises `error`, and leaves nothing half-written, where the
+    disk refuses.
+    """
+    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        digest = flush(part, content.encode() if isinstance(content, str) else content)
         part.replace(path)
+        sync(path.parent)
     except OSError as cause:
         with suppress(OSError):
             part.unlink()
-        raise error(
-            f"Expected a place to write '{path}', got: {cause.strerror or cause}; choose another folder."
-        ) from None
+        raise error(f"Expected a place to write '{path}', got: {cause.strerror or cause}; {remedy}.") from None
+    return digest
+
+
+def flush(path: Path, content: bytes) -> str:
+    """Write a file of a folder that takes its own name when it is whole; return the sha256 sum. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_text(path: Path, error: type[LCTError], remedy: str) -> str:

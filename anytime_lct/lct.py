@@ -26,14 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Form = Literal["per-sample", "scalar"]
-CriticLoss = Literal["paper", "mixed", "cross-entropy"]
+if TYPE_CHECKING:
+    from anytime_lct.recipes.recipe import CriticLoss, Form, Matching
+
 Loss = Callable[[Tensor, Tensor], Tensor]  # (Z, y) -> (B,)
 MATCHING: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth-l1": F.smooth_l1_loss}
 
@@ -46,7 +47,7 @@ class Rule:
     """
 
     form: Form = "per-sample"
-    matching: str = "l1"
+    matching: Matching = "l1"
     critic_loss: CriticLoss = "paper"
     cross_entropy: float = 1.0
 

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import counting, critics
-from anytime_lct.cutting import choice as placement
-from anytime_lct.cutting.choice import at_shares
-from anytime_lct.cutting.costs import Strategy
+from anytime_lct.cutting.choice import at_shares, best_cuts
 from anytime_lct.cutting.groups import cut_children, cut_groups
 from anytime_lct.cutting.seconds import NOBODY, Others
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.modes import probing
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
+
+CUT, CRITIC = CutRecipe(), CriticRecipe()
 
 
 class LCTNetwork(nn.Module):
@@ -56,36 +57,27 @@ class LCTNetwork(nn.Module):
         cls,
         model: nn.Module,
         example: Tensor,
-        *,
-        num_groups: int = 4,
-        places: Sequence[str] = (),
-        shares: Sequence[float] = (),
-        by: Strategy = "layers",
-        critic: critics.Kind = "slim",
-        depth: int | Sequence[int] | None = None,
+        cut: CutRecipe = CUT,
+        critic: CriticRecipe = CRITIC,
         task: TaskName = "classification",
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
-        `example` is a small batch (B >= 2) of inputs. Cuts are the `places` named, or where exits cost at most these
-        `shares` of the main network (`choice.at_shares`), or `num_groups` groups placed `by` layers, balanced
-        training cost or memory. `depth` is every critic's, or one for each of them (`critics.depths`).
-        A network that torch.fx cannot follow is cut after children named as `places`, where they simply run one after
-        another (`groups.cut_children`). Raises PartitionError and CriticError.
+        `example` is a small batch (B >= 2) of inputs. `cut` names places, asks for exits that cost at most shares of
+        the main network (`choice.at_shares`), or for groups by a strategy (`choice.best_cuts`). A network that torch.fx
+        cannot follow is cut after children named as places, where they simply run one after another
+        (`groups.cut_children`). Raises PartitionError and CriticError.
 
-        >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), num_groups=4)
+        >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
         """
         outputs = _outputs(model, example)
-        if shares and not places:
-            places = _places_at(model, example, outputs, shares, critic, depth, task)
-        elif not places:
-            places = choose_places(model, example, num_groups=num_groups, by=by, critic=critic, depth=depth, task=task)
+        places = cut.places or choose_places(model, example, cut, critic, task)
         groups, hints = _groups(model, places, example)
-        depths = critics.depths(critic, depth, len(places))
+        depths = critics.depths(critic, len(places))
         made, shapes, crossing = [], [], _crossing(groups, example)
-        for (hidden, follows), at_depth, hint in zip(crossing, depths, hints, strict=True):
+        for (hidden, follows), depth, hint in zip(crossing, depths, hints, strict=True):
             layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
-            made.append(critics.build(critic, hidden, outputs, task, at_depth, layout, follows))
+            made.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, follows))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, made, places, shapes)
 
@@ -128,46 +120,23 @@ class LCTNetwork(nn.Module):
 def choose_places(
     model: nn.Module,
     example: Tensor,
-    *,
-    num_groups: int,
-    by: Strategy,
-    critic: critics.Kind = "slim",
-    depth: int | Sequence[int] | None = None,
+    cut: CutRecipe = CUT,
+    critic: CriticRecipe = CRITIC,
     task: TaskName = "classification",
     weight_copies: int = 0,
     others: Others = NOBODY,
 ) -> tuple[str, ...]:
-    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.place`)."""
-    outputs = _outputs(model, example)
-    deepest = max(critics.depths(critic, depth, num_groups - 1), default=1)
-    return placement.place(
-        Trace.of(model),
-        example,
-        num_groups,
-        by,
-        lambda hidden, follows: critics.build(critic, hidden, outputs, task, deepest, follows=follows),
-        weight_copies,
-        others,
-    )
+    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
+    outputs, trace = _outputs(model, example), Trace.of(model)
 
+    def make(depth: int, hidden: Tensor, follows: int) -> nn.Module:
+        return critics.build(critic.kind, hidden, outputs, task, depth, follows=follows)
 
-def _places_at(
-    model: nn.Module,
-    example: Tensor,
-    outputs: int,
-    shares: Sequence[float],
-    critic: critics.Kind,
-    depth: int | Sequence[int] | None,
-    task: TaskName,
-) -> tuple[str, ...]:
-    makers = [
-        partial(
-            lambda at_depth, hidden, follows: critics.build(critic, hidden, outputs, task, at_depth, follows=follows),
-            at_depth,
-        )
-        for at_depth in critics.depths(critic, depth, len(shares))
-    ]
-    return at_shares(Trace.of(model), example, shares, makers)
+    if cut.shares:
+        makers = [partial(make, depth) for depth in critics.depths(critic, len(cut.shares))]
+        return at_shares(trace, example, cut.shares, makers)
+    deepest = max(critics.depths(critic, cut.groups - 1), default=1)
+    return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, others)
 
 
 def _groups(

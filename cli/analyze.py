@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from anytime_lct.exits.profile import Profile, Quality
-    from anytime_lct.recipes.recipe import Recipe
 
 
 def analyze(
@@ -26,9 +25,9 @@ def analyze(
     Example: anytime-lct analyze runs/digits-resnet-0
     """
     from anytime_lct.cli.screen import screen
+    from anytime_lct.verbs.analyze import analyze as analyzing
 
-    profile = measure(run, data_root)
-    tracked = draw_descent(run, f"{profile.model} on {profile.data}: sufficient descent of every layer group")
+    profile = analyzing(run, data_root)
     if as_json:
         typer.echo(profile.model_dump_json())
         return
@@ -44,7 +43,7 @@ def analyze(
             soft_wrap=True,
         )
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
-    if tracked:
+    if (run / "descent.png").exists():
         written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"
     console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
 
@@ -57,41 +56,6 @@ CHOSEN = {
     "validation": "Choices are made on validation; test is only reported.",
     "test": "There is no validation split: choices are made on test, so that test promises too much of them.",
 }
-
-
-def measure(run: Path, data_root: str | None = None) -> Profile:
-    """Measure a run folder; write its profile and picture."""
-    from anytime_lct.analysis import measure, picture
-    from anytime_lct.data import datasets
-    from anytime_lct.exits.profile import weights_sum
-    from anytime_lct.run_folder import folder as run_folder
-
-    opened, measured = run_folder.open_run(run), weights_sum(run)
-    data = datasets.from_recipe(with_root(opened.recipe, data_root))
-    found = measure.profile(opened.network, data, opened.recipe.model.name)
-    profile = found.model_copy(update={"weights": measured})
-    profile.save(run / run_folder.PROFILE)
-    picture.draw(profile, run / run_folder.PICTURE)
-    return profile
-
-
-def with_root(recipe: Recipe, data_root: str | None) -> Recipe:
-    """Return a recipe that looks for its data in `data_root`, where that is given."""
-    if data_root is None:
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
-
-
-def draw_descent(run: Path, title: str) -> bool:
-    """Draw sufficient descent over the run; False where it was not tracked."""
-    from anytime_lct.analysis import picture as descent_picture
-    from anytime_lct.run_folder import folder as run_folder
-    from anytime_lct.run_folder import journal
-
-    lines = journal.read(run / run_folder.DESCENT)
-    if lines:
-        descent_picture.draw_descent(lines, run / run_folder.DESCENT_PICTURE, title)
-    return bool(lines)
 
 
 def table(profile: Profile) -> Table:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
-    from anytime_lct.evaluation import Answers
-    from anytime_lct.exits.bundle import Bundle
-    from anytime_lct.exits.profile import Profile
-    from anytime_lct.exits.thresholds import ThresholdTable
-    from anytime_lct.export.quantise import Int8
-    from anytime_lct.run_folder.folder import Run
+    from anytime_lct.training.events import Note
 
 
 def export(
@@ -49,22 +43,24 @@ def export(
     """
     from anytime_lct.errors import ExportError
     from anytime_lct.exits.budget import show_count
+    from anytime_lct.exits.bundle import Contents
     from anytime_lct.exits.profile import Profile
     from anytime_lct.exits.selector import show_quality
+    from anytime_lct.verbs.export import export as exporting
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
-    bundle = write(
-        run,
-        out,
-        exits=_numbers(exits),
-        only=only,  # type: ignore[arg-type]
-        single=single_file,
-        calibration_samples=calibration_samples if int8 else None,
-        data_root=data_root,
-        force=force,
-        quiet=as_json,
-    )
+    contents = Contents(_numbers(exits), only, single_file)  # type: ignore[arg-type]
+    with steps("exporting", quiet=as_json) as report:
+        bundle = exporting(
+            run,
+            out,
+            contents,
+            int8_samples=calibration_samples if int8 else None,
+            data_root=data_root,
+            force=force,
+            report=report,
+        )
     if as_json:
         typer.echo(bundle.manifest.model_dump_json())
         return
@@ -88,103 +84,20 @@ def export(
     typer.echo(f"Wrote {out}: {', '.join(kinds)}; {compared}. Next: anytime-lct predict {out} FILE")
 
 
-def write(
-    run: Path,
-    out: Path,
-    *,
-    exits: list[int] | None = None,
-    only: Literal["exits", "groups"] | None = None,
-    calibration_samples: int | None = None,
-    data_root: str | None = None,
-    single: bool = False,
-    force: bool = False,
-    quiet: bool = False,
-) -> Bundle:
-    """Export a run folder that has a profile, in int8 where `calibration_samples` says on how many; show the steps."""
+@contextmanager
+def steps(first: str, *, quiet: bool = False) -> Iterator[Callable[[str | Note], None]]:
+    """Give what shows a step that is under way, and prints a note."""
     from rich.console import Console
 
-    from anytime_lct.errors import ProfileError
-    from anytime_lct.exits.profile import Profile
-    from anytime_lct.export.write import export as exporting
-    from anytime_lct.run_folder import folder as run_folder
+    with Console(stderr=True, quiet=quiet).status(first) as status:
 
-    opened = run_folder.open_run(run)
-    if not (run / run_folder.PROFILE).exists():
-        raise ProfileError(
-            f"The run '{run}' has no profile yet, which the bundle carries; run anytime-lct analyze {run} first."
-        )
-    profile = Profile.load(run / run_folder.PROFILE)
-    console = Console(stderr=True, quiet=quiet)
-    rules = _rules(run, profile)
-    with console.status("exporting") as status:
-        return exporting(
-            opened.network,
-            opened.facts,
-            profile,
-            out,
-            model_name=opened.recipe.model.name,
-            exits=exits,
-            only=only,
-            single=single,
-            force=force,
-            thresholds=rules,
-            int8=None if calibration_samples is None else _int8(opened, profile, rules, calibration_samples, data_root),
-            progress=lambda what: status.update(what),
-        )
+        def show(what: str | Note) -> None:
+            if isinstance(what, str):
+                status.update(what)
+            else:
+                typer.echo(what.text, err=True)
 
-
-def _rules(run: Path, profile: Profile) -> ThresholdTable | None:
-    """Read the run's rules for stopping; those of other weights stay behind, and that is said."""
-    from anytime_lct.exits.thresholds import NAME, ThresholdTable
-    from anytime_lct.run_folder import folder as run_folder
-
-    if not (run / NAME).exists():
-        return None
-    rules = ThresholdTable.load(run / NAME)
-    if rules.network == run_folder.fingerprint(run, [exit.temperature for exit in profile.exits]):
-        return rules
-    typer.echo(
-        f"Leaving out {run / NAME}, which is of other weights or temperatures; search anew with: anytime-lct "
-        f"thresholds {run}.",
-        err=True,
-    )
-    return None
-
-
-def _int8(opened: Run, profile: Profile, rules: ThresholdTable | None, samples: int, data_root: str | None) -> Int8:
-    """Join the run's data to the export: training images to calibrate on, and what measures the int8 graphs."""
-    from anytime_lct.analysis import measure, threshold_search
-    from anytime_lct.cli.analyze import with_root
-    from anytime_lct.data import datasets
-    from anytime_lct.export.quantise import Int8, check
-
-    check(opened.facts)
-    data = datasets.from_recipe(with_root(opened.recipe, data_root))
-
-    def inputs() -> Iterator[NDArray[Any]]:
-        left = samples
-        for x, _ in data.batches("train"):
-            yield x[:left].numpy()
-            left -= len(x)
-            if left <= 0:
-                return
-
-    def measured(answers: Answers, served: tuple[int, ...]) -> tuple[Profile, ThresholdTable | None]:
-        judge = measure.judging_answers(answers, data)
-        again = measure.measured_again(profile, judge, served, data)
-        kept = None if rules is None else rules.of_exits(served)
-        if kept is None or not kept.rules:
-            return again, None
-        temperatures = [again.exits[i - 1].temperature for i in served]
-        held_out, test = (
-            threshold_search.watch(judge, split, served, temperatures) for split in ("validation", "test")
-        )
-        found = [
-            threshold_search.search(again, held_out, test, rule.mean_flops, (rule.measure,)) for rule in kept.rules
-        ]
-        return again, kept.model_copy(update={"rules": tuple(found)})
-
-    return Int8(inputs(), measured)
+        yield show
 
 
 def _numbers(text: str | None) -> list[int] | None:

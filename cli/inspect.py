@@ -57,16 +57,15 @@ def inspect(
         "places": places.split(",") if places else None,
         "shares": shares_of(budget_flops) if budget_flops else None,
     }
-    cut = recipes.complete({"cut": {key: value for key, value in given.items() if value is not None}}).cut
+    cut = {"by": "balanced", **{key: value for key, value in given.items() if value is not None}}
+    recipe = recipes.complete({"cut": cut, "critic": {"kind": critic}})
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
     found = inspecting(
         models.build(model, shape, classes, **options),
         example_input(facts),
-        num_groups=cut.groups,
-        places=cut.places,
-        shares=cut.shares,
-        critic=critic,  # type: ignore[arg-type]
-        task=facts.task,
+        recipe.cut,
+        recipe.critic,
+        facts.task,
     )
     if as_json:
         import json

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterator
 
-    from anytime_lct.training.events import Epoch, Note, Progress
+    from anytime_lct.training.events import Epoch, Event
 
 
-def show(events: Iterable[Progress | Epoch | Note], metric: str, *, quiet: bool = False) -> Epoch | None:
-    """Draw a bar with every exit's training loss and the time left, and a line an epoch; return the last epoch."""
+@contextmanager
+def shown(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
+    """Give what draws the events of a run: a bar with every exit's training loss and the time left, a line an epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -24,25 +26,24 @@ def show(events: Iterable[Progress | Epoch | Note], metric: str, *, quiet: bool 
         TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24), TimeRemainingColumn(),
         TextColumn("loss {task.fields[losses]}"),
     )  # fmt: skip
-    last: Epoch | None = None
     with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("train", total=None, epoch="-", losses="-")
-        for event in events:
+
+        def show(event: Event) -> None:
             if isinstance(event, Note):  # told even where the progress is not
                 Console(stderr=True).print(event.text, highlight=False, soft_wrap=True)
-                continue
-            if isinstance(event, Epoch):
-                last = event
+            elif isinstance(event, Epoch):
                 console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
-                continue
-            bar.update(
-                task,
-                total=event.epochs * event.batches,
-                completed=(event.epoch - 1) * event.batches + event.batch,
-                epoch=f"{event.epoch}/{event.epochs}",
-                losses=" ".join(f"{loss:.3f}" for loss in event.losses),
-            )
-    return last
+            else:
+                bar.update(
+                    task,
+                    total=event.epochs * event.batches,
+                    completed=(event.epoch - 1) * event.batches + event.batch,
+                    epoch=f"{event.epoch}/{event.epochs}",
+                    losses=" ".join(f"{loss:.3f}" for loss in event.losses),
+                )
+
+        yield show
 
 
 def epoch_line(epoch: Epoch, metric: str) -> str:

@@ -28,11 +28,12 @@ def quickstart(
     """
     import json
 
-    from anytime_lct.cli.analyze import CHOSEN, NOTE, measure, table
-    from anytime_lct.cli.export import write
+    from anytime_lct.cli.analyze import CHOSEN, NOTE, table
+    from anytime_lct.cli.export import steps
     from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import run
     from anytime_lct.recipes import reading as recipes
+    from anytime_lct.verbs import analyze, export
 
     run_dir, bundle_dir = folder / "run", folder / "bundle"
     _make_way(folder, run_dir, bundle_dir, force)
@@ -41,9 +42,10 @@ def quickstart(
     console.print(f"Training on the digits: anytime-lct train --run-dir {run_dir}", highlight=False)
     run(recipe, run_dir, quiet=as_json)
     console.print(f"Measuring every exit: anytime-lct analyze {run_dir}", highlight=False)
-    profile = measure(run_dir)
+    profile = analyze(run_dir)
     console.print(f"Exporting: anytime-lct export {run_dir} --out {bundle_dir}", highlight=False)
-    bundle = write(run_dir, bundle_dir, quiet=as_json)
+    with steps("exporting", quiet=as_json) as report:
+        bundle = export(run_dir, bundle_dir, report=report)
     answered = answer(bundle, recipe)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answered}))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from anytime_lct.exits.profile import Quality
-    from anytime_lct.exits.thresholds import Measure, Thresholds, ThresholdTable
+    from anytime_lct.exits.thresholds import Thresholds
 
 
 BUDGET = "Mean multiply-adds a sample, e.g. 20M; may be given several times."
@@ -36,18 +36,19 @@ def thresholds(
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import parse_count
     from anytime_lct.exits.thresholds import MEASURES
+    from anytime_lct.verbs.thresholds import thresholds as searching
 
     if measure not in (*MEASURES, "best"):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
     measures = MEASURES if measure == "best" else (measure,)
-    found, written = find(run, [parse_count(text) for text in mean_flops], measures, data_root)  # type: ignore[arg-type]
+    found = searching(run, [parse_count(text) for text in mean_flops], measures, data_root)  # type: ignore[arg-type]
     if as_json:
         typer.echo(found.model_dump_json())
         return
     console = screen()
     console.print(table(found.rules))
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
-    console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {run / 'thresholds.json'}.", highlight=False, soft_wrap=True)
 
 
 NOTE = (
@@ -55,45 +56,6 @@ NOTE = (
     "Searched on validation; accuracy and cost are those of test, with 95% intervals. The fixed exit is the most "
     "accurate one on validation that costs no more than the mean budget."
 )
-
-
-def find(
-    run: Path, budgets: list[float], measures: tuple[Measure, ...], data_root: str | None = None
-) -> tuple[ThresholdTable, Path]:
-    """Search a rule for each budget and add them to the run's table; return those, and the file."""
-    from anytime_lct.analysis import measure, threshold_search
-    from anytime_lct.cli.analyze import with_root
-    from anytime_lct.data import datasets
-    from anytime_lct.errors import AnalysisError, ProfileError
-    from anytime_lct.exits.profile import Profile
-    from anytime_lct.exits.thresholds import NAME, ThresholdTable
-    from anytime_lct.run_folder import folder as run_folder
-
-    opened = run_folder.open_run(run)
-    if opened.facts.task != "classification":
-        raise AnalysisError(
-            f"Expected a network that classifies, got a language model in '{run}', in which every character would stop "
-            f"elsewhere; pick one exit with: anytime-lct select {run}."
-        )
-    if not (run / run_folder.PROFILE).exists():
-        raise ProfileError(f"The run '{run}' has no profile yet; run anytime-lct analyze {run} first.")
-    profile = Profile.load(run / run_folder.PROFILE)
-    data = datasets.from_recipe(with_root(opened.recipe, data_root))
-    if not data.num_samples("validation"):
-        raise AnalysisError(
-            f"Expected validation data to search thresholds on, got a run without in '{run}'; train with "
-            f"--set data.validation=0.1."
-        )
-    exits = tuple(range(1, profile.num_groups + 1))
-    temperatures = [exit.temperature for exit in profile.exits]
-    judge = measure.judging(opened.network, data)
-    validation, test = (threshold_search.watch(judge, split, exits, temperatures) for split in ("validation", "test"))
-    rules = [threshold_search.search(profile, validation, test, budget, measures) for budget in budgets]
-    path, network = run / NAME, run_folder.fingerprint(run, temperatures)
-    known = ThresholdTable.load(path) if path.exists() else None
-    fresh = ThresholdTable(network=network, rules=())
-    (known if known is not None and known.network == network else fresh).extended(rules).save(path)
-    return fresh.extended(rules), path
 
 
 def table(rules: tuple[Thresholds, ...]) -> Table:

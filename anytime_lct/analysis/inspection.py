@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from anytime_lct import counting as complexity
 from anytime_lct import critics
-from anytime_lct.cutting.costs import Strategy
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 from anytime_lct.exits.profile import Cost
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
+
+BALANCED, RESIDUAL = CutRecipe(by="balanced"), CriticRecipe(kind="residual")
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,8 @@ class Inspection:
 def inspect(
     model: nn.Module,
     example: Tensor,
-    *,
-    num_groups: int = 4,
-    by: Strategy = "balanced",
-    places: Sequence[str] = (),
-    shares: Sequence[float] = (),
-    critic: critics.Kind = "residual",
-    depth: int | Sequence[int] | None = None,
+    cut: CutRecipe = BALANCED,
+    critic: CriticRecipe = RESIDUAL,
     task: TaskName = "classification",
 ) -> Inspection:
     """Trace, cut and count a network; it is left as it was. `example` (B >= 2) is a batch of inputs.
@@ -78,17 +75,7 @@ def inspect(
     >>> inspect(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64)).legal
     13
     """
-    network = LCTNetwork.cut(
-        model,
-        example,
-        num_groups=num_groups,
-        places=places,
-        shares=shares,
-        by=by,
-        critic=critic,
-        depth=depth,
-        task=task,
-    )
+    network = LCTNetwork.cut(model, example, cut, critic, task)
     try:
         trace = Trace.of(model)
     except PartitionError as error:  # cut by the names of children

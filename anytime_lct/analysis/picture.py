@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from anytime_lct import disk
 from anytime_lct.errors import AnalysisError
 from anytime_lct.exits.budget import show_count
 from anytime_lct.exits.profile import Profile, Quality
@@ -92,14 +94,9 @@ def draw(profile: Profile, path: Path) -> None:
 
 def save(made: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all; raises AnalysisError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        made.savefig(part, format="png")
-        part.replace(path)
-    except OSError as error:
-        raise AnalysisError(f"Could not write the picture '{path}': {error.strerror or error}.") from None
-    finally:
-        part.unlink(missing_ok=True)
+    content = io.BytesIO()
+    made.savefig(content, format="png")
+    disk.write(path, content.getvalue(), AnalysisError)
 
 
 def figure(profile: Profile) -> Figure:

@@ -10,23 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import get_args
 
 from torch import Tensor, nn
 
 from anytime_lct import counting
 from anytime_lct.cutting import costs, seconds
-from anytime_lct.cutting.costs import MakeCritic, Strategy, Table, measuring, meta_like, on_meta
+from anytime_lct.cutting.costs import MakeCritic, Table, measuring, meta_like, on_meta
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.seconds import NOBODY, Others
 from anytime_lct.cutting.trace import Trace, listed
 from anytime_lct.errors import PartitionError
+from anytime_lct.recipes.recipe import Strategy
 
 CORRECTIONS = 4  # choices that are run before one is taken
 CLOSE = 1.04  # a machine's pace drifts so much: choices as near to the best are run once more, in turns
 
 
-def place(
+def best_cuts(
     trace: Trace,
     example: Tensor,
     num_groups: int,
@@ -45,7 +45,7 @@ def place(
     earlier cuts. `critic` makes a critic, or None, for a (meta) tensor that crosses a cut and the multiply-adds of all
     that follows it. Raises PartitionError where there are fewer candidates than cuts.
 
-    >>> place(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden, follows: None)
+    >>> best_cuts(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden, follows: None)
     ('layer2.0', 'layer3.1')
     """
     if not 1 <= num_groups <= len(trace.candidates) + 1:
@@ -55,8 +55,6 @@ def place(
         )
     if num_groups == 1:
         return ()
-    if by not in get_args(Strategy):
-        raise PartitionError(f"Expected cuts by {', '.join(get_args(Strategy))}, got by '{by}'.")
     if by == "layers":
         table = costs.of_layers(trace)
     else:

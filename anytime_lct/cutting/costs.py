@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from anytime_lct.cutting.blocks import weighs
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError, PartitionError
 
-Strategy = Literal["layers", "balanced", "measured", "memory"]
 MakeCritic = Callable[[Tensor, int], nn.Module | None]  # what crosses a cut, the multiply-adds of all behind it
 Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a < b
 Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity

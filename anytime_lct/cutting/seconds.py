@@ -21,11 +21,10 @@ REPEATS = 5  # of a measured segment
 class Others:
     """Processes that measure the same at the same time, as they will train: what they contend for is in the seconds.
 
-    `average` takes the mean of integers over all of them; number `place` (from 0) begins with another group than the
-    rest.
+    `average` takes the mean of integers over all of them; each begins with another group, by its `rank`, from 0.
     """
 
-    place: int = 0
+    rank: int = 0
     average: Callable[[list[int]], list[int]] = list
 
 
@@ -70,7 +69,7 @@ def corrected(
         copies = [on_device(part, example.device) for part in parts]
         groups, behind, entries = run_through(copies, _values_like(example), critic)
     S, N, bounds, took = len(table), len(groups), [0, *cuts, len(table)], [0] * len(groups)
-    for k in sorted(range(N), key=lambda k: (k - others.place) % N):
+    for k in sorted(range(N), key=lambda k: (k - others.rank) % N):
         weights = [p for p in groups[k].parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, fused=True) if weights else None
         times = [_step([groups[k]], [behind[k]], entries[k], [optimizer]) for _ in range(REPEATS)][1:]

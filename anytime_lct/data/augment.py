@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
-
-Augment = Literal["none", "crop", "flip", "crop-flip", "imagenet"]
 
 
 def move(images: Tensor, luck: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
-from anytime_lct.data.augment import Augment, mirror, mix, move, zoom
+from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import fit
+from anytime_lct.recipes.recipe import Augment
 from anytime_lct.task import Facts
 
 Split = Literal["train", "validation", "test"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anytime_lct.data.augment import Augment
 from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
+from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
 
 TEST_SHARE = 0.05
@@ -72,25 +72,36 @@ class TextBatches:
         return streams, (characters // streams) // windows if windows else 0, windows
 
 
-def load(name: str, path: Path | None, *, validation: float, batch_size: int, sequence_length: int) -> TextBatches:
+def load_pydoc(recipe: DataRecipe, seed: int) -> TextBatches:
+    """Load CPython's own help texts, which need no download; raises DataError."""
+    from pydoc_data.topics import topics
+
+    return _as_batches(recipe, _split("\n".join(topics[key] for key in sorted(topics)), recipe.validation))
+
+
+def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
     """Load a text as characters; raises DataError.
 
     `path` is a file, whose last 5% are the test part and the `validation` share before them the validation
     part, or a folder with train.txt, valid.txt and test.txt (the Penn Treebank's names too; valid.txt is left
-    out where `validation` is 0). UTF-8, or else one character a byte (Latin-1). The symbols are those of the
-    whole text, sorted, so that none is unknown in the test part.
+    out where `validation` is 0). UTF-8, or else one character a byte (Latin-1).
     """
-    if name == "pydoc":
-        from pydoc_data.topics import topics
-
-        parts = _split("\n".join(topics[key] for key in sorted(topics)), validation)
-    elif path is None:
+    if recipe.path is None:
         raise DataError("The data set 'text' needs a file; name it with --set data.path=FILE.")
-    elif path.is_dir():
-        wanted: list[Split] = ["train", "validation", "test"] if validation else ["train", "test"]
-        parts = _split("", 0.0) | {split: _read(_part(path, split)) for split in wanted}
-    else:
-        parts = _split(_read(path), validation)
+    path = (Path(recipe.root or "") / recipe.path).expanduser()
+    if not path.is_dir():
+        return _as_batches(recipe, _split(_read(path), recipe.validation))
+    parts = _split("", 0.0)
+    for split in PARTS:
+        if recipe.validation or split != "validation":
+            parts[split] = _read(_part(path, split))
+    return _as_batches(recipe, parts)
+
+
+def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
+    """Number the symbols of the whole text, sorted, so that none is unknown in the test part."""
+    if recipe.mean is not None or recipe.std is not None:
+        raise DataError("Expected data.mean and data.std for images alone, got them for a text; leave them out.")
     codes: dict[Split, np.ndarray] = {
         split: np.frombuffer(parts[split].encode("utf-32-le"), np.uint32) for split in PARTS
     }
@@ -100,13 +111,13 @@ def load(name: str, path: Path | None, *, validation: float, batch_size: int, se
     symbols = tuple(map(chr, np.flatnonzero(present)))
     number = (np.cumsum(present) - 1).astype(np.int32)
     ids: dict[Split, Tensor] = {split: torch.from_numpy(number[code]) for split, code in codes.items()}
-    facts = Facts(name, "language-model", (sequence_length,), len(symbols), symbols)
-    made = TextBatches(facts, ids, batch_size, sequence_length)
+    facts = Facts(recipe.name, "language-model", (recipe.sequence_length,), len(symbols), symbols)
+    made = TextBatches(facts, ids, recipe.batch_size, recipe.sequence_length)
     for split in PARTS:
-        if made.num_batches(split) < 1 and (split != "validation" or validation > 0):
+        if made.num_batches(split) < 1 and (split != "validation" or recipe.validation > 0):
             raise DataError(
-                f"The text has {len(ids[split])} characters for {split}, too few for {batch_size} streams "
-                f"of {sequence_length}; lower data.batch_size or data.sequence_length."
+                f"The text has {len(ids[split])} characters for {split}, too few for {recipe.batch_size} streams "
+                f"of {recipe.sequence_length}; lower data.batch_size or data.sequence_length."
             )
     return made
 

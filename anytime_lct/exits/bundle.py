@@ -10,13 +10,14 @@ BUNDLE/anytime.onnx                     where asked for: all exits, "input" and 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from anytime_lct.disk import Record, parse, read_text, write_whole
+from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BundleError, ProfileError
 from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import ThresholdTable
@@ -164,6 +165,18 @@ class Bundle:
         return self.path / self.manifest.exits[i].name
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle is to hold: `exits` (None: all), `only` whole exits or only groups, and a `single` file beside."""
+
+    exits: Sequence[int] | None = None
+    only: Literal["exits", "groups"] | None = None
+    single: bool = False
+
+
+ALL = Contents()
+
+
 def is_bundle(path: Path) -> bool:
     """Tell whether a folder looks like a bundle."""
     return (path / MANIFEST).is_file()
@@ -180,7 +193,7 @@ def describe_file(path: Path) -> File:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json; it is there whole or not at all."""
-    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
+    write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from anytime_lct.disk import Record, parse, read_text, write_whole
+from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import ProfileError
 
 NAME = "profile.json"
@@ -126,7 +126,7 @@ class Profile(Record):
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON; the file is there whole or not at all."""
-        write_whole(path, self.model_dump_json(indent=1) + "\n", ProfileError)
+        write(path, self.model_dump_json(indent=1) + "\n", ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> Profile:

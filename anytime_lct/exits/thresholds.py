@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from anytime_lct.disk import Record, parse, read_text, write_whole
+from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BudgetError, NothingFitsError, ProfileError
 from anytime_lct.exits.profile import Quality
 
@@ -93,7 +93,7 @@ class ThresholdTable(Record):
 
     def save(self, path: Path) -> None:
         """Write the table as JSON; the file is there whole or not at all."""
-        write_whole(path, self.model_dump_json(indent=1) + "\n", ProfileError)
+        write(path, self.model_dump_json(indent=1) + "\n", ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> ThresholdTable:

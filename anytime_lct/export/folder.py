@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import EncodeError
 
+from anytime_lct import disk
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import is_bundle
 
@@ -49,7 +50,4 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         content = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
         raise ExportError(f"Expected less than 2 GB for '{path.name}', the limit of an ONNX file: {error}.") from error
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    disk.flush(path, content)

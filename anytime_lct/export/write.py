@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
 from anytime_lct.evaluation import Answers
-from anytime_lct.exits.bundle import Bundle, Manifest, Preprocessing, describe_file, write_manifest
+from anytime_lct.exits.bundle import ALL, Bundle, Contents, Manifest, Preprocessing, describe_file, write_manifest
 from anytime_lct.exits.profile import NAME as PROFILE
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.thresholds import NAME as THRESHOLDS
@@ -33,34 +32,40 @@ from anytime_lct.stopwatch import machine, median_seconds
 from anytime_lct.task import Facts
 
 
-def export(
-    network: LCTNetwork,
-    facts: Facts,
-    profile: Profile,
-    out: Path,
-    *,
-    model_name: str,
-    exits: Sequence[int] | None = None,
-    only: Literal["exits", "groups"] | None = None,
-    single: bool = False,
-    force: bool = False,
-    thresholds: ThresholdTable | None = None,
-    int8: Int8 | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Bundle:
-    """Write a bundle folder of the `exits` (default: all), and return it opened.
+@dataclass(frozen=True)
+class Trained:
+    """What is exported: a network, the facts of its data, its profile and name, and its rules for stopping, if any."""
 
-    It holds every exit whole, and layer groups and critics for resumable execution; `only` leaves one of the two out.
-    With `single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py). Onnxruntime's
-    logits are compared with torch's, and every exit is timed. Of the `thresholds` it takes those rules that visit
+    network: LCTNetwork
+    facts: Facts
+    profile: Profile
+    model_name: str
+    thresholds: ThresholdTable | None = None
+
+
+def write_bundle(
+    trained: Trained,
+    out: Path,
+    contents: Contents = ALL,
+    *,
+    int8: Int8 | None = None,
+    force: bool = False,
+    progress: Callable[[str], object] | None = None,
+) -> Bundle:
+    """Write a bundle folder, and return it opened.
+
+    It holds every exit whole, and layer groups and critics for resumable execution; `contents.only` leaves one of the
+    two out. With `contents.single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py).
+    Onnxruntime's logits are compared with torch's, and every exit is timed. Of the rules it takes those that visit
     exported exits only, and none without groups. With `int8` the graphs are quantised, and quality, temperatures and
     rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces
     an existing bundle. Raises ExportError.
 
-    >>> export(run.network, run.facts, profile, Path("bundle"), model_name="resnet")      # doctest: +SKIP
+    >>> write_bundle(Trained(network, facts, profile, "resnet"), Path("bundle"))        # doctest: +SKIP
     """
+    network, facts, profile, thresholds = trained.network, trained.facts, trained.profile, trained.thresholds
     say = progress or (lambda what: None)
-    asked = _Asked.check(network, profile, exits, only, single)
+    asked = _Asked.check(network, profile, contents)
     if int8 is not None:
         check(facts)
     if any(p.device.type != "cpu" for p in network.parameters()):
@@ -91,7 +96,7 @@ def export(
             profile, thresholds = int8.measure(_answers(next(iter(engines.values())), asked.served), asked.served)
         say("timing every exit")
         rules = thresholds.of_exits(asked.served) if thresholds is not None and asked.with_groups else None
-        written = partial(_write_records, folder, facts, asked, model_name, difference, int8 is not None, rules)
+        written = partial(_write_records, folder, facts, asked, trained.model_name, difference, int8 is not None, rules)
         written(profile)
         written(_timed(folder, facts, profile, asked))
         Bundle.open(folder)
@@ -109,16 +114,14 @@ class _Asked:
     single: bool
 
     @classmethod
-    def check(
-        cls, network: LCTNetwork, profile: Profile, exits: Sequence[int] | None, only: str | None, single: bool
-    ) -> _Asked:
-        n = network.num_groups
+    def check(cls, network: LCTNetwork, profile: Profile, contents: Contents) -> _Asked:
+        n, only, single = network.num_groups, contents.only, contents.single
         if profile.num_groups != n:
             raise ExportError(
                 f"Expected a profile of the same network, with {n} exits, got one with {profile.num_groups}; "
                 f"analyze the run again."
             )
-        served = tuple(sorted(set(range(1, n + 1) if exits is None else exits)))
+        served = tuple(sorted(set(range(1, n + 1) if contents.exits is None else contents.exits)))
         if not served or served[0] < 1 or served[-1] > n:
             raise ExportError(f"Expected exits from 1 to {n} to export, got {', '.join(map(str, served)) or 'none'}.")
         if only not in (None, "exits", "groups"):

@@ -6,18 +6,18 @@ data sets. The completed recipe is written into the run folder and says everythi
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from anytime_lct import disk
 from anytime_lct.errors import RecipeError
 from anytime_lct.recipes.defaults import BUILT_IN, PAPER_IMAGES, PAPER_TEXT, SCALED_INPUTS
-from anytime_lct.recipes.recipe import TEXT, Recipe
+from anytime_lct.recipes.recipe import TEXT, Recipe, sentence
 
 
 def complete(given: dict[str, Any]) -> Recipe:
@@ -26,7 +26,8 @@ def complete(given: dict[str, Any]) -> Recipe:
     >>> complete({"data": {"name": "cifar10"}, "train": {"epochs": 10}}).groups.lr
     0.1
 
-    Raises RecipeError naming the first key that is unknown or out of range.
+    Raises RecipeError naming the first key that is unknown or out of range. A table that is none of a recipe's own may
+    be that of a training method, and stays as it is (`training.methods.table.checked`).
     """
     name = str(_table(given, "data").get("name", "digits"))
     empty: dict[str, Any] = {key: {} for key in Recipe.model_fields}
@@ -45,13 +46,12 @@ def complete(given: dict[str, Any]) -> Recipe:
     if _table(merged, "train").get("weights") == "default" and _table(merged, "model").get("name") in SCALED_INPUTS:
         merged["model"].setdefault("transform_input", True)
     cut = _table(given, "cut")
-    for cuts in (cut.get("places"), cut.get("shares")):
-        if isinstance(cuts, list | tuple) and "groups" not in cut:
-            merged["cut"]["groups"] = len(cast("list[Any]", cuts)) + 1
+    if "groups" not in cut and (cut.get("places") or cut.get("shares")):
+        merged["cut"].pop("groups", None)  # they say how many themselves
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        raise RecipeError(_sentence(error)) from None
+        raise RecipeError(sentence(error, Recipe)) from None
 
 
 def read(
@@ -102,12 +102,10 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def write(recipe: Recipe, path: Path) -> None:
-    """Write the completed recipe as TOML (temporary name, then renamed), so that `read(path)` gives it back."""
+    """Write the completed recipe as TOML, whole or not at all, so that `read(path)` gives it back."""
     import tomli_w
 
-    part = path.with_suffix(".part")
-    part.write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    part.replace(path)
+    disk.write(path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), RecipeError)
 
 
 def shipped() -> tuple[str, ...]:
@@ -143,28 +141,3 @@ def _word(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text.strip()
-
-
-def _sentence(error: ValidationError) -> str:
-    """Say the first thing that is wrong with a recipe: where, what was expected, what came."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = ".".join(path) or "the recipe"
-    if first["type"] == "extra_forbidden":
-        known = _keys_beside(path)
-        near = difflib.get_close_matches(path[-1], known, n=3)
-        return f"The recipe has an unknown key '{where}'; did you mean {' or '.join(near or known)}?"
-    if first["type"] == "missing":
-        return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
-    wanted = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], dict):  # entries that do not go together
-        return f"The recipe does not do: {wanted}."
-    return f"The recipe's '{where}' is {first['input']!r}, which does not do: {wanted[0].lower()}{wanted[1:]}."
-
-
-def _keys_beside(path: list[str]) -> list[str]:
-    if len(path) == 1:
-        return list(Recipe.model_fields)
-    annotation = Recipe.model_fields[path[0]].annotation
-    section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
-    return list(cast(type[BaseModel], section).model_fields)

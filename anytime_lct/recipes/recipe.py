@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-DataName = Literal["digits", "pydoc", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "text"]
-MethodName = Literal["lct", "bp", "joint", "posthoc", "alone", "dni", "admm", "gpipe", "1f1b"]
-PIPELINES: frozenset[str] = frozenset({"gpipe", "1f1b"})
-WITH_EXITS: frozenset[str] = frozenset({"lct", "joint", "posthoc"})  # every layer group ends in an exit
-CUTS: frozenset[str] = frozenset({*WITH_EXITS, *PIPELINES, "alone", "dni"})
-TEXT: frozenset[str] = frozenset({"pydoc", "text"})
+from anytime_lct.errors import RecipeError
+
+# Every closed choice is typed here, once.
+Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
+Strategy = Literal["layers", "balanced", "measured", "memory"]
+CriticKind = Literal["slim", "residual", "paper", "paper-imagenet"]
+Form = Literal["per-sample", "scalar"]
+Matching = Literal["l1", "l2", "smooth-l1"]
+CriticLoss = Literal["paper", "mixed", "cross-entropy"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
+Wire = Literal["exact", "bf16"]
+
+TEXT: frozenset[str] = frozenset({"pydoc", "text"})  # data sets on text; any other has images
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -24,13 +33,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+SectionT = TypeVar("SectionT", bound=Section)
+
+
 class DataRecipe(Section):
-    name: DataName = "digits"
+    """The data set by name, where it lies, and how it becomes minibatches (`data.datasets.load`)."""
+
+    name: str = "digits"
     root: str | None = None
     path: str | None = None
     download: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    augment: Literal["auto", "none", "flip", "crop", "crop-flip", "imagenet"] = "auto"
+    augment: Literal["auto"] | Augment = "auto"
     image_size: Count | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
@@ -51,12 +65,29 @@ class ModelRecipe(Section):
 
 
 class CutRecipe(Section):
-    """`groups` placed `by` what, or after the named `places`, or exits at `shares` of the main network's cost."""
+    """Where a network is cut: into `groups` by a strategy, after named `places`, or for exits at `shares` of its cost.
+
+    Places and shares say themselves how many groups there are. `spread` is what is evened out between workers; by
+    default what `by` says, and training cost where that is layers.
+
+    >>> CutRecipe(shares=(0.4, 0.7)).groups
+    3
+    """
 
     groups: Count = 4
-    by: Literal["layers", "balanced", "measured", "memory"] = "layers"
+    by: Strategy = "layers"
     places: tuple[str, ...] = ()
     shares: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
+    spread: Literal["balanced", "measured", "memory"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_groups(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "groups" in given:
+            return cast(Any, given)
+        table = cast("dict[str, Any]", given)
+        cuts = table.get("places") or table.get("shares")
+        return {**table, "groups": len(cast("list[Any]", cuts)) + 1} if isinstance(cuts, list | tuple) else table
 
     @model_validator(mode="after")
     def _agree(self) -> CutRecipe:
@@ -73,48 +104,25 @@ class CutRecipe(Section):
 
 
 class CriticRecipe(Section):
-    kind: Literal["slim", "residual", "paper", "paper-imagenet"] = "slim"
+    """What stands behind every cut: a kind of critic, and its depth, one for all or one for each."""
+
+    kind: CriticKind = "slim"
     depth: Count | tuple[Count, ...] | None = None
 
 
 class RuleRecipe(Section):
     """How critics learn (lct.Rule): the form of (5), its l, what they minimise, and the weight of L_i when mixed."""
 
-    form: Literal["per-sample", "scalar"] = "per-sample"
-    matching: Literal["l1", "l2", "smooth-l1"] = "l1"
-    critic_loss: Literal["paper", "mixed", "cross-entropy"] = "paper"
+    form: Form = "per-sample"
+    matching: Matching = "l1"
+    critic_loss: CriticLoss = "paper"
     cross_entropy: NotNegative = 1.0
 
 
-class DNIRecipe(Section):
-    """Synthetic gradients: what their networks see beside h, their width, and the scale of what they predict."""
-
-    labels: bool = True
-    width: Count = 128
-    scale: Positive = 10.0
-
-
-class ADMMRecipe(Section):
-    """Penalties of Taylor et al. (2016): `beta` on z = W a, `gamma` on a = h(z); sweeps before multipliers move."""
-
-    beta: Positive = 1.0
-    gamma: Positive = 100.0
-    warmup: Annotated[int, Field(ge=0)] = 60
-
-
-class PostHocRecipe(Section):
-    """What critics minimise behind a frozen main network.
-
-    Their own cross-entropy, (5) as `rule` has it (paper, mixed), or the divergence from the main network's output
-    (distillation; Hinton et al., 2015), both softened by `temperature`.
-    """
-
-    loss: Literal["cross-entropy", "paper", "mixed", "distillation"] = "cross-entropy"
-    temperature: Positive = 1.0
-
-
 class OptimizerRecipe(Section):
-    name: Literal["sgd", "adam", "adamw"]
+    """An optimizer and its rate, before the schedule."""
+
+    name: OptimizerName
     lr: Positive
     momentum: Fraction = 0.9
     nesterov: bool = True
@@ -124,14 +132,16 @@ class OptimizerRecipe(Section):
 class ScheduleRecipe(Section):
     """Learning rate over the run; milestones are shares of it, warm-up is counted in epochs."""
 
-    name: Literal["constant", "step", "cosine", "one-cycle"] = "constant"
+    name: ScheduleName = "constant"
     milestones: tuple[Fraction, ...] = ()
     gamma: Positive = 0.1
     warmup: NotNegative = 0.0
 
 
 class TrainRecipe(Section):
-    method: MethodName = "lct"
+    """The run: its method by name, its length, and how it computes."""
+
+    method: str = "lct"
     exit: Count | None = None
     weights: str | None = None
     track_descent: Annotated[int, Field(ge=0)] = 0
@@ -143,46 +153,64 @@ class TrainRecipe(Section):
     channels_last: bool = False
     compile: bool = False
     device: str = "auto"
-    wire: Literal["exact", "bf16"] = "exact"
+    wire: Wire = "exact"
     sync_batch_norm: bool = False
     microbatches: Count = 4
     keep: Literal["last", "best"] = "last"
     checkpoint_minutes: Positive = 10.0
 
-    @model_validator(mode="after")
-    def _fit_the_method(self) -> TrainRecipe:
-        if (self.method == "alone") != (self.exit is not None):
-            raise ValueError("method alone, and no other, needs exit = 1, 2 .., the sub-network that it trains")
-        if self.method == "posthoc" and self.weights is None:
-            raise ValueError("method posthoc needs weights, the run folder or file whose main network it freezes")
-        if self.track_descent and self.method != "lct":
-            raise ValueError(
-                f"track_descent compares local critic training with backprop; method {self.method} has none"
-            )
-        return self
-
 
 class Recipe(Section):
-    """A whole run. `groups` and `critics` are the two optimizers, each with its schedule."""
+    """A whole run. `groups` and `critics` are the two optimizers, each with its schedule.
 
+    Any other table is one that a training method brings; it is checked where methods are known
+    (`training.methods.table.checked`), and read with `section`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
     data: DataRecipe
     model: ModelRecipe
     cut: CutRecipe
     critic: CriticRecipe
     rule: RuleRecipe
-    dni: DNIRecipe
-    admm: ADMMRecipe
-    posthoc: PostHocRecipe
     train: TrainRecipe
     groups: OptimizerRecipe
     groups_schedule: ScheduleRecipe
     critics: OptimizerRecipe
     critics_schedule: ScheduleRecipe
 
-    @model_validator(mode="after")
-    def _fit_the_data(self) -> Recipe:
-        if self.train.method in ("dni", "admm") and self.data.name in TEXT:
-            raise ValueError(f"method {self.train.method} learns images alone, as in the paper; leave it out for text")
-        if self.train.method == "admm" and self.data.augment != "none":
-            raise ValueError("method admm needs data.augment = none, the same samples in every sweep")
-        return self
+    def section(self, name: str, kind: type[SectionT]) -> SectionT:
+        """Return a table that a training method brings, completed; raises RecipeError naming the first wrong key."""
+        given = (self.model_extra or {}).get(name, {})
+        try:
+            return kind.model_validate(given)
+        except ValidationError as error:
+            raise RecipeError(sentence(error, kind, name)) from None
+
+
+def sentence(error: ValidationError, kind: type[BaseModel], *above: str) -> str:
+    """Say the first thing that is wrong with a table: where, what was expected, what came.
+
+    `kind` is what was validated, `above` the names of the tables around it.
+    """
+    first = error.errors()[0]
+    path = [*above, *(str(part) for part in first["loc"])]
+    where = ".".join(path) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(kind, [str(part) for part in first["loc"]])
+        near = difflib.get_close_matches(path[-1], known, n=3)
+        return f"The recipe has an unknown key '{where}'; did you mean {' or '.join(near or known)}?"
+    if first["type"] == "missing":
+        return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
+    wanted = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):  # entries that do not go together
+        return f"The recipe contradicts itself: {wanted}."
+    return f"The recipe's '{where}' is {first['input']!r}: {wanted[0].lower()}{wanted[1:]}."
+
+
+def _keys_beside(kind: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path[:-1]:
+        annotation = kind.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            kind = annotation
+    return list(kind.model_fields)

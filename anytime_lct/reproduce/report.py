@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anytime_lct import disk
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
@@ -136,19 +137,15 @@ def _descent(figure: Figure) -> str:
 
 def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Path, Path]:
     """Write NAME.md and NAME.json, each whole or not at all; raises CheckpointError where the disk refuses."""
+    remedy = "choose another --out"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made = []
-        for path, content in ((folder / f"{name}.md", text), (folder / f"{name}.json", json.dumps(found, indent=1))):
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(content + ("" if content.endswith("\n") else "\n"), encoding="utf-8")
-            part.replace(path)
-            made.append(path)
     except OSError as error:
-        raise CheckpointError(
-            f"Could not write the report in '{folder}': {error.strerror or error}; choose another --out."
-        ) from None
-    return made[0], made[1]
+        raise CheckpointError(f"Could not make the folder '{folder}': {error.strerror or error}; {remedy}.") from None
+    page, data = folder / f"{name}.md", folder / f"{name}.json"
+    disk.write(page, text, CheckpointError, remedy)
+    disk.write(data, json.dumps(found, indent=1) + "\n", CheckpointError, remedy)
+    return page, data
 
 
 def _recipe(job: Job) -> dict[str, Any]:

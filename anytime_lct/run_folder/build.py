@@ -5,40 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anytime_lct.models import networks as models
+from anytime_lct.models import networks
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import CUTS, WITH_EXITS, CutRecipe, Recipe
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe, Recipe
 from anytime_lct.task import Facts
 
+WHOLE = CutRecipe(groups=1)
 
-def build_network(recipe: Recipe, facts: Facts, *, stages: bool = False) -> LCTNetwork:
+
+def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False) -> LCTNetwork:
     """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
 
-    A method without exits leaves a network of one group: the uncut main network, or the sub-network trained alone. With
-    `stages`, for training that goes through the layer groups, it is cut all the same.
+    `whole` leaves it uncut, a network of one group. With `train.exit`, it is the sub-network of that exit alone.
     """
-    method = recipe.train.method
-    whole = method not in CUTS or (method not in WITH_EXITS and method != "alone" and not stages)
-    cut = CutRecipe(groups=1) if whole else recipe.cut
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         network = LCTNetwork.cut(
             build_model(recipe, facts),
             example_input(facts),
-            num_groups=cut.groups,
-            places=cut.places,
-            shares=cut.shares,
-            by=cut.by,
-            critic=recipe.critic.kind,
-            depth=None if whole else recipe.critic.depth,
-            task=facts.task,
+            WHOLE if whole else recipe.cut,
+            CriticRecipe(kind=recipe.critic.kind) if whole else recipe.critic,
+            facts.task,
         )
     return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])
 
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
     """Build the uncut network of a recipe; draws its weights from torch's random state."""
-    return models.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
+    return networks.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
 
 
 def example_input(facts: Facts, batch: int = 2) -> Tensor:

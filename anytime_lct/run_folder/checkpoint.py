@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
+from anytime_lct import disk
 from anytime_lct.errors import CheckpointError
 
 KEPT = 2
+PROGRESS = "progress.json"
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -37,24 +38,23 @@ def begin(folder: Path, step: int) -> Path:
     return part
 
 
-def write_group(part: Path, index: int, tensors: dict[str, Tensor]) -> None:
-    """Write one layer group; whatever fails, the checkpoints before it stay whole."""
+def write_group(part: Path, index: int, tensors: dict[str, Tensor]) -> str:
+    """Write one layer group and return its sha256 sum; whatever fails, the checkpoints before it stay whole."""
     with _or_nothing(part):
-        write_bytes(part / _group(index), _bytes(tensors))
+        return disk.flush(part / _group(index), _bytes(tensors))
 
 
-def commit(part: Path, step: int, num_groups: int, progress: dict[str, Any]) -> Path:
-    """Give a whole checkpoint its name, once every group is written, and drop the oldest."""
+def commit(part: Path, step: int, sums: Mapping[int, str], progress: dict[str, Any]) -> Path:
+    """Give a whole checkpoint its name, once every group is written, and drop the oldest; `sums` are by group."""
     folder, final = part.parent, part.parent / f"step-{step:08d}"
+    named = {_group(index): digest for index, digest in sums.items()}
     with _or_nothing(part):
-        names = [_group(index) for index in range(1, num_groups + 1)]
-        sums = {name: hashlib.sha256((part / name).read_bytes()).hexdigest() for name in names}
-        write_bytes(part / "progress.json", json.dumps({"step": step, "sha256": sums, **progress}, indent=1).encode())
-        sync(part)
+        disk.flush(part / PROGRESS, json.dumps({"step": step, "sha256": named, **progress}, indent=1).encode())
+        disk.sync(part)
         if final.exists():
             shutil.rmtree(final)
         part.rename(final)
-        sync(folder)
+        disk.sync(folder)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -89,10 +89,10 @@ def load(
     Raises CheckpointError where it is damaged or has another number of groups.
     """
     try:
-        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
         sums = progress["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(_damaged(path, "progress.json")) from None
+        raise CheckpointError(_damaged(path, PROGRESS)) from None
     if len(sums) != num_groups:
         raise CheckpointError(f"The checkpoint '{path}' holds {len(sums)} layer groups, but the run has {num_groups}.")
     groups = {}
@@ -109,16 +109,8 @@ def load(
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a safetensors file under a temporary name, then rename it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_bytes(part, _bytes(tensors))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"Could not write '{path}': {error.strerror or error}; make room or choose another folder."
-        ) from None
+    """Write tensors to a safetensors file, whole or not at all; raises CheckpointError."""
+    disk.write(path, _bytes(tensors), CheckpointError, "make room or choose another folder")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -133,25 +125,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"The weights '{path}' are truncated or no safetensors file; copy them again or train again."
         ) from None
-
-
-def write_bytes(path: Path, content: bytes) -> str:
-    """Write and flush to the disk; return the sha256 sum."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
-
-
-def sync(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

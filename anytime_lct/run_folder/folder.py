@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct import __version__
-from anytime_lct.errors import CheckpointError
+from anytime_lct import __version__, disk
+from anytime_lct.errors import CheckpointError, ProfileError
 from anytime_lct.exits import profile
+from anytime_lct.exits.profile import Profile
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
@@ -57,25 +58,26 @@ def create(path: Path, recipe: Recipe, facts: Facts) -> None:
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / FACTS).write_text(json.dumps(dataclasses.asdict(facts), indent=1), encoding="utf-8")
-        (path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
-        recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
     except OSError as error:
         raise CheckpointError(
             f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
         ) from None
+    for name, told in ((FACTS, dataclasses.asdict(facts)), (ENVIRONMENT, environment())):
+        disk.write(path / name, json.dumps(told, indent=1) + "\n", CheckpointError, "choose another --run-dir")
+    recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
 
 
 def open_run(path: Path) -> Run:
     """Open a run folder with the weights that training left; raises CheckpointError where it is not whole."""
     recipe, facts = read(path)
-    network = build_network(recipe, facts)
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
             raise CheckpointError(
                 f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume."
             )
-    network.load(load_tensors(path / MAIN), load_tensors(path / CRITICS))
+    main, critics = load_tensors(path / MAIN), load_tensors(path / CRITICS)
+    network = build_network(recipe, facts, whole=not critics and recipe.train.exit is None)  # one exit, the main one
+    network.load(main, critics)
     return Run(path, recipe, facts, network.eval())
 
 
@@ -92,6 +94,13 @@ def read(path: Path) -> tuple[Recipe, Facts]:
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     return recipes.read(path / RECIPE), facts
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a run's profile; raises ProfileError where it has none yet, or one of earlier weights."""
+    if not (path / PROFILE).exists():
+        raise ProfileError(f"The run '{path}' has no profile yet; run anytime-lct analyze {path} first.")
+    return Profile.load(path / PROFILE)
 
 
 def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]) -> None:

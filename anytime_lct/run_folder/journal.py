@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from anytime_lct import disk
 from anytime_lct.errors import CheckpointError
 
 Line = dict[str, Any]
@@ -17,6 +19,8 @@ def append(path: Path, line: Line) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(
             f"Could not write '{path}': {error.strerror or error}; make room and use --resume."
@@ -39,8 +43,6 @@ def read(path: Path) -> list[Line]:
 
 def keep(path: Path, is_kept: Callable[[Line], bool]) -> None:
     """Drop the other lines, such as those of steps that will be run again."""
-    if not path.exists():
-        return
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in read(path) if is_kept(line)), encoding="utf-8")
-    part.replace(path)
+    if path.exists():
+        lines = (json.dumps(line) + "\n" for line in read(path) if is_kept(line))
+        disk.write(path, "".join(lines), CheckpointError, "make room and use --resume")

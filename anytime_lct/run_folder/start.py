@@ -25,11 +25,12 @@ WRAPPINGS = ("state_dict", "model_state_dict", "model")  # under which trainers 
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
 
-def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
+def load_weights(network: LCTNetwork, recipe: Recipe, facts: Facts, *, frozen: bool = False) -> str | None:
     """Give a network the weights that `train.weights` names; return a sentence on what starts anew, if anything does.
 
     A run folder gives its critics too, unless its classes are others. Raises CheckpointError and ModelError where
-    weights are missing or do not fit, and where a main network that is to stay as it is would need a new classifier.
+    weights are missing or do not fit, and where a main network that is to stay as it is (`frozen`) would need a new
+    classifier.
     """
     source = recipe.train.weights
     if source is None:
@@ -45,7 +46,7 @@ def start(network: LCTNetwork, recipe: Recipe, facts: Facts) -> str | None:
     else:
         given = read(Path(source))
     fitted, anew = fit(network.main_state(), given, facts.outputs)
-    if anew and recipe.train.method == "posthoc":
+    if anew and frozen:
         raise CheckpointError(
             f"The weights '{source}' have a classifier '{anew[0]}' for {given[anew[0]].shape[0]} classes, the data has "
             f"{facts.outputs}, and a new one cannot stay frozen; train it first, for example by --method bp."

@@ -12,7 +12,7 @@ from typing import Annotated
 import onnxruntime as ort
 from pydantic import Field, model_validator
 
-from anytime_lct.disk import Record, parse, read_text, write_whole
+from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.bundle import MANIFEST, Bundle
 from anytime_lct.stopwatch import machine
@@ -88,5 +88,5 @@ def load(bundle: Bundle, threads: int | None) -> Timings | None:
 def save(timings: Timings, bundle: Bundle) -> Path:
     """Write timings beside their bundle, whole or not at all; raises BundleError where the folder is not writable."""
     path = timings_path(bundle.path)
-    write_whole(path, timings.model_dump_json(indent=1) + "\n", BundleError)
+    write(path, timings.model_dump_json(indent=1) + "\n", BundleError)
     return path

@@ -28,6 +28,14 @@ class Epoch:
     validation_losses: tuple[float, ...]
     scores: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> Epoch:
+        """Read what `as_json` wrote."""
+        train, validation = line["train"], dict(line["validation"])
+        losses = tuple(validation.pop("loss"))
+        scores = next(iter(validation.values()), ())
+        return cls(line["epoch"], line["step"], line["seconds"], tuple(train["loss"]), losses, tuple(scores))
+
     def as_json(self, metric: str) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
@@ -43,3 +51,17 @@ class Note:
     """Something to tell before a run begins."""
 
     text: str
+
+
+Event = Progress | Epoch | Note
+
+
+@dataclass
+class Position:
+    """Where the next minibatch stands, and what was counted on the way; `best` is the score of the kept weights."""
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    best: float | None = None

@@ -17,6 +17,15 @@ from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRec
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
+def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
+    """Return the seed of what is random in layer group `index` (from 1) at a step (from 0) of a run.
+
+    It depends on nothing else, so that a group may be trained in any process, and a run may stop and go on, without a
+    number changing. Replicas drop other units.
+    """
+    return (seed * 1_000_003 + step) * 1_009 + index + replica * 2**40
+
+
 @dataclass(frozen=True)
 class Clock:
     """How many steps the run has in all, and in one epoch."""
@@ -119,7 +128,7 @@ def _foreign(error: Exception) -> CheckpointError:
     return CheckpointError(f"The checkpoint does not belong to this network: {first}")
 
 
-def as_told(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
+def forward_pass(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
     """Return the module's forward pass under the recipe's precision, compiled where the recipe says so."""
     module = torch.compile(module) if train.compile and compiled else module  # type: ignore[assignment]
     return _Autocast(module) if train.precision == "bfloat16" else module

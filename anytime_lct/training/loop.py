@@ -1,26 +1,34 @@
-"""Train a network of one's own on data of one's own, within one's own program: no recipe file, no run folder."""
+"""The loop: epochs of minibatches through a training method, in a run folder or within one's own program."""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Sized
-from itertools import chain
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anytime_lct.errors import DataError, DivergenceError, RecipeError
+from anytime_lct.data.batches import Dataset
+from anytime_lct.data.loaders import Batches, LoadedBatches
+from anytime_lct.errors import DivergenceError, RecipeError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.reading import complete
+from anytime_lct.recipes.recipe import TrainRecipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.events import Epoch
+from anytime_lct.training.events import Epoch, Position, Progress
 from anytime_lct.training.learner import Clock
+from anytime_lct.training.method import Method
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.run import device_of
+from anytime_lct.training.prepare import device_of
+from anytime_lct.training.processes.links import News
+from anytime_lct.training.processes.team import Team, alone
+from anytime_lct.training.saving import Saving
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+REPORT_SECONDS = 0.2
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
 OF_TRAIN = ("clip_norm", "label_smoothing", "precision", "compile")
 
@@ -41,59 +49,193 @@ def train(
 
     `data` is gone through once an epoch, and has a length: a DataLoader, a list of minibatches (x, y); classification
     takes y (B,), a language model x and y (B, T). `tables` are those of a recipe (`groups={"lr": 0.05}`, `critics`,
-    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), by default the toolkit's for images or
-    for text; what else a recipe has, the network and the data say themselves. `report` is called after every epoch.
-    The network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
+    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), by default the toolkit's for
+    images or for text; what else a recipe has, the network and the data say themselves. `report` is called after every
+    epoch. The network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
 
-    >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64), num_groups=4)        # doctest: +SKIP
+    >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
     >>> train(network, loader, epochs=10, validation=held_out)[-1].scores               # doctest: +SKIP
     """
-    if not isinstance(data, Sized) or not len(data):
-        raise DataError("Expected data with a length, at least one minibatch: a DataLoader, or a list of (x, y).")
-    asked = [*(f"train.{key}" for key in tables.get("train", {})), *(table for table in tables if table != "train")]
+    batches = LoadedBatches(data, validation, task)
+    recipe = complete(_given(tables, task, {"epochs": epochs, "seed": seed, "device": device}))
+    per_epoch = batches.num_batches("train")
+    team, clock = alone(device_of(device)), Clock(epochs * per_epoch, per_epoch)
+    network.to(team.device).train()
+    method, done = Worker.of(network, recipe, task, clock, team), list[Epoch]()
+    try:
+        for event in Loop(method, batches, recipe.train, clock, team, network.num_groups).events():
+            if isinstance(event, Epoch):
+                done.append(event)
+                if report is not None:
+                    report(event)
+    finally:
+        network.eval()
+    return done
+
+
+class Loop:
+    """One call of a run's loop, of `num_exits` exits; `events` reads from top to bottom as what happens.
+
+    With `saving`, it goes on from a checkpoint and leaves behind what a run folder holds. Once `interrupted` is set,
+    the minibatch under way is finished, a checkpoint written, and KeyboardInterrupt raised.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Dataset,
+        train: TrainRecipe,
+        clock: Clock,
+        team: Team,
+        num_exits: int,
+        saving: Saving | None = None,
+        interrupted: threading.Event | None = None,
+    ) -> None:
+        self.method, self.data, self.recipe, self.clock, self.team = method, data, train, clock, team
+        self.saving, self.interrupted = saving, interrupted or threading.Event()
+        self.at = Position()
+        # Losses times samples, and samples, of every exit; those of other workers' exits stay 0 here.
+        self.sums = torch.zeros(2, num_exits, dtype=torch.float64, device=team.device)
+        self.columns = [exit_ - 1 for exit_ in method.exits]
+        for edge in (team.previous, team.next):
+            if edge is not None:
+                edge.news = News(torch.zeros_like(self.sums))
+
+    def events(self, resume: bool = False) -> Iterator[Progress | Epoch]:
+        """Train to the end; the leader of a team alone yields."""
+        if resume and self.saving is not None:
+            self._resume(self.saving)
+        while self.at.epoch < self.recipe.epochs:
+            yield from self._epoch()
+            epoch = self._evaluate()
+            self.at = Position(epoch=epoch.epoch, best=self.at.best)
+            self.sums.zero_()
+            if self.saving is not None:
+                self.saving.checkpoint(self.at, torch.zeros_like(self.sums), epoch)
+            if self.team.leads:
+                if self.saving is not None:
+                    self.saving.show(epoch)
+                yield epoch
+        if self.saving is not None:
+            self.saving.finish()
+
+    def _resume(self, saving: Saving) -> None:
+        self.at, sums = saving.resume()
+        if sums is not None and self.team.replica == 0:
+            self.sums[:, self.columns] = sums[:, self.columns].to(self.team.device)
+
+    def _epoch(self) -> Iterator[Progress]:
+        at, start, shown = self.at, time.monotonic(), 0.0
+        before = at.seconds
+        if at.batch == 0:
+            self.method.start_epoch()
+        for batch in self._minibatches():
+            if self.saving is not None:
+                start += self.saving.track(batch)
+            self._pass_news_up()
+            losses = self.method.step(batch)
+            self.sums[0, self.columns] += losses * len(batch.y)
+            self.sums[1, self.columns] += len(batch.y)
+            at.batch, at.samples = at.batch + 1, at.samples + batch.joint
+            now = time.monotonic()
+            at.seconds = before + now - start
+            last = at.batch == self.clock.per_epoch
+            if batch.save:
+                self._checkpoint()
+                if batch.last and not last:
+                    raise KeyboardInterrupt
+            if self.team.leads and (last or now - shown > REPORT_SECONDS):
+                shown = now
+                yield Progress(at.epoch + 1, self.recipe.epochs, at.batch, self.clock.per_epoch, _means(self._so_far()))
+        if self.team.sum(torch.tensor([int(self.interrupted.is_set())])) > 0:
+            self._checkpoint()
+            raise KeyboardInterrupt
+
+    def _minibatches(self) -> Iterator[Minibatch]:
+        """Yield what is left of the epoch: from the data, or from the worker before; a stop comes with a checkpoint."""
+        at, team, first = self.at, self.team, self.at.epoch * self.clock.per_epoch
+        if team.previous is not None:
+            if at.batch < self.clock.per_epoch:
+                yield from team.previous.minibatches(first + at.batch)
+            return
+        share = (team.replica, team.replicas)
+        for number, (x, y) in enumerate(self.data.batches("train", at.epoch, at.batch, share), start=at.batch):
+            x, y = x.to(team.device, non_blocking=True), y.to(team.device, non_blocking=True)
+            if self.recipe.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            end = number == self.clock.per_epoch - 1
+            asked = self.interrupted.is_set() or (team.next is not None and team.next.news.interrupted)
+            asked, due = team.agree(
+                asked, self.saving is not None and self.saving.is_due
+            )  # at one step for all replicas
+            stop = asked and not end
+            rows = self.data.num_rows("train", number) if team.replicas > 1 else len(y)
+            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows)
+            if stop:
+                return
+
+    def _pass_news_up(self) -> None:
+        """Have the losses that go up next bring what is known here and below."""
+        below, above = self.team.next, self.team.previous
+        if above is not None:
+            above.news = News(
+                self._so_far(), self.interrupted.is_set() or (below is not None and below.news.interrupted)
+            )
+
+    def _so_far(self) -> Tensor:
+        """Sums of losses times samples and their counts, (2, N): as far as the workers below have told."""
+        return self.sums if self.team.next is None else self.sums + self.team.next.news.sums
+
+    def _evaluate(self) -> Epoch:
+        means = self._finite(_means(self.team.sum(self.sums)))
+        losses: tuple[float, ...] = ()
+        scores: tuple[float, ...] = ()
+        if self.data.num_samples("validation"):
+            judged = torch.zeros_like(self.sums, device="cpu")
+            if self.team.replica == 0:
+                judged[:, self.columns] = self.method.evaluate(self._validation())
+            judged = self.team.sum(judged)
+            losses, scores = tuple(judged[0].tolist()), tuple(judged[1].tolist())
+        step = (self.at.epoch + 1) * self.clock.per_epoch
+        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)
+
+    def _validation(self) -> Iterator[Minibatch]:
+        if self.team.previous is not None:
+            yield from self.team.previous.minibatches(0)
+            return
+        device, count = self.team.device, self.data.num_batches("validation")
+        for number, (x, y) in enumerate(self.data.batches("validation")):
+            yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
+
+    def _checkpoint(self) -> None:
+        sums = self.team.sum(self.sums)
+        self._finite(_means(sums))
+        if self.saving is not None:
+            self.saving.checkpoint(self.at, sums)
+
+    def _finite(self, means: tuple[float, ...]) -> tuple[float, ...]:
+        for exit_, loss in enumerate(means, start=1):
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"The loss of exit {exit_} became {loss} in epoch {self.at.epoch + 1}; lower groups.lr or "
+                    f"critics.lr, or set train.clip_norm, and resume from the last checkpoint or start again."
+                )
+        return means
+
+
+def _means(sums: Tensor) -> tuple[float, ...]:
+    return tuple((sums[0] / sums[1].clamp(min=1)).tolist())
+
+
+def _given(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[str, Any]) -> dict[str, Any]:
+    """Return what a recipe is completed from; raises RecipeError for what the network and the data say themselves."""
+    train = tables.get("train", {})
+    asked = [*(f"train.{key}" for key in train), *(table for table in tables if table != "train")]
     known = [*TABLES, *(f"train.{key}" for key in OF_TRAIN)]
     if odd := next((key for key in asked if key not in known), None):
         raise RecipeError(
             f"Expected {', '.join(known)} of a recipe, got '{odd}', which the network and the data say themselves; "
             f"leave it out, or train into a run folder."
         )
-    given = {"data": {"name": "cifar10" if task == "classification" else "text"}, **tables}
-    given["train"] = {**tables.get("train", {}), "epochs": epochs, "seed": seed, "device": device}
-    recipe = recipes.complete(given)
-    place, clock = device_of(device), Clock(epochs * len(data), len(data))
-    network.to(place)
-    worker, found = Worker.of(network, recipe, task, clock), []
-    try:
-        for epoch in range(1, epochs + 1):
-            found.append(_epoch(worker, network.train(), data, validation, epoch, clock, place))
-            if report is not None:
-                report(found[-1])
-    finally:
-        network.eval()
-    return found
-
-
-def _epoch(
-    worker: Worker,
-    network: LCTNetwork,
-    data: Batches,
-    validation: Batches,
-    epoch: int,
-    clock: Clock,
-    place: torch.device,
-) -> Epoch:
-    start, step = time.monotonic(), (epoch - 1) * clock.per_epoch
-    worker.start_epoch()
-    worker.sums.zero_()
-    for x, y in data:
-        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):  # the data do not see its seeds
-            worker.step(Minibatch(x.to(place), y.to(place), step))
-        step += 1
-    seconds = time.monotonic() - start
-    losses = tuple((worker.sums[0] / worker.sums[1]).tolist())
-    if not all(abs(loss) < float("inf") for loss in losses):
-        raise DivergenceError(f"The losses of the exits became {losses} in epoch {epoch}; lower groups={{'lr': ..}}.")
-    held = (Minibatch(x.to(place), y.to(place), number) for number, (x, y) in enumerate(validation))
-    first = next(held, None)
-    scores = ((), ()) if first is None else worker.evaluate(chain([first], held)).tolist()
-    return Epoch(epoch, step, seconds, losses, tuple(scores[0]), tuple(scores[1]))
+    name = "cifar10" if task == "classification" else "text"
+    return {"data": {"name": name}, **tables, "train": {**train, **own}}

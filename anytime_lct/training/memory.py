@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from anytime_lct import disk
+from anytime_lct.errors import CheckpointError
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.processes.team import Team
 
@@ -69,9 +71,8 @@ def write_peaks(path: Path, memory: PeakMemory, team: Team) -> None:
     peaks[team.rank] = memory.bytes()
     peaks = team.sum(peaks)
     if team.leads:
-        part = path / f".{run_folder.MEMORY}.part"
-        part.write_text(json.dumps({"peak_bytes": [int(peak) for peak in peaks.tolist()]}), encoding="utf-8")
-        part.replace(path / run_folder.MEMORY)
+        told = {"peak_bytes": [int(peak) for peak in peaks.tolist()]}
+        disk.write(path / run_folder.MEMORY, json.dumps(told), CheckpointError, "make room and use --resume")
 
 
 def _resident(field: str) -> int:

@@ -1,43 +1,37 @@
-"""What a way of training supplies to a run: what it does with a minibatch."""
+"""What a training method does with minibatches; `methods/table.py` names them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
 
-from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import Recipe
-from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import Team
 
 
 class Method(Protocol):
-    """What a way of training does with a minibatch; `Worker` is local critic training.
-
-    `sums` holds losses times samples and samples of the exits counted here, (2, exits), float64; `known` those of
-    other workers as far as they have told; `interrupted_below` that another worker was asked to stop.
-    """
-
-    sums: Tensor
-    known: Tensor
-    interrupted_below: bool
+    """A training method in one process of a run; `exits` are those whose losses are counted here, from 1."""
 
     @property
-    def exits(self) -> list[int]: ...
+    def exits(self) -> tuple[int, ...]: ...
 
-    def start_epoch(self) -> None: ...
+    def start_epoch(self) -> None:
+        """Forget the hidden state carried through the last epoch."""
+        ...
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None: ...
+    def step(self, batch: Minibatch) -> Tensor:
+        """Learn from one minibatch; return the mean loss of each of `exits` before that, (len(exits),), float64."""
+        ...
 
-    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor: ...
+    def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
+        """Return mean loss and mean metric of each of `exits`, (2, len(exits)), float64, on the CPU."""
+        ...
 
-    def state(self) -> dict[int, dict[str, Tensor]]: ...
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """Return what training goes on from: flat tensors of the layer groups owned here, by index from 1."""
+        ...
 
-    def load(self, states: dict[int, dict[str, Tensor]]) -> None: ...
-
-
-MakeMethod = Callable[[LCTNetwork, Recipe, TaskName, Clock, Team], Method]
+    def load(self, states: dict[int, dict[str, Tensor]]) -> None:
+        """Go on from what `state` returned, of all groups or these; raises CheckpointError where it does not fit."""
+        ...

@@ -5,17 +5,17 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime_lct.cutting.choice import of_workers, spread
-from anytime_lct.cutting.costs import Strategy
 from anytime_lct.cutting.seconds import Others
 from anytime_lct.data.batches import Dataset
-from anytime_lct.errors import DataError
+from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.network import LCTNetwork, choose_places
-from anytime_lct.recipes.recipe import CUTS, OptimizerRecipe, Recipe
+from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input
 from anytime_lct.training.learner import Clock
+from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
 
 
@@ -32,7 +32,7 @@ def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
     return shortest // team.replicas
 
 
-def expect_to_learn_from_one(network: LCTNetwork, example: Tensor) -> None:
+def expect_to_learn_from_one(network: nn.Module, example: Tensor) -> None:
     """Raise DataError where a minibatch of one sample, the `example`, is too few for the network's batch norms."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -46,49 +46,57 @@ def expect_to_learn_from_one(network: LCTNetwork, example: Tensor) -> None:
             ) from None
 
 
-def deal(recipe: Recipe, data: Dataset, team: Team, place: Strategy | None = None) -> tuple[LCTNetwork, Recipe]:
+def deal(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
     """Return the network, cut, and the recipe with its places; set the team's bounds.
 
     Where the cut depends on this machine (measured, by all processes side by side) or on whether there are several
-    workers (memory), it is chosen once, and the recipe that goes into the run folder names the places. `place` says
-    what is evened out between workers; by default what the cut evens out, and training cost where that is layers.
+    workers (memory), it is chosen once, and the recipe that goes into the run folder names the places.
     """
-    recipe = _fixed(recipe, data, team)
-    network = build_network(recipe, data.facts, stages=True)
+    row = row_of(recipe.train.method)
+    recipe = _with_places(recipe, data, team) if row.cuts else recipe
+    network = build_network(recipe, data.facts, whole=not row.cuts)
     if not team.bounds:
-        by = place or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
+        by = recipe.cut.spread or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
         bounds = (0, network.num_groups)
         if team.workers > 1 and team.leads:
             rows = _rows(data, team) if by != "balanced" else 2
             example = example_input(data.facts, rows)
-            critics = list(network.critics) if recipe.train.method == "lct" else []
+            critics = list(network.critics) if row.exits else []
             table = of_workers(list(network.groups), critics, example, by, _weight_copies(recipe.groups))
             bounds = spread(table, team.workers)
         team.bounds = tuple(team.share(bounds))
     return network, recipe
 
 
-def _fixed(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
+def _with_places(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
     cut = recipe.cut
-    chosen_now = cut.by in ("measured", "memory")
-    if cut.places or cut.shares or cut.groups == 1 or not chosen_now or recipe.train.method not in CUTS:
+    if cut.places or cut.shares or cut.groups == 1 or cut.by not in ("measured", "memory"):
         return recipe
     places: tuple[str, ...] = ()
     if team.leads or cut.by == "measured":
-        example = example_input(data.facts, _rows(data, team)).to(team.device)
         places = choose_places(
             build_model(recipe, data.facts).to(team.device),
-            example,
-            num_groups=cut.groups,
-            by=cut.by,
-            critic=recipe.critic.kind,
-            depth=recipe.critic.depth,
-            task=data.facts.task,
+            example_input(data.facts, _rows(data, team)).to(team.device),
+            cut,
+            recipe.critic,
+            data.facts.task,
             weight_copies=_weight_copies(recipe.groups) if team.workers > 1 else 0,
             others=Others(team.rank, team.mean),
         )
     places = tuple(team.share(places))
     return recipe.model_copy(update={"cut": cut.model_copy(update={"places": places})})
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a recipe names; raises RecipeError where this machine has none such."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device).tolist()  # which a device without values cannot
+    except (RuntimeError, AssertionError):
+        raise RecipeError(
+            f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto."
+        ) from None
+    return device
 
 
 def _rows(data: Dataset, team: Team) -> int:

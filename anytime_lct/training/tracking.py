@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from anytime_lct.errors import RecipeError
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.descent import Descent
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
 from anytime_lct.training.learner import Clock
-from anytime_lct.training.method import Method
-from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A training method whose descent can be measured."""
+
+    def descent(self, batch: Minibatch) -> Descent: ...
 
 
 class Tracking:
@@ -23,15 +27,15 @@ class Tracking:
     are minibatches and those of the others epochs.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, clock: Clock, learning: Method) -> None:
-        self._path, self._every, self._clock = path, recipe.train.track_descent, clock
-        self._worker = learning if isinstance(learning, Worker) else None
+    def __init__(self, path: Path, every: int, clock: Clock, method: object) -> None:
+        self._path, self._every, self._clock = path, every, clock
+        self._method = method
         self._board: Any = None
 
     def __call__(self, batch: Minibatch) -> float:
-        if self._worker is None or self._every == 0 or batch.step % self._every:
+        if self._every == 0 or batch.step % self._every or not isinstance(self._method, Tracked):
             return 0.0
-        found = self._worker.descent(batch)
+        found = self._method.descent(batch)
         if self._board is None:
             self._board = self._begin(batch.step)
         journal.append(self._path / run_folder.DESCENT, found.as_json(found.step / self._clock.per_epoch))
@@ -49,12 +53,3 @@ class Tracking:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-def expect_one_process(recipe: Recipe, workers: int, replicas: int) -> None:
-    """Raise RecipeError where sufficient descent is to be tracked by several processes."""
-    if recipe.train.track_descent and (workers, replicas) != (1, 1):
-        raise RecipeError(
-            f"Expected one process with train.track_descent, which needs the whole network for the true gradient, got "
-            f"{workers} workers and {replicas} replicas; leave --workers and --replicas out, or --track-descent."
-        )

@@ -13,27 +13,44 @@ rows here, z_l is (B, n_l), and a bias is the last column of W_l, (n_l, n_{l-1} 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, fx, nn
 
 from anytime_lct import task as tasks
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes.recipe import TEXT, Positive, Recipe, Section
 from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Clock, load_module, module_state
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
-
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
-
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
 
 RIDGE = 1e-5  # share of the mean diagonal of a^T a: pixels that never change leave it singular
 KAIMING = 6**0.5  # from nn.Linear's initial deviation, 1 / sqrt(3 n), to the one that ReLU keeps, sqrt(2 / n)
+
+
+class ADMMRecipe(Section):
+    """Penalties of Taylor et al. (2016): `beta` on z = W a, `gamma` on a = h(z); sweeps before multipliers move."""
+
+    beta: Positive = 1.0
+    gamma: Positive = 100.0
+    warmup: Annotated[int, Field(ge=0)] = 60
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError unless the samples are images, the same in every sweep."""
+    if recipe.data.name in TEXT:
+        raise RecipeError("Expected images with method admm, as in the paper, got a text; choose another method.")
+    if recipe.data.augment != "none":
+        raise RecipeError(
+            f"Expected data.augment = none with method admm, which needs the same samples in every sweep, got "
+            f"{recipe.data.augment}; set it."
+        )
 
 
 class ADMM:
@@ -46,9 +63,8 @@ class ADMM:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self.interrupted_below = False
-        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
-        self._network, self._recipe, self._told = network, recipe, recipe.admm
+        self._network, self._recipe = network, recipe
+        self._options = recipe.section("admm", ADMMRecipe)
         self._model = network.groups[0]
         self._linears = linears(self._model)
         if clock.per_epoch > 1:
@@ -62,22 +78,21 @@ class ADMM:
         self._sweep = 0
 
     @property
-    def exits(self) -> list[int]:
-        return [1]
+    def exits(self) -> tuple[int, ...]:
+        return (1,)
 
     def start_epoch(self) -> None:
         """Do nothing: all that is carried from sweep to sweep is in the variables."""
 
     @torch.no_grad()
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Sweep once over all variables, and count the cross-entropy of the network that comes out."""
+    def step(self, batch: Minibatch) -> Tensor:
+        """Sweep once over all variables; return the cross-entropy of the network that comes out."""
         if not self._z:
             self._start(batch.x.flatten(1), batch.y)
         self._sweep_once()
         L = tasks.losses(self.task, self._model(self._a[0]), self._y, self._recipe.train.label_smoothing).mean()
         expect_finite(L, batch.step)
-        self.sums[0] += L.double() * len(self._y)
-        self.sums[1] += len(self._y)
+        return L.double().reshape(1)
 
     def _start(self, x: Tensor, y: Tensor) -> None:
         if self._recipe.train.weights is None:
@@ -91,7 +106,7 @@ class ADMM:
         self._multiplier = torch.zeros_like(self._z[-1])
 
     def _sweep_once(self) -> None:
-        beta, gamma, a, z = self._told.beta, self._told.gamma, self._a, self._z
+        beta, gamma, a, z = self._options.beta, self._options.gamma, self._a, self._z
         W = [torch.cat([linear.weight, linear.bias[:, None]], 1) for linear in self._linears]
         if not len(self._gram):
             self._gram = gram(with_one(a[0]))  # of x, the same in every sweep
@@ -104,7 +119,7 @@ class ADMM:
         m = forward(W[last], a[last])
         z[last] = output(m, self._y, self._multiplier, beta)
         self._sweep += 1
-        if self._sweep > self._told.warmup:
+        if self._sweep > self._options.warmup:
             self._multiplier = self._multiplier + 2 * beta * (z[last] - m)  # now -lambda is in the subdifferential of l
         for linear, W_l in zip(self._linears, W, strict=True):
             linear.weight.copy_(W_l[:, :-1])
@@ -129,7 +144,7 @@ class ADMM:
         try:
             self._sweep = int(flat["admm.sweep"])
             if self._sweep:
-                device, depth = self.sums.device, len(self._linears)
+                device, depth = self._linears[0].weight.device, len(self._linears)
                 self._y, self._multiplier = flat["admm.y"].to(device), flat["admm.lambda"].to(device)
                 self._z = [flat[f"admm.z_{number}"].to(device) for number in range(1, depth + 1)]
                 self._a = [flat[name].to(device) for name in ("admm.x", *(f"admm.a_{k}" for k in range(1, depth)))]

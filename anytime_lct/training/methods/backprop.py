@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from anytime_lct import task as tasks
 from anytime_lct.errors import DivergenceError, RecipeError
@@ -17,11 +14,18 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.replicas import data_parallel
+from anytime_lct.training.processes.team import Team
 
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
+
+def check_alone(recipe: Recipe) -> None:
+    """Raise RecipeError unless the recipe names the sub-network that is trained alone."""
+    if recipe.train.exit is None:
+        raise RecipeError(
+            "Expected train.exit = 1, 2 .. with method alone, the sub-network that it trains, got none; set it."
+        )
 
 
 class Backprop:
@@ -33,8 +37,6 @@ class Backprop:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self.interrupted_below = False
-        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
         self._model, self._recipe, self._team, self._clock = network.groups[0], recipe, team, clock
         if team.replicas > 1 and recipe.train.sync_batch_norm:
             if team.device.type == "cpu":
@@ -44,30 +46,27 @@ class Backprop:
                 )
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, team.equals)
         self._learner = Learner(self._model, recipe.groups, recipe.groups_schedule, clock)
-        self._f = as_told(self._model, recipe.train)
+        self._f = forward_pass(self._model, recipe.train)
         if team.replicas > 1:
-            self._f = DistributedDataParallel(self._f, process_group=team.equals, gradient_as_bucket_view=True)
-            if recipe.train.wire == "bf16":
-                self._f.register_comm_hook(team.equals, bf16_compress_hook)
+            self._f = data_parallel(self._f, team.equals, recipe.train.wire)
 
     @property
-    def exits(self) -> list[int]:
-        return [1]
+    def exits(self) -> tuple[int, ...]:
+        return (1,)
 
     def start_epoch(self) -> None:
         self._learner.start_epoch()
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Learn from one minibatch, and count its loss."""
-        told = self._recipe.train
-        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1 + self._team.replica * 2**40)
+    def step(self, batch: Minibatch) -> Tensor:
+        """Learn from one minibatch; return its loss."""
+        train = self._recipe.train
+        torch.manual_seed(random_seed(train.seed, batch.step, replica=self._team.replica))
         self._learner.zero_grad()
-        L = tasks.losses(self.task, self._f(batch.x), batch.y, told.label_smoothing).mean()
+        L = tasks.losses(self.task, self._f(batch.x), batch.y, train.label_smoothing).mean()
         (L * (batch.share * self._team.replicas)).backward()  # DDP takes the mean over replicas
         expect_finite(L, batch.step)
-        self._learner.step(batch.step, told.clip_norm)
-        self.sums[0] += L.detach().double() * len(batch.y)
-        self.sums[1] += len(batch.y)
+        self._learner.step(batch.step, train.clip_norm)
+        return L.detach().double().reshape(1)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:

@@ -10,7 +10,6 @@ One minibatch, three groups. M_i sees h_i (and the label) and says what dL/dh_i 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +19,29 @@ from anytime_lct import task as tasks
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes.recipe import TEXT, Count, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
-
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
-
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
 
 FIRST = 15_485_863  # sets the synthesizers' weights apart from the network's, which follow from the same seed
+
+
+class DNIRecipe(Section):
+    """Synthetic gradients: what their networks see beside h, their width, and the scale of what they predict."""
+
+    labels: bool = True
+    width: Count = 128
+    scale: Positive = 10.0
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError for a text, of which there are no synthetic gradients here."""
+    if recipe.data.name in TEXT:
+        raise RecipeError("Expected images with method dni, as in the paper, got a text; choose another method.")
 
 
 class DNI:
@@ -45,38 +55,36 @@ class DNI:
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         _expect_images(task, network)
         self.task: TaskName = task
-        self.interrupted_below = False
-        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
-        self._recipe = recipe
+        self._recipe, self._options = recipe, recipe.section("dni", DNIRecipe)
         self._main = LCTNetwork([nn.Sequential(*network.groups)], [])
-        self._classes = _outputs(network, team.device) if recipe.dni.labels else 0
+        self._classes = _outputs(network, team.device) if self._options.labels else 0
         synthesizers = self._make(network.shapes, team.device)
         self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
         self._synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
-        self._f = [as_told(group, recipe.train) for group in network.groups]
-        self._M = [as_told(M, recipe.train) for M in synthesizers]
+        self._f = [forward_pass(group, recipe.train) for group in network.groups]
+        self._M = [forward_pass(M, recipe.train) for M in synthesizers]
 
     def _make(self, shapes: Iterable[tuple[int, ...]], device: torch.device) -> list[nn.Sequential]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._recipe.train.seed + FIRST)
-            made = [synthesizer(shape, self._classes, self._recipe.dni.width).to(device) for shape in shapes]
+            made = [synthesizer(shape, self._classes, self._options.width).to(device) for shape in shapes]
         if self._recipe.train.channels_last:
             made = [M.to(memory_format=torch.channels_last) for M in made]  # type: ignore[call-overload]
         return made
 
     @property
-    def exits(self) -> list[int]:
-        return [1]
+    def exits(self) -> tuple[int, ...]:
+        return (1,)
 
     def start_epoch(self) -> None:
         for learner in self._groups:
             learner.start_epoch()
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Learn from one minibatch, group by group, and count the loss of the last."""
-        told = self._recipe.train
-        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
-        per_sample = len(batch.y) * self._recipe.dni.scale
+    def step(self, batch: Minibatch) -> Tensor:
+        """Learn from one minibatch, group by group; return the loss of the last."""
+        train = self._recipe.train
+        torch.manual_seed(random_seed(train.seed, batch.step))
+        per_sample, losses = len(batch.y) * self._options.scale, []
         for learner in self._synthesizers:  # one row has no statistics of its own
             learner.module.train(len(batch.y) > 1)
         h, said = batch.x, None
@@ -88,15 +96,15 @@ class DNI:
                 said = self._M[i](self._seen(h.detach(), batch.y)).float()
                 h.backward((said.detach() / per_sample).to(h.dtype))
             else:
-                L = tasks.losses(self.task, h, batch.y, told.label_smoothing).mean()
+                L = tasks.losses(self.task, h, batch.y, train.label_smoothing).mean()
                 L.backward()
                 expect_finite(L, batch.step)
-                self.sums[0] += L.detach().double() * len(batch.y)
-                self.sums[1] += len(batch.y)
+                losses.append(L.detach().double())
             if below is not None and before.grad is not None:
                 self._learn(i - 1, below, before.grad.float() * per_sample, batch.step)
-            learner.step(batch.step, told.clip_norm)
+            learner.step(batch.step, train.clip_norm)
             h = h.detach().requires_grad_()
+        return torch.stack(losses)
 
     def _seen(self, h: Tensor, y: Tensor) -> Tensor:
         """Join the labels, one-hot, to h: as features (B, F + K), or as constant maps (B, C + K, H, W)."""

@@ -15,15 +15,14 @@ from anytime_lct import task as tasks
 from anytime_lct.errors import CheckpointError, DivergenceError
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
 from anytime_lct.training.processes.replicas import Summing, join_batch_norms, joint_mean
 
 
 class GroupInTraining:
     """Layer group i and its critic: `forward`, `judge` and `descend` are lct.descend in three, `learn` may come later.
 
-    What is random in a group (dropout) depends on the seed, the step and the index alone: a group may be trained in
-    any process, and a run may stop and go on, without a number changing.
+    What is random in a group (dropout) depends on the seed, the step and the index alone (`random_seed`).
     """
 
     def __init__(
@@ -49,8 +48,8 @@ class GroupInTraining:
         self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
         self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock)
-        self._f = as_told(group, recipe.train)
-        self._c = None if critic is None else as_told(critic, recipe.train, compiled=False)  # run backward twice
+        self._f = forward_pass(group, recipe.train)
+        self._c = None if critic is None else forward_pass(critic, recipe.train, compiled=False)  # run backward twice
         self._h: Tensor | None = None
         self._here: lct.LocalLoss | None = None
         self._L, self._share = torch.zeros(()), 1.0
@@ -61,12 +60,11 @@ class GroupInTraining:
 
     def seed(self, step: int) -> int:
         """Return the seed of what is random in the group and then in its critic."""
-        seed = (self._recipe.train.seed * 1_000_003 + step) * 1_009 + self.index
-        return seed + self._replica * 2**40  # replicas drop other units
+        return random_seed(self._recipe.train.seed, step, self.index, self._replica)
 
     def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
         """Return f_i and c_i under the recipe's precision, for a graph that is run backward twice."""
-        return as_told(self.group, self._recipe.train, compiled=False), self._c
+        return forward_pass(self.group, self._recipe.train, compiled=False), self._c
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""
@@ -84,7 +82,7 @@ class GroupInTraining:
         h, self._h = self._h, None
         assert h is not None
         self._here = lct.LocalLoss(h, self._c, y, self.loss, self._rule)
-        if self._loses_its_way(self._here.L):
+        if self._is_diverging(self._here.L):
             raise DivergenceError(
                 f"The loss of exit {self.index} became {self._here.L.mean().item()} at step {step + 1} (epoch "
                 f"{step // self._clock.per_epoch + 1}); lower groups.lr or critics.lr, or set train.clip_norm, and "
@@ -149,8 +147,8 @@ class GroupInTraining:
         except CheckpointError as error:
             raise CheckpointError(f"Layer group {self.index}: {error}") from None
 
-    def _loses_its_way(self, L: Tensor) -> bool:
-        """Look for NaN and infinity; on an accelerator, where looking waits for it, run.py looks at the sums."""
+    def _is_diverging(self, L: Tensor) -> bool:
+        """Look for NaN and infinity; on an accelerator, where looking waits for it, the loop looks at the sums."""
         return L.device.type == "cpu" and not math.isfinite(L.sum().item())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,10 @@ from anytime_lct.evaluation import evaluate
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
-
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
 
 
 class Joint:
@@ -29,38 +26,34 @@ class Joint:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self.interrupted_below = False
-        shape = (2, network.num_groups)
-        self.sums, self.known = (torch.zeros(shape, dtype=torch.float64, device=team.device) for _ in range(2))
         self._network, self._recipe = network, recipe
         self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
         self._critics = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
-        self._f = as_told(network, recipe.train)
+        self._f = forward_pass(network, recipe.train)
 
     @property
-    def exits(self) -> list[int]:
-        return list(range(1, self._network.num_groups + 1))
+    def exits(self) -> tuple[int, ...]:
+        return tuple(range(1, self._network.num_groups + 1))
 
     def start_epoch(self) -> None:
         for learner in self._groups:
             learner.start_epoch()
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Learn from one minibatch, and count its losses."""
-        told = self._recipe.train
-        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
+    def step(self, batch: Minibatch) -> Tensor:
+        """Learn from one minibatch; return the losses of all exits."""
+        train = self._recipe.train
+        torch.manual_seed(random_seed(train.seed, batch.step))
         for learner in (*self._groups, *self._critics):
             learner.zero_grad()
-        losses = [tasks.losses(self.task, Z, batch.y, told.label_smoothing).mean() for Z in self._f(batch.x)]
+        losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing).mean() for Z in self._f(batch.x)]
         total = torch.stack(losses).sum()
         total.backward()
         expect_finite(total, batch.step)
-        if told.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._network.parameters(), told.clip_norm)
+        if train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._network.parameters(), train.clip_norm)
         for learner in (*self._groups, *self._critics):
             learner.step(batch.step)
-        self.sums[0] += torch.stack([L.detach().double() for L in losses]) * len(batch.y)
-        self.sums[1] += len(batch.y)
+        return torch.stack([L.detach().double() for L in losses])
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return mean losses and mean metrics, (2, N), float64."""

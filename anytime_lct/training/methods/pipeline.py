@@ -7,12 +7,10 @@ microbatch at a time, which backprop's does not; apart from that, and from dropo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from anytime_lct import task as tasks
 from anytime_lct.errors import RecipeError
@@ -20,15 +18,12 @@ from anytime_lct.modes import carriers, carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told
+from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.pipelining import schedule
+from anytime_lct.training.processes.team import Team, owned
 
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
-
-
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,15 +36,13 @@ class Pipeline:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self.interrupted_below = False
-        self.sums, self.known = (torch.zeros(2, 1, dtype=torch.float64, device=team.device) for _ in range(2))
         self._recipe, self._team = recipe, team
         if recipe.train.wire != "exact":
             raise RecipeError(
                 f"Expected train.wire = exact with method {recipe.train.method}, whose messages torch sends, got "
                 f"{recipe.train.wire}; leave it out."
             )
-        mine = range(team.bounds[team.worker], team.bounds[team.worker + 1])
+        mine = owned(team.bounds, team.worker)
         self._learners = {k + 1: Learner(network.groups[k], recipe.groups, recipe.groups_schedule, clock) for k in mine}
         self._groups = nn.Sequential(*(network.groups[k] for k in mine))
         self._stage = _Stage(self._groups, recipe)
@@ -57,36 +50,37 @@ class Pipeline:
         self._shapes: dict[tuple[int, ...], Tensor] = {}
 
     @property
-    def exits(self) -> list[int]:
-        return [1] if self._team.next is None else []
+    def exits(self) -> tuple[int, ...]:
+        return (1,) if self._team.next is None else ()
 
     def start_epoch(self) -> None:
         for learner in self._learners.values():
             learner.start_epoch()
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Send one minibatch through forward and backward, step, and count its loss on the last worker."""
-        told, team = self._recipe.train, self._team
-        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + team.worker + 1)
+    def step(self, batch: Minibatch) -> Tensor:
+        """Send one minibatch through forward and backward, and step; on the last worker, return its loss."""
+        team = self._team
+        torch.manual_seed(random_seed(self._recipe.train.seed, batch.step, team.worker + 1))
         parts = self._parts(len(batch.y))
         if team.next is not None:
             team.next.pass_on(batch, self._coming(batch, parts))
-        schedule = self._schedule(batch, parts)
+        plan = self._schedule(batch, parts)
         for learner in self._learners.values():
             learner.zero_grad()
         losses: list[Tensor] = []
         self._stage.begin(parts)
         options: dict[str, Any] = {"target": batch.y, "losses": losses} if team.next is None else {}
-        schedule.step(*([batch.x] if team.previous is None else []), return_outputs=False, **options)
+        plan.step(*([batch.x] if team.previous is None else []), return_outputs=False, **options)
         if team.next is None:
-            L = torch.stack([loss.detach() for loss in losses]).mean()
+            L = torch.stack([loss.detach() for loss in losses]).mean().reshape(1)
             expect_finite(L, batch.step)
-            self.sums[0] += L.double() * len(batch.y)
-            self.sums[1] += len(batch.y)
+        else:
+            L = torch.zeros(0, device=team.device)
         self._stage.end()
         self._clip()
         for learner in self._learners.values():
             learner.step(batch.step)
+        return L.double()
 
     def _parts(self, rows: int) -> int:
         """How many microbatches of one size: the recipe's number, or the next smaller one that divides the rows."""
@@ -121,9 +115,8 @@ class Pipeline:
                 with probing(self._groups), carrying(self._groups):
                     y = self._stage.forward_once(x)
                 y = y.detach().requires_grad_()
-            stage = PipelineStage(self._stage, team.worker, team.workers, team.device, x, y, group=dist.group.WORLD)
             kind = self._recipe.train.method if parts >= team.workers else "gpipe"  # 1F1B needs so many
-            self._schedules[key] = SCHEDULES[kind](stage, parts, self._loss)
+            self._schedules[key] = schedule(kind, self._stage, team, (x, y), parts, self._loss)
         return self._schedules[key]
 
     def _loss(self, Z: Tensor, y: Tensor) -> Tensor:
@@ -135,13 +128,12 @@ class Pipeline:
         if most is None:
             return
         weights = [p for p in self._groups.parameters() if p.grad is not None]
-        square = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]).square().cpu()
-        dist.all_reduce(square)
+        square = self._team.sum(nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]).square())
         nn.utils.clip_grads_with_norm_(weights, most, square.sqrt().to(self._team.device))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric, (2, 1), float64, zeros on all workers but the last."""
+        """Return mean loss and mean metric, (2, 1), float64, or on all workers but the last nothing, (2, 0)."""
         losses, scores = [], []
         with probing(self._groups), carrying(self._groups):
             for batch in batches:
@@ -152,7 +144,7 @@ class Pipeline:
                 losses.append(tasks.losses(self.task, Z, batch.y).cpu())
                 scores.append(tasks.scores(self.task, Z, batch.y).cpu())
         if self._team.next is not None:
-            return torch.zeros(2, 1, dtype=torch.float64)
+            return torch.zeros(2, 0, dtype=torch.float64)
         return torch.stack([torch.cat(values).double().mean() for values in (losses, scores)]).view(2, 1)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
@@ -168,7 +160,7 @@ class _Stage(nn.Module):
 
     def __init__(self, groups: nn.Sequential, recipe: Recipe) -> None:
         super().__init__()
-        self._f = as_told(groups, recipe.train)
+        self._f = forward_pass(groups, recipe.train)
         self._carriers = [module for _, module in carriers(groups)]
         self._states: list[list[tuple[Tensor, ...] | None]] = []
         self._at = 0

@@ -6,7 +6,7 @@ They minimise their own cross-entropy, equation (5) of the paper, or the diverge
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,17 +14,36 @@ from torch.nn import functional as F
 
 from anytime_lct import lct
 from anytime_lct import task as tasks
+from anytime_lct.errors import RecipeError
 from anytime_lct.modes import carriers
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes.recipe import CriticLoss, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, as_told, load_module, module_state
+from anytime_lct.training.learner import Clock, Learner, forward_pass, load_module, module_state, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
 
-if TYPE_CHECKING:
-    from anytime_lct.training.minibatch import Minibatch
-    from anytime_lct.training.processes.team import Team
+
+class PostHocRecipe(Section):
+    """What critics minimise behind a frozen main network.
+
+    Their own cross-entropy, (5) as `rule` has it (paper, mixed), or the divergence from the main network's output
+    (distillation; Hinton et al., 2015), both softened by `temperature`.
+    """
+
+    loss: Literal["distillation"] | CriticLoss = "cross-entropy"
+    temperature: Positive = 1.0
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError where there is no main network to freeze."""
+    if recipe.train.weights is None:
+        raise RecipeError(
+            "Expected train.weights with method posthoc, the run folder or file whose main network it freezes, got "
+            "none; name it with --weights."
+        )
 
 
 class PostHoc:
@@ -36,51 +55,47 @@ class PostHoc:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self.interrupted_below = False
-        shape = (2, network.num_groups)
-        self.sums, self.known = (torch.zeros(shape, dtype=torch.float64, device=team.device) for _ in range(2))
         self._network, self._recipe = network, recipe
+        self._options = recipe.section("posthoc", PostHocRecipe)
         network.groups.requires_grad_(False).eval()
-        self._groups = [as_told(group, recipe.train) for group in network.groups]
-        self._critics = [as_told(critic, recipe.train) for critic in network.critics]
+        self._groups = [forward_pass(group, recipe.train) for group in network.groups]
+        self._critics = [forward_pass(critic, recipe.train) for critic in network.critics]
         self._learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
 
     @property
-    def exits(self) -> list[int]:
-        return list(range(1, self._network.num_groups + 1))
+    def exits(self) -> tuple[int, ...]:
+        return tuple(range(1, self._network.num_groups + 1))
 
     def start_epoch(self) -> None:
         for _, module in carriers(self._network.groups):
             module.carry, module.state = True, None
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Fit the critics to one minibatch, and count the losses of all exits."""
-        told = self._recipe.train
-        torch.manual_seed((told.seed * 1_000_003 + batch.step) * 1_009 + 1)
+    def step(self, batch: Minibatch) -> Tensor:
+        """Fit the critics to one minibatch; return the losses of all exits."""
+        train = self._recipe.train
+        torch.manual_seed(random_seed(train.seed, batch.step))
         outputs, h = [], batch.x
         for i, group in enumerate(self._groups):
             with torch.no_grad():
                 h = group(h)
             outputs.append(self._critics[i](h) if i < len(self._critics) else h)
-        losses = [tasks.losses(self.task, Z, batch.y, told.label_smoothing) for Z in outputs]
-        for i, L in enumerate(losses):
+        losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing) for Z in outputs]
+        for L in losses:
             expect_finite(L.mean(), batch.step)
-            self.sums[0, i] += L.mean().detach().double() * len(batch.y)
         for i, learner in enumerate(self._learners):
             learner.zero_grad()
             self._loss(outputs[i], losses[i], losses[i + 1].detach(), outputs[-1]).backward()
-            learner.step(batch.step, told.clip_norm)
-        self.sums[1] += len(batch.y)
+            learner.step(batch.step, train.clip_norm)
+        return torch.stack([L.mean().detach().double() for L in losses])
 
     def _loss(self, Z: Tensor, L: Tensor, L_next: Tensor, Z_main: Tensor) -> Tensor:
         """What critic i minimises, (): of its output and losses (B,), those of exit i + 1, and the main output."""
-        told = self._recipe.posthoc
-        if told.loss == "distillation":
-            T = told.temperature
+        if self._options.loss == "distillation":
+            T = self._options.temperature
             wanted, found = F.log_softmax(Z_main.float() / T, dim=-1), F.log_softmax(Z.float() / T, dim=-1)
             divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
             return T**2 * divergence.mean()
-        rule = lct.Rule(**{**self._recipe.rule.model_dump(), "critic_loss": told.loss})
+        rule = lct.Rule(**{**self._recipe.rule.model_dump(), "critic_loss": self._options.loss})
         return rule.of(*((L.mean(), L_next.mean()) if rule.form == "scalar" else (L, L_next)))
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:

@@ -30,60 +30,54 @@ from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.links import INTERRUPTED, LAST, Edge, Message
+from anytime_lct.training.processes.links import Edge
 from anytime_lct.training.processes.team import Team, owned
 
 
 class Worker:
-    """Trains the layer groups it owns by local critic training; `sums` are losses times samples, (N,), float64.
-
-    `sums` holds this worker's own exits, `known` those of the workers below as of their last message.
-    """
+    """Trains the layer groups it owns by local critic training."""
 
     def __init__(
         self,
         groups: Sequence[GroupInTraining],
-        num_groups: int,
         task: TaskName,
-        device: torch.device,
         previous: Edge | None = None,
         next: Edge | None = None,
     ) -> None:
         self.task: TaskName = task
         self.groups, self.previous, self.next = list(groups), previous, next
-        self.sums, self.known = (torch.zeros(2, num_groups, dtype=torch.float64, device=device) for _ in range(2))
-        self.interrupted_below = False
         self._owed: Minibatch | None = None  # its L_{i+1} is yet to come from below
 
     @classmethod
-    def of(cls, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team | None = None) -> Worker:
-        """Make a worker with its share of a network's groups; without a team, the one that owns them all."""
+    def of(cls, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> Worker:
+        """Make a worker with its share of a network's groups."""
         critics = [*network.critics, None]
-        device = next(network.parameters()).device
-        mine = range(network.num_groups) if team is None else owned(team.bounds, team.worker)
-        others = (None, 0) if team is None else (team.equals, team.replica)
-        groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock, *others) for k in mine]
-        edges = (None, None) if team is None else (team.previous, team.next)
-        return cls(groups, network.num_groups, task, device, *edges)
+        mine = owned(team.bounds, team.worker) if team.bounds else range(network.num_groups)
+        groups = [
+            GroupInTraining(
+                k + 1, network.groups[k], critics[k], recipe, task, clock, equals=team.equals, replica=team.replica
+            )
+            for k in mine
+        ]
+        return cls(groups, task, team.previous, team.next)
 
     @property
-    def exits(self) -> list[int]:
+    def exits(self) -> tuple[int, ...]:
         """The exits whose losses are counted here, from 1."""
-        return [group.index for group in self.groups]
+        return tuple(group.index for group in self.groups)
 
-    def step(self, batch: Minibatch, interrupted: bool = False) -> None:
-        """Learn from one minibatch, and count its losses."""
-        x, before = batch.x, None
+    def step(self, batch: Minibatch) -> Tensor:
+        """Learn from one minibatch; return the mean losses of the exits here before that."""
+        x, before, losses = batch.x, None, []
         for group in self.groups:
             h = group.forward(x, batch.step)
             if self.next is not None and group is self.groups[-1]:
                 self.next.pass_on(batch, h)
                 self._hear()
             L = group.judge(batch.y, batch.step, batch.share)
-            self.sums[0, group.index - 1] += L.double().mean() * len(batch.y)
-            self.sums[1, group.index - 1] += len(batch.y)
+            losses.append(L.double().mean())
             if self.previous is not None and group is self.groups[0]:
-                self._tell(batch, L, interrupted)
+                self.previous.tell(batch, L)
             group.descend(batch.step)
             if before is not None:
                 before.learn(L, batch.step)
@@ -92,25 +86,16 @@ class Worker:
             self._owed = batch
             if batch.last or batch.save:
                 self._hear()
-
-    def _tell(self, batch: Minibatch, L: Tensor, interrupted: bool) -> None:
-        """Send L up, with the sums of this worker's exits and of those below."""
-        assert self.previous is not None
-        news = torch.cat([L.double().reshape(-1), (self.sums + self.known).reshape(-1)])
-        flags = LAST * batch.last | INTERRUPTED * (interrupted or self.interrupted_below)
-        self.previous.up.send(Message(batch.step, news, flags=flags))
+        return torch.stack(losses)
 
     def _hear(self) -> None:
         """Let the last critic here learn from the minibatch before, when L_{i+1} has come up."""
         if self._owed is None or self.next is None:
             return
         batch, self._owed = self._owed, None
-        got = self.next.up.receive(batch.step, batch.last)
-        size = self.known.numel()
-        self.known = got.tensor[-size:].view(2, -1).clone()
-        self.interrupted_below = bool(got.flags & INTERRUPTED)
-        L = got.tensor[:-size].float()
-        self.groups[-1].learn(L if self.groups[-1].per_sample else L[0], batch.step)
+        last = self.groups[-1]
+        L = self.next.hear(batch, len(batch.y) if last.per_sample else 1)
+        last.learn(L if last.per_sample else L[0], batch.step)
 
     def descent(self, batch: Minibatch) -> Descent:
         """Measure (16) on a minibatch that is yet to be learnt, and change nothing; where all groups are here.
@@ -125,27 +110,25 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric of this worker's exits, (2, N), float64, zeros for the others."""
-        found = torch.zeros(2, self.sums.shape[1], dtype=torch.float64)
-        losses: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
-        scores: dict[int, list[Tensor]] = {group.index: [] for group in self.groups}
+        """Return mean loss and mean metric of this worker's exits, (2, len(exits)), float64."""
+        losses: list[list[Tensor]] = [[] for _ in self.groups]
+        scores: list[list[Tensor]] = [[] for _ in self.groups]
         for group in self.groups:
             group.settle()
         modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
         with probing(modules), carrying(modules):
             for batch in batches:
                 x = batch.x
-                for group in self.groups:
+                for k, group in enumerate(self.groups):
                     x = group.group(x)
                     if group is self.groups[-1] and self.next is not None:
                         self.next.pass_on(batch, x)
                     Z = x if group.critic is None else group.critic(x)
-                    losses[group.index].append(tasks.losses(self.task, Z, batch.y).cpu())
-                    scores[group.index].append(tasks.scores(self.task, Z, batch.y).cpu())
-        for index in losses:
-            found[0, index - 1] = torch.cat(losses[index]).double().mean()
-            found[1, index - 1] = torch.cat(scores[index]).double().mean()
-        return found
+                    losses[k].append(tasks.losses(self.task, Z, batch.y).cpu())
+                    scores[k].append(tasks.scores(self.task, Z, batch.y).cpu())
+        return torch.stack(
+            [torch.stack([torch.cat(part).double().mean() for part in each]) for each in (losses, scores)]
+        )
 
     def start_epoch(self) -> None:
         """Forget the hidden state carried through the last epoch."""

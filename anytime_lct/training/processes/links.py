@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,6 @@ from torch import Tensor
 
 from anytime_lct.errors import WorkerLostError
 from anytime_lct.training.minibatch import Minibatch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 LAST, SAVE, INTERRUPTED = 1, 2, 4  # flags: the stretch ends here; write a checkpoint; somebody asked to stop
 DIMENSIONS = 6
@@ -135,16 +131,40 @@ class Link:
 
 
 @dataclass(frozen=True)
+class News:
+    """What comes up beside losses: sums of losses times samples and their counts, (2, N), and a wish to stop."""
+
+    sums: Tensor
+    interrupted: bool = False
+
+
+NO_NEWS = News(torch.zeros(2, 0, dtype=torch.float64))
+
+
+@dataclass
 class Edge:
-    """Both directions between two neighbours."""
+    """Both directions between two neighbours; `news` is what was heard from below, or is told above with the losses."""
 
     down: Link
     up: Link
+    news: News = NO_NEWS
 
     def pass_on(self, batch: Minibatch, h: Tensor) -> None:
         """Send a minibatch down, with `h` as what enters the next worker."""
         flags = LAST * batch.last | SAVE * batch.save
         self.down.send(Message(batch.step, h, batch.y, flags, batch.rows, batch.joint))
+
+    def tell(self, batch: Minibatch, losses: Tensor) -> None:
+        """Send losses of a minibatch up, and the news with them."""
+        told = torch.cat([losses.double().reshape(-1), self.news.sums.to(losses.device).reshape(-1)])
+        self.up.send(Message(batch.step, told, flags=LAST * batch.last | INTERRUPTED * self.news.interrupted))
+
+    def hear(self, batch: Minibatch, count: int) -> Tensor:
+        """Wait for the `count` losses that come up for a minibatch, (count,), float32, and keep the news."""
+        message = self.up.receive(batch.step, batch.last)
+        sums = message.tensor[count:].view(2, -1).clone()
+        self.news = News(sums, bool(message.flags & INTERRUPTED))
+        return message.tensor[:count].float()
 
     def minibatches(self, first: int) -> Iterator[Minibatch]:
         """Yield what comes from the worker before, from step `first` to the end of the stretch."""

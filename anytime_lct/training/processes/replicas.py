@@ -14,6 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from anytime_lct.recipes.recipe import Wire
 
 
 class Summing:
@@ -86,6 +90,14 @@ class _Sum(torch.autograd.Function):
         total = gradients[0].clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None
+
+
+def data_parallel(module: nn.Module, group: Any, wire: Wire) -> nn.Module:
+    """Wrap a module in torch's DistributedDataParallel, with its own hook where gradients travel as bf16."""
+    parallel = DistributedDataParallel(module, process_group=group, gradient_as_bucket_view=True)
+    if wire == "bf16":
+        parallel.register_comm_hook(group, bf16_compress_hook)
+    return parallel
 
 
 def join_batch_norms(module: nn.Module, group: Any) -> None:

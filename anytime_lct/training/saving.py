@@ -1,0 +1,138 @@
+"""What a run leaves in its folder on its way: checkpoints, weights, metrics, TensorBoard, descent, peaks of memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime_lct.recipes.recipe import TrainRecipe
+from anytime_lct.run_folder import checkpoint, journal
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.task import MetricName
+from anytime_lct.training.events import Epoch, Position
+from anytime_lct.training.learner import Clock, is_carried
+from anytime_lct.training.memory import PeakMemory, write_peaks
+from anytime_lct.training.method import Method
+from anytime_lct.training.methods.table import row_of
+from anytime_lct.training.processes.team import Team, owned
+from anytime_lct.training.tracking import Tracking
+
+DIGEST = 32  # bytes of a sha256 sum
+
+
+class Saving:
+    """The run folder of a run under way, of `num_groups` layer groups; every process of the team calls it alike."""
+
+    def __init__(
+        self,
+        path: Path,
+        train: TrainRecipe,
+        metric: MetricName,
+        method: Method,
+        clock: Clock,
+        team: Team,
+        num_groups: int,
+    ) -> None:
+        self._path, self._train, self._metric = path, train, metric
+        self._method, self._clock, self._team, self._num_groups = method, clock, team, num_groups
+        self._memory = PeakMemory(team.device)
+        self._saved = time.monotonic()
+        self._board: Any = None
+        self.track = Tracking(path, train.track_descent, clock, method)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is as old as the recipe lets it become."""
+        return time.monotonic() - self._saved > 60 * self._train.checkpoint_minutes
+
+    def resume(self) -> tuple[Position, Tensor | None]:
+        """Load the newest checkpoint into the method; return where it stands, and its sums of losses, (2, N)."""
+        at, sums = Position(), None
+        newest = checkpoint.newest(self._path / run_folder.CHECKPOINTS)
+        if newest is not None:
+            mine = list(owned(self._team.bounds, self._team.worker))
+            groups, progress = checkpoint.load(newest, self._num_groups, [k + 1 for k in mine])
+            for tensors in groups.values():
+                carried = {name: value for name, value in tensors.items() if is_carried(name)}
+                tensors |= {name: self._team.own(value, 1).contiguous() for name, value in carried.items()}
+            self._method.load(groups)
+            at, sums = Position(**progress["at"]), torch.tensor(progress["sums"], dtype=torch.float64)
+        if self._team.leads:
+            journal.keep(self._path / run_folder.METRICS, lambda line: line["epoch"] <= at.epoch)
+        return at, sums
+
+    def checkpoint(self, at: Position, sums: Tensor, epoch: Epoch | None = None) -> None:
+        """Write a checkpoint, every worker its own groups; at the end of an epoch the weights and metrics with it.
+
+        `sums` are those of losses over the epoch so far, of all processes, (2, N).
+        """
+        step = at.epoch * self._clock.per_epoch + at.batch
+        folder, team = self._path / run_folder.CHECKPOINTS, self._team
+        part = Path(team.share(str(checkpoint.begin(folder, step)) if team.leads else None))
+        digests = torch.zeros(self._num_groups, DIGEST, dtype=torch.int64)
+        for index, tensors in self._state().items():
+            if team.replica == 0:
+                digest = checkpoint.write_group(part, index, tensors)
+                digests[index - 1] = torch.tensor(list(bytes.fromhex(digest)))
+        digests = team.sum(digests)
+        if team.leads:
+            if epoch is not None:
+                self._keep_weights(epoch, at, part)
+                journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
+            by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
+            checkpoint.commit(part, step, by_group, {"at": vars(at), "sums": sums.tolist()})
+        team.wait_for_all()
+        write_peaks(self._path, self._memory, team)
+        self._saved = time.monotonic()
+
+    def show(self, epoch: Epoch) -> None:
+        """Write an epoch's losses and metric for TensorBoard; the leader's task alone."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._path / run_folder.TENSORBOARD), purge_step=epoch.epoch)
+        for split, values in (("train", epoch.train_losses), ("validation", epoch.validation_losses)):
+            for exit_, loss in enumerate(values, start=1):
+                self._board.add_scalar(f"loss/{split}/exit_{exit_}", loss, epoch.epoch)
+        for exit_, score in enumerate(epoch.scores, start=1):
+            self._board.add_scalar(f"{self._metric}/validation/exit_{exit_}", score, epoch.epoch)
+
+    def finish(self) -> None:
+        """Leave the weights behind where a run was complete when it was resumed, and has none yet."""
+        if self._team.leads and not (self._path / run_folder.MAIN).exists():
+            newest = checkpoint.newest(self._path / run_folder.CHECKPOINTS)
+            if newest is not None:
+                run_folder.save_weights(self._path, *checkpoint.weights(newest, self._num_groups))
+
+    def close(self) -> None:
+        """Close the files that were kept open."""
+        self.track.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _state(self) -> dict[int, dict[str, Tensor]]:
+        """Everything that training goes on from: of carried hidden state, what all replicas carry."""
+        if self._team.replicas == 1:
+            return self._method.state()
+        return {
+            index: {name: self._team.joined(value, 1) if is_carried(name) else value for name, value in tensors.items()}
+            for index, tensors in self._method.state().items()
+        }
+
+    def _keep_weights(self, epoch: Epoch, at: Position, part: Path) -> None:
+        """Write the weights: of the last epoch, or of the one whose main network did best on validation.
+
+        Behind a frozen main network it is the one whose other exits did best on average.
+        """
+        sign = 1 if self._metric == "accuracy" else -1
+        judged = epoch.scores[:-1] if row_of(self._train.method).fits_exits else epoch.scores[-1:]
+        score = sign * sum(judged) / len(judged) if judged else None
+        better = score is None or at.best is None or score > at.best
+        if better:
+            at.best = score
+        if better or self._train.keep == "last":
+            run_folder.save_weights(self._path, *checkpoint.weights(part, self._num_groups))

@@ -1,0 +1,35 @@
+"""Measure what every exit of a trained run costs and what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anytime_lct.data import datasets
+from anytime_lct.exits.profile import Profile, weights_sum
+from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder import journal
+
+
+def analyze(run: Path | str, data_root: str | None = None) -> Profile:
+    """Measure every exit of a run; write profile.json and exits.png, and descent.png where descent was tracked.
+
+    `data_root` is the folder that holds the data set, if it has moved. Raises CheckpointError, DataError and
+    AnalysisError.
+
+    >>> analyze("runs/digits-resnet-0").exits[0].test.value                            # doctest: +SKIP
+    0.9611
+    """
+    from anytime_lct.analysis import measure, picture  # training processes need none of it
+
+    path = Path(run)
+    opened, digest = run_folder.open_run(path), weights_sum(path)
+    data = datasets.from_recipe(opened.recipe, data_root)
+    measured = measure.profile(opened.network, data, opened.recipe.model.name)
+    profile = measured.model_copy(update={"weights": digest})
+    profile.save(path / run_folder.PROFILE)
+    picture.draw(profile, path / run_folder.PICTURE)
+    lines = journal.read(path / run_folder.DESCENT)
+    if lines:
+        title = f"{profile.model} on {profile.data}: sufficient descent of every layer group"
+        picture.draw_descent(lines, path / run_folder.DESCENT_PICTURE, title)
+    return profile
