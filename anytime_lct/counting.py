@@ -1,8 +1,8 @@
 """Multiply-adds and parameters of a module, counted by fvcore on one traced forward pass.
 
-One multiply-add counts one, as in fvcore, torchvision and timm. What fvcore counts is counted as it does (in
-evaluation mode a batch norm is two operations an element). What it leaves at zero with a log line is counted
-below, listed as free, or an error: a number that leaves something out is never returned.
+Counted are the products of tensors, one for each multiply-add, as papers, torchvision and timm do: convolutions, linear
+layers, matrix products, attention, recurrent layers. Free are norms, activations, pooling, sums, interpolation, and
+whatever moves or compares values. An operator that is neither is an error: no number leaves something out.
 """
 
 from __future__ import annotations
@@ -16,39 +16,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from anytime_lct.errors import AnalysisError
 from anytime_lct.exits.profile import Cost
 from anytime_lct.modes import carrying, probing
 
-
-def answering(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """Return the multiply-adds of one forward pass on a batch, and its result; meta tensors do for the first.
-
-    >>> answering(nn.Linear(7, 6), torch.zeros(3, 7, device="meta"))[0]
-    126
-    """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        y = module(x)
-    return counter.get_total_flops() // 2, y
-
-
 with warnings.catch_warnings():  # fvcore compiles a loss, unasked, with a function that torch has deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
-    from fvcore.nn.jit_handles import elementwise_flop_counter, norm_flop_counter
 
 
-# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout). Elementwise arithmetic and
-# functions have no weights to multiply by; fvcore, torchvision and timm leave them out as well.
+# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout).
 ELEMENTWISE = """
-    add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp log log1p erf
-    sin cos clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign sigmoid sigmoid_ tanh
+    add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 erf
+    sin cos atan2 clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign sigmoid sigmoid_ tanh
     tanh_ gelu gelu_ silu silu_ mish mish_ elu elu_ selu selu_ celu celu_ softplus softsign relu6
     leaky_relu leaky_relu_ prelu rrelu hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_
-    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid glu softmax log_softmax dropout_
+    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid glu softmax log_softmax logsumexp dropout_
     feature_dropout alpha_dropout feature_alpha_dropout
+"""
+AVERAGING = """
+    batch_norm group_norm layer_norm instance_norm rms_norm local_response_norm linalg_vector_norm norm weight_norm
+    mean sum cumsum var std var_mean std_mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler
 """
 COMPARING = """
     max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
@@ -63,7 +55,7 @@ MOVING = """
     unsafe_split broadcast_tensors meshgrid squeeze_ transpose_ mT T _pack_padded_sequence
     _pad_packed_sequence resolve_conj resolve_neg
 """
-FREE = frozenset(f"aten::{name}" for names in (ELEMENTWISE, COMPARING, MOVING) for name in names.split())
+FREE = frozenset(f"aten::{name}" for names in (ELEMENTWISE, AVERAGING, COMPARING, MOVING) for name in names.split())
 
 
 def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Cost:
@@ -88,6 +80,22 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
     return Cost(flops=total // steps, params=sum(p.numel() for p in module.parameters()))
 
 
+def in_turn(parts: Iterable[nn.Module], x: Tensor) -> tuple[list[int], list[Tensor]]:
+    """Return the multiply-adds of each part for the first sample of `x`, and what it gives for the batch.
+
+    Each part reads what the one before gives. For choosing among cuts: an operator without a count is taken as free.
+
+    >>> in_turn([nn.Linear(7, 6), nn.Linear(6, 5)], torch.zeros(3, 7))[0]
+    [42, 30]
+    """
+    amounts, given = list[int](), list[Tensor]()
+    for part in parts:
+        given.append(_pass(part, x))
+        amounts.append(_multiply_adds(part, x[:1], strict=False))
+        x = given[-1]
+    return amounts, given
+
+
 def components(
     groups: Iterable[nn.Module], critics: Iterable[nn.Module], example: Tensor
 ) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
@@ -100,19 +108,23 @@ def components(
     for group, critic in zip_longest(groups, critics):
         of_groups.append(count(group, hidden, steps=steps))
         if critic is not None:
-            with probing(group), carrying(group):
-                hidden = group(hidden.to(_device(group)))
+            hidden = _pass(group, hidden)
             of_critics.append(count(critic, hidden, steps=steps))
     return tuple(of_groups), tuple(of_critics)
+
+
+def _pass(module: nn.Module, x: Tensor) -> Tensor:
+    with probing(module), carrying(module):
+        return module(x.to(_device(module)))
 
 
 def _steps(example: Tensor) -> int:
     return example.shape[1] if example.dim() == 2 and not example.is_floating_point() else 1
 
 
-def _multiply_adds(module: nn.Module, example: Tensor) -> int:
+def _multiply_adds(module: nn.Module, example: Tensor, *, strict: bool = True) -> int:
     analysis = FlopCountAnalysis(module, (example.to(_device(module)),))
-    analysis.set_op_handle(**dict.fromkeys(FREE), **HANDLES)
+    analysis.set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     try:
         with _undisturbed(module):
@@ -123,7 +135,7 @@ def _multiply_adds(module: nn.Module, example: Tensor) -> int:
             f"Expected {type(module).__name__} to run on an input of shape {tuple(example.shape)} for "
             f"counting, but: {reason}."
         ) from error
-    if missing := analysis.unsupported_ops():
+    if (missing := analysis.unsupported_ops()) and strict:
         operator = sorted(missing)[0]
         around = [item for item in module.named_modules() if operator in analysis.unsupported_ops(item[0])]
         path, owner = around[-1]
@@ -154,6 +166,11 @@ def _device(module: nn.Module) -> torch.device:
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.type().sizes())
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
+    """What a free operator costs; fvcore's own handles of norms, averages and interpolation give way to this."""
+    return 0
 
 
 def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
@@ -191,22 +208,11 @@ def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(inputs[0])[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
 
 
-def _pooling(inputs: list[Any], outputs: list[Any]) -> int:
-    """An average costs one operation for every element it reads, as fvcore counts adaptive pooling."""
-    window = [value.toIValue() for value in inputs[1].node().inputs()]
-    rank = len(_shape(inputs[0])) - 2
-    return prod(_shape(outputs[0])) * prod(window if len(window) == rank else window * rank)
-
-
-_READ_ONCE = elementwise_flop_counter(1, 0)
-_MEANS = ("adaptive_avg_pool1d", "adaptive_avg_pool3d", "mean", "sum", "cumsum", "linalg_vector_norm")
 HANDLES: dict[str, Callable[[list[Any], list[Any]], Any]] = {
+    **dict.fromkeys(FREE, _nothing),
     **{f"aten::{name}": _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")},
     **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
-    **{f"aten::{name}": _pooling for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d")},
-    **{f"aten::{name}": _READ_ONCE for name in _MEANS},
     "aten::baddbmm": _added_matmul,
     "aten::einsum": _einsum,
     "aten::scaled_dot_product_attention": _attention,
-    "aten::rms_norm": norm_flop_counter(2),
 }

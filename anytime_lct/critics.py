@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Permute
 
-from anytime_lct import counting
+from anytime_lct.counting import in_turn
 from anytime_lct.errors import CriticError
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
@@ -115,7 +115,7 @@ def build(
 
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
     (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` is by default what
-    `layout` tells. `follows` counts the multiply-adds of all that comes behind on the same batch: a residual critic of
+    `layout` tells. `follows` counts the multiply-adds of all that comes behind for a sample: a residual critic of
     a map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than that. Raises CriticError where
     the kind is unknown or does not suit the shape.
 
@@ -182,11 +182,9 @@ def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, follows:
     if follows is None:
         return make(RESIDUAL_WIDTHS[0])
     for most in RESIDUAL_WIDTHS:
-        with torch.device("meta"):
-            trial = make(most).eval()
-            cost, _ = counting.answering(trial, torch.empty(shape))
-        if cost <= follows:
-            break
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            if in_turn([make(most)], torch.zeros(1, *shape[1:]))[0][0] <= follows:
+                break
     return make(most)
 
 

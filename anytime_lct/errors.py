@@ -67,10 +67,6 @@ class InputError(LCTError, ValueError):
     """An input to be answered has the wrong shape, type or values."""
 
 
-class MissingExtraError(LCTError, ImportError):
-    """A command needs an optional dependency that is not installed."""
-
-
 class WorkerLostError(LCTError, RuntimeError):
     """Another process of the run is gone, or out of step; `peer` is its rank where that is known."""
 

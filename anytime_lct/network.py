@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import counting, critics
+from anytime_lct import critics
+from anytime_lct.counting import in_turn
 from anytime_lct.cutting.choice import at_shares, best_cuts
 from anytime_lct.cutting.groups import cut_children, cut_groups
 from anytime_lct.cutting.seconds import NOBODY, Others
@@ -75,7 +76,9 @@ class LCTNetwork(nn.Module):
         groups, hints = _groups(model, places, example)
         depths = critics.depths(critic, len(places))
         made, shapes, crossing = [], [], _crossing(groups, example)
-        for (hidden, follows), depth, hint in zip(crossing, depths, hints, strict=True):
+        amounts, _ = in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
+        behind = [sum(amounts[k:]) for k in range(1, len(groups))]
+        for hidden, follows, depth, hint in zip(crossing, behind, depths, hints, strict=True):
             layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
             made.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, follows))
             shapes.append(tuple(hidden.shape[1:]))
@@ -129,8 +132,10 @@ def choose_places(
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
     outputs, trace = _outputs(model, example), Trace.of(model)
 
-    def make(depth: int, hidden: Tensor, follows: int) -> nn.Module:
-        return critics.build(critic.kind, hidden, outputs, task, depth, follows=follows)
+    def make(depth: int, k: int, hidden: Tensor, follows: int) -> nn.Module:
+        hints = trace.hints(trace.candidates[k].name)
+        layout = critics.layout(hidden, task, square=critics.is_square(example), **hints)
+        return critics.build(critic.kind, hidden, outputs, task, depth, layout, follows)
 
     if cut.shares:
         makers = [partial(make, depth) for depth in critics.depths(critic, len(cut.shares))]
@@ -152,16 +157,13 @@ def _groups(
     return cut_groups(trace, places), [trace.hints(place) for place in places]
 
 
-def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[tuple[Tensor, int]]:
-    """Return h_1..h_{N-1} of an example, each with the multiply-adds of all the groups behind it.
-
-    Raises PartitionError where one is no tensor or is overwritten by the next.
-    """
-    found, hidden, flops = [], example, []
+def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
+    """Return h_1..h_{N-1} of an example; raises PartitionError where one is no tensor or is overwritten by the next."""
+    crossing, hidden = [], example
     for number, group in enumerate(groups, start=1):
         before, version = hidden, hidden._version
         with probing(group):
-            cost, hidden = counting.answering(group, hidden)
+            hidden = group(hidden)
         if before._version != version and number > 1:
             raise PartitionError(
                 f"Layer group {number} overwrites what it reads, which the critic before it reads too; cut elsewhere, "
@@ -176,9 +178,8 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[tuple[Tensor
                 f"Expected the batch, {len(example)}, as the first size of what layer group {number} gives, got a "
                 f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
             )
-        found.append(hidden)
-        flops.append(cost)
-    return [(h, sum(flops[number:])) for number, h in enumerate(found[:-1], start=1)]
+        crossing.append(hidden)
+    return crossing[:-1]
 
 
 def _outputs(model: nn.Module, example: Tensor) -> int:

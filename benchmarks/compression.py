@@ -33,13 +33,13 @@ from matplotlib.figure import Figure
 from measuring import RESULTS, ratios, write
 
 from anytime_lct.analysis import picture
-from anytime_lct.cli.export import write as export
-from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Profile
 from anytime_lct.reproduce import runner
 from anytime_lct.reproduce.plan import Given, Run, merged
-from anytime_lct.reproduce.runner import Job
+from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.verbs import export
 
 DEPTH, WIDTH, EPOCHS, EPOCHS_BEFORE_PRUNING, TUNING_RATE = 14, 16, 5, 3, 0.05
 NARROWER, SHARES = (8,), (0.5, 0.25)
@@ -85,23 +85,23 @@ WAYS = (
 def runs() -> dict[str, Given]:
     """What each run is told, but for its seed and what it is pruned from."""
     backprop: Given = {"train": {"method": "bp"}}
-    found: dict[str, Given] = {
+    settings: dict[str, Given] = {
         "lct-slim": merged(COMMON, SLIM),
         "lct-residual": merged(COMMON, RESIDUAL),
         "bp": merged(COMMON, backprop),
         "before-pruning": merged(COMMON, backprop, {"train": {"epochs": EPOCHS_BEFORE_PRUNING}}),
     }
     for i in (1, 2, 3):
-        found[f"alone-{i}"] = merged(COMMON, SLIM, {"train": {"method": "alone", "exit": i}})
+        settings[f"alone-{i}"] = merged(COMMON, SLIM, {"train": {"method": "alone", "exit": i}})
     for width in NARROWER:
-        found[f"width-{width}"] = merged(COMMON, backprop, {"model": {"width": width}})
-    return found
+        settings[f"width-{width}"] = merged(COMMON, backprop, {"model": {"width": width}})
+    return settings
 
 
-def jobs(seeds: int, folder: Path, data_root: str) -> list[Job]:
+def jobs(seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
     """Lay out all runs of every seed; the pruned ones come after the run that they are pruned from."""
-    told = runs()
-    laid_out = runner.jobs([Run(name, given) for name, given in told.items()], seeds, folder, data_root)
+    settings = runs()
+    laid_out = runner.jobs([Run(name, given) for name, given in settings.items()], seeds, folder, data_root)
     for before in [job for job in laid_out if job.run.name == "before-pruning"]:
         for share in SHARES:
             given = merged(before.run.given, {
@@ -112,20 +112,20 @@ def jobs(seeds: int, folder: Path, data_root: str) -> list[Job]:
             del given["model"]["depth"], given["model"]["width"]
             run = Run(f"pruned-{share}", given)
             where, recipe = folder / f"{run.name}-seed{before.seed}", run.recipe(before.seed, data_root)
-            laid_out.append(Job(run, before.seed, where, recipe, before))
+            laid_out.append(SeededRun(run, before.seed, where, recipe, before))
     return laid_out
 
 
-def bundles(job: Job) -> dict[str, Bundle]:
+def bundles(job: SeededRun) -> dict[str, Bundle]:
     """Export a run in float32 and in int8, unless that is done."""
-    found = {}
+    by_precision = {}
     for precision, samples in (("float32", None), ("int8", CALIBRATION_SAMPLES)):
         out = job.folder.with_name(f"{job.name}.{precision}")
         if not out.exists():
             root = job.recipe.data.root if samples else None
-            export(job.folder, out, only="exits", calibration_samples=samples, data_root=root, quiet=True)
-        found[precision] = Bundle.open(out)
-    return found
+            export(job.folder, out, Contents(only="exits"), int8_samples=samples, data_root=root)
+        by_precision[precision] = Bundle.open(out)
+    return by_precision
 
 
 def latencies(sessions: Sequence[tuple[AnytimeSession, int]], rounds: int) -> list[dict[str, float]]:
@@ -141,7 +141,7 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
 
 
-def measured(laid_out: Sequence[Job], rounds: int) -> list[dict[str, Any]]:
+def measured(laid_out: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
     """One row a way and point, as in WAYS: cost and accuracy by seed; of seed 0 int8 and latency beside the network's.
 
     Runs that are not done are left out.
@@ -157,7 +157,7 @@ def measured(laid_out: Sequence[Job], rounds: int) -> list[dict[str, Any]]:
         if (key := (f"{name}-seed0", precision, exit_)) != first
     ]
     sessions = [(AnytimeSession(opened[name][precision], threads=1), exit_) for name, precision, exit_ in keys]
-    taken = dict(zip(keys, latencies(sessions, rounds), strict=True))
+    latency_of = dict(zip(keys, latencies(sessions, rounds), strict=True))
     rows = []
     for way, name, exit_ in points:
         seeds = [job.seed for job in by_name.values() if job.run.name == name]
@@ -174,8 +174,8 @@ def measured(laid_out: Sequence[Job], rounds: int) -> list[dict[str, Any]]:
                 "validation": [profile.quality(exit_).value for profile in profiles],
                 "test": [profile.exits[exit_ - 1].test.value for profile in profiles],
                 "int8_test": in_int8.exits[exit_ - 1].test.value,
-                "latency": taken[f"{name}-seed0", "float32", exit_],
-                "int8_latency": taken[f"{name}-seed0", "int8", exit_],
+                "latency": latency_of[f"{name}-seed0", "float32", exit_],
+                "int8_latency": latency_of[f"{name}-seed0", "int8", exit_],
             }
         )
     return rows
@@ -257,17 +257,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/compression"))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--report", action="store_true", help="train nothing, measure the runs that are done")
-    told = parser.parse_args()
-    laid_out = jobs(told.seeds, told.runs, told.data_root)
-    todo = [job for job in laid_out if not told.report and job.state() != "done"]
-    failed = runner.work(todo, told.jobs, 1, lambda line: print(line, flush=True))
+    arguments = parser.parse_args()
+    laid_out = jobs(arguments.seeds, arguments.runs, arguments.data_root)
+    todo = [job for job in laid_out if not arguments.report and job.state() != "done"]
+    failed = runner.work(todo, arguments.jobs, 1, lambda line: print(line, flush=True))
     if failed:
         raise SystemExit("\n".join(f"{name} failed: {why}" for name, why in failed.items()))
-    rows = measured(laid_out, told.rounds)
+    rows = measured(laid_out, arguments.rounds)
     (RESULTS / "compression.md").write_text(table(rows), encoding="utf-8")
     draw(rows, RESULTS / "compression.png")
-    found = {"epochs": EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}
-    print(f"{table(rows)}\nwrote {write('compression', found)}")
+    result = {"epochs": EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}
+    print(f"{table(rows)}\nwrote {write('compression', result)}")
 
 
 if __name__ == "__main__":

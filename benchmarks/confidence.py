@@ -22,7 +22,6 @@ from measuring import RESULTS, write
 
 from anytime_lct.analysis import measure, picture, threshold_search
 from anytime_lct.analysis.statistics import p_worse
-from anytime_lct.cli.analyze import with_root
 from anytime_lct.data import datasets
 from anytime_lct.exits.budget import show_count
 from anytime_lct.exits.profile import Profile
@@ -35,14 +34,14 @@ POINTS = 16
 def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
     """Search and report rules for one trained network."""
     opened = run_folder.open_run(path)
-    data = datasets.from_recipe(with_root(opened.recipe, data_root))
+    data = datasets.from_recipe(opened.recipe, data_root)
     profile = Profile.load(path)
     exits, temperatures = range(1, profile.num_groups + 1), [exit.temperature for exit in profile.exits]
     judge = measure.judging(opened.network, data)
     validation, test = (
         threshold_search.watch(judge, split, tuple(exits), temperatures) for split in ("validation", "test")
     )
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "seed": opened.recipe.train.seed,
         "data": profile.data,
         "exits": [
@@ -78,12 +77,12 @@ def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
             f"(p {row['best']['p']:.1e}), at {row['best']['rule']['at']} of {row['best']['rule']['measure']}",
             flush=True,
         )
-        found["at_exits"].append(row)
+        result["at_exits"].append(row)
     costs = [profile.cost(i).flops for i in exits]
     for budget in np.linspace(min(costs) * 1.02, max(costs), POINTS).tolist():
         rule = threshold_search.search(profile, validation, test, budget)
-        found["curve"].append({"budget": budget, "cost": rule.cost.flops, "accuracy": rule.accuracy.value})
-    return found
+        result["curve"].append({"budget": budget, "cost": rule.cost.flops, "accuracy": rule.accuracy.value})
+    return result
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -118,8 +117,8 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy over mean multiply-adds: rules as a line, fixed exits as marks, means over runs."""
-    made = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-    axes = made.add_subplot()
+    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
     curves = [[(point["cost"], 100 * point["accuracy"]) for point in run["curve"]] for run in runs]
     cost, accuracy = np.array(sorted(np.mean(curves, axis=0).tolist())).T
     axes.plot(cost, accuracy, "o-", color=picture.BLUE, markersize=4, linewidth=1.8, label="rules for stopping")
@@ -138,15 +137,15 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    picture.save(made, path)
+    picture.save(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data-root")
-    told = parser.parse_args()
-    runs = [one_run(path, told.data_root) for path in told.runs]
+    arguments = parser.parse_args()
+    runs = [one_run(path, arguments.data_root) for path in arguments.runs]
     draw(runs, RESULTS / "confidence.png")
     (RESULTS / "confidence.md").write_text(table(runs), encoding="utf-8")
     print(table(runs) + f"\nwrote {write('confidence', {'runs': runs})}")

@@ -9,16 +9,24 @@ The validation split chooses; the test set is looked at once.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from measuring import RESULTS, write
 
-from anytime_lct.cli.analyze import measure
-from anytime_lct.cli.train import run
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder import journal
+from anytime_lct.training.events import Epoch, Event
+from anytime_lct.training.memory import keep_freed_memory
+from anytime_lct.verbs import analyze, train
+
+
+def show(event: Event) -> None:
+    """Say what an epoch came to: its seconds, and the validation accuracy of every exit."""
+    if isinstance(event, Epoch):
+        scores = " ".join(f"{score:.2%}" for score in event.scores)
+        print(f"epoch {event.epoch}  {event.seconds:.1f} s  validation accuracy {scores}", flush=True)
 
 
 def main() -> None:
@@ -26,24 +34,25 @@ def main() -> None:
     parser.add_argument("--data-root")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/fashion-mnist"))
-    told = parser.parse_args()
-    overrides: dict[str, object] = {"train.seed": told.seed}
-    if told.data_root:
-        overrides["data.root"] = told.data_root
+    arguments = parser.parse_args()
+    overrides: dict[str, object] = {"train.seed": arguments.seed}
+    if arguments.data_root:
+        overrides["data.root"] = arguments.data_root
     recipe = recipes.read("fashion-mnist", overrides)
-    run(recipe, told.run_dir)
-    profile = measure(told.run_dir)
-    epochs = [json.loads(line) for line in (told.run_dir / run_folder.METRICS).read_text(encoding="utf-8").splitlines()]
+    keep_freed_memory()
+    train(recipe, arguments.run_dir, report=show)
+    profile = analyze(arguments.run_dir)
+    epochs = journal.read(arguments.run_dir / run_folder.METRICS)
     result = {
-        "command": f"python benchmarks/fashion_mnist.py --seed {told.seed}",
-        "seed": told.seed,
+        "command": f"python benchmarks/fashion_mnist.py --seed {arguments.seed}",
+        "seed": arguments.seed,
         "training_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "recipe": {**recipe.model_dump(mode="json"), "data": {**recipe.data.model_dump(mode="json"), "root": None}},
         "profile": profile.model_dump(mode="json"),
         "epochs": epochs,
     }
     print(f"wrote {write('fashion_mnist', result)}")
-    shutil.copyfile(told.run_dir / run_folder.PICTURE, RESULTS / "fashion_mnist.png")
+    shutil.copyfile(arguments.run_dir / run_folder.PICTURE, RESULTS / "fashion_mnist.png")
 
 
 if __name__ == "__main__":

@@ -91,16 +91,16 @@ def ended_early(bundle: Path, options: tuple[str, ...], rate: float, seconds: fl
     """Tell the server to end half-way; count what became of the requests that had left before."""
     with server(bundle, *options) as (port, process):
         asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=0))
-        told_at: list[float] = []
+        signalled_at: list[float] = []
 
         def tell() -> None:
-            told_at.append(time.perf_counter())
+            signalled_at.append(time.perf_counter())
             process.send_signal(signal.SIGTERM)
 
         threading.Timer(seconds / 2, tell).start()
         sent: list[Sent] = asyncio.run(open_loop(HOST, port, rate, seconds, messages, seed=0))
         process.wait(30)
-    before = [each for each in sent if each.left and each.left < told_at[0]]
+    before = [each for each in sent if each.left and each.left < signalled_at[0]]
     return {
         "left_before": len(before),
         "answered": sum(each.status == 200 for each in before),
@@ -118,23 +118,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--deadline", default="20ms")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = parser.parse_args()
-    bundle = told.bundle or told.run.with_name(f"{told.run.name}.bundle")
-    session = prepare(told.run, bundle)
-    x, classes = images_of(told.run)
+    arguments = parser.parse_args()
+    bundle = arguments.bundle or arguments.run.with_name(f"{arguments.run.name}.bundle")
+    session = prepare(arguments.run, bundle)
+    x, classes = images_of(arguments.run)
     offline = np.stack([whole_exit(session, i, x) for i in session.served])
     messages = [request(HOST, bundle.name.removesuffix(".bundle"), image[None], {}) for image in x]
     rate = capacity(bundle, session.choose(), messages) / 2
-    deadline, options = parse_seconds(told.deadline), ("--deadline", told.deadline)
-    found: dict[str, Any] = {"deadline_seconds": deadline, "seconds": told.seconds, "rate": rate}
+    deadline, options = parse_seconds(arguments.deadline), ("--deadline", arguments.deadline)
+    result: dict[str, Any] = {"deadline_seconds": deadline, "seconds": arguments.seconds, "rate": rate}
 
     def beside(name: str, where: Path, trouble: Callable[[int], AbstractContextManager[None]]) -> None:
         with server(where, *options) as (port, _):
             asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=0))
             with trouble(port):
-                sent = asyncio.run(open_loop(HOST, port, rate, told.seconds, messages, seed=0))
-        found[name] = judge(sent, offline, classes, deadline)
-        row = found[name]
+                sent = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed=0))
+        result[name] = judge(sent, offline, classes, deadline)
+        row = result[name]
         print(
             f"{name:8s} on time {100 * row['on_time_share']:.2f}%  refused {100 * row['refused_share']:.2f}%",
             flush=True,
@@ -145,9 +145,9 @@ def main() -> None:
     beside("gone", bundle, lambda port: hanging_up(port, messages[0]))
     with tempfile.TemporaryDirectory() as folder:
         beside("slow", lying_copy(bundle, Path(folder)), lambda port: nullcontext())
-    found["sigterm"] = ended_early(bundle, options, rate, told.seconds / 3, messages)
-    print(f"sigterm  {found['sigterm']}", flush=True)
-    print(f"wrote {write('faults', found, told.out)}")
+    result["sigterm"] = ended_early(bundle, options, rate, arguments.seconds / 3, messages)
+    print(f"sigterm  {result['sigterm']}", flush=True)
+    print(f"wrote {write('faults', result, arguments.out)}")
 
 
 if __name__ == "__main__":

@@ -65,28 +65,28 @@ class Fuzz:
             try:
                 self._line.request("POST", path, body, headers)
                 answer = self._line.getresponse()
-                told = answer.read()
+                content = answer.read()
                 if answer.getheader("connection") == "close":
                     self._line = None
-                return answer.status, told
+                return answer.status, content
             except (OSError, http.client.HTTPException):
                 self._line = None
                 if not again:
                     raise
         raise AssertionError("unreachable")
 
-    def judge(self, what: str, status: int, told: bytes) -> None:
+    def judge(self, what: str, status: int, content: bytes) -> None:
         """Count an answer, and keep it where it is none that a server may give."""
         self.statuses[status] += 1
         if status == 200:
             return
         try:
-            said = json.loads(told)
-            good = list(said) == ["error"] and isinstance(said["error"], str) and len(said["error"]) < 2000
+            message = json.loads(content)
+            good = list(message) == ["error"] and isinstance(message["error"], str) and len(message["error"]) < 2000
         except ValueError:
             good = False
         if not good or (status >= 500 and status != 503):
-            self.failures.append(f"{what}: {status} {told[:200]!r}")
+            self.failures.append(f"{what}: {status} {content[:200]!r}")
 
     def some(self, options: Any) -> Any:
         """Return one of several."""
@@ -163,10 +163,10 @@ def wrong(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
 def packed(fuzz: Fuzz, body: bytes) -> tuple[bytes, str]:
     """Pack a body, rightly or wrongly."""
     name = fuzz.some(("gzip", "deflate", "br", "gzip, deflate", "zip"))
-    done = fuzz.some((gzip.compress, zlib.compress, bytes))(body)
+    content = fuzz.some((gzip.compress, zlib.compress, bytes))(body)
     if fuzz.rng.random() < 0.5:
-        done = done[: int(fuzz.rng.integers(len(done) + 1))]
-    return done, name
+        content = content[: int(fuzz.rng.integers(len(content) + 1))]
+    return content, name
 
 
 def hard(fuzz: Fuzz) -> list[tuple[str, bytes, dict[str, str]]]:
@@ -229,12 +229,12 @@ def sockets(fuzz: Fuzz, number: int) -> int:
                 if fuzz.rng.random() < 0.2:
                     continue
                 line.shutdown(socket.SHUT_WR)
-                heard = b""
+                answers = b""
                 while part := line.recv(1 << 16):
-                    heard += part
+                    answers += part
             except (BrokenPipeError, ConnectionResetError):
                 continue
-        for answer in heard.split(b"HTTP/1.1 ")[1:]:
+        for answer in answers.split(b"HTTP/1.1 ")[1:]:
             answered += 1
             head, _, body = answer.partition(b"\r\n\r\n")
             fuzz.judge("socket", int(head[:3]), body)
@@ -257,7 +257,7 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
 
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
     described = schemathesis.openapi.from_url(f"{fuzz.server.address}/openapi.json")
-    session, found, sent = requests.Session(), [], 0
+    session, failures, number_sent = requests.Session(), [], 0
 
     def run(operation: Any, mode: GenerationMode, number: int) -> None:
         @hypothesis.seed(0)
@@ -267,14 +267,14 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
         )  # fmt: skip
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def try_it(case: Any) -> None:
-            nonlocal sent
+            nonlocal number_sent
             answer = case.call(session=session)
-            sent += 1
+            number_sent += 1
             fuzz.statuses[answer.status_code] += 1
             try:
                 case.validate_response(answer, checks=checks)
             except FailureGroup as group:
-                found.extend(f"{case.method} {case.formatted_path}: {each}"[:500] for each in group.exceptions)
+                failures.extend(f"{case.method} {case.formatted_path}: {each}"[:500] for each in group.exceptions)
 
         try_it()
 
@@ -286,7 +286,7 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
                 run(operation, mode, examples if takes_body else max(1, examples // 10))
             except (hypothesis.errors.Unsatisfiable, hypothesis.errors.InvalidArgument):
                 continue  # nothing can be made wrong in a request that takes nothing
-    return sent, found
+    return number_sent, failures
 
 
 def memory(server: Server, what: str) -> int:
@@ -298,10 +298,10 @@ def memory(server: Server, what: str) -> int:
 def ordinary(fuzz: Fuzz) -> bytes:
     """An ordinary request's answer, without what differs each time."""
     x = np.random.default_rng(0).standard_normal((1, 1, SIZE, SIZE)).astype("<f4")
-    sent = {"inputs": [{"name": "input", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}]}
-    status, told = fuzz.post("/v2/models/tiny/infer", json.dumps(sent).encode(), {})
-    assert status == 200, told
-    return json.dumps(json.loads(told)["outputs"]).encode()
+    request = {"inputs": [{"name": "input", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}]}
+    status, content = fuzz.post("/v2/models/tiny/infer", json.dumps(request).encode(), {})
+    assert status == 200, content
+    return json.dumps(json.loads(content)["outputs"]).encode()
 
 
 def main() -> None:
@@ -311,32 +311,37 @@ def main() -> None:
     parser.add_argument("--sockets", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         write_image_bundle(Path(place) / "tiny", size=SIZE)
         write_text_bundle(Path(place) / "words")
         with Server(Path(place)) as server:
-            fuzz = Fuzz(server, told.seed)
+            fuzz = Fuzz(server, arguments.seed)
             begun = time.monotonic()
             before = ordinary(fuzz)
             for _ in range(500):
                 fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
             warm = memory(server, "VmRSS")
-            for _ in range(told.binary - 500):
+            for _ in range(arguments.binary - 500):
                 fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
             for request in hard(fuzz):
                 fuzz.judge("hard", *fuzz.post(*request))
-            answered = sockets(fuzz, told.sockets)
-            sent, found = schema(fuzz, told.schema)
+            answered = sockets(fuzz, arguments.sockets)
+            number_sent, violations = schema(fuzz, arguments.schema)
             after = ordinary(fuzz)
             result = {
                 "command": "python benchmarks/fuzz_server.py",
-                "seed": told.seed,
-                "sent": {"binary": told.binary, "hard": len(hard(fuzz)), "sockets": told.sockets, "schemathesis": sent},
+                "seed": arguments.seed,
+                "sent": {
+                    "binary": arguments.binary,
+                    "hard": len(hard(fuzz)),
+                    "sockets": arguments.sockets,
+                    "schemathesis": number_sent,
+                },
                 "answers_to_sockets": answered,
                 "statuses": dict(sorted(fuzz.statuses.items())),
                 "refused": sum(number for status, number in fuzz.statuses.items() if status >= 400),
-                "failures": fuzz.failures + found,
+                "failures": fuzz.failures + violations,
                 "answers_as_before": after == before,
                 "memory": {
                     "after_500_requests": warm,
@@ -349,9 +354,9 @@ def main() -> None:
             code = server.stop()
     result["exit_code"] = code
     print(json.dumps(result, indent=1))
-    print(f"wrote {write('fuzz_server', result, told.out)}")
+    print(f"wrote {write('fuzz_server', result, arguments.out)}")
     assert not result["failures"] and result["answers_as_before"] and code == 0
-    assert result["refused"] >= 10_000 or told.binary < 9500
+    assert result["refused"] >= 10_000 or arguments.binary < 9500
     assert result["memory"]["at_the_end"] - warm < 128 * MEGA
     assert result["memory"]["at_most"] - warm < 512 * MEGA
 

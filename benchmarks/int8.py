@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from measuring import ratios, write
 
-from anytime_lct.cli.export import write as export
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Profile
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.verbs import export
 
 SAMPLES = 512
 
 
 def both(run: Path, folder: Path, data_root: str | None) -> dict[str, Bundle]:
     return {
-        "float32": export(run, folder / "float32", quiet=True),
-        "int8": export(run, folder / "int8", calibration_samples=SAMPLES, data_root=data_root, quiet=True),
+        "float32": export(run, folder / "float32"),
+        "int8": export(run, folder / "int8", int8_samples=SAMPLES, data_root=data_root),
     }
 
 
@@ -37,7 +37,7 @@ def rows(bundles: dict[str, Bundle], of_torch: Profile, rounds: int) -> list[dic
     sessions = {name: AnytimeSession(bundle, threads=1) for name, bundle in bundles.items()}
     shape = bundles["int8"].manifest.input_shape[1:]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)  # type: ignore[misc]
-    found = []
+    exits = []
     for i in bundles["int8"].manifest.served:
         calls = [lambda session=session, i=i: session.run_to(i, x) for session in sessions.values()]
         of_float, of_int8 = ratios(calls, rounds)
@@ -57,8 +57,8 @@ def rows(bundles: dict[str, Bundle], of_torch: Profile, rounds: int) -> list[dic
             f"of it; test accuracy {float_exit.test.value:.2%}, in int8 {int8_exit.test.value:.2%}",
             flush=True,
         )
-        found.append(row)
-    return found
+        exits.append(row)
+    return exits
 
 
 def main() -> None:
@@ -66,16 +66,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-root")
     parser.add_argument("--rounds", type=int, default=60)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundles = both(told.run, Path(folder), told.data_root)
-        profile = Profile.load(told.run)
+        bundles = both(arguments.run, Path(folder), arguments.data_root)
+        profile = Profile.load(arguments.run)
         result = {
             "network": bundles["int8"].manifest.model,
             "data": profile.data,
             "calibration_samples": SAMPLES,
             "chain_differs_from_whole_exits_by": bundles["int8"].manifest.largest_difference,
-            "exits": rows(bundles, profile, told.rounds),
+            "exits": rows(bundles, profile, arguments.rounds),
         }
     print(f"wrote {write('int8', result)}")
 

@@ -40,10 +40,10 @@ class Sent:
             return None
         lines = self.head.lower().split(b"\r\n")
         length = next(int(line.partition(b":")[2]) for line in lines if line.startswith(b"inference-header-content-"))
-        said = json.loads(self.body[:length])
-        self.facts = said["parameters"]
+        answer = json.loads(self.body[:length])
+        self.facts = answer["parameters"]
         place, logits = length, None
-        for output in said["outputs"]:
+        for output in answer["outputs"]:
             size = output["parameters"]["binary_data_size"]
             if output["name"] == "logits":
                 logits = np.frombuffer(self.body[place : place + size], "<f4")
@@ -60,13 +60,13 @@ def request(host: str, model: str, x: np.ndarray, parameters: dict[str, Any]) ->
         "datatype": "FP32",
         "parameters": {"binary_data_size": len(data)},
     }
-    wanted = [{"name": "logits", "parameters": {"binary_data": True}}]
-    said = json.dumps({"inputs": [tensor], "outputs": wanted, "parameters": parameters}).encode()
+    outputs = [{"name": "logits", "parameters": {"binary_data": True}}]
+    header = json.dumps({"inputs": [tensor], "outputs": outputs, "parameters": parameters}).encode()
     head = (
         f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {host}\r\n"
-        f"Inference-Header-Content-Length: {len(said)}\r\nContent-Length: {len(said) + len(data)}\r\n\r\n"
+        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {len(header) + len(data)}\r\n\r\n"
     )
-    return head.encode() + said + data
+    return head.encode() + header + data
 
 
 class _Connection(asyncio.Protocol):

@@ -26,7 +26,7 @@ def ratios(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 3) 
     for _ in range(warmup):
         for call in calls:
             call()
-    taken = []
+    seconds = []
     for number in range(rounds):
         times = [0.0] * len(calls)
         order = range(len(calls)) if number % 2 == 0 else reversed(range(len(calls)))
@@ -34,26 +34,26 @@ def ratios(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 3) 
             start = time.perf_counter()
             calls[k]()
             times[k] = time.perf_counter() - start
-        taken.append(times)
-    found = []
+        seconds.append(times)
+    summaries = []
     for k in range(len(calls)):
-        of_rounds = [times[k] / times[0] for times in taken]
+        of_rounds = [times[k] / times[0] for times in seconds]
         low, _, high = statistics.quantiles(of_rounds, n=4)
-        found.append(
+        summaries.append(
             {
-                "median_seconds": statistics.median(times[k] for times in taken),
+                "median_seconds": statistics.median(times[k] for times in seconds),
                 "median_ratio": statistics.median(of_rounds),
                 "quartiles": [low, high],
             }
         )
-    return found
+    return summaries
 
 
 class SavedBytes:
     """Count the bytes of activations that are saved for backward at once, each storage once; weights left out."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._weights = {value.untyped_storage()._cdata for value in [*module.parameters(), *module.buffers()]}
+        self._weights = {value.untyped_storage().data_ptr() for value in [*module.parameters(), *module.buffers()]}
         self._holders: Counter[int] = Counter()
         self.now = self.peak = 0
 
@@ -68,12 +68,13 @@ class SavedBytes:
     def _pack(self, tensor: Tensor) -> _Held:
         held = _Held(tensor)
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._weights:
-            if not self._holders[storage._cdata]:
+        key = storage.data_ptr()
+        if key not in self._weights:
+            if not self._holders[key]:
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-            self._holders[storage._cdata] += 1
-            weakref.finalize(held, self._release, storage._cdata, storage.nbytes())
+            self._holders[key] += 1
+            weakref.finalize(held, self._release, key, storage.nbytes())
         return held
 
     def _release(self, key: int, size: int) -> None:

@@ -24,16 +24,17 @@ import torch
 from measuring import RESULTS, write
 from torch import Tensor, nn
 
-from anytime_lct import counting as complexity
 from anytime_lct import critics
+from anytime_lct.counting import components
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.profile import Exit, Profile, Quality
-from anytime_lct.export.write import export
+from anytime_lct.export.write import Trained, write_bundle
 from anytime_lct.lct import Rule, descend
 from anytime_lct.models import networks as models
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.task import Facts, losses
 
 SIDES = {
@@ -76,7 +77,7 @@ def cut(name: str, side: int, num_groups: int) -> tuple[nn.Module, LCTNetwork]:
     """Make a network with random weights and cut it, by layers, with slim critics."""
     torch.manual_seed(0)
     model = models.build(name, (3, side, side), CLASSES)
-    return model, LCTNetwork.cut(model, torch.zeros(2, 3, side, side), num_groups=num_groups)
+    return model, LCTNetwork.cut(model, torch.zeros(2, 3, side, side), CutRecipe(groups=num_groups))
 
 
 def equal(model: nn.Module, network: LCTNetwork, side: int) -> bool:
@@ -114,7 +115,7 @@ def exported(name: str, network: LCTNetwork, side: int) -> float:
     """Export all exits and compare them with torch, whole and resumable; return the largest difference of a logit."""
     facts = Facts("random", "classification", (3, side, side), CLASSES, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
     network.eval()
-    of_groups, of_critics = complexity.components(network.groups, network.critics, torch.zeros(1, 3, side, side))  # type: ignore[arg-type]
+    of_groups, of_critics = components(network.groups, network.critics, torch.zeros(1, 3, side, side))  # type: ignore[arg-type]
     quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
     count = network.num_groups
     profile = Profile(
@@ -127,7 +128,7 @@ def exported(name: str, network: LCTNetwork, side: int) -> float:
         p_worse=((1.0,) * count,) * count,
     )
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export(network, facts, profile, Path(folder) / "bundle", model_name=name)
+        bundle = write_bundle(Trained(network, facts, profile, name), Path(folder) / "bundle")
         return bundle.manifest.largest_difference
 
 
@@ -182,8 +183,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells = [row["network"], f"3x{row['side']}x{row['side']}", f"{row.get('params', 0) / 1e6:.1f}M"]
         cells += [str(row.get("places", "")), ", ".join(_crossing(row))]
         for num_groups in SIZES:
-            found = row.get(f"cut_in_{num_groups}")
-            checks = [found[key] for key in ("equal_to_the_bit", "same_names", "trains")] if found else []
+            cut_row = row.get(f"cut_in_{num_groups}")
+            checks = [cut_row[key] for key in ("equal_to_the_bit", "same_names", "trains")] if cut_row else []
             cells.append(", ".join("yes" if good else "**no**" for good in checks) or "no")
         cells.append(f"{row['export_difference']:.0e}" if "export_difference" in row else "")
         cells.append(", ".join(row.get("whole", ())))
@@ -203,12 +204,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=NAMES, help="these networks, anew")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other network after so long")
     parser.add_argument("--threads", type=int, default=1)
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     path, start = RESULTS / "networks.json", time.monotonic()
     rows = {row["network"]: row for row in json.loads(path.read_text())["networks"]} if path.exists() else {}
-    for name in told.only:
-        if (name in rows and told.only is NAMES) or time.monotonic() - start > told.seconds:
+    for name in arguments.only:
+        if (name in rows and arguments.only is NAMES) or time.monotonic() - start > arguments.seconds:
             continue
         rows[name] = survey(name)
         print(f"{name}: {rows[name].get('failed', 'done')} ({rows[name]['seconds']} s)", flush=True)

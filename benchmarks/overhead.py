@@ -23,7 +23,9 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.task import Facts
 from anytime_lct.training.learner import Clock
-from anytime_lct.training.methods.worker import Minibatch, Worker
+from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import alone
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 
@@ -47,9 +49,9 @@ class Backprop:
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(0)
         self.model = models.build(recipe.model.name, FACTS.input_shape, FACTS.outputs, **recipe.model.options).train()
-        told = recipe.groups
+        sgd = recipe.groups
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), told.lr, told.momentum, nesterov=True, weight_decay=told.weight_decay, fused=True
+            self.model.parameters(), sgd.lr, sgd.momentum, nesterov=True, weight_decay=sgd.weight_decay, fused=True
         )
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -60,7 +62,7 @@ class Backprop:
 
 def lct_worker(recipe: Recipe) -> tuple[LCTNetwork, Worker]:
     network = build_network(recipe, FACTS).train()
-    return network, Worker.of(network, recipe, "classification", Clock(10_000, 100))
+    return network, Worker.of(network, recipe, "classification", Clock(10_000, 100), alone(torch.device("cpu")))
 
 
 def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> list[dict[str, Any]]:
@@ -68,18 +70,18 @@ def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> 
     x, y = torch.randn(batch, *FACTS.input_shape), torch.randint(0, 10, (batch,))
     forms = {}
     for form in ("per-sample", "scalar"):
-        told = recipe_for(model)
-        told = told.model_copy(update={"rule": told.rule.model_copy(update={"form": form})})
-        forms[form] = lct_worker(told)[1]
+        recipe = recipe_for(model)
+        recipe = recipe.model_copy(update={"rule": recipe.rule.model_copy(update={"form": form})})
+        forms[form] = lct_worker(recipe)[1]
     backprop = Backprop(recipe_for(model))
-    found = ratios(
+    times = ratios(
         [lambda: backprop.step(x, y), *(lambda w=worker: w.step(Minibatch(x, y, 0)) for worker in forms.values())],
         rounds,
     )
     rows = []
-    for form, row in zip(forms, found[1:], strict=True):
+    for form, row in zip(forms, times[1:], strict=True):
         rows.append(
-            {"network": name, "batch": batch, "form": form, "backprop_seconds": found[0]["median_seconds"], **row}
+            {"network": name, "batch": batch, "form": form, "backprop_seconds": times[0]["median_seconds"], **row}
         )
         print(f"training {name:16s} {form:11s} {row['median_ratio']:.3f} times backprop", flush=True)
     return rows
@@ -107,13 +109,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     large, small = {"name": "resnet50"}, {"name": "resnet20"}
     result = {
         "training_time": [
-            *training_time("resnet50", large, 32, told.rounds),
-            *training_time("resnet20", small, 128, 2 * told.rounds),
+            *training_time("resnet50", large, 32, arguments.rounds),
+            *training_time("resnet20", small, 128, 2 * arguments.rounds),
         ],
         "saved_bytes": [saved_bytes("resnet50", large, 16), saved_bytes("resnet20", small, 128)],
     }

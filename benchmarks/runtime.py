@@ -23,9 +23,9 @@ from overhead import FACTS, recipe_for
 
 from anytime_lct.counting import components
 from anytime_lct.exits.budget import Budget
-from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Exit, Profile, Quality
-from anytime_lct.export.write import export
+from anytime_lct.export.write import Trained, write_bundle
 from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.runtime.session import AnytimeSession
 
@@ -57,7 +57,7 @@ def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> B
         ),
         p_worse=((1.0,) * 4,) * 4,
     )
-    return export(network, facts, profile, folder / "bundle", model_name=model, single=single)
+    return write_bundle(Trained(network, facts, profile, model), folder / "bundle", Contents(single=single))
 
 
 def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -79,10 +79,10 @@ def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int)
         return session.run(x, Budget(exit=exit), min_confidence=1.0, measure="margin").logits
 
     ways = {"run": run, "stream": stream, "asking": asking}
-    found = ratios([at_once, *ways.values()], rounds, warmup=20)
+    times = ratios([at_once, *ways.values()], rounds, warmup=20)
     same = all(np.array_equal(at_once(), way()) for way in ways.values())
-    return {"exit": exit, "whole_seconds": found[0]["median_seconds"], "same_bits": same} | {
-        name: row for name, row in zip(ways, found[1:], strict=True)
+    return {"exit": exit, "whole_seconds": times[0]["median_seconds"], "same_bits": same} | {
+        name: row for name, row in zip(ways, times[1:], strict=True)
     }
 
 
@@ -90,19 +90,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
     for name, (model, side) in NETWORKS.items():
         x = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             session = AnytimeSession(bundle_of(model, side, Path(folder)))
             for exit in session.served:
-                row = beside_whole(session, exit, x, told.rounds)
+                row = beside_whole(session, exit, x, arguments.rounds)
                 rows.append({"network": name, **row})
                 shown = "  ".join(f"{way} {row[way]['median_ratio']:.4f}" for way in ("run", "stream", "asking"))
-                taken = f"{1e3 * row['whole_seconds']:.2f} ms"
-                print(f"{name} exit {exit}  {taken}  {shown}  same bits {row['same_bits']}", flush=True)
-    print(f"wrote {write('runtime', {'rounds': told.rounds, 'rows': rows}, told.out)}")
+                duration = f"{1e3 * row['whole_seconds']:.2f} ms"
+                print(f"{name} exit {exit}  {duration}  {shown}  same bits {row['same_bits']}", flush=True)
+    print(f"wrote {write('runtime', {'rounds': arguments.rounds, 'rows': rows}, arguments.out)}")
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def prepare(run: Path, bundle: Path) -> AnytimeSession:
         (bundle, ("export", run, "--out", bundle)),
         (bundle.with_name(f"{bundle.name}.calibration.json"), ("calibrate", bundle)),
     ]
-    for made, arguments in steps:
-        if not made.exists():
+    for path, arguments in steps:
+        if not path.exists():
             subprocess.run([*PROGRAM, *map(str, arguments)], check=True)
     return AnytimeSession(bundle)
 
@@ -77,8 +77,12 @@ def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[
         yield int(json.loads(process.stdout.readline())["address"].rpartition(":")[2].strip("/")), process
     finally:
         process.send_signal(signal.SIGTERM)
-        if process.wait(30) != 0:
-            raise RuntimeError(f"The server ended with {process.returncode}.")
+        try:
+            code = process.wait(30)
+        finally:
+            process.kill()
+        if code != 0:
+            raise RuntimeError(f"The server ended with {code}.")
 
 
 def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
@@ -181,18 +185,18 @@ def over_seeds(rows: list[dict[str, Any]], mode: str, load: float, name: str) ->
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Draw on-time share and accuracy over load, both modes, mean and standard deviation over seeds."""
     figure = Figure(figsize=(8.6, 3.6), dpi=160, layout="constrained")
     panels = figure.subplots(1, 2)
-    loads = sorted({row["load"] for row in found["rows"]})
+    loads = sorted({row["load"] for row in result["rows"]})
     words = {"anytime": "as deep as time allows", "fixed": "fixed depth"}
     for axes, name, title in (
         (panels[0], "on_time_share", "answered in time, % of admitted"),
         (panels[1], "accuracy", "test accuracy of the answers, %"),
     ):
         for mode, colour in (("anytime", picture.BLUE), ("fixed", picture.GREY)):
-            both = [over_seeds(found["rows"], mode, load, name) for load in loads]
+            both = [over_seeds(result["rows"], mode, load, name) for load in loads]
             means, deviations = [100 * mean for mean, _ in both], [100 * deviation for _, deviation in both]
             axes.errorbar(loads, means, yerr=deviations, color=colour, marker="o", capsize=3, label=words[mode])
         axes.set_title(title, fontsize=10)
@@ -213,50 +217,50 @@ def main() -> None:
     parser.add_argument("--deadline", default="20ms")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--resume", action="store_true")
-    told = parser.parse_args()
-    bundle = told.bundle or told.run.with_name(f"{told.run.name}.bundle")
-    session = prepare(told.run, bundle)
-    x, classes = images_of(told.run)
+    arguments = parser.parse_args()
+    bundle = arguments.bundle or arguments.run.with_name(f"{arguments.run.name}.bundle")
+    session = prepare(arguments.run, bundle)
+    x, classes = images_of(arguments.run)
     offline = np.stack([whole_exit(session, i, x) for i in session.served])
     name = bundle.name.removesuffix(".bundle")
     messages = [request(HOST, name, image[None], {}) for image in x]
-    path = told.out / "serving.json"
-    kept = json.loads(path.read_text()) if told.resume and path.exists() else {}
-    found: dict[str, Any] = {
+    path = arguments.out / "serving.json"
+    earlier = json.loads(path.read_text()) if arguments.resume and path.exists() else {}
+    result: dict[str, Any] = {
         "network": session.manifest.model,
         "deepest": session.choose(),
-        "deadline_seconds": parse_seconds(told.deadline),
-        "seconds": told.seconds,
+        "deadline_seconds": parse_seconds(arguments.deadline),
+        "seconds": arguments.seconds,
         "exit_accuracy": {
             str(i): float((offline[k].argmax(axis=1) == classes).mean()) for k, i in enumerate(session.served)
         },
         "exit_seconds": {str(i): session.timing.to_exit(i, 1) for i in session.served} if session.timing else {},
-        "http": kept.get("http") or http_cost(session, bundle, name, x[:1]),
-        "capacity": kept.get("capacity") or capacity(bundle, session.choose(), messages),
-        "rows": kept.get("rows", []),
+        "http": earlier.get("http") or http_cost(session, bundle, name, x[:1]),
+        "capacity": earlier.get("capacity") or capacity(bundle, session.choose(), messages),
+        "rows": earlier.get("rows", []),
     }
-    write("serving", found, told.out)
-    print(f"capacity at full depth {found['capacity']:.1f} requests/s", flush=True)
-    done = {(row["seed"], row["load"], row["mode"]) for row in found["rows"]}
-    for seed in range(told.seeds):
-        for load in told.loads:
+    write("serving", result, arguments.out)
+    print(f"capacity at full depth {result['capacity']:.1f} requests/s", flush=True)
+    finished = {(row["seed"], row["load"], row["mode"]) for row in result["rows"]}
+    for seed in range(arguments.seeds):
+        for load in arguments.loads:
             for mode, options in (("anytime", ()), ("fixed", ("--fixed", str(session.choose())))):
-                if (seed, load, mode) in done:
+                if (seed, load, mode) in finished:
                     continue
-                with server(bundle, "--deadline", told.deadline, *options) as (port, _):
+                with server(bundle, "--deadline", arguments.deadline, *options) as (port, _):
                     asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=seed))  # the first requests make buffers
-                    rate = load * found["capacity"]
-                    sent = asyncio.run(open_loop(HOST, port, rate, told.seconds, messages, seed))
-                row = judge(sent, offline, classes, found["deadline_seconds"])
-                found["rows"].append({"seed": seed, "load": load, "mode": mode, "rate": rate, **row})
-                write("serving", found, told.out)
+                    rate = load * result["capacity"]
+                    sent = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed))
+                row = judge(sent, offline, classes, result["deadline_seconds"])
+                result["rows"].append({"seed": seed, "load": load, "mode": mode, "rate": rate, **row})
+                write("serving", result, arguments.out)
                 print(
                     f"seed {seed} load {load} {mode:8s} on time {100 * row['on_time_share']:.3f}%  refused "
                     f"{100 * row['refused_share']:.2f}%  accuracy {100 * row['accuracy']:.2f}%  exits {row['exits']}  "
                     f"p99 {1e3 * row['latency_p99']:.1f} ms  wrong {row['not_the_sub_models']}",
                     flush=True,
                 )
-    draw(found, told.out / "serving.png")
+    draw(result, arguments.out / "serving.png")
 
 
 if __name__ == "__main__":

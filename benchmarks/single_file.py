@@ -50,10 +50,10 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
                 lambda i=i: session.run_to(i, x).logits,
                 stream,
             ]
-            found = ratios(calls, rounds)
+            times = ratios(calls, rounds)
             names = ("alone", "asking", "resumable_run", "resumable_stream")
-            row = {"network": name, "exit": i, "whole_seconds": found[0]["median_seconds"]}
-            row |= dict(zip(names, found[1:], strict=True))
+            row = {"network": name, "exit": i, "whole_seconds": times[0]["median_seconds"]}
+            row |= dict(zip(names, times[1:], strict=True))
             row["largest_difference"] = float(np.abs(calls[1]() - calls[0]()).max())
             row["same_as_resumable"] = bool(np.array_equal(calls[1](), calls[3]()))
             rows.append(row)
@@ -65,9 +65,9 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=150)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"wrote {write('single_file', {'single_file': measured('resnet50', told.rounds)})}")
+    print(f"wrote {write('single_file', {'single_file': measured('resnet50', arguments.rounds)})}")
 
 
 if __name__ == "__main__":

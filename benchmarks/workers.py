@@ -36,6 +36,7 @@ from workers_process import facts_of
 
 from anytime_lct.models import networks as models
 from anytime_lct.network import choose_places
+from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.training.memory import keep_freed_memory
 
 LSTM = {"name": "lstm", "units": 600, "embedding": 128}
@@ -52,9 +53,10 @@ MICROBATCHES = (2, 4, 8)
 REPEATS = 5  # of a group that is measured by itself
 PICTURED = (
     "--data fashion-mnist --model resnet --set model.depth=14 --set model.width=16 --groups 2 --epochs 4 "
-    "--set groups_schedule.name=one-cycle --set data.augment=none --set critic.kind=slim --critic-loss paper "
-    "--set critics.name=adam --set critics.lr=1e-4"
+    "--set groups_schedule.name=one-cycle --set data.augment=none --set critic.kind=slim "
+    "--set rule.critic_loss=paper --set critics.name=adam --set critics.lr=1e-4"
 ).split()
+PROCESS = Path(__file__).with_name("workers_process.py")
 PARTS = ("compare", "throttled", "memory", "simulator", "scaling", "picture")
 
 
@@ -66,7 +68,7 @@ def places_of(case: dict[str, Any], num_groups: int, by: Any, weight_copies: int
     model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
     example = torch.zeros(rows, *facts.input_shape, dtype=torch.int64 if text else torch.float32)
     return list(
-        choose_places(model, example, num_groups=num_groups, by=by, task=facts.task, weight_copies=weight_copies)
+        choose_places(model, example, CutRecipe(groups=num_groups, by=by), task=facts.task, weight_copies=weight_copies)
     )
 
 
@@ -75,26 +77,30 @@ def measured_places(case: dict[str, Any], num_groups: int) -> list[str]:
     return launch({"what": "places", "case": case, "groups": num_groups}, 2)
 
 
-def launch(told: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()) -> Any:
+def launch(job: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()) -> Any:
     """Run `size` processes of workers_process.py, on `hosts` if given; return what the first one wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        asked, found = Path(folder) / "asked.json", Path(folder) / "found.json"
-        asked.write_text(json.dumps(told))
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job_file.write_text(json.dumps(job))
         processes = []
         for rank in range(size):
             host = hosts[rank] if hosts else {"prefix": [], "address": "127.0.0.1", "env": {}}
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
             first = hosts[0]["address"] if hosts else "127.0.0.1"
             environment = {**os.environ, **place, "MASTER_ADDR": first, "MASTER_PORT": str(port), **host["env"]}
-            program = [sys.executable, str(Path(__file__).parent / "workers_process.py"), str(asked), str(found)]
+            program = [sys.executable, str(PROCESS), str(job_file), str(result_file)]
             processes.append(subprocess.Popen([*host["prefix"], *program], env=environment))
-        codes = [process.wait() for process in processes]
+        try:
+            codes = [process.wait() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         if any(codes):
             raise SystemExit(f"The processes ended with {codes}.")
-        return json.loads(found.read_text())
+        return json.loads(result_file.read_text())
 
 
 Process = dict[str, list[float]]  # when its minibatches ended, and its seconds in links until then
@@ -121,25 +127,25 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def variants_of(places: list[str], method: str = "lct") -> dict[str, dict[str, Any]]:
     cut = {"places": places, "bounds": list(range(len(places) + 2))}
-    found: dict[str, dict[str, Any]] = {"backprop": {"method": "bp"}, "lct": {"method": "lct", **cut}}
+    variants: dict[str, dict[str, Any]] = {"backprop": {"method": "bp"}, "lct": {"method": "lct", **cut}}
     for schedule in ("1f1b", "gpipe"):
         for m in MICROBATCHES:
-            found[f"{schedule}-{m}"] = {"method": schedule, **cut, "train": {"microbatches": m}}
-    return {**found, "ddp": {"method": "bp", "ddp": True}}
+            variants[f"{schedule}-{m}"] = {"method": schedule, **cut, "train": {"microbatches": m}}
+    return {**variants, "ddp": {"method": "bp", "ddp": True}}
 
 
 def compare(rounds: int) -> dict[str, Any]:
     rows = {}
     for name, case in CASES.items():
         places = measured_places(case, 2)
-        told = {"what": "compare", "case": case, "variants": variants_of(places), "rounds": rounds}
-        found = launch({**told, "count": case["count"]}, 2)
-        periods = {variant: [period(one[variant]) for one in found] for variant in told["variants"]}
+        job = {"what": "compare", "case": case, "variants": variants_of(places), "rounds": rounds}
+        measured = launch({**job, "count": case["count"]}, 2)
+        periods = {variant: [period(one[variant]) for one in measured] for variant in job["variants"]}
         best = {
             schedule: min((v for v in periods if v.startswith(schedule)), key=lambda v: statistics.median(periods[v]))
             for schedule in ("1f1b", "gpipe")
         }
-        works = [[own_work(process) for process in one["lct"]] for one in found]
+        works = [[own_work(process) for process in one["lct"]] for one in measured]
         rounds_of_lct = list(zip(works, periods["lct"], strict=True))
         row: dict[str, Any] = {"case": case, "places": places, "rounds": rounds}
         row["seconds"] = {variant: spread(times) for variant, times in periods.items()}
@@ -171,9 +177,9 @@ def throttled(rounds: int) -> dict[str, Any]:
         for wire in ("exact", "bf16"):
             variants = {k: v for k, v in variants_of(places).items() if k in ("lct", "ddp")}
             variants["ddp"]["train"] = {"wire": wire}
-            told = {"what": "compare", "case": case, "variants": variants, "rounds": rounds, "count": 3, "wire": wire}
-            found = launch(told, 2, hosts)
-            periods = {variant: [period(one[variant]) for one in found] for variant in variants}
+            job = {"what": "compare", "case": case, "variants": variants, "rounds": rounds, "count": 3, "wire": wire}
+            measured = launch(job, 2, hosts)
+            periods = {variant: [period(one[variant]) for one in measured] for variant in variants}
             faster = spread([a / b for a, b in zip(periods["ddp"], periods["lct"], strict=True)])
             rows[wire] = {"places": places, "seconds": {v: spread(t) for v, t in periods.items()}, "faster": faster}
             print(f"ResNet-50 over 100 Mbit/s, {wire}: {faster['median']:.2f} times DDP", flush=True)
@@ -211,13 +217,13 @@ def memory(rounds: int) -> dict[str, Any]:
         ("resnet50", CASES["resnet50"], 3, {"channels_last": True}),
         ("lstm", {**CASES["lstm"], "batch": 128, "length": 150}, 4, {}),
     ):
-        told = {"what": "memory", "case": case, "count": 1}
-        whole = launch({**told, "variant": {"method": "bp", "train": train}}, 1)[0]
+        job = {"what": "memory", "case": case, "count": 1}
+        whole = launch({**job, "variant": {"method": "bp", "train": train}}, 1)[0]
         row: dict[str, Any] = {"case": case, "train": train, "backprop": whole}
         for N in (2, 4):
             places = places_of(case, N, "memory", copies)
             variant = {"method": "lct", "places": places, "bounds": list(range(N + 1)), "train": train}
-            workers = launch({**told, "variant": variant}, N)
+            workers = launch({**job, "variant": variant}, N)
             share = {way: max(worker[way] for worker in workers) / whole[way] for way in whole}
             row[str(N)] = {"places": places, "workers": workers, "largest_share": share}
             held = [round(worker["allocated"] / 2**20) for worker in workers]
@@ -233,12 +239,12 @@ def simulator(rounds: int) -> dict[str, Any]:
     for name, case in CASES.items():
         names = ("lct", *measured[name]["best"].values())
         variants = {name: spec for name, spec in variants_of(measured[name]["places"]).items() if name in names}
-        told = {"what": "simulate", "case": case, "places": measured[name]["places"], "variants": variants}
-        told |= {"rounds": rounds, "repeats": REPEATS, "count": case["count"], "microbatches": MICROBATCHES}
-        found, row = launch(told, 2), {}
+        job = {"what": "simulate", "case": case, "places": measured[name]["places"], "variants": variants}
+        job |= {"rounds": rounds, "repeats": REPEATS, "count": case["count"], "microbatches": MICROBATCHES}
+        simulated, row = launch(job, 2), {}
         for variant in variants:
-            predicted = [predict(one["profile"], variant) for one in found]
-            real = [period(one["real"][variant]) for one in found]
+            predicted = [predict(one["profile"], variant) for one in simulated]
+            real = [period(one["real"][variant]) for one in simulated]
             ratio = spread([a / b for a, b in zip(predicted, real, strict=True)])
             row[variant] = {"predicted": spread(predicted), "measured": spread(real), "ratio": ratio}
             print(f"simulator {name} {variant}: {ratio['median']:.3f} of measured", flush=True)
@@ -253,11 +259,11 @@ def scaling(rounds: int) -> dict[str, Any]:
         for W in (4, 8, 16) if name in DEEP else (4,):
             places = measured_places(case, W)
             pieces = [m for m in (4, 8, 16, 32) if m >= W]  # 1F1B takes no fewer microbatches than workers
-            found = profiled(case, places, pieces)
-            periods = {"lct": predict(found, "lct")}
+            seconds = profiled(case, places, pieces)
+            periods = {"lct": predict(seconds, "lct")}
             for schedule in ("1f1b", "gpipe"):
-                periods[schedule] = min(predict(found, f"{schedule}-{m}") for m in pieces)
-            alone = sum(g["lct"]["forward"] + g["lct"]["descend"] for g in found["groups"])
+                periods[schedule] = min(predict(seconds, f"{schedule}-{m}") for m in pieces)
+            alone = sum(g["lct"]["forward"] + g["lct"]["descend"] for g in seconds["groups"])
             best = min(periods["1f1b"], periods["gpipe"])
             row = {"places": places, "seconds": periods, "lct_times_faster_than_pipelines": best / periods["lct"]}
             row["groups_one_after_the_other"] = alone
@@ -272,19 +278,19 @@ def scaling(rounds: int) -> dict[str, Any]:
 
 
 def profiled(case: dict[str, Any], places: list[str], pieces: Sequence[int]) -> dict[str, Any]:
-    told = {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": REPEATS}
-    return launch(told, 2)
+    job = {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": REPEATS}
+    return launch(job, 2)
 
 
-def predict(found: dict[str, Any], variant: str) -> float:
+def predict(seconds: dict[str, Any], variant: str) -> float:
     """The period of a variant, one worker a group, from what `profiled` found."""
-    wire = Wire(**found["wire"])
+    wire = Wire(**seconds["wire"])
     schedule, _, m = variant.partition("-")
     if schedule == "lct":
-        return run(local_critics([[Group(**group["lct"])] for group in found["groups"]]), wire)
-    stages = [next(s for s in group["stages"] if s["microbatches"] == int(m)) for group in found["groups"]]
-    made = [Stage(**{key: s[key] for key in ("forward", "backward", "step", "bytes")}) for s in stages]
-    return run(pipelined(made, int(m), schedule), wire)
+        return run(local_critics([[Group(**group["lct"])] for group in seconds["groups"]]), wire)
+    stages = [next(s for s in group["stages"] if s["microbatches"] == int(m)) for group in seconds["groups"]]
+    inputs = [Stage(**{key: s[key] for key in ("forward", "backward", "step", "bytes")}) for s in stages]
+    return run(pipelined(inputs, int(m), schedule), wire)
 
 
 def picture(rounds: int, data_root: str | None = None) -> dict[str, Any]:
@@ -292,8 +298,8 @@ def picture(rounds: int, data_root: str | None = None) -> dict[str, Any]:
     runs = {
         "backprop, 1 process": ["--method", "bp"],
         "DDP, 2 processes": ["--method", "bp", "--replicas", "2"],
-        "1F1B, 2 processes": ["--method", "1f1b", "--workers", "2", "--place", "measured"],
-        "LCT, 2 processes": ["--workers", "2", "--place", "measured"],
+        "1F1B, 2 processes": ["--method", "1f1b", "--workers", "2", "--set", "cut.by=measured"],
+        "LCT, 2 processes": ["--workers", "2", "--set", "cut.by=measured"],
     }
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -333,15 +339,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data-root", help="folder that holds Fashion-MNIST")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     path = RESULTS / "workers.json"
-    for part in told.only:
-        found = globals()[part](told.rounds, **({"data_root": told.data_root} if part == "picture" else {}))
+    for part in arguments.only:
+        result = globals()[part](arguments.rounds, **({"data_root": arguments.data_root} if part == "picture" else {}))
         before = json.loads(path.read_text()) if path.exists() else {}
         before.pop("measured_on", None)
-        write("workers", {**before, part: found})
+        write("workers", {**before, part: result})
     print(f"wrote {path}")
 
 

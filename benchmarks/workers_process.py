@@ -24,15 +24,14 @@ import torch.distributed as dist
 from anytime_lct.cutting.seconds import Others
 from anytime_lct.models import networks as models
 from anytime_lct.network import choose_places
-from anytime_lct.recipes import reading, recipe
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes import reading
+from anytime_lct.recipes.recipe import CutRecipe, Recipe
 from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.task import Facts, losses
 from anytime_lct.training.learner import Clock, Learner
 from anytime_lct.training.memory import keep_freed_memory
 from anytime_lct.training.methods.group import GroupInTraining
-from anytime_lct.training.methods.table import METHODS
-from anytime_lct.training.methods.worker import Worker
+from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Link
 from anytime_lct.training.processes.team import Team, join
@@ -120,15 +119,14 @@ class Variant:
         self.method: Any = None
         if self.alone and team.worker > 0:
             return
-        told = recipe_of(case, method, spec.get("places", []), **spec.get("train", {}))
-        network = build_network(told, facts_of(case), stages=method in recipe.PIPELINES).train()
+        recipe = recipe_of(case, method, spec.get("places", []), **spec.get("train", {}))
+        network = build_network(recipe, facts_of(case), whole=not row_of(method).cuts).train()
         self.batch = minibatch(case, part=(self.team.replica, self.team.replicas))
-        if told.train.channels_last:
+        if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
             self.batch = replace(self.batch, x=self.batch.x.contiguous(memory_format=torch.channels_last))
         self.team.bounds = tuple(spec.get("bounds", (0, 1)))
-        make: Any = METHODS.get(method, Worker.of)
-        self.method = make(network, told, facts_of(case).task, clock, self.team)
+        self.method = row_of(method).make(network, recipe, facts_of(case).task, clock, self.team)
         self.method.start_epoch()
 
     def turn(self, count: int) -> dict[str, Any]:
@@ -152,31 +150,31 @@ class Variant:
             yield replace(self.batch, step=self.at + k, last=k == count - 1)
 
 
-def compare(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
+def compare(job: dict[str, Any], team: Team) -> list[dict[str, Any]]:
     """Return, for each round and variant, what every process measured."""
     waiting = Waiting(team)
-    variants = {name: Variant(told["case"], spec, team, waiting) for name, spec in told["variants"].items()}
+    variants = {name: Variant(job["case"], spec, team, waiting) for name, spec in job["variants"].items()}
     rounds = []
-    for number in range(-1, told["rounds"]):  # the first one warms up
+    for number in range(-1, job["rounds"]):  # the first one warms up
         order = list(variants) if number % 2 else list(reversed(variants))
-        found = {}
+        measured = {}
         for name in order:
-            found[name] = _turn(variants[name], told["count"] if number >= 0 else 1)
+            measured[name] = _turn(variants[name], job["count"] if number >= 0 else 1)
         if number >= 0:
-            rounds.append(found)
+            rounds.append(measured)
         if team.leads:
-            print(f"round {number + 1} of {told['rounds']}", file=sys.stderr, flush=True)
+            print(f"round {number + 1} of {job['rounds']}", file=sys.stderr, flush=True)
     return rounds
 
 
 class Profile:
     """Every layer group, and the stages of pipelines, by themselves: both processes measure at the same time."""
 
-    def __init__(self, told: dict[str, Any], team: Team) -> None:
-        case = told["case"]
-        recipe, facts = recipe_of(case, "lct", told["places"]), facts_of(case)
+    def __init__(self, job: dict[str, Any], team: Team) -> None:
+        case = job["case"]
+        recipe, facts = recipe_of(case, "lct", job["places"]), facts_of(case)
         network = build_network(recipe, facts).train()
-        self.told, self.team, self.groups, self.batch = told, team, list(network.groups), minibatch(case)
+        self.job, self.team, self.groups, self.batch = job, team, list(network.groups), minibatch(case)
         self.task = facts.task
         critics = [*network.critics, None]
         clock = Clock(1_000_000, 1_000_000)
@@ -192,20 +190,20 @@ class Profile:
     def measure(self) -> dict[str, Any]:
         """Return each group's seconds, means of the medians of both processes, and what the link takes."""
         order = range(len(self.groups))
-        found: list[Any] = [None] * len(self.groups)
+        seconds: list[Any] = [None] * len(self.groups)
         dist.barrier()
         for k in order if self.team.worker == 0 else reversed(order):
-            pieces = self.told["microbatches"]
-            found[k] = {"lct": self._group(k), "stages": [self._stage(k, m) for m in pieces]}
+            pieces = self.job["microbatches"]
+            seconds[k] = {"lct": self._group(k), "stages": [self._stage(k, m) for m in pieces]}
         everybody: list[Any] = [None] * self.team.size
-        dist.all_gather_object(everybody, found)
+        dist.all_gather_object(everybody, seconds)
         return {"groups": [_mean([mine[k] for mine in everybody]) for k in order], "wire": _wire(self.team)}
 
     def _group(self, k: int) -> dict[str, float]:
         one, x, L = self.training[k], self.entries[k], torch.zeros(())
         h = self.entries[k + 1]
-        taken = []
-        for step in range(self.told["repeats"] + 1):
+        seconds_of_steps = []
+        for step in range(self.job["repeats"] + 1):
             marks = [time.monotonic()]
             h = one.forward(x, step)
             marks.append(time.monotonic())
@@ -215,18 +213,18 @@ class Profile:
             marks.append(time.monotonic())
             one.learn(L, step)
             marks.append(time.monotonic())
-            taken.append([after - before for before, after in pairwise(marks)])
+            seconds_of_steps.append([after - before for before, after in pairwise(marks)])
         names = ("forward", "judge", "descend", "learn")
-        seconds = dict(zip(names, _medians(taken[1:]), strict=True))
+        seconds = dict(zip(names, _medians(seconds_of_steps[1:]), strict=True))
         return {**seconds, "bytes": float(h.numel() * h.element_size())}
 
     def _stage(self, k: int, parts: int) -> dict[str, float]:
         """Seconds of forward and backward on one of `parts` microbatches, as a pipeline's stage; and of the step."""
         module, last = self.groups[k], k == len(self.groups) - 1
         x, y = (whole.tensor_split(parts)[0] for whole in (self.entries[k], self.batch.y))
-        h, taken = self.entries[k + 1], []
+        h, seconds_of_steps = self.entries[k + 1], []
         optimizer = self.learners[k]
-        for step in range(self.told["repeats"] + 1):
+        for step in range(self.job["repeats"] + 1):
             entry = x.detach().requires_grad_() if k > 0 else x
             start = time.monotonic()
             h = module(entry)
@@ -235,39 +233,39 @@ class Profile:
             result.backward(torch.ones_like(result))
             end = time.monotonic()
             optimizer.step(step)
-            taken.append([middle - start, end - middle, time.monotonic() - end])
+            seconds_of_steps.append([middle - start, end - middle, time.monotonic() - end])
             optimizer.zero_grad()
-        forward, backward, step_ = _medians(taken[1:])
+        forward, backward, step_ = _medians(seconds_of_steps[1:])
         size = float(h.numel() * h.element_size())
         return {"microbatches": parts, "forward": forward, "backward": backward, "step": step_, "bytes": size}
 
 
-def places(told: dict[str, Any], team: Team) -> list[str]:
-    """Choose the cut of least seconds as `train --place measured` does, in all processes side by side."""
-    case, facts = told["case"], facts_of(told["case"])
+def places(job: dict[str, Any], team: Team) -> list[str]:
+    """Choose the cut of least seconds as `train --set cut.by=measured` does, in all processes side by side."""
+    case, facts = job["case"], facts_of(job["case"])
     options = {key: value for key, value in case["model"].items() if key != "name"}
     torch.manual_seed(0)
     model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
     example = example_input(facts, case["batch"])
     others = Others(team.rank, team.mean)
-    groups = told["groups"]
-    return list(choose_places(model, example, num_groups=groups, by="measured", task=facts.task, others=others))
+    groups = job["groups"]
+    return list(choose_places(model, example, CutRecipe(groups=groups, by="measured"), task=facts.task, others=others))
 
 
-def profile(told: dict[str, Any], team: Team) -> dict[str, Any]:
-    return Profile(told, team).measure()
+def profile(job: dict[str, Any], team: Team) -> dict[str, Any]:
+    return Profile(job, team).measure()
 
 
-def simulate(told: dict[str, Any], team: Team) -> list[dict[str, Any]]:
+def simulate(job: dict[str, Any], team: Team) -> list[dict[str, Any]]:
     """Alternate what is to be predicted and what it is predicted from, so that both see the same machine."""
     waiting = Waiting(team)
-    variants = {name: Variant(told["case"], spec, team, waiting) for name, spec in told["variants"].items()}
-    parts, rounds = Profile(told, team), []
-    for number in range(-1, told["rounds"]):  # the first one warms up
-        real = {name: _turn(variant, told["count"] if number >= 0 else 1) for name, variant in variants.items()}
-        found = {"real": real, "profile": parts.measure()}
+    variants = {name: Variant(job["case"], spec, team, waiting) for name, spec in job["variants"].items()}
+    parts, rounds = Profile(job, team), []
+    for number in range(-1, job["rounds"]):  # the first one warms up
+        real = {name: _turn(variant, job["count"] if number >= 0 else 1) for name, variant in variants.items()}
+        measured = {"real": real, "profile": parts.measure()}
         if number >= 0:
-            rounds.append(found)
+            rounds.append(measured)
     return rounds
 
 
@@ -279,55 +277,55 @@ def _turn(variant: Variant, count: int) -> list[dict[str, Any]]:
     return everybody
 
 
-def _medians(taken: list[list[float]]) -> list[float]:
-    return [statistics.median(times) for times in zip(*taken, strict=True)]
+def _medians(rounds: list[list[float]]) -> list[float]:
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def _mean(found: list[Any]) -> Any:
-    if isinstance(found[0], dict):
-        return {key: _mean([one[key] for one in found]) for key in found[0]}
-    if isinstance(found[0], list):
-        return [_mean(list(several)) for several in zip(*found, strict=True)]
-    return statistics.mean(found)
+def _mean(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {key: _mean([one[key] for one in values]) for key in values[0]}
+    if isinstance(values[0], list):
+        return [_mean(list(several)) for several in zip(*values, strict=True)]
+    return statistics.mean(values)
 
 
 def _wire(team: Team) -> dict[str, float]:
     """Measure the link between the two processes: seconds of an empty message, bytes a second, work per byte."""
     seconds, work = {}, {}
     for numbers in (1, 4_000_000):
-        values, taken = torch.zeros(numbers), []
+        values, rounds = torch.zeros(numbers), []
         for _ in range(20):
             dist.barrier()
             start, before = time.monotonic(), time.process_time()
             (dist.send if team.worker == 0 else dist.recv)(values, 1 - team.worker)
             (dist.recv if team.worker == 0 else dist.send)(values, 1 - team.worker)
-            taken.append([(time.monotonic() - start) / 2, (time.process_time() - before) / 2])
-        seconds[numbers], work[numbers] = _medians(taken)
+            rounds.append([(time.monotonic() - start) / 2, (time.process_time() - before) / 2])
+        seconds[numbers], work[numbers] = _medians(rounds)
     size = 4 * 4_000_000
     more = {"seconds": seconds[4_000_000] - seconds[1], "work": work[4_000_000] - work[1]}
     return {"latency": seconds[1], "bandwidth": size / more["seconds"], "processor": max(0.0, more["work"] / size)}
 
 
-def memory(told: dict[str, Any], team: Team) -> list[dict[str, int]]:
+def memory(job: dict[str, Any], team: Team) -> list[dict[str, int]]:
     """Return each process's peak bytes in some minibatches: of torch's allocator, and resident.
 
     Weights, gradients, optimizers, activations, buffers of links and the room that computations need; not the code,
     which small minibatches load beforehand. Resident memory is counted in a first pass, as counting takes some itself.
     """
-    case, method = told["case"], told["variant"]["method"]
+    case, method = job["case"], job["variant"]["method"]
     small = {"model": SMALL[case["model"]["name"]], "batch": 2, "length": 10}
     Variant(small, {"method": method}, Team(CPU), Waiting(Team(CPU))).turn(1)
     before = resident("VmRSS")
 
     def learn() -> None:
-        Variant(case, told["variant"], team, Waiting(team)).turn(told["count"])
+        Variant(case, job["variant"], team, Waiting(team)).turn(job["count"])
 
     learn()
-    found = {"resident": resident("VmHWM") - before, "allocated": allocated(learn)}
-    everybody: list[Any] = [found]
+    peaks = {"resident": resident("VmHWM") - before, "allocated": allocated(learn)}
+    everybody: list[Any] = [peaks]
     if team.size > 1:
         everybody = [None] * team.workers
-        dist.all_gather_object(everybody, found)
+        dist.all_gather_object(everybody, peaks)
     return everybody
 
 
@@ -355,15 +353,15 @@ WHAT: dict[str, Callable[[dict[str, Any], Team], Any]] = {
 
 
 def main() -> None:
-    told = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     keep_freed_memory()
     size = int(os.environ["WORLD_SIZE"])
-    team = join(size, 1, CPU, told.get("wire", "exact")) if size > 1 else Team(CPU)
+    team = join(size, 1, CPU, job.get("wire", "exact")) if size > 1 else Team(CPU)
     with team.together():
-        found = WHAT[told["what"]](told, team)
+        result = WHAT[job["what"]](job, team)
         if team.leads:
-            Path(sys.argv[2]).write_text(json.dumps(found))
+            Path(sys.argv[2]).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def analyze(
 ) -> None:
     """Measure every sub-model: multiply-adds, parameters, quality on validation and test data, latency.
 
-    Writes profile.json and exits.png into the run folder, and descent.png where train had --track-descent.
+    Writes profile.json and exits.png into the run folder, and descent.png where train.track_descent was set.
 
     Example: anytime-lct analyze runs/digits-resnet-0
     """

@@ -96,7 +96,7 @@ def _cached(configured: Any) -> Path:
 def _missing(name: str, place: Path, origin: str) -> ModelError:
     return ModelError(
         f"The default weights of '{name}' were looked for in '{place}' and are not there; get them from {origin}, let "
-        f"them be fetched with --download, or give a file with --weights FILE."
+        f"them be fetched with --set data.download=true, or give a file with --weights FILE."
     )
 
 

@@ -18,7 +18,8 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods import admm
-from anytime_lct.training.methods.admm import ADMM
+from anytime_lct.training.methods.admm import ADMM, ADMMRecipe
+from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import alone
 from anytime_lct.training.run import train
@@ -32,11 +33,11 @@ DIGITS = {
 GRID = torch.linspace(-4, 4, 80_001, dtype=torch.float64)  # steps of 1e-4
 
 
-def told(**sections):
+def recipe_with(**sections):
     return recipes.complete({k: {**DIGITS.get(k, {}), **sections.get(k, {})} for k in DIGITS.keys() | sections.keys()})
 
 
-def made(recipe):
+def method_of(recipe):
     """Return the method as a run makes it, and the one minibatch that it sweeps over."""
     dataset = data.from_recipe(recipe)
     network = build_network(recipe, dataset.facts).train()
@@ -57,21 +58,21 @@ def hinge(z, true):
 @pytest.mark.parametrize(("beta", "gamma"), [(1.0, 10.0), (2.0, 0.5)])
 def test_hidden_units_minimise_their_part(beta, gamma):
     m, a = normal(50), normal(50, seed=1)
-    found = admm.hidden(m, a, beta, gamma).double()
+    best = admm.hidden(m, a, beta, gamma).double()
 
     def cost(z, k):
         return gamma * (a[k].double() - z.relu()).square() + beta * (z - m[k].double()).square()
 
     for k in range(50):
-        assert cost(found[k], k) <= cost(GRID, k).min() + 1e-6
-    assert (found < 0).any() and (found > 0).any()
+        assert cost(best[k], k) <= cost(GRID, k).min() + 1e-6
+    assert (best < 0).any() and (best > 0).any()
 
 
 @pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
 def test_outputs_minimise_their_part(beta):
     m, multiplier = normal(30, 3), normal(30, 3, seed=1) * 0.5
     y = torch.arange(30) % 3
-    found = admm.output(m, y, multiplier, beta).double()
+    best = admm.output(m, y, multiplier, beta).double()
 
     def cost(z, k, c):
         pull = multiplier[k, c].double() * z + beta * (z - m[k, c].double()).square()
@@ -79,8 +80,8 @@ def test_outputs_minimise_their_part(beta):
 
     for k in range(30):
         for c in range(3):
-            if found[k, c].abs() < 4:
-                assert cost(found[k, c], k, c) <= cost(GRID, k, c).min() + 1e-6
+            if best[k, c].abs() < 4:
+                assert cost(best[k, c], k, c) <= cost(GRID, k, c).min() + 1e-6
 
 
 def test_a_moved_multiplier_balances_the_slope_of_the_loss():
@@ -114,7 +115,8 @@ def test_weights_survive_inputs_that_never_change():
 
 
 def objective(method, recipe):
-    beta, gamma, flat = recipe.admm.beta, recipe.admm.gamma, method.state()[1]
+    options, flat = recipe.section("admm", ADMMRecipe), method.state()[1]
+    beta, gamma = options.beta, options.gamma
     names, depth, a = ["linear1", "linear2", "output"], 3, flat["admm.x"]
     true = nn.functional.one_hot(flat["admm.y"], 10).bool()
     z = flat["admm.z_3"]
@@ -130,8 +132,8 @@ def objective(method, recipe):
 
 
 def test_sweeps_lower_the_objective_while_the_multiplier_rests():
-    recipe = told(admm={"beta": 0.5, "gamma": 2.0, "warmup": 6})
-    method, batch = made(recipe)
+    recipe = recipe_with(admm={"beta": 0.5, "gamma": 2.0, "warmup": 6})
+    method, batch = method_of(recipe)
     values = []
     for _ in range(6):
         method.step(batch)
@@ -143,22 +145,22 @@ def test_sweeps_lower_the_objective_while_the_multiplier_rests():
 
 
 def test_digits_are_learned_without_a_gradient(tmp_path):
-    recipe = told(model={"hidden": [100, 50]}, train={"epochs": 15}, data={"validation": 0.2})
+    recipe = recipe_with(model={"hidden": [100, 50]}, train={"epochs": 15}, data={"validation": 0.2})
     with torch.no_grad():
-        *_, last = train(recipe, data.from_recipe(recipe), tmp_path / "run", method=ADMM)
+        *_, last = train(recipe, data.from_recipe(recipe), tmp_path / "run")
     assert last.scores[0] > 0.85
     assert run_folder.open_run(tmp_path / "run").network.num_groups == 1
 
 
 def run(recipe, path, stop_after=None, resume=False):
-    for count, _ in enumerate(train(recipe, data.from_recipe(recipe), path, resume=resume, method=ADMM)):
+    for count, _ in enumerate(train(recipe, data.from_recipe(recipe), path, resume=resume)):
         if count == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
     return checkpoint.load_tensors(path / "main.safetensors")
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
-    recipe = told(train={"epochs": 4}, admm={"warmup": 1})
+    recipe = recipe_with(train={"epochs": 4}, admm={"warmup": 1})
     whole = run(recipe, tmp_path / "whole")
     for stop_after, resume in ((0, False), (1, True)):
         with pytest.raises(KeyboardInterrupt):
@@ -173,7 +175,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
 
 
 def test_a_checkpoint_of_another_method_is_refused():
-    method, batch = made(told())
+    method, batch = method_of(recipe_with())
     method.step(batch)
     states = method.state()
     del states[1]["admm.z_2"]
@@ -187,13 +189,13 @@ def test_a_checkpoint_of_another_method_is_refused():
         ({"model": {"name": "resnet", "depth": 8, "width": 4, "hidden": None}}, "Expected a perceptron.*got Conv2d"),
         ({"model": {"dropout": 0.1}}, "Expected a perceptron.*got Flatten, Linear, ReLU, Dropout; set model.name=mlp"),
         ({"data": {"batch_size": 100}}, r"got 13 minibatches of data.batch_size = 100; raise it to the number"),
-        ({"data": {"augment": "crop"}}, "method admm needs data.augment = none"),
+        ({"data": {"augment": "crop"}}, "Expected data.augment = none with method admm"),
         (
             {
                 "data": {"name": "pydoc", "sequence_length": 80, "augment": "none"},
                 "model": {"name": "lstm", "layers": 2, "units": 8, "embedding": 4, "hidden": None},
             },
-            "method admm learns images alone",
+            "Expected images with method admm",
         ),
     ],
     ids=["convolutions", "dropout", "small batch", "augmentation", "text"],
@@ -202,26 +204,28 @@ def test_what_it_cannot_train_is_refused_in_a_sentence(sections, message):
     merged = {key: {**value, **sections.get(key, {})} for key, value in DIGITS.items()}
     merged["model"] = {key: value for key, value in merged["model"].items() if value is not None}
     with pytest.raises(RecipeError, match=message):
-        made(recipes.complete(merged))
+        method_of(checked(recipes.complete(merged)))
 
 
 def test_hidden_weights_start_at_kaimings_deviation_unless_they_come_from_a_run(tmp_path):
-    grown, kept = (made(told(model={"hidden": [200, 100]}, train={"weights": w}))[0] for w in (None, str(tmp_path)))
-    batch = made(told())[1]
-    for method, deviation in ((grown, (2 / 64) ** 0.5), (kept, (1 / 3 / 64) ** 0.5)):
+    scaled, unscaled = (
+        method_of(recipe_with(model={"hidden": [200, 100]}, train={"weights": w}))[0] for w in (None, str(tmp_path))
+    )
+    batch = method_of(recipe_with())[1]
+    for method, deviation in ((scaled, (2 / 64) ** 0.5), (unscaled, (1 / 3 / 64) ** 0.5)):
         before = method.state()[1]["main.linear1.weight"].clone()
         method.step(batch)
         z = method.state()[1]["admm.z_1"]
         assert before.std().item() == pytest.approx((1 / 3 / 64) ** 0.5, rel=0.03)
         factor = deviation / (1 / 3 / 64) ** 0.5
-        bias = made(told(model={"hidden": [200, 100]}))[0].state()[1]["main.linear1.bias"]
+        bias = method_of(recipe_with(model={"hidden": [200, 100]}))[0].state()[1]["main.linear1.bias"]
         expected = nn.functional.linear(batch.x.flatten(1), before * factor, bias)
         torch.testing.assert_close(z, expected, rtol=0.05, atol=0.05)  # the first sweep moves outputs only
 
 
 def test_the_outputs_may_stand_right_behind_the_inputs():
-    recipe = told(model={"hidden": []}, admm={"warmup": 100})
-    method, batch = made(recipe)
+    recipe = recipe_with(model={"hidden": []}, admm={"warmup": 100})
+    method, batch = method_of(recipe)
     for _ in range(5):
         method.step(batch)
     assert method.evaluate([batch])[1].item() > 0.8

@@ -17,6 +17,7 @@ from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CriticError, PartitionError
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CutRecipe
 
 
 def outcome(run, x: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def test_a_module_that_fx_cannot_follow_is_one_step(kind, reason):
 def test_what_a_group_overwrites_unseen_is_found_when_it_runs():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), InPlace(), nn.Linear(4, 3))
     with pytest.raises(PartitionError, match="group 2 overwrites what it reads"):
-        LCTNetwork.cut(model, torch.zeros(2, 4), places=["1"])
+        LCTNetwork.cut(model, torch.zeros(2, 4), CutRecipe(places=("1",)))
 
 
 class Flattening(nn.Module):
@@ -98,7 +99,7 @@ class Flattening(nn.Module):
 @pytest.mark.parametrize("way", ["size", "keyword", "item", "unpacked"])
 def test_the_batch_size_of_the_input_need_not_cross(way):
     model = Flattening(way)
-    network = LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), num_groups=3)
+    network = LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), CutRecipe(groups=3))
     assert network.places == ("relu", "view")
     for rows in (1, 5):
         x = torch.randn(rows, 1, 8, 8)
@@ -111,7 +112,7 @@ def test_what_crosses_begins_with_the_batch():
             return self.c(torch.relu(self.b(self.a(x))).transpose(0, 1).reshape(4, x.shape[0], -1).mean(0).repeat(1, 4))
 
     with pytest.raises(PartitionError, match=r"Expected the batch, 2, as the first size.*\(4, 2, 16\)"):
-        LCTNetwork.cut(Turned("size"), torch.zeros(2, 1, 8, 8), places=["reshape"])
+        LCTNetwork.cut(Turned("size"), torch.zeros(2, 1, 8, 8), CutRecipe(places=("reshape",)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,9 @@ def test_what_crosses_is_told_by_shape_and_by_what_follows(shape, linear_next, e
 def test_maps_of_images_that_are_not_square_are_told_by_what_follows():
     assert critics.layout(torch.zeros(2, 16, 16, 32), square=False) == "map"
     assert critics.layout(torch.zeros(2, 32, 16, 16), square=False, linear_next=True) == "channels-last map"
-    network = LCTNetwork.cut(models.build("resnet", (3, 16, 32), 10, depth=8), torch.zeros(2, 3, 16, 32), num_groups=4)
+    network = LCTNetwork.cut(
+        models.build("resnet", (3, 16, 32), 10, depth=8), torch.zeros(2, 3, 16, 32), CutRecipe(groups=4)
+    )
     assert network.shapes[0] == (16, 16, 32)
     assert not any(isinstance(layer, Permute) for critic in network.critics for layer in critic.modules())
 
@@ -144,7 +147,7 @@ def test_tokens_have_a_class_token_where_the_network_reads_it():
     trace = Trace.of(vit)
     assert trace.hints("encoder.dropout") == {"class_token": True, "linear_next": True}
     assert not trace.hints("permute")["class_token"]  # before the class token is joined to the others
-    network = LCTNetwork.cut(vit, torch.zeros(2, 3, 32, 32), places=["encoder.layers.encoder_layer_0"], critic="slim")
+    network = LCTNetwork.cut(vit, torch.zeros(2, 3, 32, 32), CutRecipe(places=("encoder.layers.encoder_layer_0",)))
     h = torch.randn(3, 5, 16)
     norm, read, linear = network.critics[0]
     normed = norm(h)
@@ -211,7 +214,7 @@ def test_children_are_cut_by_name_where_fx_cannot_follow():
     start = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(PartitionError, match=r"test_any_network\.py:\d+ \(if x\.shape\[-1\] != 4.*name places"):
         Trace.of(model)
-    network = LCTNetwork.cut(model, torch.zeros(2, 4), places=["blocks.0", "blocks.2.1"])
+    network = LCTNetwork.cut(model, torch.zeros(2, 4), CutRecipe(places=("blocks.0", "blocks.2.1")))
     assert [set(group.state_dict()) for group in network.groups] == [
         {k for k in start if k.startswith(("stem", "blocks.0"))},
         {k for k in start if k.startswith(("blocks.1", "blocks.2.0", "blocks.2.1"))},
@@ -235,4 +238,4 @@ def test_children_are_cut_by_name_where_fx_cannot_follow():
 )
 def test_children_that_do_not_make_the_network_are_refused(model, places, says):
     with pytest.raises(PartitionError, match=says):
-        LCTNetwork.cut(model, torch.zeros(2, 4), places=places)
+        LCTNetwork.cut(model, torch.zeros(2, 4), CutRecipe(places=tuple(places)))

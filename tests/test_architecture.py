@@ -164,6 +164,22 @@ def test_every_file_says_what_it_is_for_and_fits_in_a_head():
         assert ast.get_docstring(parsed(name)), f"{name} does not open with its purpose"
 
 
+def test_no_other_file_of_the_package_is_longer_than_a_source_file_may_be():
+    for path in (HOUSE / "anytime_lct").rglob("*"):
+        if path.is_file() and path.suffix in (".toml", ".html", ".css", ".js"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, path
+
+
+def test_no_two_classes_have_one_name():
+    seen: dict[str, str] = {}
+    for name in NAMES:
+        for node in ast.walk(parsed(name)):
+            if isinstance(node, ast.ClassDef):
+                own = node.name.lstrip("_")
+                assert own not in seen, f"{name} and {seen[own]} both have a class {own}"
+                seen[own] = name
+
+
 def test_a_room_s_init_holds_no_code():
     for name in FILES:
         if not name.endswith("__init__.py") or name == "__init__.py":

@@ -23,15 +23,15 @@ def call(*arguments: object) -> int:
     """Run the program in this process; return its exit code."""
     try:
         program([str(argument) for argument in arguments])
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run, its bundle, a text run that is not trained, and inputs good and bad."""
-    root = tmp_path_factory.mktemp("made")
+    root = tmp_path_factory.mktemp("folder")
     assert call("train", "--run-dir", root / "run", *TINY) == 0
     assert call("analyze", root / "run") == 0
     assert call("export", root / "run", "--out", root / "bundle") == 0
@@ -49,13 +49,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def altered(made: Path, folder: str, file: str, change) -> Path:
+def altered(root: Path, folder: str, file: str, change) -> Path:
     """Copy a run or bundle and damage one file of the copy; return the copy."""
-    copy = made / f"altered-{folder}"
+    copy = root / f"altered-{folder}"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(made / folder, copy)
-    (found,) = sorted(copy.glob(file))[-1:]
-    change(found)
+    shutil.copytree(root / folder, copy)
+    (path,) = sorted(copy.glob(file))[-1:]
+    change(path)
     return copy
 
 
@@ -89,8 +89,12 @@ CASES = {
     "setting without section": (lambda m: ["train", "--set", "epochs=3"], 2, "train.epochs=10"),
     "epochs 0": (lambda m: ["train", "--epochs", "0"], 2, "train.epochs"),
     "learning rate nan": (lambda m: ["train", "--set", "groups.lr=nan"], 2, "groups.lr"),
-    "unknown data": (lambda m: ["train", "--data", "cifar"], 2, "data.name"),
-    "missing data": (lambda m: ["train", "--data", "cifar10", "--data-root", m, "--run-dir", m / "x"], 2, "--download"),
+    "unknown data": (lambda m: ["train", "--data", "cifar"], 2, "There is no data set 'cifar'; did you mean cifar10"),
+    "missing data": (
+        lambda m: ["train", "--data", "cifar10", "--data-root", m, "--run-dir", m / "x"],
+        2,
+        "data.download=true",
+    ),
     "missing text": (lambda m: ["train", "--data", "text", "--run-dir", m / "x"], 2, "data.path"),
     "unknown model": (lambda m: ["train", "--model", "resnet5", "--run-dir", m / "x"], 2, "did you mean"),
     "unknown option": (lambda m: ["train", "--set", "model.wide=3", "--run-dir", m / "x"], 2, "no option 'wide'"),
@@ -185,10 +189,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_bad_input_gives_one_sentence_and_a_code(case, made, capfd):
+def test_bad_input_gives_one_sentence_and_a_code(case, folder, capfd):
     arguments, code, says = case
-    words = arguments(made)
-    before = sorted(path for path in made.rglob("*") if "altered" not in str(path) and "diverged" not in str(path))
+    words = arguments(folder)
+    before = sorted(path for path in folder.rglob("*") if "altered" not in str(path) and "diverged" not in str(path))
     capfd.readouterr()
     assert call(*words) == code
     out, err = capfd.readouterr()
@@ -197,7 +201,7 @@ def test_bad_input_gives_one_sentence_and_a_code(case, made, capfd):
     assert out == ""
     assert err.strip(), "nothing was said"
     assert len(err.strip().splitlines()) == 1, err
-    after = sorted(path for path in made.rglob("*") if "altered" not in str(path) and "diverged" not in str(path))
+    after = sorted(path for path in folder.rglob("*") if "altered" not in str(path) and "diverged" not in str(path))
     assert before == after, "something was written or lost"
 
 
@@ -205,7 +209,7 @@ def test_there_are_at_least_thirty_kinds():
     assert len(CASES) >= 30
 
 
-def test_what_the_bad_input_left_alone_still_answers(made, capfd):
-    assert call("predict", made / "bundle", made / "good.png", "--json") == 0
+def test_what_the_bad_input_left_alone_still_answers(folder, capfd):
+    assert call("predict", folder / "bundle", folder / "good.png", "--json") == 0
     assert json.loads(capfd.readouterr().out)
-    assert Profile.load(made / "run" / "profile.json").num_groups == 2
+    assert Profile.load(folder / "run" / "profile.json").num_groups == 2

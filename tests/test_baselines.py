@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 
 import pytest
 import torch
-from test_workers import finish, outcome, resume, start
 from torch import nn
+from training_processes import outcome, refused, resume, same
+from training_processes import train as train_apart
 
 from anytime_lct.data import datasets
 from anytime_lct.models import networks as models
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.run import train
 
 MLP = {
@@ -25,21 +26,21 @@ MLP = {
     "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},
 }
 LSTM = {
-    "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 80},
+    "data": {"name": "text", "path": typing.__file__, "batch_size": 256, "sequence_length": 20},
     "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4},
     "cut": {"groups": 4},
     "train": {"epochs": 1, "method": "bp", "clip_norm": 0.5},
 }
 
 
-def told(recipe, **train):
+def recipe_with(recipe, **train):
     return {**recipe, "train": {**recipe["train"], **train}}
 
 
 def test_backprop_is_that_of_plain_torch(tmp_path):
     recipe = recipes.complete(MLP)
     data = datasets.from_recipe(recipe)
-    list(train(recipe, data, tmp_path / "run", method=METHODS["bp"]))
+    list(train(recipe, data, tmp_path / "run"))
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         model = models.build("mlp", data.facts.input_shape, data.facts.outputs, hidden=[20, 20, 20])
@@ -61,13 +62,11 @@ def test_backprop_is_that_of_plain_torch(tmp_path):
 
 @pytest.mark.parametrize("recipe", [MLP, LSTM], ids=["mlp", "lstm"])
 def test_pipelines_and_data_parallel_replicas_follow_backprop(recipe, tmp_path):
-    finish(start(recipe, tmp_path / "bp", 1))
-    others = (
-        {"gpipe": (4, ()), "1f1b": (2, ())} if recipe is LSTM else {"1f1b": (4, ()), "bp": (1, ("--replicas", "2"))}
-    )
-    for method, (workers, more) in others.items():
+    train_apart(recipe, tmp_path / "bp")
+    others = (("gpipe", 4, 1), ("1f1b", 2, 1)) if recipe is LSTM else (("1f1b", 4, 1), ("bp", 1, 2))
+    for method, workers, replicas in others:
         folder = tmp_path / f"{method}-{workers}"
-        finish(start(told(recipe, method=method), folder, workers, *more))
+        train_apart(recipe_with(recipe, method=method), folder, workers, replicas)
         (weights, metrics), (expected, whole) = outcome(folder), outcome(tmp_path / "bp")
         for name, value in expected.items():
             torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"{method} {name}")
@@ -75,9 +74,9 @@ def test_pipelines_and_data_parallel_replicas_follow_backprop(recipe, tmp_path):
 
 
 def test_a_pipeline_goes_on_to_the_same_weights(tmp_path):
-    recipe = told(MLP, method="gpipe", epochs=2)
-    finish(start(recipe, tmp_path / "whole", 2))
-    finish(start(recipe, tmp_path / "cut", 2))
+    recipe = recipe_with(MLP, method="gpipe", epochs=2)
+    train_apart(recipe, tmp_path / "whole", workers=2)
+    train_apart(recipe, tmp_path / "cut", workers=2)
     newest = checkpoint.newest(tmp_path / "cut" / "checkpoints")
     assert newest is not None
     for path in newest.iterdir():
@@ -86,7 +85,7 @@ def test_a_pipeline_goes_on_to_the_same_weights(tmp_path):
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     resume(tmp_path / "cut", 2)
-    assert outcome(tmp_path / "whole")[1] == outcome(tmp_path / "cut")[1]
+    assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,6 @@ def test_a_pipeline_goes_on_to_the_same_weights(tmp_path):
 )
 def test_sizes_that_a_method_cannot_run_in_are_refused(method, size, message, tmp_path):
     workers, replicas = size
-    more = ("--replicas", str(replicas)) if replicas > 1 else ()
-    said = finish(start(told(MLP, method=method), tmp_path / "run", workers, *more), 2)
-    assert re.search(message, " ".join(said.split()))
+    complaint = refused(recipe_with(MLP, method=method), tmp_path / "run", workers, replicas)
+    assert re.search(message, " ".join(complaint.split()))
     assert not (tmp_path / "run").exists()

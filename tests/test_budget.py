@@ -5,7 +5,7 @@ import math
 import pytest
 
 from anytime_lct.errors import BudgetError
-from anytime_lct.exits.budget import Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
+from anytime_lct.exits.budget import Ask, Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,22 @@ def test_exits_count_from_one(exit: object) -> None:
         Budget(exit=exit)  # pyright: ignore
 
 
+@pytest.mark.parametrize(
+    ("ways", "says"),
+    [
+        ({"min_confidence": 0.5, "mean_flops": 1.0}, "both 'min_confidence' and 'mean_flops'"),
+        ({"min_confidence": 0.5, "mode": "fixed"}, "both 'min_confidence' and the mode \"fixed\""),
+        ({"mean_flops": 0.0}, "a mean budget"),
+        ({"min_confidence": 1.5}, "above 0 and up to 1"),
+        ({"timeout": 0.0}, "a timeout in seconds"),
+    ],
+)
+def test_a_request_stops_in_one_way(ways: dict[str, object], says: str) -> None:
+    with pytest.raises(BudgetError, match=says):
+        Ask(**ways)  # pyright: ignore
+
+
 def test_amounts_are_written_with_their_unit() -> None:
-    written = [show_count(n) for n in (0, 999, 1000, 40_812_345, 2e9, 3e12)]
-    assert written == ["0", "999", "1k", "40.81M", "2G", "3T"]
+    counts = [show_count(n) for n in (0, 999, 1000, 40_812_345, 2e9, 3e12)]
+    assert counts == ["0", "999", "1k", "40.81M", "2G", "3T"]
     assert [show_seconds(s) for s in (2.0, 0.00512, 0.0000300)] == ["2s", "5.12ms", "30us"]

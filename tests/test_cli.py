@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from programs import run, started
 
 from anytime_lct import __version__
 from anytime_lct.cli.main import VERBS, app
@@ -32,9 +32,8 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--budget-flops --critic-loss --data --data-root --download --epochs --exit --freeze-main --groups --json "
-        "--max-restarts --method --model --place --place-exits "
-        "--recipe --replicas --resume --run-dir --seed --set --track-descent --weights --wire --workers"
+        "--budget-flops --data --data-root --epochs --groups --json --max-restarts --method --model --recipe "
+        "--replicas --resume --run-dir --seed --set --weights --workers"
     ),
     "inspect": "--budget-flops --classes --critic --groups --input --json --places --set",
     "analyze": "--data-root --json",
@@ -53,13 +52,13 @@ OPTIONS = {
 }
 
 
-def call(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=280, **options)
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run([*PROGRAM, *arguments], seconds=280)
 
 
 def without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     code = WITHOUT.format(blocked=blocked, arguments=list(arguments))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return run([sys.executable, "-c", code], seconds=60)
 
 
 def test_the_version_is_the_packages():
@@ -69,8 +68,8 @@ def test_the_version_is_the_packages():
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_options_are_those_promised(verb):
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    found = {name for p in command.params for name in p.opts if name.startswith("--")}
-    assert sorted(found) == OPTIONS[verb].split()
+    options = {name for p in command.params for name in p.opts if name.startswith("--")}
+    assert sorted(options) == OPTIONS[verb].split()
 
 
 @pytest.mark.parametrize(
@@ -85,10 +84,10 @@ def test_the_options_are_those_promised(verb):
 )
 def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = without({package}, *arguments)
-    assert ended.returncode == 2
+    program = without({package}, *arguments)
+    assert program.returncode == 2
     assert (
-        ended.stderr.split()
+        program.stderr.split()
         == (
             f"This command needs the package '{package}', which is not installed; install it with: "
             f"pip install 'anytime-lct[{extra}]'"
@@ -98,14 +97,14 @@ def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypat
 
 
 def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_path):
-    made = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2", "--json")
-    assert made.returncode == 0, made.stderr
-    told = json.loads(made.stdout)
-    flops = [answer["budget_flops"] for answer in told["answers"]]
+    quickstart = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2", "--json")
+    assert quickstart.returncode == 0, quickstart.stderr
+    summary = json.loads(quickstart.stdout)
+    flops = [answer["budget_flops"] for answer in summary["answers"]]
     assert flops == sorted(flops)
     assert len(flops) == 4
-    exits = {exit_["index"]: exit_["test"]["value"] for exit_ in told["profile"]["exits"]}
-    for answer in told["answers"]:
+    exits = {exit_["index"]: exit_["test"]["value"] for exit_ in summary["profile"]["exits"]}
+    for answer in summary["answers"]:
         assert answer["accuracy"] == pytest.approx(exits[answer["exit"]], abs=1 / 360 + 1e-9)
     assert (tmp_path / "demo" / "run" / "exits.png").read_bytes().startswith(b"\x89PNG")
     again = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2")
@@ -114,29 +113,29 @@ def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_p
 
     blocked = {"torch", "torchvision", "fvcore", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "safetensors"}
     bundle = str(tmp_path / "demo" / "bundle")
-    chosen = without(blocked, "select", bundle, "--budget-flops", str(flops[0]), "--json")
-    assert chosen.returncode == 0, chosen.stderr
-    answered = without(blocked, "predict", bundle, str(tmp_path / "demo" / "run" / "exits.png"), "--json")
-    assert answered.returncode == 0, answered.stderr
+    selection = without(blocked, "select", bundle, "--budget-flops", str(flops[0]), "--json")
+    assert selection.returncode == 0, selection.stderr
+    prediction = without(blocked, "predict", bundle, str(tmp_path / "demo" / "run" / "exits.png"), "--json")
+    assert prediction.returncode == 0, prediction.stderr
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     options = "--set model.depth=8 --set model.width=4 --groups 2 --epochs 200 --run-dir".split()
-    process = subprocess.Popen([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with started([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"--resume --run-dir {folder}" in said
-    assert "Traceback" not in said
+    assert f"--resume --run-dir {folder}" in errors
+    assert "Traceback" not in errors
     assert any(Path(folder / "checkpoints").glob("step-*"))
 
 
 def test_compiled_training_runs(tmp_path):
     options = "--model mlp --set model.hidden=16,8 --groups 2 --epochs 1 --set train.compile=true --json --run-dir"
-    ended = call("train", *options.split(), tmp_path / "run")
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["last_epoch"]["epoch"] == 1
+    program = call("train", *options.split(), tmp_path / "run")
+    assert program.returncode == 0, program.stderr
+    assert json.loads(program.stdout)["last_epoch"]["epoch"] == 1

@@ -40,12 +40,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_select_chooses_on_validation_and_reports_the_test(program: Program, folder: Path) -> None:
     code, out, err = program("select", folder, "--budget-flops", "0.12k", "--json")
-    found = json.loads(out)
-    assert (code, err, found["exit"], found["flops"], found["split"]) == (0, "", 2, 100, "validation")
-    assert found["quality"]["value"] == 0.90
-    assert [found["test"][key] for key in ("value", "low", "high")] == pytest.approx([0.89, 0.88, 0.90])
-    assert found["flops_share"] == found["params_share"] == 100 / 150
-    assert "most accurate exit on the validation split that fits 120 FLOPs" in found["reason"]
+    choice = json.loads(out)
+    assert (code, err, choice["exit"], choice["flops"], choice["split"]) == (0, "", 2, 100, "validation")
+    assert choice["quality"]["value"] == 0.90
+    assert [choice["test"][key] for key in ("value", "low", "high")] == pytest.approx([0.89, 0.88, 0.90])
+    assert choice["flops_share"] == choice["params_share"] == 100 / 150
+    assert "most accurate exit on the validation split that fits 120 FLOPs" in choice["reason"]
 
 
 def test_select_draws_a_table(program: Program, folder: Path) -> None:
@@ -62,15 +62,15 @@ def test_select_draws_a_table(program: Program, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "exit"),
+    ("conditions", "exit"),
     [
         (["--budget-params", "35"], 1), (["--budget-latency", "3ms"], 2), (["--min-accuracy", "90%"], 2),
         (["--max-drop", "5"], 2), (["--max-drop", "4.9"], 3), (["--within-noise"], 1),
         (["--min-accuracy", "0.85", "--within-noise", "--budget-latency", "3ms"], 2), ([], 3),
     ],
 )  # fmt: skip
-def test_select_conditions(program: Program, folder: Path, asked: list[str], exit: int) -> None:
-    assert json.loads(program("select", folder, "--json", *asked)[1])["exit"] == exit
+def test_select_conditions(program: Program, folder: Path, conditions: list[str], exit: int) -> None:
+    assert json.loads(program("select", folder, "--json", *conditions)[1])["exit"] == exit
 
 
 def test_select_bits_per_character(program: Program, tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_predict_complains_in_one_sentence(
         (2, "without --only exits", [tmp_path / "exits", file, "--stream"]),
         (2, "from 1 on", [bundle, file, "--exit", "0"]),
     ):
-        found, out, err = program("predict", *arguments)
-        assert (found, out, err.count("\n")) == (code, "", 1) and says in err
+        status, out, err = program("predict", *arguments)
+        assert (status, out, err.count("\n")) == (code, "", 1) and says in err
 
 
 def test_calibrate_and_predict_in_time(program: Program, tmp_path: Path) -> None:

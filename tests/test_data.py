@@ -52,9 +52,9 @@ def test_the_digits_need_nothing_and_are_split_by_seed():
 
 def test_no_training_image_is_in_the_validation_split():
     dataset = load(data__augment="none", data__validation=0.3)
-    held = {x.numpy().tobytes() for batch, _ in dataset.batches("validation") for x in batch}
-    trained = {x.numpy().tobytes() for batch, _ in dataset.batches("train") for x in batch}
-    assert not held & trained
+    validation = {x.numpy().tobytes() for batch, _ in dataset.batches("validation") for x in batch}
+    training = {x.numpy().tobytes() for batch, _ in dataset.batches("train") for x in batch}
+    assert not validation & training
     assert load(data__validation=0.0).num_samples("validation") == 0
 
 
@@ -81,11 +81,12 @@ def test_images_are_normalised_by_the_training_part():
 
 
 def test_augmentation_moves_and_mirrors_training_images_only():
-    plain, moved = load(data__augment="none"), load(data__augment="crop-flip", data__batch_size=1)
+    plain, augmented = load(data__augment="none"), load(data__augment="crop-flip", data__batch_size=1)
     assert same(batches(plain, "test"), batches(load(data__augment="crop-flip"), "test"))
     original = {x[0].numpy().tobytes() for x, _ in load(data__augment="none", data__batch_size=1).batches("train")}
-    kept = [x[0].numpy().tobytes() in original for x, _ in moved.batches("train")]
-    assert 0.02 < sum(kept) / len(kept) < 0.2  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
+    unchanged = [x[0].numpy().tobytes() in original for x, _ in augmented.batches("train")]
+    share = sum(unchanged) / len(unchanged)
+    assert 0.02 < share < 0.2  # 1 in 9 offsets, half of them mirrored: about 1 in 18 and symmetric ones
 
 
 def test_text_streams_go_on_from_batch_to_batch(tmp_path):
@@ -93,13 +94,13 @@ def test_text_streams_go_on_from_batch_to_batch(tmp_path):
     (tmp_path / "a.txt").write_text(text)
     dataset = load(data__name="text", data__path=str(tmp_path / "a.txt"), data__batch_size=4, data__sequence_length=10)
     assert dataset.facts.classes == tuple("abcdefghijklmnopqrstuvwxyz")
-    found = batches(dataset)
-    x, y = torch.cat([x for x, _ in found], 1), torch.cat([y for _, y in found], 1)
+    minibatches = batches(dataset)
+    x, y = torch.cat([x for x, _ in minibatches], 1), torch.cat([y for _, y in minibatches], 1)
     assert torch.equal(y[:, :-1], x[:, 1:])
     assert torch.equal((x + 1) % 26, y)
     length = (2700 - 1) // 4
     assert "".join(dataset.facts.classes[k] for k in x[1][:30]) == text[length : length + 30]
-    assert same(found[3:], batches(dataset, start=3))
+    assert same(minibatches[3:], batches(dataset, start=3))
     for split, characters in (("validation", 150), ("test", 150)):
         windows = batches(dataset, split)
         assert {tuple(x.shape) for x, _ in windows} == {(4, 9)}
@@ -179,8 +180,8 @@ def test_an_image_folder_of_large_images_is_cropped_and_read_as_needed(tmp_path)
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("anytime_lct.data.images.DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
-    with pytest.raises(DataError, match=rf"'{name}' was looked for in '{tmp_path}'.*--data-root.*--download"):
+    monkeypatch.setattr("anytime_lct.data.idx.DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"'{name}' was looked for in '{tmp_path}'.*--data-root.*data.download=true"):
         load(data__name=name, data__root=str(tmp_path))
 
 

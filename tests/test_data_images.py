@@ -7,9 +7,9 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import struct
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,22 +19,27 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from anytime_lct.data import datasets as data
-from anytime_lct.data import images as sources
+from anytime_lct.data import folders, idx
 from anytime_lct.data.augment import mirror, mix, move, zoom
-from anytime_lct.errors import DataError
+from anytime_lct.data.images import IMAGENET
+from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.export.write import preprocessing
 from anytime_lct.recipes import reading as recipes
-from anytime_lct.recipes.recipe import DataName, DataRecipe
+from anytime_lct.recipes.recipe import TEXT, DataRecipe
 from anytime_lct.runtime.preprocess import from_array
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
 
 
+def load(name, root=None, **options):
+    return data.load(DataRecipe(name=name, root=None if root is None else str(root), **options))
+
+
 def samples(dataset, split="train", epoch=0):
     """All pixels, before normalisation, and labels of a split."""
-    found = list(dataset.batches(split, epoch))
+    minibatches = list(dataset.batches(split, epoch))
     mean, std = (torch.tensor(v).view(-1, 1, 1) * 255 for v in (dataset.facts.mean, dataset.facts.std))
-    return torch.cat([x for x, _ in found]) * std + mean, torch.cat([y for _, y in found])
+    return torch.cat([x for x, _ in minibatches]) * std + mean, torch.cat([y for _, y in minibatches])
 
 
 def write_folder(root, size=(6, 6), count=4, parts=("train", "test")):
@@ -67,13 +72,9 @@ def write_mnist(root, folder="MNIST", compress=False):
     return raw
 
 
-def test_the_names_are_the_recipes():
-    assert set(data.NAMES) == set(get_args(DataName))
-
-
-def test_the_augmentations_are_the_recipes():
-    allowed = set(get_args(DataRecipe.model_fields["augment"].annotation))
-    assert allowed == {"auto", *get_args(sources.Augment)}
+def test_every_data_set_on_text_is_known_as_one():
+    on_text = {name for name, load in data.DATA_SETS.items() if load.__module__ == "anytime_lct.data.text"}
+    assert on_text == TEXT
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (5, 9)])
@@ -84,9 +85,9 @@ def test_moving_is_torchvisions_padded_crop_at_every_place(height, width):
     places = [(top, left) for top in range(2 * down + 1) for left in range(2 * right + 1)]
     luck = torch.tensor([((t + 0.5) / (2 * down + 1), (s + 0.5) / (2 * right + 1)) for t, s in places]).T
     expected = torch.stack([v2.functional.crop(padded, top, left, height, width) for top, left in places])
-    moved = move(image.expand(len(places), -1, -1, -1), luck)
-    assert torch.equal(moved, expected)
-    assert moved.is_contiguous()
+    images = move(image.expand(len(places), -1, -1, -1), luck)
+    assert torch.equal(images, expected)
+    assert images.is_contiguous()
 
 
 def test_every_place_is_equally_likely_and_luck_stays_below_one():
@@ -109,11 +110,11 @@ def test_mirroring_goes_by_luck():
 def test_zooming_is_torchvisions_and_follows_from_the_seed():
     image = torch.randint(256, (3, 50, 70), dtype=torch.uint8)
     state = torch.get_rng_state()
-    found = [zoom(image, (20, 20), seed) for seed in (1, 2, 1)]
+    images = [zoom(image, (20, 20), seed) for seed in (1, 2, 1)]
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
     torch.manual_seed(1)
-    assert torch.equal(found[0], v2.Compose([v2.RandomResizedCrop(20), v2.RandomHorizontalFlip()])(image))
+    assert torch.equal(images[0], v2.Compose([v2.RandomResizedCrop(20), v2.RandomHorizontalFlip()])(image))
 
 
 def test_seeds_differ_with_every_number_and_its_place():
@@ -122,44 +123,44 @@ def test_seeds_differ_with_every_number_and_its_place():
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "flip", "crop-flip", "imagenet"])
-def test_what_befalls_an_image_does_not_depend_on_its_batch(augment):
+def test_what_happens_to_an_image_does_not_depend_on_its_batch(augment):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    small, large = (samples(data.load("digits", augment=augment, batch_size=size))[0] for size in (7, 500))
+    small, large = (samples(load("digits", augment=augment, batch_size=size))[0] for size in (7, 500))
     assert torch.equal(small, large)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_worker_processes_leave_the_random_state_and_outlive_ctrl_c(tmp_path):
     root = write_folder(tmp_path, count=30)
-    alone, helped = (data.load("imagefolder", root=root, batch_size=3, augment="imagenet", workers=w) for w in (0, 2))
+    alone, shared = (load("imagefolder", root=root, batch_size=3, augment="imagenet", workers=w) for w in (0, 2))
     expected = list(alone.batches("train", 2))
     state = torch.get_rng_state()
-    found = []
-    for batch in helped.batches("train", 2):
-        if not found:
+    minibatches = []
+    for batch in shared.batches("train", 2):
+        if not minibatches:
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGINT)
-        found.append(batch)
+        minibatches.append(batch)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(expected, found, strict=True))
+    assert all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(expected, minibatches, strict=True))
 
 
 def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypatch):
     root = write_folder(tmp_path)
-    held = data.load("imagefolder", root=root, batch_size=3)
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
-    read = data.load("imagefolder", root=root, batch_size=3)
-    assert held.augment == read.augment == "crop-flip"
-    assert read.facts.mean == sources.STATISTICS["imagenet"][0] != held.facts.mean
+    in_memory = load("imagefolder", root=root, batch_size=3)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    from_files = load("imagefolder", root=root, batch_size=3)
+    assert in_memory.augment == from_files.augment == "crop-flip"
+    assert from_files.facts.mean == IMAGENET[0] != in_memory.facts.mean
     for split in ("train", "validation", "test"):
-        torch.testing.assert_close(samples(held, split), samples(read, split), atol=1e-3, rtol=0)
+        torch.testing.assert_close(samples(in_memory, split), samples(from_files, split), atol=1e-3, rtol=0)
 
 
-def test_images_are_normalised_as_told(tmp_path):
-    root, told = write_folder(tmp_path), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)}
-    own, ours = (data.load("imagefolder", root=root, batch_size=3, augment="none", **said) for said in ({}, told))
-    assert (ours.facts.mean, ours.facts.std) == tuple(told.values())
+def test_images_are_normalised_as_the_recipe_says(tmp_path):
+    root, statistics = write_folder(tmp_path), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)}
+    own, ours = (load("imagefolder", root=root, batch_size=3, augment="none", **given) for given in ({}, statistics))
+    assert (ours.facts.mean, ours.facts.std) == tuple(statistics.values())
     torch.testing.assert_close(samples(own)[0], samples(ours)[0], atol=1e-3, rtol=0)
     first, _ = next(ours.batches("train"))
     assert first[:, 0].min() >= -0.2 and first[:, 2].max() <= 0.35  # (x - 0.1) / 0.5 and (x - 0.3) / 2
@@ -168,7 +169,7 @@ def test_images_are_normalised_as_told(tmp_path):
 @pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "imagenet", "auto"])
 def test_large_images_take_every_augmentation(tmp_path, augment):
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
-    dataset = data.load("imagefolder", root=root, augment=augment, image_size=32)
+    dataset = load("imagefolder", root=root, augment=augment, image_size=32)
     assert dataset.augment == ("imagenet" if augment == "auto" else augment)
     x, _ = samples(dataset)
     assert x.shape == (4, 3, 32, 32)
@@ -180,24 +181,24 @@ def test_large_images_take_every_augmentation(tmp_path, augment):
 def test_what_a_device_reads_is_what_evaluation_saw(tmp_path):
     """Or else accuracy, temperatures and thresholds hold for other inputs than those that are answered."""
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
-    dataset = data.load("imagefolder", root=root, image_size=32)
+    dataset = load("imagefolder", root=root, image_size=32)
     rules = preprocessing(dataset.facts)
     path = root / "val" / "dog" / "1.png"
-    seen = next(iter(dataset.batches("test")))[0][3].numpy()
-    np.testing.assert_allclose(from_array(np.array(Image.open(path)), rules)[0], seen, atol=1e-5)
+    evaluated = next(iter(dataset.batches("test")))[0][3].numpy()
+    np.testing.assert_allclose(from_array(np.array(Image.open(path)), rules)[0], evaluated, atol=1e-5)
 
 
 def test_a_recipe_sizes_an_image_folder(tmp_path):
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
-    told = recipes.read(None, {"data.name": "imagefolder", "data.root": str(root), "data.image_size": 40})
-    assert data.from_recipe(told).facts.input_shape == (3, 40, 40)
+    recipe = recipes.read(None, {"data.name": "imagefolder", "data.root": str(root), "data.image_size": 40})
+    assert data.from_recipe(recipe).facts.input_shape == (3, 40, 40)
 
 
 def test_one_image_of_the_size_asked_for_does_not_speak_for_the_others(tmp_path):
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
     first = min((root / "train").rglob("*.png"))
     Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(first)
-    dataset = data.load("imagefolder", root=root, image_size=40, augment="none")
+    dataset = load("imagefolder", root=root, image_size=40, augment="none")
     x, _ = samples(dataset)
     assert x.shape == (4, 3, 40, 40) and dataset.facts.resize == 46
     assert any((image.round() == 7).all() for image in x)  # as it is
@@ -205,7 +206,7 @@ def test_one_image_of_the_size_asked_for_does_not_speak_for_the_others(tmp_path)
 
 def test_images_of_the_size_asked_for_are_held_in_memory_as_they_are(tmp_path):
     root = write_folder(tmp_path, size=(70, 70), count=2)
-    dataset = data.load("imagefolder", root=root, augment="none", image_size=70)
+    dataset = load("imagefolder", root=root, augment="none", image_size=70)
     expected = torch.from_numpy(np.array(Image.open(root / "test" / "cat" / "0.png"))).permute(2, 0, 1)
     torch.testing.assert_close(samples(dataset, "test")[0][0], expected.float(), atol=1e-3, rtol=0)
 
@@ -215,9 +216,9 @@ def test_a_folder_of_small_images_has_one_size(tmp_path, monkeypatch, in_memory)
     root = write_folder(tmp_path)
     Image.new("RGB", (7, 6)).save(root / "train" / "dog" / "3.png")
     if not in_memory:
-        monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
     with pytest.raises(DataError, match=r"images of 6x6 like the first, but '.*dog/3.png' is 7x6"):
-        samples(data.load("imagefolder", root=root, validation=0))
+        samples(load("imagefolder", root=root, validation=0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -225,24 +226,27 @@ def test_a_damaged_image_met_on_the_way_is_one_sentence(tmp_path, workers):
     root = write_folder(tmp_path, size=(90, 90))
     (root / "train" / "dog" / "3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"^The image '.*dog/3.png' cannot be read: [^\n]*$"):
-        samples(data.load("imagefolder", root=root, validation=0, workers=workers))
+        samples(load("imagefolder", root=root, validation=0, workers=workers))
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
-def test_idx_files_are_read_gzipped_or_not(tmp_path, name, folder, compress):
+@pytest.mark.parametrize(
+    ("name", "folder", "statistics"),
+    [("mnist", "MNIST", ((0.1307,), (0.3081,))), ("fashion-mnist", "FashionMNIST", ((0.2860,), (0.3530,)))],
+)
+def test_idx_files_are_read_gzipped_or_not(tmp_path, name, folder, statistics, compress):
     write_mnist(tmp_path, folder, compress)
-    dataset = data.load(name, root=tmp_path, augment="none", validation=0.25)
+    dataset = load(name, root=tmp_path, augment="none", validation=0.25)
     assert [dataset.num_samples(s) for s in ("train", "validation", "test")] == [15, 5, 10]
     x, y = samples(dataset, "test")
     torch.testing.assert_close(x, torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 28, 28), atol=1e-3, rtol=0)
     assert y.tolist() == list(range(10))
-    assert (dataset.facts.mean, dataset.facts.std) == sources.STATISTICS[name]
+    assert (dataset.facts.mean, dataset.facts.std) == statistics
 
 
 def test_debians_fashion_mnist_is_found_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", write_mnist(tmp_path, "debian", compress=True))
-    assert data.load("fashion-mnist", root=tmp_path / "none").num_samples("test") == 10
+    monkeypatch.setattr(idx, "DEBIAN_FASHION_MNIST", write_mnist(tmp_path, "debian", compress=True))
+    assert load("fashion-mnist", root=tmp_path / "none").num_samples("test") == 10
 
 
 @pytest.mark.parametrize(
@@ -266,14 +270,14 @@ def test_damaged_idx_files_are_one_sentence(tmp_path, file, content, says):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=rf"^The data set 'mnist' in '.*' is damaged or incomplete .*{says}[^\n]*$"):
-        data.load("mnist", root=tmp_path)
+        load("mnist", root=tmp_path)
 
 
 def test_a_truncated_archive_is_one_sentence(tmp_path):
     path = write_mnist(tmp_path, compress=True) / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match=r"^The data set 'mnist' in '.*gz' is damaged or incomplete [^\n]*$"):
-        data.load("mnist", root=tmp_path)
+        load("mnist", root=tmp_path)
 
 
 def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
@@ -291,7 +295,7 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "test_list", lists[1:])
     meta = {"filename": "meta", "key": "label_names", "md5": write("meta", {"label_names": classes})}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
-    dataset = data.load("cifar10", root=tmp_path)
+    dataset = load("cifar10", root=tmp_path)
     assert dataset.facts.classes == tuple(classes) and dataset.augment == "crop-flip"
     x, y = samples(dataset, "test")
     expected = torch.from_numpy(pixels.reshape(12, 3, 32, 32)).float()
@@ -299,28 +303,43 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
     assert y.tolist() == [*range(10), 0, 1]
     (folder / "train").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"'cifar10' in '.*' is damaged or incomplete"):
-        data.load("cifar10", root=tmp_path)
+        load("cifar10", root=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
         ("digit", {}, "no data set 'digit'; did you mean digits"),
-        ("digits", {"validation": 1.0}, "validation share from 0 up to below 1"),
-        ("digits", {"validation": -0.1}, "validation share"),
-        ("digits", {"validation": float("nan")}, "validation share"),
         ("digits", {"validation": 0.9999}, "none of 1437 training images"),
-        ("digits", {"batch_size": 0}, "batch_size of at least 1, got 0"),
-        ("digits", {"workers": -1}, "workers of at least 0, got -1"),
-        ("pydoc", {"sequence_length": 0}, "sequence_length of at least 1, got 0"),
-        ("imagefolder", {"image_size": 0}, "image_size of at least 1, got 0"),
-        ("digits", {"augment": "mixup"}, "auto, none, crop, flip, crop-flip, imagenet; got 'mixup'"),
         ("digits", {"mean": (0.5,)}, "data.mean and data.std together"),
         ("pydoc", {"mean": (0.5,), "std": (0.5,)}, "for images alone"),
         ("digits", {"mean": (0.5, 0.4), "std": (1.0,)}, "channel of 'digits', 1, as data.mean, got 0.5, 0.4"),
-        ("digits", {"mean": (0.5,), "std": (0.0,)}, "as data.std, all above 0, got 0.0"),
+        ("digits", {"mean": (0.5,), "std": (1.0, 1.0)}, "as data.std, all above 0, got 1.0, 1.0"),
     ],
 )
 def test_refusals_say_what_was_expected(name, options, says):
     with pytest.raises(DataError, match=says):
-        data.load(name, **options)
+        load(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("validation", 1.0, "' is 1.0: input should be less than 1."),
+        ("validation", -0.1, "' is -0.1: input should be greater than or equal to 0."),
+        ("validation", float("nan"), "' is nan: input should be less than 1."),
+        ("batch_size", 0, "' is 0: input should be greater than or equal to 1."),
+        ("workers", -1, "' is -1: input should be greater than or equal to 0."),
+        ("sequence_length", 0, "' is 0: input should be greater than or equal to 1."),
+        ("image_size", 0, "' is 0: input should be greater than or equal to 1."),
+        ("std", [0.0], ".0' is 0.0: input should be greater than 0."),
+        (
+            "augment",
+            "mixup",
+            "' is 'mixup': input should be 'auto', 'none', 'flip', 'crop', 'crop-flip' or 'imagenet'.",
+        ),
+    ],
+)
+def test_a_recipe_refuses_what_no_data_set_takes(key, value, says):
+    with pytest.raises(RecipeError, match=re.escape(f"The recipe's 'data.{key}{says}")):
+        recipes.read(None, {f"data.{key}": value})

@@ -30,7 +30,7 @@ from anytime_lct.training.events import Epoch
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import Team
+from anytime_lct.training.processes.team import Team, alone
 from anytime_lct.training.run import train
 
 IMAGES = {
@@ -50,7 +50,7 @@ BFLOAT16 = {**MLP, "train": {**IMAGES["train"], "precision": "bfloat16"}}
 VARIANTS = {"images": IMAGES, "text": TEXT, "mlp": MLP, "bfloat16": BFLOAT16}
 
 
-def told(base, **settings):
+def recipe_with(base, **settings):
     return recipes.complete({**base, "train": {**base["train"], **settings}})
 
 
@@ -79,7 +79,7 @@ def same(a, b):
 
 @pytest.fixture(autouse=True)
 def every_step_is_shown(monkeypatch):
-    monkeypatch.setattr("anytime_lct.training.run.REPORT_SECONDS", -1.0)
+    monkeypatch.setattr("anytime_lct.training.loop.REPORT_SECONDS", -1.0)
 
 
 def image_network() -> tuple[list[nn.Module], list[nn.Module], Tensor, Tensor, tasks.TaskName]:
@@ -121,8 +121,8 @@ def written_out(groups, critics, x, y, task, seeds):
             Z = c[k](h) if k < N - 1 else h  # each critic draws its dropout right after its group
         if exit_ < N:
             h = Z
-        found = torch.autograd.grad(tasks.losses(task, h, y).mean(), list(f[of_group].parameters()))
-        return torch.cat([g.flatten() for g in found]).double()
+        gradients = torch.autograd.grad(tasks.losses(task, h, y).mean(), list(f[of_group].parameters()))
+        return torch.cat([g.flatten() for g in gradients]).double()
 
     sigma, cosine = [], []
     for i in range(N):
@@ -142,13 +142,13 @@ def test_sigma_and_cosine_are_16_and_measuring_changes_nothing(make):
     sigma, cosine = written_out(groups, critics, x, y, task, seeds)
     torch.set_rng_state(random)
 
-    found = descent.measure(groups, critics, x, y, partial(tasks.losses, task), step=6, seeds=seeds)
+    measurement = descent.measure(groups, critics, x, y, partial(tasks.losses, task), step=6, seeds=seeds)
 
-    assert found.sigma == pytest.approx(sigma, rel=1e-4)
-    assert found.cosine == pytest.approx(cosine, rel=1e-4)
-    assert found.sigma[-1] == found.cosine[-1] == 1.0
+    assert measurement.sigma == pytest.approx(sigma, rel=1e-4)
+    assert measurement.cosine == pytest.approx(cosine, rel=1e-4)
+    assert measurement.sigma[-1] == measurement.cosine[-1] == 1.0
     assert all(abs(s) < 0.99 or s > 1.01 for s in sigma[:-1]), "a measurement that could not be wrong"
-    assert found.step == 6 and found.seconds > 0
+    assert measurement.step == 6 and measurement.seconds > 0
     assert same(network.state_dict(), before)
     assert all(p.grad is None for p in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -159,39 +159,39 @@ def test_critics_that_pass_on_what_the_network_computes_have_sigma_1():
     """c_1 is the rest of the network itself: then the local gradient is the true one."""
     groups, _, x, y, task = image_network()
     network = [groups[0], nn.Sequential(groups[1], groups[2])]
-    found = descent.measure(network, [network[1]], x, y, partial(tasks.losses, task))
-    assert found.sigma == pytest.approx((1.0, 1.0)) and found.cosine == pytest.approx((1.0, 1.0))
+    measurement = descent.measure(network, [network[1]], x, y, partial(tasks.losses, task))
+    assert measurement.sigma == pytest.approx((1.0, 1.0)) and measurement.cosine == pytest.approx((1.0, 1.0))
 
 
 def test_a_true_gradient_of_zero_gives_none():
     f = [nn.Linear(4, 4), nn.Linear(4, 3), nn.ReLU()]
     nn.init.zeros_(f[1].weight)  # nothing of L_3 reaches group 1
-    found = descent.measure(
+    measurement = descent.measure(
         f, [nn.Linear(4, 3), nn.Linear(3, 3)], torch.randn(5, 4), torch.arange(5) % 3,
         partial(tasks.losses, "classification"),
     )  # fmt: skip
-    assert found.sigma[0] is found.cosine[0] is None
-    assert found.sigma[1] is not None
-    assert found.sigma[2] is None, "a group without weights has no gradient"
-    line = json.loads(json.dumps(found.as_json(0.5), allow_nan=False))
-    assert line["sigma"] == list(found.sigma) and line["epoch"] == 0.5
+    assert measurement.sigma[0] is measurement.cosine[0] is None
+    assert measurement.sigma[1] is not None
+    assert measurement.sigma[2] is None, "a group without weights has no gradient"
+    line = json.loads(json.dumps(measurement.as_json(0.5), allow_nan=False))
+    assert line["sigma"] == list(measurement.sigma) and line["epoch"] == 0.5
 
 
 def test_the_local_gradient_is_what_training_steps_along():
     """With plain SGD, the step of a group divided by the learning rate is the gradient that was compared."""
     base = {**IMAGES, "groups": {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}}
-    recipe = told({**base, "groups_schedule": {"name": "constant"}})
+    recipe = recipe_with({**base, "groups_schedule": {"name": "constant"}})
     dataset = data.from_recipe(recipe)
     network = build_network(recipe, dataset.facts).train()
-    worker = Worker.of(network, recipe, "classification", Clock(10, 5))
+    worker = Worker.of(network, recipe, "classification", Clock(10, 5), alone(torch.device("cpu")))
     x, y = next(iter(dataset.batches("train", 0)))
     batch = Minibatch(x, y, 3)
-    found, before = worker.descent(batch), [[p.detach().clone() for p in f.parameters()] for f in network.groups]
+    measurement, before = worker.descent(batch), [[p.detach().clone() for p in f.parameters()] for f in network.groups]
     true = true_gradients(network, recipe, worker, batch)
     worker.step(batch)
     for i, f in enumerate(network.groups):
         step = torch.cat([(b - p.detach()).flatten() for b, p in zip(before[i], f.parameters(), strict=True)]) / 0.1
-        assert found.sigma[i] == pytest.approx((true[i] @ step / (true[i] @ true[i])).item(), rel=1e-3, abs=1e-5)
+        assert measurement.sigma[i] == pytest.approx((true[i] @ step / (true[i] @ true[i])).item(), rel=1e-3, abs=1e-5)
 
 
 def true_gradients(network, recipe, worker, batch):
@@ -209,28 +209,30 @@ def true_gradients(network, recipe, worker, batch):
 
 @pytest.mark.parametrize("base", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_tracked_run_ends_with_the_weights_of_an_untracked_one(base, tmp_path):
-    tracked = run(told(base), tmp_path / "tracked")
-    run(told(base, track_descent=0), tmp_path / "plain")
+    tracked = run(recipe_with(base), tmp_path / "tracked")
+    run(recipe_with(base, track_descent=0), tmp_path / "plain")
     assert same(weights(tmp_path / "tracked"), weights(tmp_path / "plain"))
     assert not (tmp_path / "plain" / "descent.jsonl").exists()
-    found, every, steps = lines(tmp_path / "tracked"), base["train"]["track_descent"], tracked[-1].step
-    assert [line["step"] for line in found] == list(range(0, steps, every))
+    measurements, every, steps = lines(tmp_path / "tracked"), base["train"]["track_descent"], tracked[-1].step
+    assert [line["step"] for line in measurements] == list(range(0, steps, every))
     per_epoch = tracked[0].step
-    assert [line["epoch"] for line in found] == pytest.approx([k / per_epoch for k in range(0, steps, every)], abs=1e-4)
-    assert all(len(line["sigma"]) == len(line["cosine"]) == base["cut"]["groups"] for line in found)
-    assert all(line["sigma"][-1] == 1.0 for line in found)
+    assert [line["epoch"] for line in measurements] == pytest.approx(
+        [k / per_epoch for k in range(0, steps, every)], abs=1e-4
+    )
+    assert all(len(line["sigma"]) == len(line["cosine"]) == base["cut"]["groups"] for line in measurements)
+    assert all(line["sigma"][-1] == 1.0 for line in measurements)
 
 
 @pytest.mark.parametrize("base", [IMAGES, TEXT], ids=["images", "text"])
 def test_a_resumed_run_has_the_measurements_of_an_undisturbed_one(base, tmp_path):
-    run(told(base), tmp_path / "whole")
+    run(recipe_with(base), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(told(base), tmp_path / "cut", stop_after=7)
+        run(recipe_with(base), tmp_path / "cut", stop_after=7)
     # what a process that was killed later, and after its last checkpoint, would have left
     stale = {**journal.read(tmp_path / "whole" / "descent.jsonl")[-1], "sigma": [7.0]}
     with (tmp_path / "cut" / "descent.jsonl").open("a") as file:
         file.write(json.dumps(stale) + '\n{"step": 9')
-    run(told(base), tmp_path / "cut", resume=True)
+    run(recipe_with(base), tmp_path / "cut", resume=True)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
@@ -239,11 +241,11 @@ def test_the_time_of_measuring_is_not_training_time(tmp_path, monkeypatch):
     real = descent.measure
 
     def slow(*args, **kwargs):
-        found = real(*args, **kwargs)
-        return descent.Descent(found.step, found.sigma, found.cosine, 1e5)
+        measurement = real(*args, **kwargs)
+        return descent.Descent(measurement.step, measurement.sigma, measurement.cosine, 1e5)
 
     monkeypatch.setattr("anytime_lct.training.methods.worker.measure", slow)
-    epochs = run(told(IMAGES, epochs=1), tmp_path / "run")
+    epochs = run(recipe_with(IMAGES, epochs=1), tmp_path / "run")
     assert -2e5 < epochs[0].seconds < -1.9e5  # two measurements of so many seconds each, taken off
     assert journal.read(tmp_path / "run" / "descent.jsonl")[0]["seconds"] == 1e5
 
@@ -251,17 +253,17 @@ def test_the_time_of_measuring_is_not_training_time(tmp_path, monkeypatch):
 def test_tensorboard_has_sigma_at_its_minibatch(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(told(IMAGES), tmp_path / "run")
+    run(recipe_with(IMAGES), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "descent"))
     events.Reload()
-    found = events.Scalars("descent/sigma/group_1")
-    assert [e.step for e in found] == [line["step"] for line in lines(tmp_path / "run")]
-    assert [e.value for e in found] == pytest.approx([line["sigma"][0] for line in lines(tmp_path / "run")])
+    scalars = events.Scalars("descent/sigma/group_1")
+    assert [e.step for e in scalars] == [line["step"] for line in lines(tmp_path / "run")]
+    assert [e.value for e in scalars] == pytest.approx([line["sigma"][0] for line in lines(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("size", [{"workers": 2}, {"replicas": 2}])
 def test_several_processes_are_refused(size, tmp_path):
-    recipe, team = told(IMAGES), Team(torch.device("cpu"), **size)
+    recipe, team = recipe_with(IMAGES), Team(torch.device("cpu"), **size)
     with pytest.raises(RecipeError, match="Expected one process with train"):
         list(train(recipe, data.from_recipe(recipe), tmp_path / "run", team=team))
     assert not (tmp_path / "run").exists()
@@ -272,17 +274,18 @@ def call(*arguments):
 
 
 def test_the_command_line_refuses_says_and_draws(tmp_path):
-    options = "train --model mlp --set model.hidden=16,8 --groups 3 --epochs 1 --track-descent 5 --run-dir".split()
+    options = "train --model mlp --set model.hidden=16,8 --groups 3 --epochs 1 --set train.track_descent=5 --run-dir"
+    options = options.split()
     refused = call(*options, tmp_path / "run", "--workers", 2)
     assert isinstance(refused.exception, RecipeError) and "got 2 workers and 1 replicas" in str(refused.exception)
     assert not (tmp_path / "run").exists()
 
-    said = call(*options, tmp_path / "run").stdout
+    output = call(*options, tmp_path / "run").stdout
     count = len(lines(tmp_path / "run"))
-    assert f"Sufficient descent (16), measured {count} times: smallest sigma" in said
-    found = json.loads(call(*options, tmp_path / "again", "--json").stdout)["descent"]
-    assert found["measurements"] == count and len(found["smallest_sigma"]) == 3
-    assert found["smallest_sigma"][2] == 1.0 and found["share_of_training"] > 0
+    assert f"Sufficient descent (16), measured {count} times: smallest sigma" in output
+    tracked = json.loads(call(*options, tmp_path / "again", "--json").stdout)["descent"]
+    assert tracked["measurements"] == count and len(tracked["smallest_sigma"]) == 3
+    assert tracked["smallest_sigma"][2] == 1.0 and tracked["share_of_training"] > 0
 
     assert f"and {tmp_path / 'run' / 'descent.png'}." in call("analyze", tmp_path / "run").stdout
     with Image.open(tmp_path / "run" / "descent.png") as image:
@@ -290,7 +293,7 @@ def test_the_command_line_refuses_says_and_draws(tmp_path):
         assert image.format == "PNG"
 
 
-def made_up(*sigma: tuple[float | None, ...]) -> list[dict]:
+def lines_of(*sigma: tuple[float | None, ...]) -> list[dict]:
     return [
         {"step": k, "epoch": k / 10, "sigma": [*s, 1.0], "cosine": [*s, 1.0], "seconds": 0.5}
         for k, s in enumerate(sigma)
@@ -298,15 +301,15 @@ def made_up(*sigma: tuple[float | None, ...]) -> list[dict]:
 
 
 def test_a_summary_counts_what_did_not_descend():
-    found = descent.summarise(made_up((0.5, 0.2), (-0.1, None), (0.0, 0.3)))
-    assert found == descent.Summary(3, (-0.1, 0.2, 1.0), (2, 0, 0), (0, 1, 0), 1.5)
-    line = verb.descent_line({**vars(found), "share_of_training": 0.25})
+    summary = descent.summarise(lines_of((0.5, 0.2), (-0.1, None), (0.0, 0.3)))
+    assert summary == descent.Summary(3, (-0.1, 0.2, 1.0), (2, 0, 0), (0, 1, 0), 1.5)
+    line = verb.descent_line({**vars(summary), "share_of_training": 0.25})
     assert "smallest sigma a group -0.1 0.2 1; <= 0 in group 1 2 of 3 times, undefined (true" in line
     assert "it took 1.5 s, 25.0% of training time" in line
 
 
 def panels(*sigma: tuple[float | None, ...]) -> list[Axes]:
-    return descent_picture.descent_figure(made_up(*sigma), "a title").axes
+    return descent_picture.descent_figure(lines_of(*sigma), "a title").axes
 
 
 def test_the_picture_shows_all_groups_but_the_last():

@@ -21,7 +21,7 @@ from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Progress
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.dni import DNI, synthesizer
-from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import alone
 from anytime_lct.training.run import train
@@ -38,14 +38,14 @@ RESNET = {**MLP, "model": {"name": "resnet", "depth": 8, "width": 4}, "cut": {"g
 BOTH = pytest.mark.parametrize("base", [MLP, RESNET], ids=["mlp", "resnet"])
 
 
-def told(base, **sections):
+def recipe_with(base, **sections):
     return recipes.complete({key: {**base.get(key, {}), **sections.get(key, {})} for key in base.keys() | sections})
 
 
-def made(recipe):
+def method_of(recipe):
     """Return a method, its network and a first minibatch."""
     data = datasets.from_recipe(recipe)
-    network = build_network(recipe, data.facts, stages=True).train()
+    network = build_network(recipe, data.facts).train()
     x, y = next(data.batches("train"))
     return DNI(network, recipe, data.facts.task, Clock(100, 100), alone(CPU)), network, Minibatch(x, y, 0)
 
@@ -53,7 +53,7 @@ def made(recipe):
 def woken(method):
     """Give the last layers of the synthesizers, which start at zero, something to say."""
     torch.manual_seed(1)
-    for learner in method._synthesizers:
+    for learner in method.synthesizers:
         for parameter in learner.module[-1].parameters():
             nn.init.normal_(parameter, std=0.1)
 
@@ -72,8 +72,8 @@ class Oracle(nn.Module):
         self.above, self.y, self.scale = copy.deepcopy(above), y, scale
         self.nothing = nn.Parameter(torch.zeros(()))
 
-    def forward(self, seen):
-        h = seen.detach().requires_grad_()
+    def forward(self, entry):
+        h = entry.detach().requires_grad_()
         with torch.enable_grad():
             L = F.cross_entropy(composed(self.above, h), self.y, reduction="sum")
         return torch.autograd.grad(L, h)[0] * self.scale + self.nothing
@@ -81,9 +81,9 @@ class Oracle(nn.Module):
 
 @BOTH
 def test_with_the_true_gradient_said_every_group_has_the_gradients_of_backprop(base):
-    method, network, batch = made(told(base, dni={"labels": False, "scale": 7.0}))
+    method, network, batch = method_of(recipe_with(base, dni={"labels": False, "scale": 7.0}))
     reference = copy.deepcopy(network.groups)
-    method._M = [Oracle(network.groups[i + 1 :], batch.y, 7.0) for i in range(network.num_groups - 1)]
+    method.M = [Oracle(network.groups[i + 1 :], batch.y, 7.0) for i in range(network.num_groups - 1)]
     method.step(batch)
     F.cross_entropy(composed(reference, batch.x), batch.y).backward()
     pairs = zip(reference.named_parameters(), network.groups.parameters(), strict=True)
@@ -94,24 +94,24 @@ def test_with_the_true_gradient_said_every_group_has_the_gradients_of_backprop(b
 
 @BOTH
 def test_a_synthesizer_learns_what_arrives_through_the_next_group(base):
-    recipe = told(base, dni={"scale": 3.0})
-    method, network, batch = made(recipe)
+    recipe = recipe_with(base, dni={"scale": 3.0})
+    method, network, batch = method_of(recipe)
     woken(method)
     groups = copy.deepcopy(network.groups)
-    M = [copy.deepcopy(learner.module) for learner in method._synthesizers]
+    M = [copy.deepcopy(learner.module) for learner in method.synthesizers]
     method.step(batch)
     B, h = len(batch.y), batch.x
     for i in range(len(M)):
         h = groups[i](h).detach().requires_grad_()
         after = groups[i + 1](h)
         if i + 1 < len(M):  # the loss whose gradient at h_{i+1} is the synthetic one
-            objective = (after * M[i + 1](method._seen(after, batch.y)).detach()).sum() / (3.0 * B)
+            objective = (after * M[i + 1](method.seen(after, batch.y)).detach()).sum() / (3.0 * B)
         else:
             objective = F.cross_entropy(after, batch.y)
         target = torch.autograd.grad(objective, h)[0] * 3.0 * B
-        (M[i](method._seen(h.detach(), batch.y)) - target).square().mean().backward()
+        (M[i](method.seen(h.detach(), batch.y)) - target).square().mean().backward()
         for (name, expected), got in zip(
-            M[i].named_parameters(), method._synthesizers[i].module.parameters(), strict=True
+            M[i].named_parameters(), method.synthesizers[i].module.parameters(), strict=True
         ):
             torch.testing.assert_close(got.grad, expected.grad, rtol=1e-3, atol=1e-6, msg=f"M_{i + 1} {name}")
 
@@ -119,7 +119,7 @@ def test_a_synthesizer_learns_what_arrives_through_the_next_group(base):
 @BOTH
 def test_at_first_nothing_is_said_and_all_but_the_last_group_only_decay(base):
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.01}
-    method, network, batch = made(told(base, groups=sgd, groups_schedule={"name": "constant"}))
+    method, network, batch = method_of(recipe_with(base, groups=sgd, groups_schedule={"name": "constant"}))
     before = copy.deepcopy(network.groups)
     method.step(batch)
     for i, group in enumerate(network.groups):
@@ -131,14 +131,14 @@ def test_at_first_nothing_is_said_and_all_but_the_last_group_only_decay(base):
 @BOTH
 @pytest.mark.parametrize("labels", [True, False])
 def test_labels_reach_the_synthesizer_where_the_recipe_says_so(base, labels):
-    method, network, batch = made(told(base, dni={"labels": labels}))
+    method, network, batch = method_of(recipe_with(base, dni={"labels": labels}))
     h = torch.randn(len(batch.y), *network.shapes[0])
-    seen, other = method._seen(h, batch.y), method._seen(h, (batch.y + 1) % 10)
-    assert seen.shape == (len(h), h.shape[1] + 10 * labels, *h.shape[2:])
-    assert torch.equal(seen[:, : h.shape[1]], h)
-    assert torch.equal(seen, other) == (not labels)
+    entry, other = method.seen(h, batch.y), method.seen(h, (batch.y + 1) % 10)
+    assert entry.shape == (len(h), h.shape[1] + 10 * labels, *h.shape[2:])
+    assert torch.equal(entry[:, : h.shape[1]], h)
+    assert torch.equal(entry, other) == (not labels)
     if labels:
-        maps = seen[:, h.shape[1] :].flatten(2) if h.dim() == 4 else seen[:, h.shape[1] :, None]
+        maps = entry[:, h.shape[1] :].flatten(2) if h.dim() == 4 else entry[:, h.shape[1] :, None]
         assert torch.equal(maps.amin(-1), maps.amax(-1))
         assert torch.equal(maps[..., 0].argmax(1), batch.y)
         assert torch.equal(maps[..., 0].sum(1), torch.ones(len(h)))
@@ -147,8 +147,8 @@ def test_labels_reach_the_synthesizer_where_the_recipe_says_so(base, labels):
 def test_synthesizers_follow_from_the_seed_alone():
     def weights(seed):
         torch.rand(3)  # the ambient random state must not matter
-        method = made(told(MLP, train={"seed": seed}))[0]
-        return method._synthesizers[0].module[0].weight
+        method = method_of(recipe_with(MLP, train={"seed": seed}))[0]
+        return method.synthesizers[0].module[0].weight
 
     state = torch.random.get_rng_state()
     synthesizer((20,), 10, 16)
@@ -160,20 +160,22 @@ def test_synthesizers_follow_from_the_seed_alone():
 @pytest.mark.parametrize(
     "recipe",
     [
-        told(MLP, train={"epochs": 2}),
-        told(RESNET, data={"batch_size": 400}, train={"epochs": 2, "precision": "bfloat16", "channels_last": True}),
+        recipe_with(MLP, train={"epochs": 2}),
+        recipe_with(
+            RESNET, data={"batch_size": 400}, train={"epochs": 2, "precision": "bfloat16", "channels_last": True}
+        ),
     ],
     ids=["mlp", "resnet-bfloat16"],
 )
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("anytime_lct.training.run.REPORT_SECONDS", -1.0)
+    monkeypatch.setattr("anytime_lct.training.loop.REPORT_SECONDS", -1.0)
     data = datasets.from_recipe(recipe)
-    list(train(recipe, data, tmp_path / "whole", method=METHODS["dni"]))
+    list(train(recipe, data, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        for event in train(recipe, data, tmp_path / "cut", method=METHODS["dni"]):
+        for event in train(recipe, data, tmp_path / "cut"):
             if isinstance(event, Progress) and event.batch == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-    list(train(recipe, data, tmp_path / "cut", resume=True, method=METHODS["dni"]))
+    list(train(recipe, data, tmp_path / "cut", resume=True))
     states = [
         checkpoint.load(checkpoint.newest(tmp_path / name / "checkpoints"), recipe.cut.groups)[0]
         for name in ("whole", "cut")
@@ -193,30 +195,29 @@ def test_a_lower_group_learns_the_digits_though_it_sees_no_loss(tmp_path):
     base = {**MLP, "model": {"name": "mlp", "hidden": [8, 32]}, "cut": {"groups": 2}, "dni": {}}
     scores = {}
     for rate in (3e-3, 1e-12):
-        recipe = told(base, data={"batch_size": 64}, train={"epochs": 10}, critics={"name": "adam", "lr": rate})
-        *_, last = train(recipe, datasets.from_recipe(recipe), tmp_path / f"{rate}", method=METHODS["dni"])
+        recipe = recipe_with(base, data={"batch_size": 64}, train={"epochs": 10}, critics={"name": "adam", "lr": rate})
+        *_, last = train(recipe, datasets.from_recipe(recipe), tmp_path / f"{rate}")
         scores[rate] = last.scores[0]
     assert scores[3e-3] > 0.6
     assert scores[3e-3] > scores[1e-12] + 0.1
 
 
 def test_a_minibatch_of_one_row_is_learned_from():
-    method, _, batch = made(told(MLP))
-    method.step(Minibatch(batch.x[:1], batch.y[:1], 0))
-    assert method.sums.tolist() == [[pytest.approx(2.3, abs=0.5)], [1.0]]
+    method, _, batch = method_of(recipe_with(MLP))
+    assert method.step(Minibatch(batch.x[:1], batch.y[:1], 0)).tolist() == [pytest.approx(2.3, abs=0.5)]
 
 
 def test_a_checkpoint_of_another_network_is_refused():
-    method, other = made(told(MLP))[0], made(told(MLP, dni={"width": 8}))[0]
+    method, other = method_of(recipe_with(MLP))[0], method_of(recipe_with(MLP, dni={"width": 8}))[0]
     with pytest.raises(CheckpointError, match="Layer group 1: The checkpoint does not belong to this network"):
         method.load(other.state())
 
 
 def test_text_is_refused():
-    with pytest.raises(RecipeError, match="method dni learns images alone"):
-        recipes.complete({"data": {"name": "pydoc"}, "train": {"method": "dni"}})
+    with pytest.raises(RecipeError, match="Expected images with method dni"):
+        checked(recipes.complete({"data": {"name": "pydoc"}, "train": {"method": "dni"}}))
     recipe = recipes.complete({"data": {"name": "pydoc"}})
     data = datasets.from_recipe(recipe)
-    network = build_network(recipe, data.facts, stages=True)
+    network = build_network(recipe, data.facts)
     with pytest.raises(RecipeError, match=r"images.*method dni.*sequences, got.*train by lct or bp"):
         DNI(network, recipe, data.facts.task, Clock(1, 1), alone(CPU))

@@ -17,7 +17,7 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
-from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.table import checked
 from anytime_lct.training.run import train
 
 MLP = {
@@ -43,14 +43,13 @@ TEXT = {
 def run(base, path, method, stop_after=None, resume=False, **options):
     """Train by a method, or stop by SIGINT after so many events; return the epochs."""
     recipe = recipes.complete({**base, "train": {**base["train"], "method": method, **options}})
-    make = {"method": METHODS[method]} if method in METHODS else {}
-    found = []
-    for count, event in enumerate(train(recipe, datasets.from_recipe(recipe), path, resume=resume, **make)):
+    epochs = []
+    for count, event in enumerate(train(recipe, datasets.from_recipe(recipe), path, resume=resume)):
         if hasattr(event, "scores"):
-            found.append(event)
+            epochs.append(event)
         if count == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
-    return found
+    return epochs
 
 
 def weights(path):
@@ -108,11 +107,11 @@ def test_the_best_of_post_hoc_exits_is_theirs_not_the_frozen_networks(tmp_path):
     assert max(means) > means[0]
     network = run_folder.open_run(tmp_path / "best").network
     data = datasets.from_recipe(recipes.complete(MLP))
-    found = torch.zeros(2)
+    right = torch.zeros(2)
     with torch.no_grad():
         for x, y in data.batches("validation"):
-            found += torch.stack([(Z.argmax(1) == y).sum() for Z in network(x)[:-1]])
-    assert found.sum() / data.num_samples("validation") == pytest.approx(max(means))
+            right += torch.stack([(Z.argmax(1) == y).sum() for Z in network(x)[:-1]])
+    assert right.sum() / data.num_samples("validation") == pytest.approx(max(means))
 
 
 def start_from(network, path):
@@ -120,13 +119,15 @@ def start_from(network, path):
     network.load(main, critics or network.critics_state())
 
 
-def test_critics_behind_a_frozen_network_learn_their_own_loss(tmp_path):
-    run(MLP, tmp_path / "bp", "bp")
-    run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "bp"))
+@pytest.mark.parametrize("before", ["bp", "lct"])
+def test_critics_behind_a_frozen_network_learn_their_own_loss(before, tmp_path):
+    """From new ones where the run before had none, and else on from its own."""
+    run(MLP, tmp_path / "before", before)
+    run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "before"))
     opened = run_folder.open_run(tmp_path / "run")
     data = datasets.from_recipe(opened.recipe)
     network = build_network(opened.recipe, data.facts)
-    start_from(network, tmp_path / "bp")
+    start_from(network, tmp_path / "before")
     own = torch.optim.Adam(network.critics.parameters(), opened.recipe.critics.lr)
     for epoch in range(2):
         for x, y in data.batches("train", epoch):
@@ -183,13 +184,28 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(base, method,
 
 def test_what_a_method_needs_is_asked_for(tmp_path):
     for train_, says in (
-        ({"method": "posthoc"}, "posthoc needs weights"),
-        ({"method": "alone"}, "needs exit"),
-        ({"method": "bp", "exit": 1}, "no other"),
-        ({"method": "joint", "track_descent": 5}, "method joint has none"),
+        (
+            {"method": "posthoc"},
+            "Expected train.weights with method posthoc, the run folder or file whose main network it freezes, got "
+            "none; name it with --weights.",
+        ),
+        (
+            {"method": "alone"},
+            "Expected train.exit = 1, 2 .. with method alone, the sub-network that it trains, got none; set it.",
+        ),
+        (
+            {"method": "bp", "exit": 1},
+            "Expected train.exit with method alone, whose sub-network it names, got it with bp; leave it out.",
+        ),
+        (
+            {"method": "joint", "track_descent": 5},
+            "Expected train.track_descent with local critic training, which it holds against backprop, got it with "
+            "method joint; leave it out.",
+        ),
     ):
-        with pytest.raises(RecipeError, match=says):
-            recipes.complete({**MLP, "train": {**MLP["train"], **train_}})
+        with pytest.raises(RecipeError) as refused:
+            checked(recipes.complete({**MLP, "train": {**MLP["train"], **train_}}))
+        assert str(refused.value) == says
     with pytest.raises(CheckpointError, match=re.escape("which has no main.safetensors")):
         run(MLP, tmp_path / "run", "posthoc", weights=str(tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()

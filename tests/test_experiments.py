@@ -14,7 +14,7 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.reproduce import catalogue, figures, paper, pictures, report, runner, settings
 from anytime_lct.reproduce.plan import Cell, Experiment, Run
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.training.tracking import expect_one_process
+from anytime_lct.training.methods.table import checked, expect_processes
 
 MLP = {
     "data": {"name": "digits", "batch_size": 300},
@@ -53,7 +53,7 @@ def test_every_experiment_is_made_of_whole_recipes(name, scale, tmp_path):
     assert len({(cell.row, cell.column) for cell in experiment.cells}) == len(experiment.cells)
     for job in jobs:
         assert job.recipe.train.seed == job.seed
-        expect_one_process(job.recipe, job.run.workers, 1)
+        expect_processes(checked(job.recipe), job.run.workers, 1)
         if job.recipe.train.method == "posthoc":
             assert job.after is not None and job.recipe.train.weights == str(job.after.folder)
     if scale == "paper" and name in ("table1", "table3", "table5", "table7", "fig5", "fig6"):
@@ -150,7 +150,7 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
                        for r in experiment.runs), experiment.cells)  # fmt: skip
     assert report.known(paths[1], other, runner.jobs(other.runs, 2, tmp_path / "elsewhere", "data"))[1] == set()
     read = json.loads(paths[1].read_text(encoding="utf-8"))
-    del read["recipes"]["tiny-bp"]["posthoc"], read["recipes"]["tiny-bp"]["train"]["wire"]  # keys of a later day
+    del read["recipes"]["tiny-posthoc"]["posthoc"], read["recipes"]["tiny-bp"]["train"]["wire"]  # keys of a later day
     (tmp_path / "older.json").write_text(json.dumps(read), encoding="utf-8")
     assert report.known(tmp_path / "older.json", experiment, jobs)[1] == whole
     read = json.loads(paths[1].read_text(encoding="utf-8"))

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exporting import export
 from torch import Tensor, nn
 
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Cost, Exit, Latency, Profile, Quality
 from anytime_lct.export import parity
-from anytime_lct.export.write import export
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
 from anytime_lct.runtime.session import AnytimeSession
@@ -212,23 +212,23 @@ def test_the_part_that_cannot_be_exported_is_named(tmp_path: Path):
 
 def test_an_existing_folder_is_kept_until_the_new_one_is_complete(tmp_path: Path):
     network, out = small_network(), tmp_path / "bundle"
-    asked = {"model_name": "m", "exits": [2], "only": "groups"}
+    options = {"model_name": "m", "exits": [2], "only": "groups"}
 
     def interrupt(what: str) -> None:
         if "timing" in what:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(network, VECTORS, profile_of(network), out, progress=interrupt, **asked)
+        export(network, VECTORS, profile_of(network), out, progress=interrupt, **options)
     assert not list(tmp_path.iterdir())
 
-    first = export(network, VECTORS, profile_of(network), out, **asked)
+    first = export(network, VECTORS, profile_of(network), out, **options)
     with pytest.raises(ExportError, match="holds a bundle already; replace it with --force"):
-        export(network, VECTORS, profile_of(network), out, **asked)
+        export(network, VECTORS, profile_of(network), out, **options)
     with pytest.raises(KeyboardInterrupt):
-        export(network, VECTORS, profile_of(network), out, progress=interrupt, force=True, **asked)
+        export(network, VECTORS, profile_of(network), out, progress=interrupt, force=True, **options)
     assert Bundle.open(out).manifest == first.manifest
-    again = export(network, VECTORS, profile_of(network), out, force=True, **{**asked, "model_name": "n"})
+    again = export(network, VECTORS, profile_of(network), out, force=True, **{**options, "model_name": "n"})
     assert again.manifest.model == "n" and [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert again.manifest.groups == first.manifest.groups  # to the byte
 
@@ -264,7 +264,7 @@ def test_the_network_is_left_as_it_was(tmp_path: Path, capfd, caplog: pytest.Log
     network.groups[1].eval()
     modes = [m.training for m in network.modules()]
     before, state = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
-    heard: list[str] = []
+    messages: list[str] = []
     export(
         network,
         IMAGES,
@@ -272,9 +272,9 @@ def test_the_network_is_left_as_it_was(tmp_path: Path, capfd, caplog: pytest.Log
         tmp_path / "b",
         model_name="m",
         only="exits",
-        progress=heard.append,
+        progress=messages.append,
     )
     assert [m.training for m in network.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert capfd.readouterr() == ("", "") and not caplog.records and len(heard) == 3
+    assert capfd.readouterr() == ("", "") and not caplog.records and len(messages) == 3

@@ -11,15 +11,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from bundles import make_profile
+from exporting import export
 from torch import Tensor, nn
 
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Profile
 from anytime_lct.export import parity
-from anytime_lct.export.write import export
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import Facts
 
 IMAGES = Facts("made", "classification", (1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.25,))
@@ -35,7 +36,7 @@ def sample(facts: Facts, batch: int, length: int = 12) -> Tensor:
 
 def cut(name: str, facts: Facts, num_groups: int, **options: Any) -> LCTNetwork:
     model = models.build(name, facts.input_shape, facts.outputs, **options)
-    return with_history(LCTNetwork.cut(model, sample(facts, 2), num_groups=num_groups, task=facts.task))
+    return with_history(LCTNetwork.cut(model, sample(facts, 2), CutRecipe(groups=num_groups), task=facts.task))
 
 
 def with_history(network: LCTNetwork) -> LCTNetwork:
@@ -65,8 +66,8 @@ def agree(bundle: Bundle, network: LCTNetwork, x: Tensor) -> None:
         for k in range(1, i + 1):
             hidden = run(bundle.group(k), hidden)
         chained = run(bundle.critic(i), hidden) if i < network.num_groups else hidden
-        for found in (run(bundle.exit(i), x.numpy()), chained):
-            assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-4
+        for logits in (run(bundle.exit(i), x.numpy()), chained):
+            assert logits.shape == expected.shape and np.abs(logits - expected).max() <= 1e-4
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:
@@ -94,7 +95,7 @@ def test_a_group_that_starts_with_an_identity_block_reads_its_input_once(tmp_pat
     """
     places = ["layer1.0", "layer1.1", "layer2.0"]  # identity, projection, identity
     model = models.build("resnet", IMAGES.input_shape, IMAGES.outputs, depth=14, width=8)
-    network = with_history(LCTNetwork.cut(model, sample(IMAGES, 2), places=places))
+    network = with_history(LCTNetwork.cut(model, sample(IMAGES, 2), CutRecipe(places=tuple(places))))
     bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="resnet")
     graphs = [onnx.load(bundle.group(i)).graph for i in (2, 3, 4)]
     readers = [[node.op_type for node in graph.node if "input" in node.input] for graph in graphs]
@@ -121,7 +122,9 @@ def test_pooling_to_a_side_that_does_not_divide(tmp_path: Path):
     """The paper's ImageNet critic pools maps of 14x14 to 8x8."""
     facts = Facts("made", "classification", (3, 14, 14), 5, tuple("abcde"))
     layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(288, 5))
-    network = LCTNetwork.cut(nn.Sequential(*layers), sample(facts, 2), places=["1"], critic="paper-imagenet")
+    network = LCTNetwork.cut(
+        nn.Sequential(*layers), sample(facts, 2), CutRecipe(places=("1",)), CriticRecipe(kind="paper-imagenet")
+    )
     bundle = export(network, facts, profile_of(network), tmp_path / "bundle", model_name="made")
     agree(bundle, network, sample(facts, 3))
 
@@ -136,7 +139,7 @@ def test_a_norm_with_no_convolution_before_it(tmp_path: Path):
         nn.Flatten(),
         nn.Linear(48, 10),
     )
-    network = with_history(LCTNetwork.cut(nn.Sequential(*layers), sample(IMAGES, 2), places=["1"]))
+    network = with_history(LCTNetwork.cut(nn.Sequential(*layers), sample(IMAGES, 2), CutRecipe(places=("1",))))
     bundle = export(network, IMAGES, profile_of(network), tmp_path / "bundle", model_name="made")
     assert not norms(bundle)
     agree(bundle, network, sample(IMAGES, 3))

@@ -13,6 +13,7 @@ from anytime_lct.analysis.inspection import inspect
 from anytime_lct.cli.main import run as program
 from anytime_lct.exits.profile import Cost
 from anytime_lct.network import choose_places
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 
 PLAIN = """
 from torch import nn
@@ -31,32 +32,32 @@ class Plain(nn.Module):
 
 
 def call(capfd, *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as end:
         program([str(word) for word in words])
-    return int(ended.value.code or 0), *capfd.readouterr()
+    return int(end.value.code or 0), *capfd.readouterr()
 
 
 def test_a_perceptron_by_hand():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    found = inspect(model, torch.zeros(2, 4), num_groups=2, critic="paper")
-    assert found.main == Cost(flops=32 + 128 + 48, params=40 + 144 + 51)
-    assert [(place.name, place.crosses, place.shape, place.flops) for place in found.places] == [
+    inspection = inspect(model, torch.zeros(2, 4), CutRecipe(groups=2, by="balanced"), CriticRecipe(kind="paper"))
+    assert inspection.main == Cost(flops=32 + 128 + 48, params=40 + 144 + 51)
+    assert [(place.name, place.crosses, place.shape, place.flops) for place in inspection.places] == [
         ("1", "vector", (8,), 32),
         ("3", "vector", (16,), 160),
     ]
-    (exit_, main) = found.parts
+    (exit_, main) = inspection.parts
     assert (exit_.ends, exit_.critic, exit_.exit) == ("1", Cost(flops=24, params=27), Cost(flops=56, params=67))
-    assert (main.group, main.critic, main.exit) == (Cost(flops=176, params=195), None, found.main)
-    assert found.legal == 4 and not found.whole
+    assert (main.group, main.critic, main.exit) == (Cost(flops=176, params=195), None, inspection.main)
+    assert inspection.legal == 4 and not inspection.whole
 
 
 def test_the_choice_is_that_of_training_and_the_network_stays_as_it_was():
     model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = inspect(model, example, num_groups=3, critic="slim")
-    places = choose_places(model, example, num_groups=3, by="balanced", critic="slim")
-    assert tuple(part.ends for part in found.parts[:-1]) == places
-    assert found.places[1].crosses == "map" and found.places[-1].flops < found.main.flops
+    inspection = inspect(model, example, CutRecipe(groups=3, by="balanced"), CriticRecipe())
+    places = choose_places(model, example, CutRecipe(groups=3, by="balanced"))
+    assert tuple(part.ends for part in inspection.parts[:-1]) == places
+    assert inspection.places[1].crosses == "map" and inspection.places[-1].flops < inspection.main.flops
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()) and model.training
 
 
@@ -65,9 +66,9 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     (tmp_path / "plain.py").write_text(PLAIN)
     shape = ("--input", "3x2x2", "--classes", 7)
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--set", "model.hidden=[5,4]", "--json")
-    told = json.loads(out)
-    assert code == 0 and [place["name"] for place in told["places"]] == ["relu1", "relu2"]
-    assert told["parts"][0]["group"] == {"flops": 60, "params": 65}
+    answer = json.loads(out)
+    assert code == 0 and [place["name"] for place in answer["places"]] == ["relu1", "relu2"]
+    assert answer["parts"][0]["group"] == {"flops": 60, "params": 65}
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--budget-flops", "0.99")
     assert code == 0 and "--set cut.places=relu1" in out and "--data DATA" in out
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--set", "model.hidden=[5, 4]")
@@ -88,7 +89,10 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
         (("mlp", *shape, "--set", "model.outputs=5"), "which the data say"),
         (("mlp", *shape, "--set", "model.hidden=1.5"), "hidden sizes of at least 1"),
         (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
-        (("mlp", *shape, "--groups", 2, "--critic", "tiny"), "slim, residual, paper"),
+        (
+            ("mlp", *shape, "--groups", 2, "--critic", "tiny"),
+            "'critic.kind' is 'tiny': input should be 'slim', 'residual', 'paper' or 'paper-imagenet'.",
+        ),
     ):
         code, _, err = call(capfd, "inspect", *words)
         assert code == 2 and says in " ".join(err.split())

@@ -107,8 +107,8 @@ def test_gradients_are_those_of_the_equations(make, form, matching, critic_loss)
     of_groups, of_critics, untouched, still, descents = by_the_rule(groups, critics, x, y, task, rule)
     assert untouched, "a critic learnt from its group's loss"
     assert still, "a group learnt from a critic's loss"
-    for expected, found in zip([*expected_groups, *expected_critics], [*of_groups, *of_critics], strict=True):
-        for e, g in zip(expected, found, strict=True):
+    for expected, gradients in zip([*expected_groups, *expected_critics], [*of_groups, *of_critics], strict=True):
+        for e, g in zip(expected, gradients, strict=True):
             torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-7)
     for descent, L_i in zip(descents, L, strict=True):
         torch.testing.assert_close(descent.L, L_i if form == "per-sample" else L_i.mean())

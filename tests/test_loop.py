@@ -13,6 +13,7 @@ from anytime_lct.data import datasets
 from anytime_lct.errors import DataError, DivergenceError, RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training import run as runs
@@ -31,7 +32,7 @@ TABLES = {
 def small(dropout: float = 0.0) -> LCTNetwork:
     torch.manual_seed(0)
     layers = [nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
-    return LCTNetwork.cut(nn.Sequential(*layers), torch.zeros(2, 6), num_groups=2)
+    return LCTNetwork.cut(nn.Sequential(*layers), torch.zeros(2, 6), CutRecipe(groups=2))
 
 
 def batches(count: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -65,11 +66,11 @@ def test_the_weights_are_those_of_a_run_folder(tmp_path):
 def test_data_see_the_users_own_random_state():
     """Dropout is seeded step by step, but the order of the data is the user's, another one every epoch."""
     x, y = torch.arange(12.0).view(12, 1).expand(12, 6), torch.arange(12) % 3
-    seen: list[list[float]] = [[], [], []]
+    visits: list[list[float]] = [[], [], []]
 
     class Noting(TensorDataset):
         def __getitem__(self, index):
-            seen[epoch].append(float(index))
+            visits[epoch].append(float(index))
             return super().__getitem__(index)
 
     loader = DataLoader(Noting(x, y), batch_size=4, shuffle=True)
@@ -79,16 +80,16 @@ def test_data_see_the_users_own_random_state():
     epoch = 2
     torch.manual_seed(0)
     train(small(dropout=0.5), loader, epochs=2, **TABLES)
-    orders = [seen[0], seen[1], seen[2][:12], seen[2][12:]]
+    orders = [visits[0], visits[1], visits[2][:12], visits[2][12:]]
     assert all(sorted(order) == [float(k) for k in range(12)] for order in orders)
     assert orders[2] != orders[3]
 
 
 def test_every_epoch_is_reported():
-    told: list[Epoch] = []
-    found = train(small(), batches(), epochs=3, report=told.append, **TABLES)
-    assert found == told and [(e.epoch, e.step) for e in found] == [(1, 4), (2, 8), (3, 12)]
-    assert found[-1].scores == () and len(found[-1].train_losses) == 2
+    reports: list[Epoch] = []
+    epochs = train(small(), batches(), epochs=3, report=reports.append, **TABLES)
+    assert epochs == reports and [(e.epoch, e.step) for e in epochs] == [(1, 4), (2, 8), (3, 12)]
+    assert epochs[-1].scores == () and len(epochs[-1].train_losses) == 2
 
 
 def test_validation_is_brought_to_the_device_a_minibatch_at_a_time():

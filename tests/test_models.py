@@ -153,15 +153,15 @@ def test_hidden_state_is_carried_only_when_asked():
 
 def test_dropout_acts_between_layers_in_training_only():
     plain = networks.build("lstm", (5,), 7, layers=2, units=400, embedding=3)
-    dropped = networks.build("lstm", (5,), 7, layers=2, units=400, embedding=3, dropout=0.25)
-    dropped.load_state_dict(plain.state_dict())
+    with_dropout = networks.build("lstm", (5,), 7, layers=2, units=400, embedding=3, dropout=0.25)
+    with_dropout.load_state_dict(plain.state_dict())
     x = torch.randint(7, (4, 5))
-    torch.testing.assert_close(dropped.eval()(x), plain(x), rtol=0, atol=0)
-    hidden = dropped.train().embedding(x)
-    first, second = (layer(hidden if k == 0 else plain.lstm[0](hidden)) for k, layer in enumerate(dropped.lstm))
+    torch.testing.assert_close(with_dropout.eval()(x), plain(x), rtol=0, atol=0)
+    hidden = with_dropout.train().embedding(x)
+    first, second = (layer(hidden if k == 0 else plain.lstm[0](hidden)) for k, layer in enumerate(with_dropout.lstm))
     assert (first == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    kept = first != 0
-    torch.testing.assert_close(first[kept], (plain.lstm[0](hidden) / 0.75)[kept])
+    nonzero = first != 0
+    torch.testing.assert_close(first[nonzero], (plain.lstm[0](hidden) / 0.75)[nonzero])
     assert (second != 0).all()
 
 

@@ -14,6 +14,7 @@ from anytime_lct.evaluation import evaluate
 from anytime_lct.models import networks as models
 from anytime_lct.modes import carriers, carrying
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 
 
 def small(num_groups: int = 3, **options) -> LCTNetwork:
@@ -21,7 +22,7 @@ def small(num_groups: int = 3, **options) -> LCTNetwork:
     return LCTNetwork.cut(
         models.build("resnet", (1, 8, 8), 10, depth=8, width=4),
         torch.zeros(2, 1, 8, 8),
-        num_groups=num_groups,
+        CutRecipe(groups=num_groups),
         **options,
     )
 
@@ -40,7 +41,7 @@ def test_sub_models_are_groups_and_a_critic():
 
 def test_the_main_networks_weights_load_into_the_uncut_network():
     model = torchvision.models.resnet18()
-    network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64), places=("layer1", "layer2", "layer3"))
+    network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64), CutRecipe(places=("layer1", "layer2", "layer3")))
     fresh = torchvision.models.resnet18()
     fresh.load_state_dict(network.main_state())
     x = torch.randn(2, 3, 64, 64)
@@ -64,18 +65,18 @@ def test_cutting_leaves_modes_and_statistics_alone():
     model = models.build("resnet", (1, 8, 8), 10, depth=8, width=4)
     model.layer1.eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), num_groups=3, by="balanced")
+    LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), CutRecipe(groups=3, by="balanced"))
     assert model.training
     assert not model.layer1[0].bn1.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_every_critic_can_have_its_own_depth():
-    network = small(depth=(2, 1))
+    network = small(critic=CriticRecipe(depth=(2, 1)))
     counts = [sum(isinstance(m, nn.Conv2d) for m in critic.modules()) for critic in network.critics]
     assert counts == [3, 2]
     with pytest.raises(CriticError, match="2 of them"):
-        small(depth=(1, 2, 3))
+        small(critic=CriticRecipe(depth=(1, 2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -106,19 +107,19 @@ def test_critics_for_text_are_linear_at_every_step():
 )
 def test_no_residual_critic_costs_more_than_what_follows_it(name, side):
     model = torchvision.models.get_model(name, num_classes=10)
-    found = inspect(model, torch.zeros(2, 3, side, side), by="layers", critic="residual")
-    assert all(part.exit.flops <= found.main.flops for part in found.parts)
+    inspection = inspect(model, torch.zeros(2, 3, side, side), CutRecipe(), CriticRecipe(kind="residual"))
+    assert all(part.exit.flops <= inspection.main.flops for part in inspection.parts)
 
 
 def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weights():
     hidden, whole = torch.zeros(2, 64, 16, 16), []
-    for follows in (None, 2 * 15_000_000, 2 * 3_000_000):  # the widest costs some 12 M a sample
+    for follows in (None, 15_000_000, 3_000_000):  # the widest costs some 12 M a sample
         torch.manual_seed(5)
         whole.append(critics.build("residual", hidden, 10, follows=follows))
     free, roomy, tight = (critic.state_dict() for critic in whole)
     assert all(torch.equal(free[name], roomy[name]) for name in free)
-    costs = [counting.answering(critic, hidden)[0] for critic in whole]
-    assert costs[0] == costs[1] > 2 * 3_000_000 >= costs[2] > 2 * 1_000_000
+    costs = [counting.count(critic, hidden[:1]).flops for critic in whole]
+    assert costs[0] == costs[1] > 3_000_000 >= costs[2] > 1_000_000
     assert tight["0.conv1.weight"].shape == (32, 64, 3, 3)
 
 
@@ -144,7 +145,7 @@ def test_an_exit_out_of_range_is_refused():
 def test_evaluation_carries_hidden_state_and_puts_back_what_was_there():
     torch.manual_seed(0)
     model = models.build("lstm", (6,), 9, layers=2, units=5, embedding=3)
-    network = LCTNetwork.cut(model, torch.zeros(2, 6, dtype=torch.long), num_groups=2, task="language-model")
+    network = LCTNetwork.cut(model, torch.zeros(2, 6, dtype=torch.long), CutRecipe(groups=2), task="language-model")
     x, y = torch.randint(0, 9, (2, 12)), torch.randint(0, 9, (2, 12))
     pieces = evaluate(network, [(x[:, :6], y[:, :6]), (x[:, 6:], y[:, 6:])], "language-model")
     whole = evaluate(network, [(x, y)], "language-model")
@@ -155,6 +156,6 @@ def test_evaluation_carries_hidden_state_and_puts_back_what_was_there():
         assert module.state is None
     with carrying(network):
         network(x)
-        held = [m.state for _, m in carriers(network)]
+        states = [m.state for _, m in carriers(network)]
         evaluate(network, [(x, y)], "language-model")
-        assert all(m.state is state for (_, m), state in zip(carriers(network), held, strict=True))
+        assert all(m.state is state for (_, m), state in zip(carriers(network), states, strict=True))

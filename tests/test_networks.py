@@ -44,15 +44,15 @@ def test_groups_are_the_uncut_network(name):
         )
     model.eval()
     trace, x = Trace.of(model), torch.randn(2, 3, side, side)
-    found = [cut.name for cut in trace.candidates]
+    names = [cut.name for cut in trace.candidates]
     with torch.no_grad():
         expected = model(x)
         for count in (2, 4):
-            places = [found[len(found) * k // count] for k in range(1, count)]
+            places = [names[len(names) * k // count] for k in range(1, count)]
             groups, h = cut_groups(trace, places), x
             for group in groups:
                 h = group(h)
             assert torch.equal(h, expected)
-            held = {key: p for group in groups for key, p in group.named_parameters()}
-            assert all(held[key] is p for key, p in model.named_parameters())
+            parameters = {key: p for group in groups for key, p in group.named_parameters()}
+            assert all(parameters[key] is p for key, p in model.named_parameters())
             assert sorted(key for group in groups for key in group.state_dict()) == sorted(model.state_dict())

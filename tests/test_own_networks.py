@@ -17,25 +17,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anytime_lct.cli.main import run as program
 from anytime_lct.cutting.choice import at_shares, of_exits
-from anytime_lct.cutting.trace import trace
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, DataError, ModelError, PartitionError, RecipeError
 from anytime_lct.models import networks, weights
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes import reading, recipe
-from anytime_lct.run_folder import checkpoint
+from anytime_lct.recipes import reading
+from anytime_lct.recipes import recipe as recipes
+from anytime_lct.recipes.recipe import CutRecipe
+from anytime_lct.run_folder import checkpoint, start
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.run_folder import start as pretrained
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Note
-from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.posthoc import PostHocRecipe
 from anytime_lct.training.run import train
 
 FACTORY = """
 from torch import nn
 
 
-class Made(nn.Sequential):
+class Small(nn.Sequential):
     def __init__(self, outputs, width=8):
         layers = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU()]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs))
@@ -51,7 +52,7 @@ def deep(outputs):
 
 
 def thousand():
-    return Made(1000)
+    return Small(1000)
 
 
 def wrong(outputs):
@@ -79,11 +80,11 @@ DIGITS = {"name": "digits", "batch_size": 100, "augment": "none"}
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "made.py").write_text(FACTORY)
-    return tmp_path / "made.py"
+    (tmp_path / "own.py").write_text(FACTORY)
+    return tmp_path / "own.py"
 
 
-def told(name: str, **tables) -> recipe.Recipe:
+def recipe_of(name: str, **tables) -> recipes.Recipe:
     return reading.complete(
         {
             "data": DIGITS,
@@ -96,9 +97,8 @@ def told(name: str, **tables) -> recipe.Recipe:
     )
 
 
-def run(recipe: recipe.Recipe, folder: Path) -> list:
-    method = {"method": METHODS[recipe.train.method]} if recipe.train.method in METHODS else {}
-    return list(train(recipe, datasets.from_recipe(recipe), folder, **method))
+def run(recipe: recipes.Recipe, folder: Path) -> list:
+    return list(train(recipe, datasets.from_recipe(recipe), folder))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_another_number_of_channels_changes_the_first_convolution_alone():
 
 
 def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
-    assert networks.build(f"{file}:Made", (1, 8, 8), 7, width=5)[7].weight.shape == (7, 5)
+    assert networks.build(f"{file}:Small", (1, 8, 8), 7, width=5)[7].weight.shape == (7, 5)
     assert networks.build(f"{file}:of_shape", (1, 8, 8), 7)[1].weight.shape == (9, 64)
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path):
 
 
 def test_weights_come_from_every_kind_of_file(file, tmp_path):
-    recipe, data = told(f"{file}:Made"), datasets.load("digits")
+    recipe, data = recipe_of(f"{file}:Small"), datasets.load(recipes.DataRecipe())
     model = networks.build(recipe.model.name, data.facts.input_shape, 10)
     state = model.state_dict()
     save_file(state, tmp_path / "a.safetensors")
@@ -168,19 +168,20 @@ def test_weights_come_from_every_kind_of_file(file, tmp_path):
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
     for name in ("a.safetensors", "b.pth", "c.pt", "old.pth"):
         network = build_network(recipe, data.facts)
-        given = told(f"{file}:Made", train={"weights": str(tmp_path / name)})
-        assert pretrained.start(network, given, data.facts) is None
+        with_weights = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / name)})
+        assert start.load_weights(network, with_weights, data.facts) is None
         assert all(torch.equal(value, state[key]) for key, value in network.main_state().items())
 
 
 def test_a_run_folder_of_other_classes_gives_all_but_the_classifier_and_the_critics(file, tmp_path):
-    run(told(f"{file}:Made"), tmp_path / "first")
-    data = datasets.load("digits")
+    run(recipe_of(f"{file}:Small"), tmp_path / "first")
+    data = datasets.load(recipes.DataRecipe())
     other = replace(data.facts, outputs=7, classes=tuple("abcdefg"))
-    given = told(f"{file}:Made", train={"weights": str(tmp_path / "first")})
-    network, twin = (build_network(given, other) for _ in range(2))
-    said = pretrained.start(network, given, other)
-    assert said is not None and "are for 10 classes, the data has 7" in said and "the critics start anew" in said
+    recipe = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "first")})
+    network, twin = (build_network(recipe, other) for _ in range(2))
+    sentence = start.load_weights(network, recipe, other)
+    assert sentence is not None
+    assert "are for 10 classes, the data has 7" in sentence and "the critics start anew" in sentence
     before = run_folder.weights_of(tmp_path / "first")[0]
     for name, value in network.main_state().items():
         source = twin.main_state() if name.startswith("7.") else before
@@ -198,12 +199,12 @@ def test_networks_whose_weights_read_inputs_of_another_scale_turn_theirs(name):
 
 
 def test_critics_that_do_not_fit_start_anew_and_that_is_said(file, tmp_path):
-    run(told(f"{file}:Made", cut={"groups": 3}), tmp_path / "three")
-    data = datasets.load("digits")
-    given = told(f"{file}:Made", train={"weights": str(tmp_path / "three")})
-    network = build_network(given, data.facts)
-    said = pretrained.start(network, given, data.facts)
-    assert said is not None and "the critics start anew" in said
+    run(recipe_of(f"{file}:Small", cut={"groups": 3}), tmp_path / "three")
+    data = datasets.load(recipes.DataRecipe())
+    recipe = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "three")})
+    network = build_network(recipe, data.facts)
+    sentence = start.load_weights(network, recipe, data.facts)
+    assert sentence is not None and "the critics start anew" in sentence
     before = run_folder.weights_of(tmp_path / "three")[0]
     assert all(torch.equal(value, before[name]) for name, value in network.main_state().items())
 
@@ -211,44 +212,44 @@ def test_critics_that_do_not_fit_start_anew_and_that_is_said(file, tmp_path):
 def test_bytes_that_are_no_weights_at_all_are_refused(file, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match="without running code"):
-        run(told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
+        run(recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
 
 
 def test_weights_tied_within_a_group_are_kept_and_stay_tied(tmp_path):
     (tmp_path / "tied.py").write_text(TIED)
-    recipe = told(f"{tmp_path}/tied.py:Tied", cut={"places": ["stem"]})
+    recipe = recipe_of(f"{tmp_path}/tied.py:Tied", cut={"places": ["stem"]})
     run(recipe, tmp_path / "run")
     model = run_folder.open_run(tmp_path / "run").network.groups[1]
     assert torch.equal(model.a.weight, model.b.weight) and model.a.weight is model.b.weight
 
 
 def test_a_last_minibatch_of_one_sample_is_refused_before_training_where_batch_norms_cannot_take_it(tmp_path):
-    recipe = told("torchvision:resnet18", data={**DIGITS, "batch_size": 4, "validation": 0.98})
+    recipe = recipe_of("torchvision:resnet18", data={**DIGITS, "batch_size": 4, "validation": 0.98})
     with pytest.raises(DataError, match="two samples at least in every minibatch"):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run(told("mlp", data={**DIGITS, "batch_size": 4, "validation": 0.98}), tmp_path / "mlp")
+    run(recipe_of("mlp", data={**DIGITS, "batch_size": 4, "validation": 0.98}), tmp_path / "mlp")
 
 
-def test_what_critics_behind_a_frozen_network_learn_is_told_by_the_recipes_method(tmp_path, monkeypatch):
+def test_what_critics_behind_a_frozen_network_learn_is_set_in_the_methods_table(tmp_path, monkeypatch):
     (tmp_path / "posthoc.toml").write_text('[train]\nmethod = "posthoc"\nweights = "elsewhere"')
-    seen = []
+    runs = []
     monkeypatch.setattr(
-        importlib.import_module("anytime_lct.cli.train"), "run", lambda told, *_, **__: seen.append(told)
+        importlib.import_module("anytime_lct.cli.train"), "run", lambda recipe, *_, **__: runs.append(recipe)
     )
     arguments = ["train", "--recipe", str(tmp_path / "posthoc.toml"), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
-        program([*arguments, "--critic-loss", "distillation"])
-    assert seen[0].posthoc.loss == "distillation"
+        program([*arguments, "--set", "posthoc.loss=distillation"])
+    assert runs[0].section("posthoc", PostHocRecipe).loss == "distillation"
 
 
 def test_a_classifier_of_another_size_starts_anew_and_that_is_said(file, tmp_path):
-    torch.save(networks.build(f"{file}:Made", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
-    told_ = told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")})
-    (note, *_) = run(told_, tmp_path / "run")
+    torch.save(networks.build(f"{file}:Small", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
+    recipe = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth")})
+    (note, *_) = run(recipe, tmp_path / "run")
     says = f"The weights '{tmp_path}/w.pth' are for 1000 classes, the data has 10: 7.weight and 7.bias start anew."
     assert note == Note(says)
-    frozen = told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"})
+    frozen = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"})
     with pytest.raises(CheckpointError, match="cannot stay frozen"):
         run(frozen, tmp_path / "frozen")
 
@@ -259,7 +260,7 @@ class Code:
 
 
 @pytest.mark.parametrize(
-    ("made", "says"),
+    ("content", "says"),
     [
         ({"a": Code()}, "without running code"),
         ({"a": 3}, "names and tensors"),
@@ -267,10 +268,10 @@ class Code:
         ({"other": torch.zeros(2)}, "'0.bias' is missing|'other' is unknown"),
     ],
 )
-def test_files_that_hold_no_weights_of_the_network_are_refused(made, says, file, tmp_path):
-    torch.save(made, tmp_path / "w.pth")
+def test_files_that_hold_no_weights_of_the_network_are_refused(content, says, file, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=says):
-        run(told(f"{file}:Made", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
+        run(recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth")}), tmp_path / "run")
 
 
 def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
@@ -283,8 +284,8 @@ def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
     torch.save(own, tmp_path / "checkpoints" / Path(url).name)
-    found = weights.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
-    assert all(torch.equal(value, found[key]) for key, value in own.items())
+    shipped = weights.default_weights("torchvision:squeezenet1_1", (3, 64, 64))
+    assert all(torch.equal(value, shipped[key]) for key, value in own.items())
 
 
 @pytest.mark.parametrize(
@@ -297,47 +298,47 @@ def test_default_weights_are_taken_where_they_lie(tmp_path, monkeypatch):
 )
 def test_images_are_normalised_as_those_of_the_default_weights(name, expected):
     pytest.importorskip("timm")
-    given = {"data": {"name": "cifar10"}, "model": {"name": name}, "train": {"weights": "default"}}
-    assert pretrained.with_statistics(reading.complete(given)).data.mean == expected
-    given["data"] = {"name": "cifar10", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
-    assert pretrained.with_statistics(reading.complete(given)).data.mean == (0.1, 0.2, 0.3)
-    half = reading.complete(given | {"data": {"name": "cifar10", "std": [1, 1, 1]}})
-    assert pretrained.with_statistics(half) == half  # refused when the data is loaded
+    tables = {"data": {"name": "cifar10"}, "model": {"name": name}, "train": {"weights": "default"}}
+    assert start.with_statistics(reading.complete(tables)).data.mean == expected
+    tables["data"] = {"name": "cifar10", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
+    assert start.with_statistics(reading.complete(tables)).data.mean == (0.1, 0.2, 0.3)
+    half = reading.complete(tables | {"data": {"name": "cifar10", "std": [1, 1, 1]}})
+    assert start.with_statistics(half) == half  # refused when the data is loaded
     for other in ({"train": {"weights": None}}, {"data": {"name": "fashion-mnist"}}):
         named = reading.complete(
-            {"data": {"name": "cifar10"}} | {k: v for k, v in given.items() if k != "data"} | other
+            {"data": {"name": "cifar10"}} | {k: v for k, v in tables.items() if k != "data"} | other
         )
-        assert pretrained.with_statistics(named) == named
+        assert start.with_statistics(named) == named
 
 
 def test_timms_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"models--timm--resnet18.a1_in1k/model.safetensors.*--download"):
+    with pytest.raises(ModelError, match=r"models--timm--resnet18.a1_in1k/model.safetensors[^\n]*data.download=true"):
         weights.default_weights("timm:resnet18", (3, 64, 64))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "paper", "mixed", "distillation"])
 def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp_path):
     """Against the same steps by hand; statistics of batch norm stay too."""
-    model = networks.build(f"{file}:Made", (1, 8, 8), 10)
+    model = networks.build(f"{file}:Small", (1, 8, 8), 10)
     model.train()(torch.randn(50, 1, 8, 8))
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    recipe = told(
-        f"{file}:Made",
+    recipe = recipe_of(
+        f"{file}:Small",
         cut={"places": ["2", "4"]},
         posthoc={"loss": loss, "temperature": 2.0},
         train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"},
     )
     run(recipe, tmp_path / "run")
-    kept = checkpoint.load_tensors(tmp_path / "run" / "main.safetensors")
-    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+    written = checkpoint.load_tensors(tmp_path / "run" / "main.safetensors")
+    assert all(torch.equal(value, written[key]) for key, value in model.state_dict().items())
     data, opened = datasets.from_recipe(recipe), run_folder.open_run(tmp_path / "run").network
     x = next(iter(data.batches("test")))[0]
     assert torch.equal(opened.sub_model(3)(x), model.eval()(x))
 
     network = build_network(recipe, data.facts)
-    pretrained.start(network, recipe, data.facts)
+    start.load_weights(network, recipe, data.facts)
     network.groups.eval()
     optimizer = torch.optim.Adam(network.critics.parameters(), 1e-2)
     for x, y in data.batches("train"):
@@ -347,13 +348,13 @@ def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp
         for i, Z in enumerate(exits):
             matching = (L[i] - L[i + 1].detach()).abs().mean()
             soft, own = (main / 2).log_softmax(1), (Z / 2).log_softmax(1)
-            made = {
+            losses = {
                 "cross-entropy": L[i].mean(),
                 "paper": matching,
                 "mixed": matching + recipe.rule.cross_entropy * L[i].mean(),
                 "distillation": 4 * (soft.exp() * (soft - own)).sum(1).mean(),
             }
-            made[loss].backward(inputs=list(network.critics[i].parameters()))
+            losses[loss].backward(inputs=list(network.critics[i].parameters()))
         optimizer.step()
     for name, value in network.critics_state().items():
         torch.testing.assert_close(opened.critics_state()[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -361,8 +362,8 @@ def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp
 
 def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
     model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
-    traced, shares = trace(model), [0.2, 0.5, 0.8]
-    network = LCTNetwork.cut(model, example, shares=shares, critic="slim")
+    traced, shares = Trace.of(model), (0.2, 0.5, 0.8)
+    network = LCTNetwork.cut(model, example, CutRecipe(shares=shares))
     names = [cut.name for cut in traced.candidates]
 
     def cost(module, x):
@@ -374,13 +375,13 @@ def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
     for i, share in enumerate(shares, start=1):
         assert cost(network.sub_model(i), example) <= share * whole
         deeper = names[names.index(network.places[i - 1]) + 1]
-        longer = LCTNetwork.cut(model, example, places=[deeper], critic="slim")
+        longer = LCTNetwork.cut(model, example, CutRecipe(places=(deeper,)))
         assert cost(longer.sub_model(1), example) > share * whole
 
 
 def test_shares_without_room_say_what_the_cheapest_exit_takes():
-    traced, example = trace(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
-    none = [lambda hidden, follows: None]
+    traced, example = Trace.of(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
+    none = [lambda *cut: None]
     *exits, whole = of_exits(traced, example, none[0])
     with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
         at_shares(traced, example, [0.01], none)
@@ -404,39 +405,46 @@ def test_shares_that_do_not_do_are_refused(cut, says):
 
 def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    common = ["--data", "digits", "--epochs", "1", "--model", "made.py:deep", "--json"]
+    common = ["--data", "digits", "--epochs", "1", "--model", "own.py:deep", "--json"]
 
     def call(*words: str) -> dict:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as end:
             program(list(words))
         out, err = capfd.readouterr()
-        assert not ended.value.code, err
+        assert not end.value.code, err
         return json.loads(out)
 
-    assert call("train", *common, "--method", "bp")["run"] == "runs/digits-made.py-deep-0"
-    frozen = ["--weights", "runs/digits-made.py-deep-0/main.safetensors", "--freeze-main", "--run-dir", "fitted"]
-    places = ["--place-exits", "auto", "--budget-flops", "0.3,0.9"]
-    call("train", *common, *frozen, *places, "--critic-loss", "distillation")
+    assert call("train", *common, "--method", "bp")["run"] == "runs/digits-own.py-deep-0"
+    frozen = ["--weights", "runs/digits-own.py-deep-0/main.safetensors", "--method", "posthoc", "--run-dir", "fitted"]
+    exits = ["--budget-flops", "0.3,0.9", "--set", "posthoc.loss=distillation"]
+    call("train", *common, *frozen, *exits)
     recipe = reading.read(Path("fitted") / "recipe.toml")
-    assert (recipe.train.method, recipe.posthoc.loss, recipe.cut.shares) == ("posthoc", "distillation", (0.3, 0.9))
+    loss = recipe.section("posthoc", PostHocRecipe).loss
+    assert (recipe.train.method, loss, recipe.cut.shares) == (
+        "posthoc",
+        "distillation",
+        (0.3, 0.9),
+    )
     profile = call("analyze", "fitted", "--json")
     assert [cost["flops"] for cost in profile["groups"]] == [6400, 10000, 11000]
-    assert call("export", "fitted", "--out", "bundle", "--json")["model"] == "made.py:deep"
+    assert call("export", "fitted", "--out", "bundle", "--json")["model"] == "own.py:deep"
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--place-exits", "auto"], "--budget-flops with --place-exits auto"),
-        (["--place-exits", "layers", "--budget-flops", "0.5"], "auto alone, got layers"),
         (["--budget-flops", "half"], "like 0.2,0.4,0.7, got 'half'"),
-        (["--place-exits", "evenly"], "got 'evenly'"),
-        (["--freeze-main", "--method", "bp"], "--freeze-main without --method"),
-        (["--freeze-main"], "posthoc needs weights"),
+        (["--set", "cut.by=evenly"], "'evenly': input should be 'layers', 'balanced', 'measured' or 'memory'."),
+        (["--budget-flops", "0.5", "--groups", "4"], "1 shares make 2 groups, but groups = 4"),
+        (["--method", "post-hoc"], "There is no training method 'post-hoc'; did you mean posthoc?"),
+        (
+            ["--method", "posthoc"],
+            "Expected train.weights with method posthoc, the run folder or file whose main network it freezes",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(words, says, tmp_path, capfd):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as end:
         program(["train", "--run-dir", str(tmp_path / "run"), *words])
-    assert ended.value.code == 2 and says in " ".join(capfd.readouterr().err.split())
+    assert end.value.code == 2 and says in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "run").exists()

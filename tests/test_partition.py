@@ -25,9 +25,9 @@ def names(trace):
 
 def test_candidates_are_the_ends_of_blocks():
     blocks = ["layer1.0", "layer1.1", "layer1", "layer2.0", "layer2.1", "layer2.2", "layer2"]
-    found = names(Trace.of(models.build("resnet50", (3, 32, 32), 10)))
-    assert found[:8] == ["maxpool", *blocks]
-    assert found[-2:] == ["layer4.1", "flatten"]
+    candidates = names(Trace.of(models.build("resnet50", (3, 32, 32), 10)))
+    assert candidates[:8] == ["maxpool", *blocks]
+    assert candidates[-2:] == ["layer4.1", "flatten"]
     assert names(Trace.of(models.build("mlp", (1, 8, 8), 10))) == ["relu1", "relu2"]
     assert names(Trace.of(models.build("lstm", (9,), 20, layers=3))) == ["lstm.0", "lstm.1", "lstm"]
 
@@ -64,11 +64,15 @@ def test_composed_groups_equal_the_uncut_network_to_the_bit(name):
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(**options).eval()
     trace = Trace.of(model)
-    found = names(trace)
+    ends = names(trace)
     x = torch.randn(2, 3, 32 if name == "vit_b_16" else 64, 32 if name == "vit_b_16" else 64)
     with torch.no_grad():
         expected = model(x)
-    for places in ([found[len(found) // 2]], [found[len(found) * k // 4] for k in (1, 2, 3)], found):
+    for places in (
+        [ends[len(ends) // 2]],
+        [ends[len(ends) * k // 4] for k in (1, 2, 3)],
+        ends,
+    ):
         groups = cut_groups(trace, places)
         with torch.no_grad():
             assert torch.equal(compose(groups, x), expected)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -11,8 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from anytime_lct import critics
-from anytime_lct.cutting import choice as placement
-from anytime_lct.cutting import costs, seconds
+from anytime_lct.cutting import choice, costs, seconds
 from anytime_lct.cutting.groups import cut_groups
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
@@ -54,13 +55,13 @@ def test_the_best_bounds_are_those_of_brute_force(minimax):
             return (max(costs) if minimax else 0, sum(c * c for c in costs), bounds)
 
         best = min(combinations(range(1, S), n - 1), key=value)
-        assert placement.best_bounds(table, n, minimax=minimax) == best
+        assert choice.best_bounds(table, n, minimax=minimax) == best
 
 
 def test_sums_of_squares_are_exact_beyond_the_digits_of_a_float():
     c = 10**12
     table = [[0, c + 1, c, 0], [0, 0, 0, c - 1], [0, 0, 0, c]]  # 2 c^2 + 2 or 2 c^2
-    assert placement.best_bounds(table, 2, minimax=False) == (2,)
+    assert choice.best_bounds(table, 2, minimax=False) == (2,)
 
 
 def test_training_cost_is_that_of_hand_arithmetic():
@@ -129,64 +130,67 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_c
     model, x = random_network(draw), torch.zeros(2, 2, 8, 8)
     trace = Trace.of(model)
 
-    def critic(hidden, follows=0):
+    def critic(k, hidden, follows):
         return critics.build("slim", hidden, 10) if hidden.dim() == 4 else None
 
-    known = {}
+    measured = {}
 
     def cost(places):
         """Costs of the very groups that LCT trains, each with its own critic, measured whole."""
         h = x
         ends = list(zip((None, *places), (*places, None), strict=True))
         for group, end in zip(cut_groups(trace, places), ends, strict=True):
-            if end not in known:
+            if end not in measured:
                 after = group(h).detach()
-                known[end] = (cost_of(group, end, h, after), after)
-            h = known[end][1]
-        costs = [known[end][0] for end in ends]
+                measured[end] = (cost_of(group, end, h, after), after)
+            h = measured[end][1]
+        costs = [measured[end][0] for end in ends]
         return max(costs), sum(c * c for c in costs)
 
     def cost_of(group, end, h, after):
-        small = None if end[1] is None else critic(after)
+        small = None if end[1] is None else critic(0, after, 0)
         if by == "memory":
             whole = group if small is None else nn.Sequential(group, small)
             saved = costs.saved_bytes(whole, h, input_grad=False)
             weights = sum(p.nbytes for p in group.parameters())
-            passing = (h.nbytes if end[0] else 0) + (2 * after.nbytes if end[1] else 0)
-            return saved + weight_copies * weights + (passing if weight_copies else 0)
+            crossing = (h.nbytes if end[0] else 0) + (2 * after.nbytes if end[1] else 0)
+            return saved + weight_copies * weights + (crossing if weight_copies else 0)
         own = costs.training_cost(group, h, input_grad=False)
         return own + (0 if small is None else costs.training_cost(small, after))
 
     names = [cut.name for cut in trace.candidates]
     for num_groups in range(2, len(names) + 2):
         best = min(combinations(names, num_groups - 1), key=cost)  # the first, and so earliest, of equals
-        assert placement.place(trace, x, num_groups, by, critic, weight_copies) == best
+        assert choice.best_cuts(trace, x, num_groups, by, critic, weight_copies) == best
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_measured_cuts_even_out_the_mean_of_what_all_processes_measured(seed, monkeypatch):
-    """A clock that counts weights; the other process takes twice as long, in each group alike."""
+    """A clock that each weight moves on by a microsecond; the other process takes twice as long, in every group."""
     model, x = random_network(random.Random(seed)), torch.zeros(2, 2, 8, 8)
-    agreed = []
+    microseconds, averaged = 0, []
 
-    def step(parts, behind, x, optimizers):
-        return [1e-6 * weights_of(part) for part in parts], [0.0 for _ in parts]
+    def pass_time(weights, *_):
+        nonlocal microseconds
+        microseconds += weights
 
     def average(values):
-        agreed.append(values)
+        averaged.append(values)
         return [round(1.5 * value) for value in values]
 
-    monkeypatch.setattr(seconds, "_step", step)
+    for module in model.modules():
+        module.register_forward_hook(partial(pass_time, sum(p.numel() for p in module.parameters(recurse=False))))
+    monkeypatch.setattr(time, "perf_counter", lambda: 1e-6 * microseconds)
     trace, others = Trace.of(model), seconds.Others(1, average)
     names = [cut.name for cut in trace.candidates]
     for N in range(2, len(names) + 2):
-        found = placement.place(trace, x, N, "measured", lambda hidden, follows: nn.Identity(), others=others)
-        sizes = [weights_of(group) for group in cut_groups(trace, found)]
+        cuts = choice.best_cuts(trace, x, N, "measured", lambda *cut: nn.PReLU(), others=others)
+        sizes = [weights_of(group) for group in cut_groups(trace, cuts)]
         best = min(
-            max(weights_of(group) for group in cut_groups(trace, choice)) for choice in combinations(names, N - 1)
+            max(weights_of(group) for group in cut_groups(trace, places)) for places in combinations(names, N - 1)
         )
-        assert max(sizes) <= placement.CLOSE * best
-        assert sizes in agreed
+        assert max(sizes) <= choice.CLOSE * best
+        assert sizes in averaged
 
 
 def weights_of(module):
@@ -205,7 +209,7 @@ def test_a_network_has_as_many_layers_as_its_name_says(name):
 
 def test_layers_are_spread_as_evenly_as_possible():
     trace = Trace.of(models.build("resnet50", (3, 32, 32), 10))
-    places = placement.place(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda h, follows: None)
+    places = choice.best_cuts(trace, torch.zeros(2, 3, 32, 32), 4, "layers", lambda *cut: None)
     sizes = [
         sum(isinstance(m, nn.Conv2d | nn.Linear) and "downsample" not in n for n, m in g.named_modules())
         for g in cut_groups(trace, places)
@@ -213,7 +217,7 @@ def test_layers_are_spread_as_evenly_as_possible():
     assert sum(sizes) == 50
     ends = [1, *range(4, 50, 3)]  # layers up to each end of a block
     even = min(
-        sum((b - a) ** 2 for a, b in zip((0, *choice), (*choice, 50), strict=True)) for choice in combinations(ends, 3)
+        sum((b - a) ** 2 for a, b in zip((0, *bounds), (*bounds, 50), strict=True)) for bounds in combinations(ends, 3)
     )
     assert sum(size**2 for size in sizes) == even
 
@@ -226,7 +230,7 @@ def test_the_network_is_left_as_it_was():
     random_state = torch.get_rng_state()
     trace = Trace.of(model)
     for by in ("balanced", "memory"):
-        placement.place(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda h, follows: critics.build("slim", h, 10))
+        choice.best_cuts(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda k, h, follows: critics.build("slim", h, 10))
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -236,39 +240,37 @@ def test_the_network_is_left_as_it_was():
 def test_more_groups_than_places_are_refused_with_the_places():
     trace = Trace.of(models.build("mlp", (1, 8, 8), 10))
     with pytest.raises(PartitionError, match=r"from 1 to 3 layer groups, got 4.*relu1, relu2"):
-        placement.place(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda h, follows: nn.Identity())
-    with pytest.raises(PartitionError, match="layers, balanced, measured, memory"):
-        placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "depth", lambda h, follows: nn.Identity())  # type: ignore[arg-type]
+        choice.best_cuts(trace, torch.zeros(2, 1, 8, 8), 4, "layers", lambda *cut: nn.Identity())
 
 
 def test_critics_are_made_without_memory():
     trace = Trace.of(models.build("mlp", (1, 8, 8), 10))
 
-    def huge(hidden, follows):
+    def huge(k, hidden, follows):
         return nn.Sequential(nn.Linear(hidden.shape[1], 10**9), nn.Linear(10**9, 10))
 
-    assert placement.place(trace, torch.zeros(2, 1, 8, 8), 2, "balanced", huge) == ("relu2",)
+    assert choice.best_cuts(trace, torch.zeros(2, 1, 8, 8), 2, "balanced", huge) == ("relu2",)
 
 
 def test_a_character_model_is_placed_between_its_layers():
     trace = Trace.of(models.build("lstm", (9,), 20, layers=4, units=16, embedding=8))
     characters = torch.zeros(2, 9, dtype=torch.int64)
 
-    def critic(hidden, follows=0):
+    def critic(k, hidden, follows):
         return nn.Linear(hidden.shape[-1], 20)
 
     for by in ("layers", "balanced", "memory"):
-        assert placement.place(trace, characters, 4, by, critic) == ("lstm.0", "lstm.1", "lstm.2")
+        assert choice.best_cuts(trace, characters, 4, by, critic) == ("lstm.0", "lstm.1", "lstm.2")
 
 
 def test_cuts_that_part_tied_weights_are_not_chosen():
     layers = [m for _ in range(5) for m in (nn.Linear(4, 4), nn.ReLU())]
     layers[2].weight = layers[0].weight
     trace = Trace.of(nn.Sequential(*layers))
-    assert placement.place(trace, torch.zeros(2, 4), 3, "layers", lambda h, follows: None) == ("3", "5")
+    assert choice.best_cuts(trace, torch.zeros(2, 4), 3, "layers", lambda *cut: None) == ("3", "5")
 
 
 def test_a_network_that_cannot_be_measured_says_so():
     trace = Trace.of(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
     with pytest.raises(PartitionError, match="cannot be measured on a batch of shape"):
-        placement.place(trace, torch.zeros(2, 5), 2, "balanced", lambda h, follows: None)
+        choice.best_cuts(trace, torch.zeros(2, 5), 2, "balanced", lambda *cut: None)

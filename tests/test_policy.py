@@ -9,7 +9,7 @@ import pytest
 from bundles import SYMBOLS, make_profile, write_image_bundle, write_text_bundle
 
 from anytime_lct.errors import BudgetError, BundleError
-from anytime_lct.exits.budget import Budget
+from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.thresholds import MEASURES, MeanCost, Thresholds
 from anytime_lct.runtime import calibration, deadline, timings
 from anytime_lct.runtime.confidence import confidence
@@ -63,9 +63,9 @@ def test_every_sample_stops_at_the_first_exit_that_is_sure(session: AnytimeSessi
     x = images(32)
     every = list(session.stream(x))
     sure = np.stack([confidence(answer.logits, measure) for answer in every[:2]])
-    wanted = float(np.median(sure))
-    answer = session.run(x, min_confidence=wanted, measure=measure)
-    expected = np.where(sure[0] >= wanted, 1, np.where(sure[1] >= wanted, 2, 3))
+    threshold = float(np.median(sure))
+    answer = session.run(x, min_confidence=threshold, measure=measure)
+    expected = np.where(sure[0] >= threshold, 1, np.where(sure[1] >= threshold, 2, 3))
     assert set(expected) == {1, 2, 3}
     np.testing.assert_array_equal(answer.exits, expected)
     chosen = np.stack([each.logits for each in every])[expected - 1, np.arange(32)]
@@ -80,6 +80,27 @@ def test_a_single_sample_pays_no_more_than_it_ran(session: AnytimeSession):
     assert (answer.exit, answer.flops, answer.stopped) == (1, 35, "confident")
     answer = session.run(images(1), Budget(exit=2), min_confidence=1.0)
     assert (answer.exit, answer.flops, answer.stopped) == (2, 105, "budget")
+
+
+def test_keywords_are_those_of_an_ask(session: AnytimeSession):
+    x = images(8)
+    for ask, keywords in (
+        (Ask(Budget(flops=100)), {"budget": Budget(flops=100)}),
+        (Ask(min_confidence=0.5, measure="margin"), {"min_confidence": 0.5, "measure": "margin"}),
+        (Ask(Budget(exit=2), min_confidence=0.9), {"budget": Budget(exit=2), "min_confidence": 0.9}),
+    ):
+        one, other = session.run(x, ask), session.run(x, **keywords)
+        np.testing.assert_array_equal(one.exits, other.exits)
+        np.testing.assert_array_equal(one.logits, other.logits)
+        assert (one.flops, one.stopped) == (other.flops, other.stopped)
+
+
+def test_a_fixed_exit_is_the_very_one_that_is_named(tmp_path: Path):
+    session = AnytimeSession(write_image_bundle(tmp_path, served=(1, 3), profile=make_profile((0.9, 0.8, 0.7))))
+    assert session.run(images(1), Ask(Budget(exit=3))).exit == 1  # the most accurate up to exit 3
+    assert session.run(images(1), Ask(Budget(exit=3), mode="fixed")).exit == 3
+    with pytest.raises(BudgetError, match="a fixed exit among those served, 1, 3, got 2"):
+        session.run(images(1), Ask(Budget(exit=2), mode="fixed"))
 
 
 def test_temperatures_of_the_profile_count(tmp_path: Path):
@@ -181,11 +202,11 @@ def test_late_is_content_with_the_last_answer(session: AnytimeSession):
         (["deeper", "deeper"], 3, 1),
     ):
         with session.walk(images(2)) as walk:
-            taken = steps(walk, 3)
+            way = steps(walk, 3)
             try:
-                next(taken)
+                next(way)
                 for order in orders:
-                    taken.send(order)
+                    way.send(order)
             except StopIteration as end:
                 answer = walk.so_far(end.value)
         assert (answer.exit, answer.exits_run) == (exit, exits_run)
@@ -216,13 +237,14 @@ def test_latency_budgets_go_by_this_machine(tmp_path: Path):
 def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
     bundle = write_image_bundle(tmp_path / "tiny.bundle")
     session = AnytimeSession(bundle)
-    found = calibration.calibrate(session, sizes=(1, 2), seconds=0.01)
-    assert list(found.sizes) == [1, 2] and len(found.sizes[1].groups) == 3 and set(found.sizes[1].critics) == {1, 2}
-    path = timings.save(found, bundle)
+    measured = calibration.calibrate(session, sizes=(1, 2), seconds=0.01)
+    assert list(measured.sizes) == [1, 2] and len(measured.sizes[1].groups) == 3
+    assert set(measured.sizes[1].critics) == {1, 2}
+    path = timings.save(measured, bundle)
     assert path == tmp_path / "tiny.bundle.calibration.json"
-    assert timings.load(bundle, 1) == found and AnytimeSession(bundle).timing is not None
-    assert timings.load(bundle, 2) is None and timings.load(bundle, None) == found
-    path.write_text(path.read_text().replace(found.machine, "another machine"))
+    assert timings.load(bundle, 1) == measured and AnytimeSession(bundle).timing is not None
+    assert timings.load(bundle, 2) is None and timings.load(bundle, None) == measured
+    path.write_text(path.read_text().replace(measured.machine, "another machine"))
     assert timings.load(bundle, 1) is None and AnytimeSession(bundle).timing is None
     path.write_text("{")
     with pytest.raises(BundleError, match="calibrate"):
@@ -238,15 +260,15 @@ def test_threads_are_those_that_are_worth_it(tmp_path: Path):
     assert calibration.fastest_threads(both, seconds=0.01) in (1, 2)
     assert AnytimeSession(bundle, threads=None).threads == 1
     timings.save(calibration.calibrate(both[1], sizes=(1,), seconds=0.01), bundle)
-    found = AnytimeSession(bundle, threads=None)
-    assert found.threads == 2 and found.timing is not None and AnytimeSession(bundle).timing is None
+    session = AnytimeSession(bundle, threads=None)
+    assert session.threads == 2 and session.timing is not None and AnytimeSession(bundle).timing is None
 
 
 def test_whole_exits_cannot_be_stopped_on_the_way(tmp_path: Path):
     session = AnytimeSession(write_image_bundle(tmp_path, only="exits"))
     assert session.run(images(1)).exit == 3
-    for given in ({"min_confidence": 0.5}, {"thresholds": None, "min_confidence": 0.9}):
+    for keywords in ({"min_confidence": 0.5}, {"thresholds": None, "min_confidence": 0.9}):
         with pytest.raises(BundleError, match="layer groups"):
-            session.run(images(1), **given)
+            session.run(images(1), **keywords)
     with pytest.raises(BundleError, match="layer groups"):
         calibration.calibrate(session)

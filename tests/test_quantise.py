@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exporting import export
 from onnx import numpy_helper
 from test_export import IMAGES, TEXT, image_network, profile_of, small_network
 from torch import nn
@@ -22,7 +23,6 @@ from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
 from anytime_lct.export import parity
 from anytime_lct.export.graphs import export_sheet
 from anytime_lct.export.quantise import Int8, _share_scale, quantise
-from anytime_lct.export.write import export
 from anytime_lct.network import LCTNetwork
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.runtime.session import AnytimeSession
@@ -53,22 +53,22 @@ def network() -> LCTNetwork:
 
 
 @pytest.fixture(scope="module")
-def made(network: LCTNetwork, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list]:
+def int8_bundle(network: LCTNetwork, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list]:
     """An int8 bundle, and what its exits answered when they were measured."""
-    profile, heard = profile_of(network), []
+    profile, measured = profile_of(network), []
 
     def measure(answers, served):
-        heard.append([served, *(Z.numpy() for Z in answers(torch.from_numpy(noise(9))))])
+        measured.append([served, *(Z.numpy() for Z in answers(torch.from_numpy(noise(9))))])
         exits = tuple(e.model_copy(update={"temperature": 2.0 + e.index}) for e in profile.exits)
         return profile.model_copy(update={"exits": exits}), RULES
 
     out = tmp_path_factory.mktemp("int8") / "bundle"
     int8 = Int8([noise(seed) for seed in range(4)], measure)
-    return export(network, IMAGES, profile, out, model_name="tiny", int8=int8), heard
+    return export(network, IMAGES, profile, out, model_name="tiny", int8=int8), measured
 
 
-def test_the_chain_of_int8_groups_says_what_whole_exits_say_to_the_bit(made):
-    bundle, _ = made
+def test_the_chain_of_int8_groups_says_what_whole_exits_say_to_the_bit(int8_bundle):
+    bundle, _ = int8_bundle
     session = AnytimeSession(bundle)
     for batch in (1, 5, 33):
         x = noise(batch, batch)
@@ -80,9 +80,9 @@ def test_the_chain_of_int8_groups_says_what_whole_exits_say_to_the_bit(made):
     assert bundle.manifest.precision == "int8"
 
 
-def test_int8_says_nearly_what_torch_says(network, made):
+def test_int8_says_nearly_what_torch_says(network, int8_bundle):
     """Rounding to 8 and 7 bits: a few hundredths of what the logits span, and not nothing."""
-    session = AnytimeSession(made[0])
+    session = AnytimeSession(int8_bundle[0])
     with torch.no_grad():
         expected = [Z.numpy() for Z in network(torch.from_numpy(noise(0)))]
     for answer, of_torch in zip(session.stream(noise(0)), expected, strict=True):
@@ -90,9 +90,9 @@ def test_int8_says_nearly_what_torch_says(network, made):
         assert 1e-5 < difference < 0.05
 
 
-def test_what_is_measured_is_what_is_served_and_stored(made):
-    bundle, heard = made
-    ((served, *logits),) = heard
+def test_what_is_measured_is_what_is_served_and_stored(int8_bundle):
+    bundle, measured = int8_bundle
+    ((served, *logits),) = measured
     session = AnytimeSession(bundle)
     assert served == (1, 2, 3)
     for i, Z in enumerate(logits, start=1):
@@ -116,21 +116,21 @@ def test_scales_by_hand():
     sheet = export_sheet(list(network.groups), critics, torch.zeros(2, 1, 2, 2), ("batch",), complete=True)
     graph = quantise(sheet, list(network.groups), [x]).group(1).graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    entered = next(node for node in graph.node if "input" in node.input)
+    entering = next(node for node in graph.node if "input" in node.input)
     conv = next(node for node in graph.node if node.op_type == "Conv")
     weight = next(node for node in graph.node if conv.input[1] in node.output)
-    assert values[entered.input[1]] == pytest.approx(4 / 255) and values[entered.input[2]] == 0
+    assert values[entering.input[1]] == pytest.approx(4 / 255) and values[entering.input[2]] == 0
     stored, scales, _ = (values[name] for name in weight.input)
     assert stored.dtype == np.int8 and np.abs(stored).max() <= 64
     assert (stored.ravel() * scales).tolist() == pytest.approx([1.0, -0.5])
-    left = next(node for node in graph.node if "hidden" in node.output)
-    assert left.op_type == "DequantizeLinear" and values[left.input[1]] == pytest.approx(4 / 255)
+    leaving = next(node for node in graph.node if "hidden" in node.output)
+    assert leaving.op_type == "DequantizeLinear" and values[leaving.input[1]] == pytest.approx(4 / 255)
 
 
 def test_both_pairs_around_a_hidden_tensor_get_one_scale():
     """The two are computed from the same values by torch and by onnxruntime, and differed in the last bit."""
-    given = {"left": np.float32(0.1), "entered": np.nextafter(np.float32(0.1), np.float32(1))}
-    given |= {"zero": np.uint8(0), "one": np.uint8(1)}
+    scales = {"left": np.float32(0.1), "entered": np.nextafter(np.float32(0.1), np.float32(1))}
+    scales |= {"zero": np.uint8(0), "one": np.uint8(1)}
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("DequantizeLinear", ["q", "left", "zero"], ["group_1"]),
@@ -139,22 +139,22 @@ def test_both_pairs_around_a_hidden_tensor_get_one_scale():
         "sheet",
         [],
         [],
-        [numpy_helper.from_array(value, name) for name, value in given.items()],
+        [numpy_helper.from_array(value, name) for name, value in scales.items()],
     )
     _share_scale(graph, "group_1", "hidden_1")
     values = {t.name: numpy_helper.to_array(t).item() for t in graph.initializer}
-    assert values == {"left": given["entered"], "entered": given["entered"], "zero": 1, "one": 1}
+    assert values == {"left": scales["entered"], "entered": scales["entered"], "zero": 1, "one": 1}
 
 
-def test_what_stays_float32(made):
+def test_what_stays_float32(int8_bundle):
     """The last product of every exit, and the norms in front of group 2 and critic 2, which follow no convolution."""
     for name, products in (("critic_1", 1), ("critic_2", 1), ("group_3", 1)):
-        graph = onnx.load(made[0].path / f"{name}.onnx").graph
+        graph = onnx.load(int8_bundle[0].path / f"{name}.onnx").graph
         makers = {value: node for node in graph.node for value in node.output}
         last = makers["logits"]
         assert last.op_type in ("Gemm", "MatMul") and last.input[1] in {t.name for t in graph.initializer}
         assert sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) == products
-    graph = onnx.load(made[0].path / "group_2.onnx").graph
+    graph = onnx.load(int8_bundle[0].path / "group_2.onnx").graph
     weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     for node in graph.node:
         if node.op_type in ("Add", "Mul"):
@@ -177,12 +177,12 @@ def test_some_exits_only(network, tmp_path: Path):
 
 
 def test_rules_are_carried_where_their_exits_are(network, tmp_path: Path):
-    made = export(
+    bundle = export(
         network, IMAGES, profile_of(network), tmp_path / "b", model_name="m", exits=[1, 3], only="groups",
         thresholds=RULES,
     )  # fmt: skip
-    assert made.thresholds == ThresholdTable(rules=RULES.rules[:1])
-    assert made.manifest.precision == "float32"
+    assert bundle.thresholds == ThresholdTable(rules=RULES.rules[:1])
+    assert bundle.manifest.precision == "float32"
     path = tmp_path / "b" / "thresholds.json"
     path.write_text(path.read_text().replace("margin", "Margin"))
     with pytest.raises(BundleError, match=r"thresholds\.json' is truncated or altered"):
@@ -215,7 +215,7 @@ def test_the_command_measures_every_exit_again_on_the_int8_graphs(tmp_path: Path
     called("thresholds", run, "--mean-flops", f"{middle:.0f}", "--json")
     capsys.readouterr()
     called("export", run, "--out", out, "--int8", "--calibration-samples", "200")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     bundle = Bundle.open(out)
     session, right, rules = AnytimeSession(bundle), np.zeros(3), bundle.thresholds
     opened = run_folder.open_run(run)
@@ -227,7 +227,7 @@ def test_the_command_measures_every_exit_again_on_the_int8_graphs(tmp_path: Path
     assert rules is not None and [rule.mean_flops for rule in rules.rules] == [round(middle)]
     for i in (1, 2, 3):
         share = f"{100 * bundle.profile.exits[i - 1].test.value:.2f}%"
-        assert f"Exit {i}: test accuracy {share} in int8" in told
+        assert f"Exit {i}: test accuracy {share} in int8" in output
 
     table = ThresholdTable.load(run / "thresholds.json")
     table.model_copy(update={"network": "another"}).save(run / "thresholds.json")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from anytime_lct.errors import RecipeError
 from anytime_lct.recipes import reading
-from anytime_lct.recipes.recipe import TEXT
+from anytime_lct.recipes.recipe import TEXT, CutRecipe
+from anytime_lct.training.methods.table import checked
 
 
 def test_the_papers_settings_are_the_defaults_of_their_task():
@@ -40,8 +43,10 @@ def test_options_of_a_default_optimizer_do_not_pass_to_another():
 
 
 def test_entries_that_do_not_go_together_are_refused_in_a_sentence():
-    with pytest.raises(RecipeError, match=r"^The recipe does not do: method admm needs data\.augment = none"):
-        reading.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}})
+    with pytest.raises(RecipeError, match=r"^The recipe contradicts itself: places and shares both say where"):
+        reading.complete({"cut": {"places": ["a"], "shares": [0.5]}})
+    with pytest.raises(RecipeError, match=r"^Expected data\.augment = none with method admm"):
+        checked(reading.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}}))
 
 
 def test_places_decide_the_number_of_groups():
@@ -92,11 +97,12 @@ def test_assignments_are_read_as_toml_or_bare_words(text, expected):
         ({"train.epoch": 3}, "did you mean epochs"),
         ({"train.epochs": 0}, "train.epochs"),
         ({"train.epochs": "many"}, "train.epochs"),
-        ({"data.name": "cifar"}, "cifar10"),
         ({"data.validation": 1.0}, "data.validation"),
         ({"groups.lr": -0.1}, "groups.lr"),
         ({"groups.lr": float("nan")}, "groups.lr"),
         ({"critics.name": "lion"}, "'sgd', 'adam' or 'adamw'"),
+        ({"cut.by": "depth"}, "'cut.by' is 'depth': input should be 'layers', 'balanced', 'measured' or 'memory'"),
+        ({"critic.kind": "tiny"}, "'tiny': input should be 'slim', 'residual', 'paper' or 'paper-imagenet'"),
         ({"cut.groups": 3, "cut.places": ["a"]}, "1 places make 2 groups"),
         ({"rule.form": "per_sample"}, "per-sample"),
         ({"epochs": 3}, "train.epochs=10"),
@@ -115,3 +121,21 @@ def test_files_that_are_no_recipe_are_refused(tmp_path):
         reading.read("no-such")
     with pytest.raises(RecipeError, match="key=value"):
         reading.assignment("epochs")
+
+
+def test_no_places_and_no_shares_leave_the_number_of_groups():
+    assert CutRecipe(places=(), shares=()).groups == CutRecipe().groups == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"data.name": {"a": 1}}, "The recipe's 'data.name' is {'a': 1}: input should be a valid string."),
+        ({"critic.depth": 0}, "The recipe's 'critic.depth' is 0: input should be greater than or equal to 1."),
+        ({"critic.depth": [1, 0]}, "The recipe's 'critic.depth.1' is 0: input should be greater than or equal to 1."),
+        ({"critic.depth": "deep"}, "The recipe's 'critic.depth' is 'deep': input should be a valid integer"),
+    ],
+)
+def test_a_key_of_several_types_is_named_without_them(overrides, says):
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        reading.read(None, overrides)

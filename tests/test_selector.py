@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from bundles import make_profile
@@ -26,16 +27,16 @@ def _random_profile(rng: random.Random) -> Profile:
     )  # fmt: skip
 
 
-def _brute_force(profile: Profile, asked: dict[str, object], budget: Budget, exits: list[int] | None) -> int | None:
+def _brute_force(profile: Profile, conditions: dict[str, Any], budget: Budget, exits: list[int] | None) -> int | None:
     """Filter by each condition on its own, then compare every pair by the written order of preference."""
     N = len(profile.groups)
     table = []
     for i in range(N):
         parts = [*profile.groups[: i + 1], *([profile.critics[i]] if i < N - 1 else [])]
         exit = profile.exits[i]
-        found = exit.test if profile.split == "test" else exit.validation
-        assert found is not None
-        good = found.value if profile.metric == "accuracy" else -found.value
+        measurement = exit.test if profile.split == "test" else exit.validation
+        assert measurement is not None
+        good = measurement.value if profile.metric == "accuracy" else -measurement.value
         seconds = exit.latency.seconds if exit.latency else None
         table.append((i + 1, sum(p.flops for p in parts), sum(p.params for p in parts), seconds, good))
     top = max(row[4] for row in table)
@@ -65,17 +66,17 @@ def _brute_force(profile: Profile, asked: dict[str, object], budget: Budget, exi
         return best
 
     best = first(fitting, True)
-    kept = fitting
-    if asked.get("min_accuracy") is not None:
-        kept = [row for row in kept if row[3] >= asked["min_accuracy"]]  # pyright: ignore
-    if asked.get("max_bpc") is not None:
-        kept = [row for row in kept if -row[3] <= asked["max_bpc"]]  # pyright: ignore
-    if asked.get("max_drop") is not None:
+    satisfying = fitting
+    if conditions.get("min_accuracy") is not None:
+        satisfying = [row for row in satisfying if row[3] >= conditions["min_accuracy"]]
+    if conditions.get("max_bpc") is not None:
+        satisfying = [row for row in satisfying if -row[3] <= conditions["max_bpc"]]
+    if conditions.get("max_drop") is not None:
         scale = 100 if profile.metric == "accuracy" else 1
-        kept = [row for row in kept if scale * (top - row[3]) <= asked["max_drop"] + 1e-6]  # pyright: ignore
-    if asked.get("within_noise"):
-        kept = [row for row in kept if row is best or profile.p_worse[row[0] - 1][best[0] - 1] >= 0.05]
-    return first(kept, by_quality=not any(asked.values()))[0] if kept else None
+        satisfying = [row for row in satisfying if scale * (top - row[3]) <= conditions["max_drop"] + 1e-6]
+    if conditions.get("within_noise"):
+        satisfying = [row for row in satisfying if row is best or profile.p_worse[row[0] - 1][best[0] - 1] >= 0.05]
+    return first(satisfying, by_quality=not any(conditions.values()))[0] if satisfying else None
 
 
 def test_agrees_with_brute_force() -> None:
@@ -87,7 +88,7 @@ def test_agrees_with_brute_force() -> None:
         exits = sorted(rng.sample(range(1, N + 1), rng.randint(1, N))) if rng.random() < 0.4 else None
         timed = any(profile.exits[i - 1].latency for i in exits or range(1, N + 1))
 
-        def maybe(values: list, rng: random.Random = rng) -> object:
+        def maybe(values: list, rng: random.Random = rng) -> Any:
             return rng.choice(values) if rng.random() < 0.4 else None
 
         budget = Budget(
@@ -96,18 +97,18 @@ def test_agrees_with_brute_force() -> None:
         )  # fmt: skip
         drops = [0.0, 5.0, 10.0] if profile.metric == "accuracy" else [0.0, 0.05, 0.1]
         floor = ("min_accuracy", [0.8, 0.9, 0.95, 0.99]) if profile.metric == "accuracy" else ("max_bpc", [1.8, 1.9])
-        asked = {floor[0]: maybe(floor[1]), "max_drop": maybe(drops), "within_noise": rng.random() < 0.3}
+        wishes = {floor[0]: maybe(floor[1]), "max_drop": maybe(drops), "within_noise": rng.random() < 0.3}
         # A drop of 0 is asked for, though the number is falsy.
-        told = {key: value for key, value in asked.items() if value is not None and value is not False}
-        expected = _brute_force(profile, {key: value or 1e-12 for key, value in told.items()}, budget, exits)
+        conditions = {key: value for key, value in wishes.items() if value is not None and value is not False}
+        expected = _brute_force(profile, {key: value or 1e-12 for key, value in conditions.items()}, budget, exits)
         try:
-            found = select(profile, budget, exits=exits, **told)
-            assert (found.cost, found.quality) == (profile.cost(found.exit), profile.quality(found.exit))
-            chosen = found.exit
+            choice = select(profile, budget, exits=exits, **conditions)
+            assert (choice.cost, choice.quality) == (profile.cost(choice.exit), profile.quality(choice.exit))
+            index = choice.exit
         except NothingFitsError:
-            chosen = None
-        assert chosen == expected, (profile, budget, told, exits)
-        outcomes.add(chosen)
+            index = None
+        assert index == expected, (profile, budget, conditions, exits)
+        outcomes.add(index)
     assert outcomes == {None, 1, 2, 3, 4, 5}
 
 
@@ -117,9 +118,9 @@ def test_front_is_what_budgets_of_flops_choose() -> None:
         profile = _random_profile(rng)
         every = {profile.cost(i).flops for i in range(1, profile.num_groups + 1)} - {0}
         front = pareto_front(profile)
-        chosen = {select(profile, Budget(flops=flops)).exit for flops in every}
+        selected = {select(profile, Budget(flops=flops)).exit for flops in every}
         free = {i for i in front if profile.cost(i).flops == 0}
-        assert chosen - free == set(front) - free
+        assert selected - free == set(front) - free
         for a, b in pairwise(front):
             assert profile.cost(a).flops < profile.cost(b).flops and profile.merit(a) < profile.merit(b)
 

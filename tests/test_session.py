@@ -1,6 +1,5 @@
 """Chained groups answer as whole exits do, pay only for what they run, and never disturb one another."""
 
-import subprocess
 import sys
 import threading
 from dataclasses import FrozenInstanceError
@@ -10,13 +9,15 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bundles import make_profile, sign_again, write_image_bundle, write_text_bundle
+from programs import run
 from test_policy import made_timings
 
-from anytime_lct.errors import BundleError, InputError, NothingFitsError
-from anytime_lct.exits.budget import Budget
+from anytime_lct.errors import BudgetError, BundleError, InputError, NothingFitsError
+from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.chain import ChainPool
+from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.session import AnytimeSession
 
 
@@ -130,13 +131,19 @@ def test_stopping_early_loads_nothing_deeper(bundle: Bundle) -> None:
 
 
 def test_a_stream_runs_every_graph_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-    original = ort.InferenceSession.run_with_iobinding
+    ran, names = [], {}
+    load, original = Graphs.load, ort.InferenceSession.run_with_iobinding
+
+    def named(graphs: Graphs, name: str) -> ort.InferenceSession:
+        graph = load(graphs, name)
+        names[id(graph)] = Path(name).stem
+        return graph
 
     def spy(graph: ort.InferenceSession, *arguments: object) -> None:
-        ran.append(Path(str(graph._model_path)).stem)
+        ran.append(names[id(graph)])
         original(graph, *arguments)  # pyright: ignore
 
+    monkeypatch.setattr(Graphs, "load", named)
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", spy)
     session = AnytimeSession(bundle)
     for _ in range(2):
@@ -155,9 +162,9 @@ def test_answers_outlive_later_steps_and_changed_inputs(session: AnytimeSession)
     expected = [answer.logits.copy() for answer in session.stream(x)]
     stream = session.stream(x)
     x[:] = 0
-    kept = list(stream)
+    answers = list(stream)
     session.run(np.ones_like(x))
-    for answer, logits in zip(kept, expected, strict=True):
+    for answer, logits in zip(answers, expected, strict=True):
         np.testing.assert_array_equal(answer.logits, logits)
 
 
@@ -332,5 +339,20 @@ stream = AnytimeSession({str(tmp_path)!r}).stream(np.zeros((1, 1, 6, 6), np.floa
 print([answer.exit for answer in stream])
 print(sorted({{"PIL", "typer", "rich"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("[1, 2, 3]\n[]\n", "")
+    child = run([sys.executable, "-c", program], 60)
+    assert (child.stdout, child.stderr) == ("[1, 2, 3]\n[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("ask", "keywords"),
+    [
+        (Ask(), {"timeout": 1.0}),
+        (Ask(timeout=1.0), {"min_confidence": 0.5}),
+        (Ask(), {"budget": Budget(flops=50)}),
+        (Budget(flops=50), {"budget": Budget(flops=100)}),
+    ],
+)
+def test_an_ask_and_keywords_beside_it_are_refused(tmp_path: Path, ask: Ask | Budget, keywords: dict) -> None:
+    session = AnytimeSession(write_image_bundle(tmp_path / "bundle"))
+    with pytest.raises(BudgetError, match="Expected an Ask, or keywords, got both"):
+        session.run(np.zeros((1, 1, 6, 6), np.float32), ask, **keywords)

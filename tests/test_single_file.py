@@ -10,12 +10,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from exporting import export
 from test_export import IMAGES, TEXT, image_network, profile_of
 from torch import nn
 
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import Bundle
-from anytime_lct.export.write import export
 from anytime_lct.network import LCTNetwork
 from anytime_lct.runtime.session import AnytimeSession
 
@@ -78,10 +78,10 @@ def test_chosen_exits_of_a_text(tmp_path: Path):
     torch.manual_seed(0)
     groups = [nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(5, 7)]
     network = LCTNetwork(groups, [nn.Linear(6, 7), nn.Linear(6, 7), nn.Linear(5, 7)]).eval()
-    made = export(
+    bundle = export(
         network, TEXT, profile_of(network, "bpc"), tmp_path / "b", model_name="made", exits=[1, 3], single=True
     )
-    ask, x = opened(made), np.arange(10).reshape(2, 5) % 7
+    ask, x = opened(bundle), np.arange(10).reshape(2, 5) % 7
     for thresholds, expected in (([0.0], 1), ([2.0], 3)):
         logits, exit_ = ask(x, thresholds)
         with torch.no_grad():

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from anytime_lct.counting import components
-from anytime_lct.critics import Kind
 from anytime_lct.exits.profile import Cost
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticKind, CriticRecipe, CutRecipe
 
 PLACES = ("layer1", "layer2", "layer3")
 
@@ -28,9 +28,9 @@ TABLE_X = [(68, 1.79), (179, 4.67), (290, 7.55), (401, 10.43)]
 TABLE_X_CRITIC = (1.15, 0.03)
 
 
-def resnet50(side: int, outputs: int, critic: Kind) -> LCTNetwork:
+def resnet50(side: int, outputs: int, critic: CriticKind) -> LCTNetwork:
     model = models.build("resnet50", (3, side, side), outputs)
-    return LCTNetwork.cut(model, torch.zeros(2, 3, side, side), places=PLACES, critic=critic)
+    return LCTNetwork.cut(model, torch.zeros(2, 3, side, side), CutRecipe(places=PLACES), CriticRecipe(kind=critic))
 
 
 def millions(module: torch.nn.Module) -> float:
@@ -66,7 +66,9 @@ def test_table_x():
     model = models.build("lstm", (150,), 50)
     example = torch.zeros(2, 150, dtype=torch.int64)
     places = ("lstm.0", "lstm.1", "lstm.2")
-    network = LCTNetwork.cut(model, example, places=places, critic="paper", task="language-model")
+    network = LCTNetwork.cut(
+        model, example, CutRecipe(places=places), CriticRecipe(kind="paper"), task="language-model"
+    )
     of_groups, of_critics = components(network.groups, network.critics, example[:1])
     nothing = Cost(flops=0, params=0)
     for i, (flops, params) in enumerate(TABLE_X, start=1):

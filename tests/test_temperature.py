@@ -55,12 +55,12 @@ def test_calibration_errors_by_hand():
     sure = torch.tensor([0.73] * 10 + [0.95] * 30)
     Z = torch.stack([sure, 1 - sure], dim=1).log()
     y = torch.tensor([0, 1] * 5 + [0] * 30)
-    seen = Reliability([1.0, 2.0])
+    reliability = Reliability([1.0, 2.0])
     for part in (slice(0, 40, 2), slice(1, 40, 2)):
-        seen([Z[part], Z[part]], y[part])
+        reliability([Z[part], Z[part]], y[part])
     softer = torch.softmax(Z / 2, dim=1)[:, 0]
     bins = {0: abs(5 - softer[:10].sum()), 1: abs(30 - softer[10:].sum())}
-    assert seen.errors() == pytest.approx([(abs(5 - 7.3) + abs(30 - 28.5)) / 40, float(sum(bins.values())) / 40])
+    assert reliability.errors() == pytest.approx([(abs(5 - 7.3) + abs(30 - 28.5)) / 40, float(sum(bins.values())) / 40])
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +73,41 @@ def recipe():
 def test_a_profile_keeps_temperatures_fitted_on_validation(recipe):
     data = datasets.from_recipe(recipe)
     network = build_network(recipe, data.facts)
-    found = measure.profile(network, data, "mlp")
+    profile = measure.profile(network, data, "mlp")
     by_hand, reliability = Temperatures(), Reliability([1.0, 1.0])
     with torch.no_grad():
         for x, y in data.batches("validation"):
             by_hand(network.eval()(x), y)
         for x, y in data.batches("test"):
             reliability(network(x), y)
-    assert [exit.temperature for exit in found.exits] == by_hand.values()
-    assert [exit.calibration.before for exit in found.exits] == reliability.errors()
-    assert Profile.model_validate_json(found.model_dump_json()) == found
+    assert [exit.temperature for exit in profile.exits] == by_hand.values()
+    assert [exit.calibration.before for exit in profile.exits] == reliability.errors()
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
 
 
 def test_without_a_validation_split_temperatures_stay_1(recipe):
     without = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": 0.0})})
     data = datasets.from_recipe(without)
-    found = measure.profile(build_network(without, data.facts), data, "mlp")
-    assert [exit.temperature for exit in found.exits] == [1.0, 1.0]
-    assert all(exit.calibration.before == exit.calibration.after for exit in found.exits)
+    profile = measure.profile(build_network(without, data.facts), data, "mlp")
+    assert [exit.temperature for exit in profile.exits] == [1.0, 1.0]
+    assert all(exit.calibration.before == exit.calibration.after for exit in profile.exits)
 
 
 def test_graphs_are_measured_as_the_network_is(recipe):
     """What is measured again of exit 2 alone is what the network's profile says of it; exit 1 stays as it was."""
     data = datasets.from_recipe(recipe)
     network = build_network(recipe, data.facts).eval()
-    found = measure.profile(network, data, "mlp")
-    other = found.exits[0].model_copy(update={"temperature": 9.0})
-    before = found.model_copy(
-        update={"exits": (other, found.exits[1].model_copy(update={"temperature": 3.0})), "p_worse": ((0.5, 0.5),) * 2}
+    profile = measure.profile(network, data, "mlp")
+    other = profile.exits[0].model_copy(update={"temperature": 9.0})
+    before = profile.model_copy(
+        update={
+            "exits": (other, profile.exits[1].model_copy(update={"temperature": 3.0})),
+            "p_worse": ((0.5, 0.5),) * 2,
+        }
     )
     with torch.no_grad():
         again = measure.measured_again(before, measure.judging_answers(lambda x: [network(x)[1]], data), (2,), data)
     assert again.exits[0] == other
-    assert again.exits[1] == found.exits[1].model_copy(update={"latency": None})
+    assert again.exits[1] == profile.exits[1].model_copy(update={"latency": None})
     assert again.p_worse == ((0.5, 0.5), (0.5, 1.0))
-    assert again.groups == found.groups
+    assert again.groups == profile.groups

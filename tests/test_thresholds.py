@@ -24,7 +24,7 @@ def samples(right: np.ndarray, sure: np.ndarray) -> Samples:
     return Samples((1, 2, 3), values, np.asarray(right, bool), np.ones(right.shape))
 
 
-def made(size: int, seed: int = 0) -> Samples:
+def random_samples(size: int, seed: int = 0) -> Samples:
     """Deeper exits can do harder samples: 70, 85 and 95 in a hundred; each is sure where it is far from its limit."""
     rng = np.random.default_rng(seed)
     reserve = np.array([[0.7], [0.85], [0.95]]) - rng.uniform(size=size) + 0.05 * rng.standard_normal((3, size))
@@ -76,14 +76,14 @@ def test_who_should_stop_is_found_where_it_is_plain(budget, stopping):
 @pytest.mark.parametrize("budget", [50.0, 80.0, 100.0, 130.0])
 def test_as_good_as_any_exits_and_thresholds_but_for_one_sample(budget):
     """Trying all of them fits the noise of 40 samples, which the search does not; a share is rounded to a sample."""
-    held = made(40)
+    held = random_samples(40)
     rule = search(PROFILE, held, held, budget)
     assert by_brute_force(held, budget) - 0.026 <= rule.accuracy.value <= by_brute_force(held, budget * 1.05)
 
 
 @pytest.mark.parametrize("budget", [40.0, 60.0, 100.0, 140.0])
 def test_what_is_spent_on_other_samples_is_the_budget(budget):
-    rule = search(PROFILE, made(6000, seed=1), made(10000, seed=2), budget)
+    rule = search(PROFILE, random_samples(6000, seed=1), random_samples(10000, seed=2), budget)
     assert rule.cost.flops == pytest.approx(budget, rel=0.03)
     assert rule.cost.low < rule.cost.flops < rule.cost.high
     assert sum(rule.shares.values()) == pytest.approx(1.0)
@@ -92,7 +92,7 @@ def test_what_is_spent_on_other_samples_is_the_budget(budget):
 
 
 def test_the_measure_that_tells_most_is_found():
-    held = made(3000)
+    held = random_samples(3000)
     noise = np.random.default_rng(3).uniform(0.01, 0.99, held.right.shape).astype(np.float32)
     mixed = Samples(held.exits, {"max-probability": noise, "margin": held.sure["margin"], "entropy": noise}, *[
         held.right, held.losses,
@@ -104,7 +104,7 @@ def test_the_measure_that_tells_most_is_found():
 
 
 def test_a_single_exit_is_taken_where_nothing_is_better():
-    held = made(300)
+    held = random_samples(300)
     alike = Samples(held.exits, held.sure, np.ones((3, 300), bool), held.losses)  # all exits are right on all
     assert search(PROFILE, alike, alike, 149.0).at == {1: 0.0}
     assert search(PROFILE, held, held, 1000.0).at == {3: 0.0}  # a budget that cannot be spent
@@ -112,7 +112,7 @@ def test_a_single_exit_is_taken_where_nothing_is_better():
 
 
 def test_equal_confidences_do_not_break_the_budget():
-    held = made(1000)
+    held = random_samples(1000)
     coarse = Samples(held.exits, {m: (held.sure[m] > 0.5).astype(np.float32) for m in MEASURES}, *[
         held.right, held.losses,
     ])  # fmt: skip
@@ -125,7 +125,7 @@ def test_equal_confidences_do_not_break_the_budget():
 
 
 def test_a_budget_that_nothing_fits_is_refused():
-    held = made(50)
+    held = random_samples(50)
     with pytest.raises(NothingFitsError, match="exit 1 needs 35 FLOPs"):
         search(PROFILE, held, held, 34.0)
     with pytest.raises(BudgetError, match="positive finite number"):
@@ -133,14 +133,14 @@ def test_a_budget_that_nothing_fits_is_refused():
 
 
 def test_a_table_keeps_other_budgets_and_serves_known_exits():
-    held = made(500)
+    held = random_samples(500)
     rules = {budget: search(PROFILE, held, held, budget) for budget in (50.0, 90.0, 140.0)}
     table = ThresholdTable(network="n", rules=(rules[90.0],)).extended([rules[140.0], rules[50.0]])
     assert [rule.mean_flops for rule in table.rules] == [50.0, 90.0, 140.0]
     other = search(PROFILE, held, held, 90.0, ("entropy",))
     assert table.extended([other]).rules == (rules[50.0], other, rules[140.0])
-    kept = table.of_exits((1, 3)).rules
-    assert kept == tuple(rule for rule in table.rules if 2 not in rule.at)
+    of_two = table.of_exits((1, 3)).rules
+    assert of_two == tuple(rule for rule in table.rules if 2 not in rule.at)
 
 
 OPTIONS = "--data digits --model mlp --set model.hidden=12,12 --groups 3 --epochs 2 --json --run-dir"
@@ -167,13 +167,13 @@ def test_the_command_writes_what_it_says_and_keeps_what_it_wrote(run: Path, caps
     profile = Profile.load(run)
     first, second = (f"{(profile.cost(i).flops + profile.cost(i + 1).flops) / 2:.0f}" for i in (1, 2))
     assert called("thresholds", run, "--mean-flops", first, "--measure", "margin", "--json") == 0
-    told = json.loads(capsys.readouterr().out)["rules"]
-    assert [(rule["mean_flops"], rule["accuracy"]["samples"]) for rule in told] == [(float(first), 360)]
+    rules = json.loads(capsys.readouterr().out)["rules"]
+    assert [(rule["mean_flops"], rule["accuracy"]["samples"]) for rule in rules] == [(float(first), 360)]
     assert called("thresholds", run, "--mean-flops", second) == 0
     assert "Rules for stopping" in capsys.readouterr().out
     table = ThresholdTable.load(run / "thresholds.json")
     assert [rule.mean_flops for rule in table.rules] == [float(first), float(second)]
-    assert json.loads(table.rules[0].model_dump_json()) == told[0]
+    assert json.loads(table.rules[0].model_dump_json()) == rules[0]
 
     ThresholdTable(network="another", rules=table.rules).save(run / "thresholds.json")
     assert called("thresholds", run, "--mean-flops", second) == 0  # rules of other weights do not stay

@@ -90,11 +90,11 @@ def test_weights_and_constants_outside_modules_are_fetched_where_they_are_used()
     groups = cut_groups(Trace.of(model), ["relu"])
     x = torch.randn(3, 4)
     assert set(vars(model)) == before
-    for made in (groups, copy.deepcopy(groups)):
-        assert torch.equal(compose(made, x), model(x))
-        assert sorted(k for g in made for k in g.state_dict()) == sorted(model.state_dict())
-        assert set(made[0].state_dict()) == {f"{a}.{k}" for a in ("a", "alias") for k in ("weight", "bias")}
-        assert {"scale", "shift", "never.weight"} < set(made[1].state_dict())
+    for pieces in (groups, copy.deepcopy(groups)):
+        assert torch.equal(compose(pieces, x), model(x))
+        assert sorted(k for g in pieces for k in g.state_dict()) == sorted(model.state_dict())
+        assert set(pieces[0].state_dict()) == {f"{a}.{k}" for a in ("a", "alias") for k in ("weight", "bias")}
+        assert {"scale", "shift", "never.weight"} < set(pieces[1].state_dict())
 
 
 class Branching(nn.Module):

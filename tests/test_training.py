@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
+import programs
 import pytest
 import torch
+from training_processes import resume, training, wait_for
 
-from anytime_lct import lct
+from anytime_lct import disk, lct
 from anytime_lct import task as tasks
 from anytime_lct.data import datasets as data
 from anytime_lct.errors import CheckpointError, DivergenceError, RecipeError
@@ -75,7 +75,7 @@ def same(a, b):
 
 @pytest.fixture(autouse=True)
 def every_step_is_shown(monkeypatch):
-    monkeypatch.setattr("anytime_lct.training.run.REPORT_SECONDS", -1.0)
+    monkeypatch.setattr("anytime_lct.training.loop.REPORT_SECONDS", -1.0)
 
 
 VARIANTS = [
@@ -101,21 +101,13 @@ def test_a_run_interrupted_twice_ends_with_the_weights_of_an_undisturbed_one(rec
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     run(tiny(), tmp_path / "whole")
-    recipes.write(tiny(train={"checkpoint_minutes": 1e-9}), tmp_path / "recipe.toml")
-    command = [sys.executable, "-m", "anytime_lct.cli.main", "train", "--run-dir", str(tmp_path / "cut")]
-    process = subprocess.Popen([*command, "--recipe", str(tmp_path / "recipe.toml")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut" / "checkpoints").glob("step-*7")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert (
-        not (tmp_path / "cut" / "metrics.jsonl").exists()
-        or len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) < 3
-    )
-    subprocess.run(
-        [*command, "--resume"], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=120
-    )
+    recipe, lines = tiny(train={"checkpoint_minutes": 1e-9}), tmp_path / "cut" / "metrics.jsonl"
+    with training(recipe, tmp_path / "cut") as ranks:
+        wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*7")))
+        ranks.signal(signal.SIGKILL)
+        ranks.finish(-signal.SIGKILL)
+    assert not lines.exists() or len(lines.read_text().splitlines()) < 3
+    resume(tmp_path / "cut")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
@@ -151,8 +143,7 @@ def test_a_step_of_the_trainer_is_the_rule_with_sgd(tmp_path):
 def test_the_best_weights_are_kept_when_asked(tmp_path):
     recipe = tiny(train={"keep": "best", "epochs": 4}, groups={"lr": 0.3})
     best = max(run(recipe, tmp_path / "run"), key=lambda epoch: (epoch.scores[-1], -epoch.epoch))
-    found = evaluate_main(tmp_path / "run")
-    assert found == pytest.approx(best.scores[-1])
+    assert evaluate_main(tmp_path / "run") == pytest.approx(best.scores[-1])
 
 
 def evaluate_main(path):
@@ -196,16 +187,16 @@ def test_a_folder_with_a_run_is_not_overwritten_and_a_held_one_not_entered(tmp_p
 def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
     recipe, path = tiny(train={"epochs": 1}), tmp_path / "run"
     run(recipe, path)
-    found = checkpoint.newest(path / "checkpoints")
-    assert found is not None
-    file = found / "group_2.safetensors"
+    newest = checkpoint.newest(path / "checkpoints")
+    assert newest is not None
+    file = newest / "group_2.safetensors"
     whole = file.read_bytes()
     for damaged in (whole[:-10], whole[:200] + b"x" + whole[201:], b""):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"'group_2\.safetensors' is missing, truncated or altered"):
             run(recipe, path, resume=True)
     file.write_bytes(whole)
-    (found / "progress.json").write_text("{")
+    (newest / "progress.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"progress.json"):
         run(recipe, path, resume=True)
     (path / "main.safetensors").write_bytes(b"nothing")
@@ -218,16 +209,16 @@ def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
 
 def test_only_the_two_newest_checkpoints_are_kept_and_none_half_written(tmp_path, monkeypatch):
     run(tiny(), tmp_path / "run")
-    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == ["step-00000012", "step-00000018"]
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000012", "step-00000018"]
 
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    monkeypatch.setattr(disk, "flush", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoint.write_group(checkpoint.begin(tmp_path / "run" / "checkpoints", 99), 1, {})
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == names
 
 
 def test_an_unknown_device_is_refused(tmp_path):
@@ -242,12 +233,12 @@ def test_schedules_are_torchs(total):
 
     def rates(make):
         optimizer = torch.optim.SGD([weight], lr=1.0)
-        schedule, found = make(optimizer), []
+        schedule, values = make(optimizer), []
         for _ in range(total):
-            found.append(optimizer.param_groups[0]["lr"])
+            values.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
-        return found
+        return values
 
     def ours(**options):
         return [factor(ScheduleRecipe(**options), step, total, 10) for step in range(total)]
@@ -267,7 +258,7 @@ def test_schedules_are_torchs(total):
 
 RESIDENT = """
 import torch
-from anytime_lct.training import keep_freed_memory
+from anytime_lct.training.memory import keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -284,8 +275,7 @@ print(resident() - before)
 PEAK = """
 import numpy as np
 import torch
-from anytime_lct.training import keep_freed_memory
-from anytime_lct.training.memory import PeakMemory
+from anytime_lct.training.memory import PeakMemory, keep_freed_memory
 
 keep_freed_memory()
 blocks = [np.ones(2**20, np.uint8) for _ in range(100)]  # what data are read into, and free again
@@ -299,17 +289,20 @@ print(before, memory.bytes())
 """
 
 
+def numbers_of(code):
+    """Run a program; return the numbers that it prints."""
+    program = programs.run([sys.executable, "-c", code], seconds=120)
+    assert program.returncode == 0, program.stderr
+    return [int(number) for number in program.stdout.split()]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's own count of resident memory")
 def test_the_peak_of_memory_is_of_training_alone():
-    said = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout
-    before, after = (int(number) / 2**20 for number in said.split())
+    before, after = (number / 2**20 for number in numbers_of(PEAK))
     assert before < 5 and 85 < after < 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone gives memory back at once")
 def test_freed_memory_is_kept_when_asked():
-    kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", RESIDENT.format(call=call)], check=True, capture_output=True).stdout)
-        for call in ("assert keep_freed_memory()", "")
-    )
-    assert kept > 0.9 * 2**27 and given_back < 0.1 * 2**27
+    (keeping,), (giving_back,) = (numbers_of(RESIDENT.format(call=c)) for c in ("assert keep_freed_memory()", ""))
+    assert keeping > 0.9 * 2**27 and giving_back < 0.1 * 2**27

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
+import typing
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from training_processes import (
+    finish,
+    launched,
+    outcome,
+    refused,
+    resume,
+    same,
+    steps,
+    train,
+    training,
+    wait_for,
+)
 
 from anytime_lct.errors import RecipeError
-from anytime_lct.recipes import reading as recipes
-from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.processes.team import join
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 RESNET = {
     "data": {"name": "digits", "batch_size": 256},
     "model": {"name": "resnet", "depth": 14, "width": 4, "dropout": 0.1},
@@ -30,10 +38,10 @@ RESNET = {
     "train": {"epochs": 2},
 }
 LSTM = {
-    "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 80},
+    "data": {"name": "text", "path": typing.__file__, "batch_size": 256, "sequence_length": 20},
     "model": {"name": "lstm", "layers": 4, "units": 8, "embedding": 4, "dropout": 0.2},
     "cut": {"groups": 4},
-    "train": {"epochs": 1},
+    "train": {"epochs": 1, "clip_norm": 1.0},
 }
 MLP = {**RESNET, "model": {"name": "mlp", "hidden": [20, 20, 20]}}
 VARIANTS = {
@@ -47,68 +55,21 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def command(folder, workers, *more):
-    program = [sys.executable, "-m", "anytime_lct.cli.main", "train"]
-    return [*program, "--run-dir", str(folder), "--workers", str(workers), *more]
-
-
-def start(recipe, folder, workers, *more):
-    written = folder.with_suffix(".toml")
-    recipes.write(recipes.complete(recipe), written)
-    return subprocess.Popen(
-        command(folder, workers, "--recipe", str(written), *more), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-
-
-def finish(process, expected=0, seconds=150):
-    _, said = process.communicate(timeout=seconds)
-    assert process.returncode == expected, said
-    return said
-
-
-def resume(folder, workers):
-    process = subprocess.Popen(command(folder, workers, "--resume"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    return finish(process)
-
-
-def outcome(folder):
-    weights = {**checkpoint.load_tensors(folder / "main.safetensors")}
-    weights |= checkpoint.load_tensors(folder / "critics.safetensors")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return weights, [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-def same(a, b):
-    (weights_a, metrics_a), (weights_b, metrics_b) = outcome(a), outcome(b)
-    return metrics_a == metrics_b and all(torch.equal(weights_a[name], weights_b[name]) for name in weights_b)
-
-
-def steps(folder):
-    return [path.name for path in (folder / "checkpoints").glob("step-*")]
-
-
 def workers_of(process):
-    """Process numbers of the workers that a launcher started."""
+    """Process numbers of the workers that a launcher started, in their order."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = []
+    workers = []
     for child in children:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended meanwhile
             if "anytime_lct.cli.main" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-                found.append(int(child))
-    return found
-
-
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+                workers.append(int(child))
+    return workers
 
 
 @pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS.keys())
 def test_any_number_of_workers_ends_with_the_weights_and_metrics_of_one(recipe, tmp_path):
     for workers in (1, 2, 3, 4) if recipe is RESNET else (1, 3):
-        finish(start(recipe, tmp_path / str(workers), workers))
+        train(recipe, tmp_path / str(workers), workers)
         assert same(tmp_path / "1", tmp_path / str(workers)), f"{workers} workers"
 
 
@@ -118,22 +79,22 @@ SLOW = {**RESNET, "train": {"epochs": 20, "checkpoint_minutes": 1e-9}}
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(number, tmp_path):
     short = {**SLOW, "train": {**SLOW["train"], "epochs": 6}}
-    finish(start(short, tmp_path / "whole", 1))
-    process = start(short, tmp_path / "cut", 2)
-    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
-    process.send_signal(number)
-    assert "a checkpoint is written" in finish(process, 130)
+    train(short, tmp_path / "whole")
+    with launched(short, tmp_path / "cut", 2) as process:
+        wait_for(lambda: steps(tmp_path / "cut"))
+        process.send_signal(number)
+        assert "a checkpoint is written" in finish(process, 130)
     resume(tmp_path / "cut", 4)
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_killed_worker_ends_the_run_with_its_name(tmp_path):
-    process = start(SLOW, tmp_path / "run", 2)
-    wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("step-*")))
-    os.kill(workers_of(process)[1], signal.SIGKILL)
-    said = finish(process, 4, seconds=30)
-    assert "Worker 2 of 2 was ended by SIGKILL" in said
-    assert "Traceback" not in said
+    with launched(SLOW, tmp_path / "run", 2) as process:
+        wait_for(lambda: steps(tmp_path / "run"))
+        os.kill(workers_of(process)[1], signal.SIGKILL)
+        output = finish(process, 4, seconds=30)
+    assert "Worker 2 of 2 was ended by SIGKILL" in output
+    assert "Traceback" not in output
 
 
 LOSSY = {**SLOW, "train": {**SLOW["train"], "epochs": 4}}
@@ -143,32 +104,42 @@ LOSSY = {**SLOW, "train": {**SLOW["train"], "epochs": 4}}
 def undisturbed(tmp_path_factory):
     """The run that those below, which lose workers on the way, have to end like."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(LOSSY, folder, 1))
+    train(LOSSY, folder)
     return folder
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_run_that_lost_a_worker_restarts_by_itself_and_ends_with_the_same_weights(seed, undisturbed, tmp_path):
-    """Worker 1 and worker 2 take turns in being killed, at a random step: 0 is before the first checkpoint."""
-    luck = random.Random(seed)
+def two_others(process, before):
+    return len(workers_of(process)) == 2 and not set(workers_of(process)) & set(before)
+
+
+def has_reached(folder, step):
+    return max(steps(folder), default="step-00000000") >= f"step-{step:08d}"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_run_that_loses_workers_restarts_by_itself_and_ends_with_the_same_weights(first, undisturbed, tmp_path):
+    """Worker 1 and worker 2 take turns in being killed, five times, at random steps: 0 is before any checkpoint."""
+    luck = random.Random(first)
     last = int(max(steps(undisturbed)).removeprefix("step-"))
-    at = f"step-{luck.randrange(last):08d}"
-    process = start(LOSSY, tmp_path / "run", 2, "--max-restarts", "1")
-    wait_for(lambda: len(workers_of(process)) == 2)
-    wait_for(lambda: max(steps(tmp_path / "run"), default="step-00000000") >= at)
-    time.sleep(luck.uniform(0, 0.05))
-    os.kill(workers_of(process)[seed % 2], signal.SIGKILL)
-    finish(process)
+    with launched(LOSSY, tmp_path / "run", 2, "--max-restarts", "5") as process:
+        before: list[int] = []
+        for turn, step in enumerate([first, *sorted(luck.sample(range(2, last), 4))], start=first):
+            wait_for(partial(two_others, process, before))
+            wait_for(partial(has_reached, tmp_path / "run", step))
+            time.sleep(luck.uniform(0, 0.05))
+            before = workers_of(process)
+            os.kill(before[turn % 2], signal.SIGKILL)
+        finish(process)
     assert same(undisturbed, tmp_path / "run")
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(undisturbed, tmp_path):
     """The second worker cannot write its group; the run goes on when there is room again."""
-    process = start(LOSSY, tmp_path / "run", 2)
-    wait_for(lambda: steps(tmp_path / "run"))
-    resource.prlimit(workers_of(process)[1], resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    said = finish(process, 2)
-    assert "Could not write the checkpoint" in said and "make room" in said and "Traceback" not in said
+    with launched(LOSSY, tmp_path / "run", 2) as process:
+        wait_for(lambda: steps(tmp_path / "run"))
+        resource.prlimit(workers_of(process)[1], resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        output = finish(process, 2)
+    assert "Could not write the checkpoint" in output and "make room" in output and "Traceback" not in output
     assert steps(tmp_path / "run") and not list((tmp_path / "run" / "checkpoints").glob(".*"))
     resume(tmp_path / "run", 2)
     assert same(undisturbed, tmp_path / "run")
@@ -176,43 +147,43 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(undisturbed, tmp_
 
 def test_what_one_worker_says_is_said_once(tmp_path):
     diverging = {**RESNET, "groups": {"name": "sgd", "lr": 1e30}}
-    said = finish(start(diverging, tmp_path / "run", 2), 2)
-    assert "became" in said and "Traceback" not in said
+    with launched(diverging, tmp_path / "run", 2) as process:
+        output = finish(process, 2)
+    assert "became" in output and "Traceback" not in output
 
 
 def test_more_workers_than_groups_are_refused(tmp_path):
-    assert "at most as many workers as layer groups, 4, got 5" in finish(start(RESNET, tmp_path / "run", 5), 2)
+    assert "at most as many workers as layer groups, 4, got 5" in refused(RESNET, tmp_path / "run", 5)
 
 
 def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
     for form in ("per-sample", "scalar"):
         recipe = {**MLP, "rule": {"form": form}, "data": {"name": "digits", "batch_size": 255}}
-        finish(start(recipe, tmp_path / f"{form}-1", 1))
-        finish(start(recipe, tmp_path / f"{form}-4", 2, "--replicas", "2"))
+        train(recipe, tmp_path / f"{form}-1")
+        train(recipe, tmp_path / f"{form}-4", workers=2, replicas=2)
         close_to(tmp_path / f"{form}-1", tmp_path / f"{form}-4")
 
 
 def test_replicas_of_a_language_model_go_on_with_the_hidden_state_of_their_own_rows(tmp_path):
     recipe = {**LSTM, "cut": {"groups": 2}, "model": {**LSTM["model"], "layers": 2}}
-    recipe["data"] = {**LSTM["data"], "batch_size": 255, "sequence_length": 20}  # 128 rows, and 127
-    recipe["train"] = {"epochs": 1, "checkpoint_minutes": 1e-9}
-    finish(start(recipe, tmp_path / "whole", 1, "--replicas", "2"))
-    process = start(recipe, tmp_path / "cut", 1, "--replicas", "2")
-    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
-    process.send_signal(signal.SIGINT)
-    finish(process, 130)
-    more = command(tmp_path / "cut", 1, "--resume", "--replicas", "2")
-    finish(subprocess.Popen(more, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT))
+    recipe["data"] = {**LSTM["data"], "batch_size": 63, "sequence_length": 20}  # 32 rows, and 31
+    recipe["train"] = {**LSTM["train"], "checkpoint_minutes": 1e-9}
+    train(recipe, tmp_path / "whole", replicas=2)
+    with training(recipe, tmp_path / "cut", replicas=2) as ranks:
+        wait_for(lambda: steps(tmp_path / "cut"))
+        ranks.signal(signal.SIGINT)
+        ranks.finish(130)
+    resume(tmp_path / "cut", replicas=2)
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_cut_by_memory_of_one_worker_goes_on_with_two(tmp_path):
     recipe = {**SLOW, "cut": {"groups": 3, "by": "memory"}, "model": {"name": "resnet", "depth": 8, "width": 4}}
     recipe["train"] = {"epochs": 3, "checkpoint_minutes": 1e-9}
-    process = start(recipe, tmp_path / "cut", 1)
-    wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*")))
-    process.send_signal(signal.SIGINT)
-    finish(process, 130)
+    with training(recipe, tmp_path / "cut") as ranks:
+        wait_for(lambda: steps(tmp_path / "cut"))
+        ranks.signal(signal.SIGINT)
+        ranks.finish(130)
     assert len(run_folder.read(tmp_path / "cut")[0].cut.places) == 2
     resume(tmp_path / "cut", 2)
 
@@ -228,8 +199,8 @@ def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch):
 def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):
     recipe = {**RESNET, "train": {"epochs": 1, "sync_batch_norm": True}, "cut": {"groups": 2}}
     recipe["model"] = {**RESNET["model"], "dropout": 0.0}  # replicas drop other units
-    finish(start(recipe, tmp_path / "1", 1))
-    finish(start(recipe, tmp_path / "2", 1, "--replicas", "2"))
+    train(recipe, tmp_path / "1")
+    train(recipe, tmp_path / "2", replicas=2)
     close_to(tmp_path / "1", tmp_path / "2", 2e-3)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -11,7 +9,6 @@ from scipy import stats
 from anytime_lct.task import MetricName
 
 LEVEL = 0.95
-Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
 
 
 def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, float, float]:
@@ -19,11 +16,14 @@ def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, f
     scores = np.asarray(scores, dtype=np.float64)
     n, mean = len(scores), float(scores.mean())
     if metric == "accuracy":
-        centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        return mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))  # rounding at 0 and 1
-    half = Z * float(scores.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return mean, mean - half, mean + half
+        right = stats.binomtest(round(scores.sum()), n)
+        low, high = right.proportion_ci(LEVEL, method="wilson")
+        return mean, float(low), float(high)
+    spread = float(stats.sem(scores)) if n > 1 else 0.0
+    if spread == 0:
+        return mean, mean, mean
+    low, high = stats.norm.interval(LEVEL, loc=mean, scale=spread)
+    return mean, float(low), float(high)
 
 
 def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float]]:
@@ -40,10 +40,7 @@ def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float
 def _p(a: NDArray[np.floating], b: NDArray[np.floating], metric: MetricName) -> float:
     if metric == "accuracy":
         for_a, for_b = int(((a > 0) & (b == 0)).sum()), int(((a == 0) & (b > 0)).sum())
-        return float(stats.binom.cdf(for_a, for_a + for_b, 0.5)) if for_a + for_b else 1.0
-    difference = a - b  # bits: a is worse where it is positive
-    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
-    if spread == 0.0:
-        return 0.0 if difference.mean() > 0 else 1.0
-    t = float(difference.mean()) / (spread / math.sqrt(len(difference)))
-    return float(stats.t.sf(t, len(difference) - 1))
+        return float(stats.binomtest(for_a, for_a + for_b, alternative="less").pvalue) if for_a + for_b else 1.0
+    if len(a) < 2 or np.ptp(a - b) == 0:  # always by the same: no spread to hold a difference against
+        return 0.0 if (a - b).mean() > 0 else 1.0
+    return float(stats.ttest_rel(a, b, alternative="greater").pvalue)  # bits: a is worse where it has more

@@ -57,7 +57,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class _Candidate:
     """Visited exits with the costs of stopping at each, and the shares that are to stop there."""
 
     visited: tuple[int, ...]
@@ -135,7 +135,7 @@ def stopping_costs(profile: Profile, visited: Iterable[int]) -> tuple[float, ...
     return tuple(costs)
 
 
-def _best(profile: Profile, validation: Samples, budget: float, measures: Sequence[Measure], fixed: int) -> _Rule:
+def _best(profile: Profile, validation: Samples, budget: float, measures: Sequence[Measure], fixed: int) -> _Candidate:
     """Return the rule of the best cross-validated accuracy; of equals the first, which is the simpler one.
 
     A rule that spends less must beat the fixed exit by a standard error: there are many such, and one is lucky.
@@ -143,7 +143,7 @@ def _best(profile: Profile, validation: Samples, budget: float, measures: Sequen
     fold = np.random.default_rng(0).permutation(validation.right.shape[1]) % FOLDS
     held = [np.flatnonzero(fold == k) for k in range(FOLDS)]
     folds = [(_part(validation, np.flatnonzero(fold != k)), _part(validation, held[k])) for k in range(FOLDS)]
-    best = _Rule((fixed,), stopping_costs(profile, (fixed,)), (1.0,), measures[0])
+    best = _Candidate((fixed,), stopping_costs(profile, (fixed,)), (1.0,), measures[0])
     alone = validation.right[_row(validation, fixed)]
     most_right = alone.sum()
     for target in (budget, *(share * budget for share in SHARES_OF_BUDGET)):
@@ -164,7 +164,7 @@ def _best(profile: Profile, validation: Samples, budget: float, measures: Sequen
     return best
 
 
-def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure]) -> Iterator[_Rule]:
+def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure]) -> Iterator[_Candidate]:
     most = MOST_VISITED if len(exits) <= MANY else MOST_VISITED_OF_MANY
     for visits in range(2, min(most, len(exits)) + 1):
         for visited in itertools.combinations(exits, visits):
@@ -172,7 +172,7 @@ def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequ
             if costs[0] < budget < costs[-1]:
                 for slope in SLOPES if visits > 2 else SLOPES[:1]:
                     shares = _shares(costs, slope, budget)
-                    yield from (_Rule(visited, costs, shares, measure) for measure in measures)
+                    yield from (_Candidate(visited, costs, shares, measure) for measure in measures)
 
 
 def _shares(costs: Sequence[float], slope: float, budget: float) -> tuple[float, ...]:
@@ -194,7 +194,7 @@ def _shares(costs: Sequence[float], slope: float, budget: float) -> tuple[float,
     return tuple(of(high))
 
 
-def _thresholds(samples: Samples, rule: _Rule) -> dict[int, float]:
+def _thresholds(samples: Samples, rule: _Candidate) -> dict[int, float]:
     """Return the thresholds that stop the rule's shares, halfway between the last to stop and the first to pass."""
     size = samples.right.shape[1]
     left = np.arange(size)
@@ -225,7 +225,7 @@ def _between(sure: NDArray[np.float32], passing: int) -> float:
     return float(above) if more - passing < passing - fewer and above <= 1 else float(low)
 
 
-def _keeps(samples: Samples, rule: _Rule, at: dict[int, float], budget: float) -> bool:
+def _keeps(samples: Samples, rule: _Candidate, at: dict[int, float], budget: float) -> bool:
     """Tell whether the thresholds come to the budget, which equal confidences can prevent."""
     stopped = stops(samples, rule.measure, at)
     cost = sum(C * (stopped == _row(samples, i)).mean() for i, C in zip(rule.visited, rule.costs, strict=True))
@@ -237,7 +237,7 @@ def _right(samples: Samples, measure: Measure, at: dict[int, float]) -> NDArray[
     return samples.right[stopped, np.arange(len(stopped))]
 
 
-def _without_idle(samples: Samples, rule: _Rule, at: dict[int, float]) -> dict[int, float]:
+def _without_idle(samples: Samples, rule: _Candidate, at: dict[int, float]) -> dict[int, float]:
     """Leave out exits at which no sample stops: their critics would run for nothing."""
     stopped = stops(samples, rule.measure, at)
     return {i: t for i, t in at.items() if t == 0.0 or (stopped == _row(samples, i)).any()}

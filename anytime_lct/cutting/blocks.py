@@ -17,14 +17,6 @@ from anytime_lct.cutting.tracing import Recording
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 BODY_SHARE = 0.5  # a module with at least this share of the weights is the network's body, not a block
-PRODUCTS = (
-    "linear",
-    "conv",
-    "matmul",
-    "mm",
-    "einsum",
-    "attention",
-)  # parts of the names of functions with weights
 
 
 def ends_of_blocks(model: nn.Module, recording: Recording, legal: Iterable[int]) -> list[int]:

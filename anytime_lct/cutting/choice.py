@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 
-from anytime_lct import counting
+from anytime_lct.counting import in_turn
 from anytime_lct.cutting import costs, seconds
-from anytime_lct.cutting.costs import MakeCritic, Table, measuring, meta_like, on_meta
+from anytime_lct.cutting.costs import MakeCritic, Table, measuring
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.seconds import NOBODY, Others
 from anytime_lct.cutting.trace import Trace, listed
@@ -42,10 +42,10 @@ def best_cuts(
     measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
     come to the same choice. memory: the same for the bytes saved for the backward pass, and with `weight_copies` of so
     many copies of the weights and of what is on its way between workers. Ties go to the more even choice, then to the
-    earlier cuts. `critic` makes a critic, or None, for a (meta) tensor that crosses a cut and the multiply-adds of all
-    that follows it. Raises PartitionError where there are fewer candidates than cuts.
+    earlier cuts. `critic` makes the critic of a cut (`costs.MakeCritic`). Raises PartitionError where
+    there are fewer candidates than cuts.
 
-    >>> best_cuts(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda hidden, follows: None)
+    >>> best_cuts(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda *cut: None)
     ('layer2.0', 'layer3.1')
     """
     if not 1 <= num_groups <= len(trace.candidates) + 1:
@@ -144,8 +144,8 @@ def of_workers(
     252
     """
     N = len(groups)
-    behind = iter([*critics, *[None] * (N - len(critics))])
-    single = _table(groups, lambda hidden, follows: next(behind), example, "balanced" if by == "layers" else by)
+    behind = [*critics, *[None] * (N - len(critics))]
+    single = _table(groups, lambda k, hidden, follows: behind[k], example, "balanced" if by == "layers" else by)
     alone = [single[k][k + 1] for k in range(N)]
     if by != "memory":
         return [[sum(alone[a:b]) for b in range(N + 1)] for a in range(N)]
@@ -191,10 +191,10 @@ def spread(table: Table, workers: int) -> tuple[int, ...]:
 def at_shares(trace: Trace, example: Tensor, shares: Sequence[float], critics: Sequence[MakeCritic]) -> tuple[str, ...]:
     """Choose for each exit the last place where it costs at most its share of the main network's multiply-adds.
 
-    An exit's cost is that of the groups up to it and of its critic, made by its own of `critics`; convolutions and
-    matrix products are counted. Raises PartitionError where no place is left within a share.
+    An exit's cost is that of the groups up to it and of its critic, made by its own of `critics`, as the profile will
+    have it. Raises PartitionError where no place is left within a share.
 
-    >>> at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda hidden, follows: None] * 2)
+    >>> at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda *cut: None] * 2)
     ('layer1', 'layer3.0')
     """
     chosen: list[int] = []
@@ -217,18 +217,15 @@ def at_shares(trace: Trace, example: Tensor, shares: Sequence[float], critics: S
 
 
 def of_exits(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
-    """Return the multiply-adds of answering a batch like `example` at an exit behind each candidate, critic included.
+    """Return the multiply-adds of answering one sample at an exit behind each candidate, critic included.
 
-    The last number is that of the whole network. Convolutions and matrix products are counted, on meta tensors.
+    The last number is that of the whole network. They are those of the profile (`counting`).
     """
-    own, behind, entries = [], [], [meta_like(example)]
-    with measuring(example, without_values=True):
-        for part in segments(trace, [cut.position for cut in trace.candidates]):
-            cost, hidden = counting.answering(on_meta(part), entries[-1])
-            own.append(cost)
-            entries.append(hidden)
+    with measuring(example, without_values=False):
+        own, given = in_turn(segments(trace, [cut.position for cut in trace.candidates]), example)
         reached = list(accumulate(own))
-        for cost, hidden in zip(reached[:-1], entries[1:-1], strict=True):
-            made = critic(hidden, reached[-1] - cost)
-            behind.append(0 if made is None else counting.answering(on_meta(made), hidden)[0])
-    return [cost + end for cost, end in zip(reached, [*behind, 0], strict=True)]
+        behind = [0] * len(own)
+        for k, hidden in enumerate(given[:-1]):
+            probe = critic(k, hidden, reached[-1] - reached[k])
+            behind[k] = 0 if probe is None else in_turn([probe], hidden)[0][0]
+    return [cost + end for cost, end in zip(reached, behind, strict=True)]

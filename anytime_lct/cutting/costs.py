@@ -1,7 +1,7 @@
 """What a layer group costs in training: layers, multiply-adds, or bytes of memory, its critic included.
 
-A table holds at [a][b] what segments a..b-1 cost as one group. Multiply-adds and bytes are counted on meta tensors,
-which have shapes and no values. Nothing of the network itself is run or changed.
+A table holds at [a][b] what segments a..b-1 cost as one group. What training costs is counted on meta tensors, which
+have shapes and no values: multiply-adds forward and backward by torch's own counter, and bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime_lct import counting
+from anytime_lct.counting import in_turn
 from anytime_lct.cutting.blocks import weighs
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError, PartitionError
 
-MakeCritic = Callable[[Tensor, int], nn.Module | None]  # what crosses a cut, the multiply-adds of all behind it
+# Makes the critic of a cut, or None: from the cut's number (from 0), what crosses it, and the multiply-adds of a sample
+# in all that is behind it.
+MakeCritic = Callable[[int, Tensor, int], nn.Module | None]
 Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a < b
 Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity
 
@@ -37,7 +39,8 @@ def of_layers(trace: Trace) -> Table:
 def of_multiply_adds(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor) -> Table:
     """Return the table of multiply-adds of a training step on a batch like `example`."""
     with measuring(example, without_values=True):
-        return _flops_table(*run_through([on_meta(part) for part in parts], meta_like(example), critic))
+        amounts, _ = in_turn(parts, example)
+        return _flops_table(*run_through([on_meta(part) for part in parts], meta_like(example), critic, amounts))
 
 
 def of_bytes(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, weight_copies: int = 0) -> Table:
@@ -48,7 +51,8 @@ def of_bytes(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, we
     and as gradient. 0 leaves both out.
     """
     with measuring(example, without_values=True):
-        stages, behind, entries = run_through([on_meta(part) for part in parts], meta_like(example), critic)
+        amounts, _ = in_turn(parts, example)
+        stages, behind, entries = run_through([on_meta(part) for part in parts], meta_like(example), critic, amounts)
         table = _bytes_table(stages, behind, entries)
     if not weight_copies:
         return table
@@ -100,20 +104,22 @@ def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
 
 
 def run_through(
-    parts: list[nn.Module], x: Tensor, critic: MakeCritic
+    parts: list[nn.Module], x: Tensor, critic: MakeCritic, amounts: Sequence[int]
 ) -> tuple[list[nn.Module], list[nn.Module | None], list[Tensor]]:
-    """Return the segments, the critic behind each (the last has None), and what enters each."""
-    entries, behind, flops = [x], [], []
-    for part in parts:
-        cost, hidden = counting.answering(part, entries[-1])
-        flops.append(cost)
-        entries.append(hidden)
-    for number, hidden in enumerate(entries[1:-1], start=1):
+    """Return the segments, the critic behind each (the last has None), and what enters each.
+
+    `amounts` are the multiply-adds of each for one sample (`counting.in_turn`).
+    """
+    entries, behind = [x], []
+    with torch.no_grad():
+        for part in parts:
+            entries.append(part(entries[-1]))
+    for k, hidden in enumerate(entries[1:-1]):
         with torch.device(hidden.device):
-            made = critic(hidden, sum(flops[number:]))
-        if made is not None:
-            made = on_meta(made) if hidden.is_meta else on_device(made, hidden.device)
-        behind.append(made)
+            probe = critic(k, hidden, sum(amounts[k + 1 :]))
+        if probe is not None:
+            probe = on_meta(probe) if hidden.is_meta else on_device(probe, hidden.device)
+        behind.append(probe)
     return parts, [*behind, None], entries[:-1]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from anytime_lct.counting import in_turn
 from anytime_lct.cutting.costs import MakeCritic, Table, measuring, on_device, run_through
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
@@ -40,7 +41,7 @@ def of_parts(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, ot
     S = len(parts)
     with measuring(example, without_values=False):
         copies = [on_device(part, example.device) for part in parts]
-        table = _table(*run_through(copies, _values_like(example), critic))
+        table = _table(*run_through(copies, _values_like(example), critic, in_turn(parts, example)[0]))
     agreed = others.average([cost for row in table for cost in row])
     return [agreed[k * (S + 1) : (k + 1) * (S + 1)] for k in range(S)]
 
@@ -64,10 +65,14 @@ def corrected(
     Returns the microseconds of each, and the table with each group's segments scaled to what the group took:
     alone, memory comes and goes otherwise than in a whole step.
     """
+
+    def of_cut(number: int, hidden: Tensor, follows: int) -> nn.Module | None:
+        return critic(cuts[number] - 1, hidden, follows)
+
     parts = segments(trace, [trace.candidates[k - 1].position for k in cuts])
     with torch.random.fork_rng(devices=[]):
         copies = [on_device(part, example.device) for part in parts]
-        groups, behind, entries = run_through(copies, _values_like(example), critic)
+        groups, behind, entries = run_through(copies, _values_like(example), of_cut, in_turn(parts, example)[0])
     S, N, bounds, took = len(table), len(groups), [0, *cuts, len(table)], [0] * len(groups)
     for k in sorted(range(N), key=lambda k: (k - others.rank) % N):
         weights = [p for p in groups[k].parameters() if p.requires_grad]
@@ -92,7 +97,7 @@ def _step(
     optimizers: Sequence[torch.optim.Optimizer | None],
 ) -> tuple[list[float], list[float]]:
     """Run one training step; return the seconds of every segment, and of the critic behind it."""
-    watch, own, end, passed = _Watch(x.device), [], [], []
+    watch, own, end, passed = _Laps(x.device), [], [], []
     for part, critic in zip(parts, behind, strict=True):
         entry = x.detach().requires_grad_(bool(passed) and x.is_floating_point())
         y = part(entry)
@@ -116,7 +121,7 @@ def _step(
     return own, end
 
 
-class _Watch:
+class _Laps:
     """Seconds between laps, with what an accelerator still works on waited for."""
 
     def __init__(self, device: torch.device) -> None:

@@ -106,7 +106,7 @@ class ImageBatches:
             order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
             chosen = chosen[torch.randperm(len(chosen), generator=order)]
         luck = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
-        made = _Epoch(
+        made = _OneEpoch(
             images,
             [part.tensor_split(share[1])[share[0]] for part in chosen.split(self.batch_size)] if len(chosen) else (),
             self.augment if split == "train" else "none",
@@ -122,7 +122,7 @@ class ImageBatches:
                 raise batch
             yield batch
 
-    def _in_workers(self, made: _Epoch, numbers: range) -> Iterator[Batch | DataError]:
+    def _in_workers(self, made: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(
             made,
             batch_size=None,
@@ -135,7 +135,7 @@ class ImageBatches:
 
 
 @dataclass(frozen=True)
-class _Epoch(data.Dataset["Batch | DataError"]):
+class _OneEpoch(data.Dataset["Batch | DataError"]):
     """The minibatches of an epoch by number; column i of `luck` befalls image i, in whichever batch."""
 
     images: Images

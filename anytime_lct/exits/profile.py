@@ -110,10 +110,6 @@ class Profile(Record):
         total = sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0))
         return total + self.critics[index - 1] if index < self.num_groups else total
 
-    def resumable_cost(self, index: int) -> Cost:
-        """Cost of reaching exit i through every exit before it: f_1 + .. + f_i and c_1 + .. + c_i."""
-        return sum(self.critics[:index], start=sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0)))
-
     def quality(self, index: int) -> Quality:
         """Quality of exit i on the split that choices are made on."""
         exit = self.exits[self._known(index) - 1]

@@ -34,7 +34,6 @@ OPSET = 18
 RESERVED = ("input", "input_once", "hidden", "logits")
 TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 PROTOBUF_LIMIT = 2**31 - 1
-ELEMENT = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
 
 
 @dataclass(frozen=True)

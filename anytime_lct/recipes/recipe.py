@@ -44,7 +44,7 @@ class DataRecipe(Section):
     path: str | None = None
     download: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    augment: Literal["auto"] | Augment = "auto"
+    augment: Literal["auto", Augment] = "auto"
     image_size: Count | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
@@ -86,8 +86,9 @@ class CutRecipe(Section):
         if not isinstance(given, dict) or "groups" in given:
             return cast(Any, given)
         table = cast("dict[str, Any]", given)
-        cuts = table.get("places") or table.get("shares")
-        return {**table, "groups": len(cast("list[Any]", cuts)) + 1} if isinstance(cuts, list | tuple) else table
+        cuts = table.get("places") or table.get("shares") or ()
+        named = len(cast("list[Any]", cuts)) if isinstance(cuts, list | tuple) else 0
+        return {**table, "groups": named + 1} if named else table
 
     @model_validator(mode="after")
     def _agree(self) -> CutRecipe:
@@ -193,19 +194,26 @@ def sentence(error: ValidationError, kind: type[BaseModel], *above: str) -> str:
 
     `kind` is what was validated, `above` the names of the tables around it.
     """
-    first = error.errors()[0]
-    path = [*above, *(str(part) for part in first["loc"])]
+    errors = error.errors()
+    wrong = _keys(errors[0]["loc"])[:2]  # of a key that takes several types, the type that came nearest
+    first = max((each for each in errors if _keys(each["loc"])[:2] == wrong), key=lambda each: len(each["loc"]))
+    path = [*above, *_keys(first["loc"])]
     where = ".".join(path) or "the recipe"
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(kind, [str(part) for part in first["loc"]])
+        known = _keys_beside(kind, _keys(first["loc"]))
         near = difflib.get_close_matches(path[-1], known, n=3)
         return f"The recipe has an unknown key '{where}'; did you mean {' or '.join(near or known)}?"
     if first["type"] == "missing":
         return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
     wanted = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], dict):  # entries that do not go together
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # entries that do not go together
         return f"The recipe contradicts itself: {wanted}."
     return f"The recipe's '{where}' is {first['input']!r}: {wanted[0].lower()}{wanted[1:]}."
+
+
+def _keys(place: tuple[int | str, ...]) -> list[str]:
+    """Name a place in a table by its keys alone: pydantic puts the types that a key may have in between."""
+    return [str(part) for part in place if isinstance(part, int) or not set(part) & set("-[")]
 
 
 def _keys_beside(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from anytime_lct.exits.profile import Profile
 from anytime_lct.reproduce.plan import Cell, Experiment, Kind
-from anytime_lct.reproduce.runner import Job
+from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
 from anytime_lct.run_folder.build import build_network, example_input
@@ -40,7 +40,7 @@ Known = Mapping[tuple[str, str], Mapping[int, tuple[float, dict[str, Any]]]]  # 
 
 
 def figures(
-    experiment: Experiment, jobs: Sequence[Job], failed: Mapping[str, str], known: Known | None = None
+    experiment: Experiment, jobs: Sequence[SeededRun], failed: Mapping[str, str], known: Known | None = None
 ) -> list[Figure]:
     """Read every cell's figures out of the runs that are done, and out of `known` where the runs lie elsewhere."""
     if experiment.kind == "complexity":
@@ -68,7 +68,7 @@ def figures(
     return found
 
 
-def _quality(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
+def _quality(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
     profile = Profile.load(job.folder / run_folder.PROFILE)
     exit_ = cell.exit or profile.num_groups
     quality = profile.exits[exit_ - 1].test
@@ -84,13 +84,13 @@ def _quality(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, d
     }
 
 
-def _memory(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
+def _memory(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
     path = job.folder / run_folder.MEMORY
     peaks = json.loads(path.read_text(encoding="utf-8"))["peak_bytes"] if path.exists() else []
     return (peaks[cell.worker - 1] / 2**20, {}) if cell.worker <= len(peaks) else (None, {})
 
 
-def _descent(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
+def _descent(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
     rows = [row for row in journal.read(job.folder / run_folder.DESCENT) if row["sigma"][cell.exit - 1] is not None]
     if not rows:
         return None, {}
@@ -111,7 +111,7 @@ def _descent(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, d
     }
 
 
-def _time(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict[str, Any]]:
+def _time(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
     rows = _epochs(job)
     seconds = sum(float(row["seconds"]) for row in rows)
     before = [
@@ -132,7 +132,7 @@ def _time(cell: Cell, job: Job, jobs: Sequence[Job]) -> tuple[float | None, dict
     }
 
 
-READ: dict[Kind, Callable[[Cell, Job, Sequence[Job]], tuple[float | None, dict[str, Any]]]] = {
+READ: dict[Kind, Callable[[Cell, SeededRun, Sequence[SeededRun]], tuple[float | None, dict[str, Any]]]] = {
     "quality": _quality,
     "memory": _memory,
     "descent": _descent,
@@ -140,12 +140,12 @@ READ: dict[Kind, Callable[[Cell, Job, Sequence[Job]], tuple[float | None, dict[s
 }
 
 
-def _epochs(job: Job) -> list[dict[str, Any]]:
+def _epochs(job: SeededRun) -> list[dict[str, Any]]:
     return journal.read(job.folder / run_folder.METRICS)
 
 
 def _counted(
-    cell: Cell, jobs: Sequence[Job]
+    cell: Cell, jobs: Sequence[SeededRun]
 ) -> tuple[tuple[float, ...], tuple[int, ...], str, tuple[dict[str, Any], ...]]:
     """Count an exit of a network that is built and never trained."""
     from anytime_lct import counting as complexity

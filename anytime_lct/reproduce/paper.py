@@ -99,7 +99,6 @@ TABLE_8 = _rows(  # parameters; the FLOP columns are twice these, which no convo
 )
 TABLE_9 = _rows(EXITS, {"LCT_n3, PTB": "1.329 1.281 1.272 1.269", "LCT_n3, enwik8": "1.691 1.585 1.551 1.541"})
 TABLE_10 = _rows(EXITS, {"4-layer LSTM, 50 symbols": "1.79 4.67 7.55 10.43"})
-TABLE_10_FLOPS = _rows(EXITS, {"4-layer LSTM, 50 symbols": "68 179 290 401"})
 TIME_SAVED = {  # percent of backprop's training time, Section V-C; PTB by the LSTM of four layers
     "ResNet-50, CIFAR-10": {"LCT_n1": 27.8, "LCT_n3": 33.6},
     "ResNet-101, CIFAR-10": {"LCT_n1": 31.9, "LCT_n3": 40.9},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from anytime_lct.recipes import reading as recipes
@@ -58,7 +58,6 @@ class Experiment:
     cells: tuple[Cell, ...]
     unit: str = "test accuracy, %"
     differs: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
 
 def merged(*layers: Given) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.reproduce.figures import Figure, Known
 from anytime_lct.reproduce.plan import Experiment, Scale
-from anytime_lct.reproduce.runner import ELSEWHERE, Job
+from anytime_lct.reproduce.runner import SeededRun, comparable
 from anytime_lct.run_folder import folder as run_folder
 
 NOT_YET = "not yet run"
@@ -23,7 +23,7 @@ def as_json(
     experiment: Experiment,
     scale: Scale,
     figures: Sequence[Figure],
-    jobs: Sequence[Job],
+    jobs: Sequence[SeededRun],
     seeds: int,
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def as_json(
     }
 
 
-def known(path: Path, experiment: Experiment, jobs: Sequence[Job]) -> tuple[Known, set[str], dict[str, Any]]:
+def known(path: Path, experiment: Experiment, jobs: Sequence[SeededRun]) -> tuple[Known, set[str], dict[str, Any]]:
     """Return what an earlier report at `path` has of these runs, by the same recipes: figures, jobs, and the report.
 
     A job is known when all its cells are. Nothing is known where there is no such report, or none that can be read.
@@ -68,7 +68,11 @@ def known(path: Path, experiment: Experiment, jobs: Sequence[Job]) -> tuple[Know
     before = next(iter(_object(path)), {})
     figures: dict[tuple[str, str], dict[int, tuple[float, dict[str, Any]]]] = {}
     then = {name: _completed(tables) for name, tables in before.get("recipes", {}).items()}
-    same = {job.run.name for job in jobs if then.get(job.run.name) == _recipe(job)}
+
+    def is_same(job: SeededRun) -> bool:  # what it starts from included
+        return then.get(job.run.name) == _recipe(job) and (job.after is None or is_same(job.after))
+
+    same = {job.run.name for job in jobs if is_same(job)}
     for figure in before.get("figures", []):
         if figure["run"] in same:
             entries = zip(figure["seeds"], figure["values"], figure["detail"], strict=True)
@@ -148,9 +152,8 @@ def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Pa
     return page, data
 
 
-def _recipe(job: Job) -> dict[str, Any]:
-    """Return a run's recipe without what depends on the place and the seed."""
-    return _placeless(job.recipe)
+def _recipe(job: SeededRun) -> dict[str, Any]:
+    return _seedless(job.recipe)
 
 
 def _completed(tables: dict[str, Any]) -> dict[str, Any]:
@@ -158,20 +161,18 @@ def _completed(tables: dict[str, Any]) -> dict[str, Any]:
     if tables.get("train", {}).get("method") == "posthoc":  # which needs weights, and a report does not say whose
         tables = {**tables, "train": {**tables["train"], "weights": "elsewhere"}}
     try:
-        return _placeless(recipes.complete(tables))
+        return _seedless(recipes.complete(tables))
     except RecipeError:
         return {}
 
 
-def _placeless(recipe: Recipe) -> dict[str, Any]:
-    tables = recipe.model_dump(mode="json")
-    return {
-        table: {key: v for key, v in keys.items() if key not in {*ELSEWHERE.get(table, ()), "seed"} and v is not None}
-        for table, keys in tables.items()
-    }
+def _seedless(recipe: Recipe) -> dict[str, Any]:
+    """Return what the results of a run depend on, whatever its seed."""
+    tables = comparable(recipe)
+    return {table: {key: v for key, v in keys.items() if key != "seed"} for table, keys in tables.items()}
 
 
-def _environments(jobs: Sequence[Job], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _environments(jobs: Sequence[SeededRun], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = list(before)
     for job in jobs:
         for environment in _object(job.folder / run_folder.ENVIRONMENT):

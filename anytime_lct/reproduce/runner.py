@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from anytime_lct.errors import CheckpointError, LCTError
 from anytime_lct.recipes import reading as recipes
@@ -27,19 +27,8 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.reproduce.plan import Run
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
+from anytime_lct.training.methods.table import checked, row_of
 
-NO_EXITS = {"critic", "rule", "critics", "critics_schedule", "dni", "admm"}
-UNUSED: dict[str, set[str]] = {  # tables of the recipe that a method does not look at
-    "lct": {"dni", "admm"},
-    "joint": {"rule", "dni", "admm"},
-    "posthoc": {"rule", "dni", "admm"},
-    "alone": {"rule", "critics", "critics_schedule", "dni", "admm"},
-    "bp": {"cut", *NO_EXITS},
-    "admm": {"cut", *NO_EXITS} - {"admm"},
-    "dni": {"critic", "rule", "admm"},
-    "gpipe": NO_EXITS,
-    "1f1b": NO_EXITS,
-}
 State = Literal["missing", "begun", "trained", "done"]
 # Where and how a run was made, which is no part of what it is; a figure says its precision beside its value.
 ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes", "precision"}}
@@ -48,14 +37,14 @@ PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 
 
 @dataclass(frozen=True)
-class Job:
+class SeededRun:
     """A run with a seed, and where it lies; `after` is the job whose weights it starts from."""
 
     run: Run
     seed: int
     folder: Path
     recipe: Recipe
-    after: Job | None = None
+    after: SeededRun | None = None
 
     @property
     def name(self) -> str:
@@ -69,11 +58,11 @@ class Job:
         """Say how far it is; raises CheckpointError where the folder holds a run of another recipe."""
         if not (self.folder / run_folder.RECIPE).exists():
             return "missing"
-        found = recipes.read(self.folder / run_folder.RECIPE)
-        if _comparable(found) != _comparable(self.recipe):
+        there = recipes.read(self.folder / run_folder.RECIPE)
+        if comparable(there) != comparable(self.recipe):
             raise CheckpointError(
-                f"Expected in '{self.folder}' the run that this experiment asks for, found one with another recipe "
-                f"({_first_difference(found, self.recipe)}); move it away or name another --runs."
+                f"Expected in '{self.folder}' the run that this experiment asks for, got one with another recipe "
+                f"({_first_difference(there, self.recipe)}); move it away or name another --runs."
             )
         if epochs(self.folder) < self.recipe.train.epochs or not (self.folder / run_folder.MAIN).exists():
             return "begun"
@@ -91,19 +80,19 @@ class Job:
         return [*told, ["analyze", str(self.folder), "--json"]]
 
 
-def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[Job]:
+def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
     """Lay out every run for every seed, those that others start from first."""
-    made: dict[tuple[str, int], Job] = {}
+    made: dict[tuple[str, int], SeededRun] = {}
     for seed in range(seeds):
         for run in sorted(runs, key=lambda run: run.after is not None):
             after = made[run.after, seed] if run.after is not None else None
             weights = str(after.folder) if after is not None else None
             recipe = run.recipe(seed, data_root, weights)
-            made[run.name, seed] = Job(run, seed, folder / f"{run.name}-seed{seed}", recipe, after)
+            made[run.name, seed] = SeededRun(run, seed, folder / f"{run.name}-seed{seed}", recipe, after)
     return list(made.values())
 
 
-def with_starts(todo: Sequence[Job]) -> list[Job]:
+def with_starts(todo: Sequence[SeededRun]) -> list[SeededRun]:
     """Return the jobs and those whose weights they start from, where these are not at hand: figures alone may be."""
     made = list(todo)
     for job in todo:
@@ -112,16 +101,16 @@ def with_starts(todo: Sequence[Job]) -> list[Job]:
     return made
 
 
-def work(todo: Sequence[Job], side_by_side: int, threads: int, tell: Callable[[str], None]) -> dict[str, str]:
+def work(todo: Sequence[SeededRun], side_by_side: int, threads: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Run jobs, `side_by_side` at once with so many threads each; return why those that failed did, by name.
 
     On SIGINT and SIGTERM every process writes its checkpoint first; KeyboardInterrupt is raised when all have ended.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting, failed = list(todo), dict[str, str]()
-    running: dict[str, tuple[Job, list[list[str]], subprocess.Popen[bytes], float]] = {}
+    running: dict[str, tuple[SeededRun, list[list[str]], subprocess.Popen[bytes], float]] = {}
 
-    def start(job: Job, commands: list[list[str]], since: float) -> None:
+    def start(job: SeededRun, commands: list[list[str]], since: float) -> None:
         with job.log.open("ab") as log:
             # A session of its own: a terminal's Ctrl-C is for `work` to pass on, and a second one would kill.
             process = subprocess.Popen(
@@ -178,31 +167,33 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _may_start(job: Job, waiting: Sequence[Job], running: Collection[str]) -> bool:
+def _may_start(job: SeededRun, waiting: Sequence[SeededRun], running: Collection[str]) -> bool:
     return job.after is None or (job.after not in waiting and job.after.name not in running)
 
 
-def _comparable(recipe: Recipe) -> dict[str, dict[str, object]]:
-    """Return what a result depends on: not where it was made, nor what its method and schedule do not look at."""
-    found: dict[str, dict[str, object]] = {}
+def comparable(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what a result depends on: not where it came about, nor what its method and schedule do not look at."""
+    recipe = checked(recipe)
+    reads, tables = row_of(recipe.train.method).reads, dict[str, dict[str, Any]]()
     for table, keys in recipe.model_dump(mode="json").items():
-        if table not in UNUSED[recipe.train.method]:
+        if table in reads:
             stepped = not table.endswith("_schedule") or keys["name"] == "step"
             left_out = {*ELSEWHERE.get(table, ()), *(() if stepped else ("milestones", "gamma"))}
-            found[table] = {key: value for key, value in keys.items() if key not in left_out}
-    return found
+            tables[table] = {key: v for key, v in keys.items() if key not in left_out and v is not None}
+    return tables
 
 
-def _first_difference(found: Recipe, wanted: Recipe) -> str:
-    one, other = _comparable(found), _comparable(wanted)
-    for table in other:
-        for key in {**one.get(table, {}), **other[table]}:
-            if one.get(table, {}).get(key) != other[table].get(key):
-                return f"{table}.{key} is {one.get(table, {}).get(key)!r}, wanted {other[table].get(key)!r}"
+def _first_difference(there: Recipe, wanted: Recipe) -> str:
+    one, other = comparable(there), comparable(wanted)
+    for table in {**one, **other}:
+        first, second = one.get(table, {}), other.get(table, {})
+        for key in {**first, **second}:
+            if first.get(key) != second.get(key):
+                return f"{table}.{key} is {first.get(key)!r}, wanted {second.get(key)!r}"
     return "no difference"
 
 
-def _written(job: Job) -> Path:
+def _written(job: SeededRun) -> Path:
     path = job.folder.with_name(f"{job.name}.toml")
     recipes.write(job.recipe, path)
     return path
@@ -213,7 +204,7 @@ def _last_line(log: Path) -> str:
     return said[-1] if said else "it said nothing"
 
 
-def expect_unbegun(todo: Sequence[Job]) -> None:
+def expect_unbegun(todo: Sequence[SeededRun]) -> None:
     """Raise LCTError where a run was begun and not finished, which is gone on with only when asked for."""
     for job in todo:
         if job.state() == "begun":

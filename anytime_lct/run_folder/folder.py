@@ -41,7 +41,7 @@ DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class OpenedRun:
     """A run folder opened: its recipe, the facts of its data, and the network with the weights that came out."""
 
     path: Path
@@ -67,7 +67,7 @@ def create(path: Path, recipe: Recipe, facts: Facts) -> None:
     recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path) -> OpenedRun:
     """Open a run folder with the weights that training left; raises CheckpointError where it is not whole."""
     recipe, facts = read(path)
     for name in (MAIN, CRITICS):
@@ -78,7 +78,7 @@ def open_run(path: Path) -> Run:
     main, critics = load_tensors(path / MAIN), load_tensors(path / CRITICS)
     network = build_network(recipe, facts, whole=not critics and recipe.train.exit is None)  # one exit, the main one
     network.load(main, critics)
-    return Run(path, recipe, facts, network.eval())
+    return OpenedRun(path, recipe, facts, network.eval())
 
 
 def read(path: Path) -> tuple[Recipe, Facts]:
@@ -151,7 +151,7 @@ def locked(path: Path) -> Iterator[None]:
         lock = (path / ".lock").open("w")
     except OSError as error:
         raise CheckpointError(
-            f"Expected a run folder that can be written to, got '{path}': {error.strerror or error}; mend its rights."
+            f"Expected a run folder that can be written to, got '{path}': {error.strerror or error}; fix its rights."
         ) from None
     with lock as file:
         try:

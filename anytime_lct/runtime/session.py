@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.exits.budget import ANY, Ask, Budget, Stopped
+from anytime_lct.exits.budget import ANY, FREELY, Ask, Budget, Stopped
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.selector import select
@@ -135,8 +135,11 @@ class AnytimeSession:
         graphs takes its time too. Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
         began = time.perf_counter()
+        keywords = Ask(budget or ANY, timeout, min_confidence, measure, rule=thresholds)
+        if (isinstance(ask, Ask) and keywords != FREELY) or (ask is not None and budget is not None):
+            raise BudgetError("Expected an Ask, or keywords, got both; say all of it in one of them.")
         if not isinstance(ask, Ask):
-            ask = Ask(ask or budget or ANY, timeout, min_confidence, measure, rule=thresholds)
+            ask = keywords if ask is None else replace(keywords, budget=ask)
         plan = self.plan(ask)
         if ask.mode == "fixed" or (ask.timeout is None and plan.stopping is None):
             return self.run_to(plan.most, x)

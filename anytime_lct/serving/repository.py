@@ -158,7 +158,7 @@ def _folders(path: Path) -> list[Path]:
     try:  # names with a dot before are of bundles that are just being written
         return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     except OSError as error:
-        raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; mend its rights.") from None
+        raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; fix its rights.") from None
 
 
 def _versions(folder: Path) -> dict[str, Path]:

@@ -37,7 +37,7 @@ READY, RELOADED = "ready", "reloaded"
 
 
 @dataclass(eq=False)
-class Worker:
+class ServerProcess:
     """A process, the parent's end of its pipe, and when it began."""
 
     process: BaseProcess
@@ -56,7 +56,7 @@ class Workers:
 
     def __init__(self, listener: socket.socket, settings: Settings, number: int) -> None:
         self._listener, self._settings, self._number = listener, settings, number
-        self._workers: list[Worker] = []
+        self._workers: list[ServerProcess] = []
         self._has_started = self._is_stopping = False
 
     def run(self, started: Callable[[], None]) -> None:
@@ -89,7 +89,7 @@ class Workers:
                 self._has_started = True
                 started()
 
-    def _listen(self, worker: Worker) -> None:
+    def _listen(self, worker: ServerProcess) -> None:
         """Hear what a worker has to say, until it has no more to say."""
         try:
             while worker.pipe.poll():
@@ -107,7 +107,7 @@ class Workers:
         except (EOFError, OSError):
             worker.process.join(PAUSE)
 
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, worker: ServerProcess) -> None:
         self._workers.remove(worker)
         mark_process_dead(worker.process.pid)
         if self._is_stopping:
@@ -131,13 +131,13 @@ class Workers:
             if self._is_stopping and not worker.is_ending:
                 self._send(signal.SIGTERM, [worker])
 
-    def _start(self) -> Worker:
+    def _start(self) -> ServerProcess:
         spawn = multiprocessing.get_context("spawn")
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=work, args=(self._listener, self._settings, theirs))
         process.start()
         theirs.close()
-        return Worker(process, ours, time.monotonic())
+        return ServerProcess(process, ours, time.monotonic())
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -159,7 +159,7 @@ class Workers:
         self._is_stopping = True
         self._send(signal.SIGTERM, self._workers)
 
-    def _send(self, number: signal.Signals, workers: list[Worker]) -> None:
+    def _send(self, number: signal.Signals, workers: list[ServerProcess]) -> None:
         for worker in workers:
             if number == signal.SIGTERM:
                 worker.is_ending = True

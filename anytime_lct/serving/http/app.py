@@ -25,7 +25,7 @@ from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import openapi, protocol
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
 SMALL = 1 << 16
 # The page needs nothing from anywhere else, and nothing else may put it into a frame.
 PAGE_HEADERS = {
@@ -99,6 +99,14 @@ def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None
     return app
 
 
+def _page() -> str:
+    """Return the page in one piece, with its style and its script."""
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    for name in ("page.css", "page.js"):
+        page = page.replace(f"{{{name}}}", (PAGE / name).read_text(encoding="utf-8"))
+    return page
+
+
 class Views:
     """The endpoints that tell of the server; none is in the way of an answer."""
 
@@ -108,7 +116,7 @@ class Views:
 
     async def page(self, request: Request) -> Response:
         """The page to look at and try."""
-        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return Response(_page(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def metrics(self, request: Request) -> Response:
         """What was counted, for Prometheus."""

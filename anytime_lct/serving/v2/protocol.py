@@ -158,12 +158,12 @@ def _read_json(raw: bytes) -> object:
         return _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         why = "lists within lists without end" if isinstance(error, RecursionError) else str(error)[:120]
-        raise Refusal(f"Expected a request in JSON, got something else ({why}); mend it.") from None
+        raise Refusal(f"Expected a request in JSON, got something else ({why}); fix it.") from None
 
 
 def _object(raw: object, what: str, known: set[str] | None = None) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise Refusal(f"Expected {what} as a JSON object, got {show(raw)}; mend it.")
+        raise Refusal(f"Expected {what} as a JSON object, got {show(raw)}; fix it.")
     found = cast("dict[str, Any]", raw)
     if known is not None and (unknown := found.keys() - known):
         raise Refusal(f"Expected {what} of {', '.join(sorted(known))}, got {show(min(unknown))}; leave it out.")
@@ -173,7 +173,7 @@ def _object(raw: object, what: str, known: set[str] | None = None) -> dict[str, 
 def _truth(parameters: dict[str, Any], key: str) -> bool:
     value = parameters.get(key, False)
     if type(value) is not bool:
-        raise Refusal(f"Expected '{key}' as true or false, got {show(value)}; mend it.")
+        raise Refusal(f"Expected '{key}' as true or false, got {show(value)}; fix it.")
     return value
 
 
@@ -219,7 +219,7 @@ def _read_tensor(
     data = _data(tensor, binary)
     if datatype == tensors.TEXT:
         if len(shape) != 1:
-            raise Refusal(f"Expected BYTES of shape [batch], a text each, got {list(shape)}; mend the shape.")
+            raise Refusal(f"Expected BYTES of shape [batch], a text each, got {list(shape)}; fix the shape.")
         read = tensors.texts_from_bytes if isinstance(data, memoryview) else tensors.texts_from_list
         return _number(read(shape, data), manifest, limits)  # type: ignore[arg-type]
     array = (
@@ -258,7 +258,7 @@ def _data(tensor: dict[str, Any], binary: memoryview) -> object:
         raise Refusal("Expected one of 'data' and 'binary_data_size', got both; leave one out.")
     if type(size) is not int or size != len(binary):
         raise Refusal(
-            f"Expected 'binary_data_size' {len(binary)}, as many as follow the JSON, got {show(size)}; mend it."
+            f"Expected 'binary_data_size' {len(binary)}, as many as follow the JSON, got {show(size)}; fix it."
         )
     return binary
 
@@ -278,7 +278,7 @@ def _read_outputs(raw: object, binary: bool) -> dict[str, bool]:
     if raw is None or raw == []:
         return dict.fromkeys(OUTPUTS, binary)
     if not isinstance(raw, list):
-        raise Refusal(f"Expected 'outputs' as a list, got {show(raw)}; mend it.")
+        raise Refusal(f"Expected 'outputs' as a list, got {show(raw)}; fix it.")
     outputs: dict[str, bool] = {}
     for entry in cast("list[object]", raw):
         output = _object(entry, "an output", {"name", "parameters"})

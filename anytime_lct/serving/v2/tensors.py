@@ -102,7 +102,7 @@ def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
         at = end
     if len(texts) != count or at != len(raw):
         raise Refusal(
-            f"Expected {count} strings of BYTES, got {'more' if at < len(raw) else len(texts)}; mend the shape."
+            f"Expected {count} strings of BYTES, got {'more' if at < len(raw) else len(texts)}; fix the shape."
         )
     return texts
 
@@ -111,7 +111,7 @@ def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         return array.reshape(shape)
     except ValueError:  # a size of 0 beside sizes that no machine has
-        raise Refusal(f"Expected a shape that an array can have, got {show(list(shape))}; mend it.") from None
+        raise Refusal(f"Expected a shape that an array can have, got {show(list(shape))}; fix it.") from None
 
 
 def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
@@ -131,12 +131,12 @@ def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
             elif size and type(level[0]) is list:
                 raise _uneven(shape)
     if len(level) != count:
-        raise Refusal(f"Expected {count} values in 'data' for shape {list(shape)}, got {len(level)}; mend one of both.")
+        raise Refusal(f"Expected {count} values in 'data' for shape {list(shape)}, got {len(level)}; fix one of them.")
     return level
 
 
 def _uneven(shape: tuple[int, ...]) -> Refusal:
-    return Refusal(f"Expected 'data' flat or nested as {list(shape)}, got lists of other lengths; mend one of both.")
+    return Refusal(f"Expected 'data' flat or nested as {list(shape)}, got lists of other lengths; fix one of them.")
 
 
 def _kind(kind: type) -> str:

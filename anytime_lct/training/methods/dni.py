@@ -60,9 +60,9 @@ class DNI:
         self._classes = _outputs(network, team.device) if self._options.labels else 0
         synthesizers = self._make(network.shapes, team.device)
         self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
-        self._synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
+        self.synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
         self._f = [forward_pass(group, recipe.train) for group in network.groups]
-        self._M = [forward_pass(M, recipe.train) for M in synthesizers]
+        self.M = [forward_pass(M, recipe.train) for M in synthesizers]
 
     def _make(self, shapes: Iterable[tuple[int, ...]], device: torch.device) -> list[nn.Sequential]:
         with torch.random.fork_rng(devices=[]):
@@ -85,15 +85,15 @@ class DNI:
         train = self._recipe.train
         torch.manual_seed(random_seed(train.seed, batch.step))
         per_sample, losses = len(batch.y) * self._options.scale, []
-        for learner in self._synthesizers:  # one row has no statistics of its own
+        for learner in self.synthesizers:  # one row has no statistics of its own
             learner.module.train(len(batch.y) > 1)
         h, said = batch.x, None
         for i, learner in enumerate(self._groups):
             learner.zero_grad()
             before, below = h, said
             h = self._f[i](before)
-            if i < len(self._M):
-                said = self._M[i](self._seen(h.detach(), batch.y)).float()
+            if i < len(self.M):
+                said = self.M[i](self.seen(h.detach(), batch.y)).float()
                 h.backward((said.detach() / per_sample).to(h.dtype))
             else:
                 L = tasks.losses(self.task, h, batch.y, train.label_smoothing).mean()
@@ -106,7 +106,7 @@ class DNI:
             h = h.detach().requires_grad_()
         return torch.stack(losses)
 
-    def _seen(self, h: Tensor, y: Tensor) -> Tensor:
+    def seen(self, h: Tensor, y: Tensor) -> Tensor:
         """Join the labels, one-hot, to h: as features (B, F + K), or as constant maps (B, C + K, H, W)."""
         if not self._classes:
             return h
@@ -118,9 +118,9 @@ class DNI:
 
     def _learn(self, k: int, said: Tensor, target: Tensor, step: int) -> None:
         """Step synthesizer k (from 0) towards what arrived at its h; both in float32, times B and the scale."""
-        self._synthesizers[k].zero_grad()
+        self.synthesizers[k].zero_grad()
         F.mse_loss(said, target).backward()
-        self._synthesizers[k].step(step, self._recipe.train.clip_norm)
+        self.synthesizers[k].step(step, self._recipe.train.clip_norm)
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return mean loss and mean metric of the main network, (2, 1), float64."""
@@ -128,13 +128,13 @@ class DNI:
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         found = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
-        for index, learner in enumerate(self._synthesizers, start=1):
+        for index, learner in enumerate(self.synthesizers, start=1):
             found[index] |= learner.state("synthesizer")
         return found
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         """Go on from what `state` returned; raises CheckpointError where it is of another network."""
-        for kind, learners in (("main", self._groups), ("synthesizer", self._synthesizers)):
+        for kind, learners in (("main", self._groups), ("synthesizer", self.synthesizers)):
             for index, learner in enumerate(learners, start=1):
                 try:
                     learner.load(kind, states[index])

@@ -33,7 +33,7 @@ class PostHocRecipe(Section):
     (distillation; Hinton et al., 2015), both softened by `temperature`.
     """
 
-    loss: Literal["distillation"] | CriticLoss = "cross-entropy"
+    loss: Literal["distillation", CriticLoss] = "cross-entropy"
     temperature: Positive = 1.0
 
 

@@ -57,7 +57,7 @@ def _ended(codes: dict[int, int], workers: int) -> BaseException:
     if any(code == 130 for code in codes.values()):
         return KeyboardInterrupt()
     if any(code in (1, 2, 3) for code in codes.values()):
-        return ToldError("The run ended because of the worker above; mend it and go on with --resume.")
+        return ToldError("The run ended because of the worker above; fix it and go on with --resume.")
     killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
     if killed:
         rank = killed[0]

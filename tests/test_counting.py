@@ -1,19 +1,31 @@
-"""Counts equal hand arithmetic, fvcore's own count where it has one, and the sum of the parts the whole."""
+"""Counts equal hand arithmetic, torch's own, those that torchvision publishes, and the sum of the parts the whole."""
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models as torchvision_models
 
-from anytime_lct.counting import FlopCountAnalysis, components, count
+from anytime_lct.counting import components, count
+from anytime_lct.cutting.choice import of_exits
+from anytime_lct.cutting.costs import on_meta
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import AnalysisError
+from anytime_lct.exits.profile import Cost
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticKind, CriticRecipe, CutRecipe
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import networks as survey
 
 
 class Calls(nn.Module):
@@ -37,8 +49,8 @@ def test_convolution_linear_and_norm():
     assert flops(nn.ConvTranspose2d(4, 6, 2, stride=2), 1, 4, 5, 5) == 4 * 6 * 4 * 5 * 5
     assert flops(nn.Linear(7, 5), 1, 7) == 35
     assert flops(nn.Linear(7, 5), 1, 11, 7) == 11 * 35
-    assert flops(nn.BatchNorm2d(4), 1, 4, 6, 6) == 2 * 4 * 36
-    assert flops(nn.LayerNorm(8), 1, 3, 8) == 5 * 24
+    assert flops(nn.BatchNorm2d(4), 1, 4, 6, 6) == 0
+    assert flops(nn.LayerNorm(8), 1, 3, 8) == 0
     assert flops(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Softmax(1)), 1, 4, 6, 6) == 0
 
 
@@ -82,20 +94,22 @@ def test_multihead_attention_is_counted_whatever_path_it_takes(need_weights: boo
     assert flops(module, 1, 7, 8) == 4 * 7 * 8 * 8 + 2 * (7 * 7 * 8)
 
 
-def test_averages_cost_what_they_read():
-    for module in (
+@pytest.mark.parametrize(
+    "module",
+    [
         nn.AdaptiveAvgPool2d(1),
-        nn.AvgPool2d(6),
         nn.AvgPool2d(2),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm2d(4),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
         Calls(lambda x: x.mean((2, 3))),
-    ):
-        assert flops(module, 1, 4, 6, 6) == 4 * 36
-
-
-def test_as_fvcore_where_fvcore_counts(caplog):
-    network, x = models.build("resnet50", (3, 32, 32), 10), torch.zeros(1, 3, 32, 32)
-    caplog.set_level(logging.CRITICAL)
-    assert count(network, x).flops == FlopCountAnalysis(network.eval(), x).total()
+        Calls(lambda x: x * x.std((2, 3), keepdim=True)),
+        Calls(lambda x: F.grid_sample(x, torch.zeros(1, 6, 6, 2), align_corners=False)),
+    ],
+)
+def test_what_multiplies_no_tensors_is_free(module: nn.Module):
+    assert flops(module, 1, 4, 6, 6) == 0
 
 
 def test_an_operator_without_a_count_is_an_error_that_names_it():
@@ -132,10 +146,10 @@ def test_parts_add_up_to_the_whole(name: str):
             models.build("lstm", (6,), 7, layers=3, units=5, embedding=4),
             torch.zeros(2, 6).long(),
         )
-        network = LCTNetwork.cut(model, example, num_groups=3, task="language-model")
+        network = LCTNetwork.cut(model, example, CutRecipe(groups=3), task="language-model")
     else:
         model, example = models.build("resnet", (3, 16, 16), 10, depth=8, width=4), torch.zeros(2, 3, 16, 16)
-        network = LCTNetwork.cut(model, example, num_groups=3)
+        network = LCTNetwork.cut(model, example, CutRecipe(groups=3))
     of_groups, of_critics = components(network.groups, network.critics, example[:1])
     for i in range(1, 4):
         whole = count(network.sub_model(i), example[:1])
@@ -165,3 +179,57 @@ def test_carried_state_is_put_back():
     state = layer.state
     count(network, torch.zeros(1, 6).long())
     assert layer.carry and layer.state is state
+
+
+PUBLISHED = torchvision_models.list_models(module=torchvision_models)
+DIGITS = 0.0005e9  # torchvision publishes thousandths of 1e9
+
+
+class Zeros(TorchFunctionMode):
+    """Makes networks of zeros: drawing numbers takes longer than counting."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):
+            return args[0].zero_()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_every_classifier_of_torchvision_has_the_multiply_adds_that_torchvision_publishes(name: str):
+    weights = next(iter(torchvision_models.get_model_weights(name)))
+    side = max(weights.transforms().crop_size)
+    with Zeros():
+        more = {"image_size": side} if name.startswith("vit") else {}
+        network = torchvision_models.get_model(name, weights=None, **more)
+    published = weights.meta["_ops"] * 1e9
+    assert count(network, torch.zeros(1, 3, side, side)).flops == pytest.approx(published, rel=0.005, abs=DIGITS)
+
+
+@pytest.mark.parametrize("name", survey.NAMES)
+def test_every_network_of_the_survey_has_the_multiply_adds_that_torch_counts(name: str):
+    side = survey.SIDES.get(name, survey.SIDE)
+    with Zeros():
+        network = models.build(name, (3, side, side), survey.CLASSES).eval()
+    counted = count(network, torch.zeros(1, 3, side, side)).flops
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        on_meta(network.requires_grad_(False)).eval()(torch.empty(1, 3, side, side, device="meta"))
+    assert 2 * counted == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["slim", "residual"])
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t"])
+def test_an_exit_is_placed_by_the_multiply_adds_that_its_profile_will_have(name: str, kind: CriticKind, monkeypatch):
+    model, example = models.build(f"torchvision:{name}", (3, 64, 64), 10), torch.zeros(2, 3, 64, 64)
+    critic, amounts = CriticRecipe(kind=kind, depth=1), list[int]()
+
+    def remembered(*args):
+        amounts[:] = of_exits(*args)
+        return amounts
+
+    monkeypatch.setattr("anytime_lct.cutting.choice.of_exits", remembered)
+    network = LCTNetwork.cut(model, example, CutRecipe(shares=(0.75,)), critic)
+    k = [cut.name for cut in Trace.of(model).candidates].index(network.places[0])
+    groups, critics = components(network.groups, network.critics, example[:1])
+    assert (groups[0] + critics[0]).flops == amounts[k] <= 0.75 * amounts[-1]
+    assert sum(groups, start=Cost(flops=0, params=0)).flops == amounts[-1]
