@@ -1,8 +1,8 @@
 """Multiply-adds and parameters of a module, counted by fvcore on one traced forward pass.
 
-Counted are the products of tensors, one for each multiply-add, as papers, torchvision and timm do: convolutions, linear
-layers, matrix products, attention, recurrent layers. Free are norms, activations, pooling, sums, interpolation, and
-whatever moves or compares values. An operator that is neither is an error: no number leaves something out.
+Products of tensors count, one for each multiply-add, as papers, torchvision and timm count: convolutions, linear
+layers, matrix products, attention, recurrent layers. Norms, activations, pooling, sums, interpolation, and operators
+that move or compare values are free. An operator that is neither is an error, so that no number is too small.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from anytime_lct.errors import AnalysisError
 from anytime_lct.exits.profile import Cost
 from anytime_lct.modes import carrying, probing
 
-with warnings.catch_warnings():  # fvcore compiles a loss, unasked, with a function that torch has deprecated
+with warnings.catch_warnings():  # fvcore compiles a loss on import, with a function that torch has deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
 
-# Free beside what fvcore holds free (copies, shapes, integers, relu, dropout).
+# Free in addition to what fvcore ignores (copies, shapes, integers, relu, dropout).
 ELEMENTWISE = """
     add add_ sub sub_ rsub mul mul_ div div_ neg abs square sqrt rsqrt reciprocal pow exp expm1 log log1p log2 erf
     sin cos atan2 clamp_min clamp_max minimum maximum lerp addcmul addcdiv ceil round sign sigmoid sigmoid_ tanh
@@ -62,8 +62,8 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
     """Count a module's distinct parameters, and its multiply-adds for one sample in evaluation mode.
 
     `example` has batch 1. A sample of text is one character: the count is divided by `steps`, by default T
-    where the example is int64 (1, T), and otherwise 1; say steps=T for hidden sequences (1, T, F). The module
-    and the random state are left as they were. Raises AnalysisError where an operator has no count.
+    where the example is int64 (1, T), and otherwise 1; pass steps=T for hidden sequences (1, T, F). The module
+    and the random state are unchanged. Raises AnalysisError where an operator has no count.
 
     >>> count(nn.Linear(4, 3), torch.zeros(1, 4))
     Cost(flops=12, params=15)
@@ -74,46 +74,46 @@ def count(module: nn.Module, example: Tensor, *, steps: int | None = None) -> Co
     total = _multiply_adds(module, example)
     if total % steps:
         raise AnalysisError(
-            f"Expected operations that {steps} characters share evenly, got {total}; a network with a part "
-            f"that runs once for a whole text has no cost for one character."
+            f"Expected a number of multiply-adds that {steps} characters share evenly, got {total}; a network with a "
+            f"part that runs once for a whole text has no cost per character."
         )
     return Cost(flops=total // steps, params=sum(p.numel() for p in module.parameters()))
 
 
-def in_turn(parts: Iterable[nn.Module], x: Tensor) -> tuple[list[int], list[Tensor]]:
-    """Return the multiply-adds of each part for the first sample of `x`, and what it gives for the batch.
+def count_in_turn(parts: Iterable[nn.Module], x: Tensor) -> tuple[list[int], list[Tensor]]:
+    """Return the multiply-adds of each part for the first sample of `x`, and its output for the batch.
 
-    Each part reads what the one before gives. For choosing among cuts: an operator without a count is taken as free.
+    Each part reads the output of the one before. For choosing among cuts: an operator without a count is free here.
 
-    >>> in_turn([nn.Linear(7, 6), nn.Linear(6, 5)], torch.zeros(3, 7))[0]
+    >>> count_in_turn([nn.Linear(7, 6), nn.Linear(6, 5)], torch.zeros(3, 7))[0]
     [42, 30]
     """
-    amounts, given = list[int](), list[Tensor]()
+    amounts, outputs = list[int](), list[Tensor]()
     for part in parts:
-        given.append(_pass(part, x))
+        outputs.append(_output(part, x))
         amounts.append(_multiply_adds(part, x[:1], strict=False))
-        x = given[-1]
-    return amounts, given
+        x = outputs[-1]
+    return amounts, outputs
 
 
-def components(
+def component_costs(
     groups: Iterable[nn.Module], critics: Iterable[nn.Module], example: Tensor
 ) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
-    """Count every layer group and every critic apart; `example` (batch 1) is what the first group reads.
+    """Return the cost of every layer group and of every critic; `example` (batch 1) is the input of the first group.
 
-    >>> of_groups, of_critics = components(network.groups, network.critics, torch.zeros(1, 3, 32, 32))
+    >>> of_groups, of_critics = component_costs(network.groups, network.critics, torch.zeros(1, 3, 32, 32))
     """
     steps, hidden = _steps(example), example
     of_groups, of_critics = [], []
     for group, critic in zip_longest(groups, critics):
         of_groups.append(count(group, hidden, steps=steps))
         if critic is not None:
-            hidden = _pass(group, hidden)
+            hidden = _output(group, hidden)
             of_critics.append(count(critic, hidden, steps=steps))
     return tuple(of_groups), tuple(of_critics)
 
 
-def _pass(module: nn.Module, x: Tensor) -> Tensor:
+def _output(module: nn.Module, x: Tensor) -> Tensor:
     with probing(module), carrying(module):
         return module(x.to(_device(module)))
 
@@ -133,27 +133,26 @@ def _multiply_adds(module: nn.Module, example: Tensor, *, strict: bool = True) -
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise AnalysisError(
             f"Expected {type(module).__name__} to run on an input of shape {tuple(example.shape)} for "
-            f"counting, but: {reason}."
+            f"counting, got: {reason}."
         ) from error
     if (missing := analysis.unsupported_ops()) and strict:
         operator = sorted(missing)[0]
-        around = [item for item in module.named_modules() if operator in analysis.unsupported_ops(item[0])]
-        path, owner = around[-1]
+        path, owner = [item for item in module.named_modules() if operator in analysis.unsupported_ops(item[0])][-1]
         where = f"module '{path}' ({type(owner).__name__})" if path else type(owner).__name__
         raise AnalysisError(
-            f"The operator {operator} in {where} has no count of multiply-adds; give it one in "
-            f"counting.py, or list it there as free."
+            f"The operator {operator} in {where} has no count of multiply-adds; add one in counting.py, or list it "
+            f"there as free."
         )
     return int(total)
 
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, plain attention, no warnings; hidden and random state are put back."""
+    """Evaluation mode, plain attention, no warnings; hidden and random state are restored."""
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     with probing(module), carrying(module), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(False)  # it would run one operator that hides its matrices
+        torch.backends.mha.set_fastpath_enabled(False)  # it runs one operator that hides its matrices
         try:
             yield
         finally:
@@ -168,8 +167,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.type().sizes())
 
 
-def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
-    """What a free operator costs; fvcore's own handles of norms, averages and interpolation give way to this."""
+def _zero(inputs: list[Any], outputs: list[Any]) -> int:
+    """The count of a free operator; it replaces fvcore's own handles of norms, averages and interpolation."""
     return 0
 
 
@@ -182,7 +181,7 @@ def _added_matmul(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """A product of two tensors multiplies once for every combination of all its letters."""
+    """The product of two tensors: one multiply-add for every combination of the values of all letters."""
     letters = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     if len(letters) > 2 or any(len(word) != len(shape) for word, shape in zip(letters, shapes, strict=True)):
@@ -202,14 +201,14 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
-    """Each weight matrix (of gates, layers, directions, projection) is used once a sample and time step."""
+    """Each weight matrix (of gates, layers, directions, projection) is used once per sample and time step."""
     lists = [value.node() for value in inputs if value.node().kind() == "prim::ListConstruct"]
     weights = [_shape(value) for value in lists[-1].inputs()]
     return prod(_shape(inputs[0])[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
 
 
 HANDLES: dict[str, Callable[[list[Any], list[Any]], Any]] = {
-    **dict.fromkeys(FREE, _nothing),
+    **dict.fromkeys(FREE, _zero),
     **{f"aten::{name}": _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")},
     **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "aten::baddbmm": _added_matmul,

@@ -1,4 +1,4 @@
-"""Local critics: small networks that turn what crosses a cut into the output of an exit.
+"""Local critics: small networks that turn the tensor that crosses a cut into the output of an exit.
 
     kind            map (B, C, H, W)                              vector (B, F)      sequence (B, T, F)
     paper           depth x [conv3x3 128, ReLU], flatten, linear  linear             linear at every step
@@ -8,17 +8,17 @@
                     batch norm and ReLU after each, pool, linear
     residual        basic blocks of stride 2 down to 8x8,         linear             linear at every step
                     twice as wide each, then of stride 1 up
-                    to depth blocks, pool, linear; as wide as
-                    it costs no more than what follows
+                    to depth blocks, pool, linear; narrowed to
+                    cost no more than the groups behind
 
-Maps with channels last (B, H, W, C), as Swin has them, are turned to (B, C, H, W) first. Of tokens (B, T, C) a critic
-reads the mean, and beside it the class token where the network has one: slim critics after a layer norm by a linear
-layer, residual ones after a layer norm by depth x [linear, GELU] and a linear layer, the paper's by a linear layer.
+Maps with channels last (B, H, W, C), as in Swin, are permuted to (B, C, H, W) first. Of tokens (B, T, C) a critic reads
+the mean and, where the network has one, the class token: slim critics by layer norm and a linear layer, residual ones
+by layer norm, depth x [linear, GELU] and a linear layer, the paper's by a linear layer.
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
-likeness of the groups that follow (Nokland and Eidnes 2019; Belilovsky et al. 2020 make theirs alike), narrow where
-these are cheap, down to 8 channels, so that its exit costs no more than the main network.
+imitation of the groups behind it (as in Nokland and Eidnes 2019; Belilovsky et al. 2020), narrow where these are cheap,
+down to 8 channels, so that its exit costs no more than the main network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Permute
 
-from anytime_lct.counting import in_turn
+from anytime_lct.counting import count_in_turn
 from anytime_lct.errors import CriticError
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
@@ -40,16 +40,16 @@ from anytime_lct.task import TaskName
 Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
-SLIM_LEAST, SLIM_MOST = 32, 48
-RESIDUAL_LEAST, RESIDUAL_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8), 3
+SLIM_MIN_WIDTH, SLIM_MAX_WIDTH = 32, 48
+RESIDUAL_MIN_WIDTH, RESIDUAL_MAX_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8), 3
 POOLED_SIDE = 8
 
 
 def depths(critic: CriticRecipe, count: int) -> list[int]:
-    """Return the depth of each of `count` critics: as the recipe says, one for all or one for each, or by default.
+    """Return the depth of each of `count` critics: as in the recipe, one for all or one each, or the default.
 
-    By default residual critics shrink with what they stand for (as the auxiliary networks of Ma et al., 2024), from
-    3 blocks behind the first group to 1 behind the last but one; others have depth 1. Raises CriticError.
+    By default residual critics shrink with the groups that they replace (as the auxiliary networks of Ma et al., 2024),
+    from 3 blocks behind the first group to 1 behind the last but one; others have depth 1. Raises CriticError.
 
     >>> depths(CriticRecipe(kind="residual"), 3)
     [3, 2, 1]
@@ -57,14 +57,14 @@ def depths(critic: CriticRecipe, count: int) -> list[int]:
     if critic.depth is None:
         first = RESIDUAL_DEPTH if critic.kind == "residual" else 1
         return [max(1, round(first * (count - k) / count)) for k in range(count)]
-    given = [critic.depth] * count if isinstance(critic.depth, int) else list(critic.depth)
-    if len(given) != count:
-        raise CriticError(f"Expected one critic depth, or {count} of them, one a critic; got {len(given)}.")
-    return given
+    values = [critic.depth] * count if isinstance(critic.depth, int) else list(critic.depth)
+    if len(values) != count:
+        raise CriticError(f"Expected one critic depth, or {count} of them, one per critic; got {len(values)}.")
+    return values
 
 
 def is_square(images: Tensor) -> bool:
-    """Tell whether images (B, C, H, W) are square; other inputs count as if they were."""
+    """Return whether images (B, C, H, W) are square; True for other inputs."""
     return images.dim() != 4 or images.shape[2] == images.shape[3]
 
 
@@ -76,19 +76,19 @@ def layout(
     linear_next: bool = False,
     square: bool = True,
 ) -> Layout:
-    """Tell what a tensor that crosses a cut is; raises CriticError for a shape that no critic reads.
+    """Return the layout of a tensor that crosses a cut; raises CriticError for a shape that no critic reads.
 
-    A 4-dimensional one has its channels where the other two sizes are equal; where that does not tell, as of images
-    that are not `square`, they are last if the next layer is linear (`linear_next`). A 3-dimensional one of a
-    classifier is tokens, the first of them a class token if the network later reads that alone (`class_token`).
+    The channels of a 4-dimensional tensor are the axis beside two equal sizes. Where that is ambiguous, as for images
+    that are not `square`, they are the last axis if the next layer is linear (`linear_next`). A 3-dimensional tensor of
+    a classifier holds tokens, the first of them a class token if the network later reads it alone (`class_token`).
 
     >>> layout(torch.zeros(2, 7, 7, 768))
     'channels-last map'
     """
     if task == "classification" and hidden.dim() == 4:
         first, second, third = hidden.shape[1:]
-        tells = square and (first == second) != (second == third)
-        last = first == second if tells else linear_next
+        decisive = square and (first == second) != (second == third)
+        last = first == second if decisive else linear_next
         return "channels-last map" if last else "map"
     if task == "classification" and hidden.dim() == 3:
         return "tokens with a class token" if class_token else "tokens"
@@ -109,15 +109,15 @@ def build(
     task: TaskName = "classification",
     depth: int = 1,
     read_as: Layout | None = None,
-    follows: int | None = None,
+    cost_behind: int | None = None,
 ) -> nn.Module:
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
-    (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` is by default what
-    `layout` tells. `follows` counts the multiply-adds of all that comes behind for a sample: a residual critic of
-    a map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than that. Raises CriticError where
-    the kind is unknown or does not suit the shape.
+    (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` defaults to
+    `layout(hidden)`. `cost_behind` is the multiply-adds per sample of the groups behind the cut: a residual critic of a
+    map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than these. Raises CriticError where the
+    kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
@@ -128,11 +128,11 @@ def build(
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     read_as = read_as or layout(hidden, task)
     if read_as == "map":
-        return _map(kind, hidden.shape, outputs, depth, follows)
+        return _map(kind, hidden.shape, outputs, depth, cost_behind)
     if read_as == "channels-last map":
         batch, height, width, channels = hidden.shape
         shape = torch.Size([batch, channels, height, width])
-        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, follows))
+        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, cost_behind))
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -144,7 +144,7 @@ def build(
 
 
 class ReadTokens(nn.Module):
-    """The mean of all tokens, (B, T, C) to (B, C); with a class token, that beside it, (B, 2C)."""
+    """The mean of all tokens, (B, T, C) to (B, C); with a class token, the two concatenated, (B, 2C)."""
 
     def __init__(self, class_token: bool) -> None:
         super().__init__()
@@ -174,18 +174,18 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, outputs))
 
 
-def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, follows: int | None) -> nn.Sequential:
+def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, cost_behind: int | None) -> nn.Sequential:
     channels, height, width = shape[1:]
     if kind != "residual":
-        return MAPS[kind](channels, height, width, outputs, depth)
+        return MAP_CRITICS[kind](channels, height, width, outputs, depth)
     make = partial(_residual, channels, height, width, outputs, depth)
-    if follows is None:
-        return make(RESIDUAL_WIDTHS[0])
-    for most in RESIDUAL_WIDTHS:
+    if cost_behind is None:
+        return make(RESIDUAL_MAX_WIDTHS[0])
+    for max_width in RESIDUAL_MAX_WIDTHS:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            if in_turn([make(most)], torch.zeros(1, *shape[1:]))[0][0] <= follows:
+            if count_in_turn([make(max_width)], torch.zeros(1, *shape[1:]))[0][0] <= cost_behind:
                 break
-    return make(most)
+    return make(max_width)
 
 
 def _paper(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
@@ -199,7 +199,7 @@ def _paper(channels: int, height: int, width: int, outputs: int, depth: int) -> 
 def _paper_imagenet(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
     side = (min(height, POOLED_SIDE), min(width, POOLED_SIDE))
     layers: list[nn.Module] = []
-    for _ in range(depth + 1):  # the paper's has two, and depth 1 is the paper's
+    for _ in range(depth + 1):  # depth 1 is the paper's, which has two
         layers += [nn.Conv2d(channels, PAPER_IMAGENET_WIDTH, 3, padding=1), nn.ReLU()]
         channels = PAPER_IMAGENET_WIDTH
     layers += [nn.Conv2d(channels, 1, 3, padding=1), nn.AdaptiveAvgPool2d(side), nn.Flatten()]
@@ -207,7 +207,7 @@ def _paper_imagenet(channels: int, height: int, width: int, outputs: int, depth:
 
 
 def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
-    inner = min(SLIM_MOST, max(SLIM_LEAST, channels // 2))
+    inner = min(SLIM_MAX_WIDTH, max(SLIM_MIN_WIDTH, channels // 2))
     stride = max(1, -(-min(height, width) // POOLED_SIDE))
     layers: list[nn.Module] = [nn.AvgPool2d(stride)] if stride > 1 else []
     layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
@@ -216,12 +216,12 @@ def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> n
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inner, outputs))
 
 
-def _residual(channels: int, height: int, width: int, outputs: int, depth: int, most: int) -> nn.Sequential:
+def _residual(channels: int, height: int, width: int, outputs: int, depth: int, max_width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     side = min(height, width)
     while side > POOLED_SIDE or len(layers) < depth:
         stride = 2 if side > POOLED_SIDE else 1
-        inner = min(most, max(RESIDUAL_LEAST, stride * channels))
+        inner = min(max_width, max(RESIDUAL_MIN_WIDTH, stride * channels))
         shortcut = None
         if stride > 1 or inner != channels:
             shortcut = nn.Sequential(nn.Conv2d(channels, inner, 1, stride, bias=False), nn.BatchNorm2d(inner))
@@ -230,7 +230,7 @@ def _residual(channels: int, height: int, width: int, outputs: int, depth: int, 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
-MAPS: dict[str, Callable[[int, int, int, int, int], nn.Sequential]] = {
+MAP_CRITICS: dict[str, Callable[[int, int, int, int, int], nn.Sequential]] = {
     "slim": _slim,
     "paper": _paper,
     "paper-imagenet": _paper_imagenet,

@@ -4,13 +4,13 @@ The proof of convergence (Section IV) assumes a sigma > 0 with
 
     <grad L_N, grad L>  >=  sigma ||grad L_N||^2                          (12)
 
-where grad L holds the gradients dL_i/dw_i that local critic training steps along, (11), and grad L_N is the true
-gradient, by backprop through the whole network. Section V-A follows the largest such sigma of every layer group:
+where grad L holds the gradients dL_i/dw_i of local critic training, (11), and grad L_N is the true gradient, by
+backprop through the whole network. Section V-A follows the largest such sigma of every layer group:
 
     sigma_i = <dL_N/dw_i, dL_i/dw_i> / ||dL_N/dw_i||^2                    (16)
 
-Where it is positive, the group's step descends L_N, to first order; the cosine of the two says the same without their
-lengths. The last group has the true gradient itself, and a sigma of 1.
+Where it is positive, the group's step descends L_N, to first order; the cosine of the two gradients has the same sign
+and does not depend on their lengths. The last group has the true gradient itself, and a sigma of 1.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from anytime_lct.lct import Loss
 from anytime_lct.modes import carriers
 
-Values = tuple[float | None, ...]  # one a layer group
-Gradients = Sequence[Tensor | None]  # one a weight; None where the loss does not depend on it
+Values = tuple[float | None, ...]  # one per layer group
+Gradients = Sequence[Tensor | None]  # one per weight; None where the loss does not depend on it
 
 
 @dataclass(frozen=True)
 class Descent:
-    """One measurement: sigma and cosine of every layer group, on the minibatch of `step` before it is learnt.
+    """One measurement: sigma and cosine of every layer group, on the minibatch of `step` before its update.
 
-    None stands where a number is not defined: both where the true gradient is zero (or a group has no weights, or a
+    None marks a number that is not defined: both where the true gradient is zero (or a group has no weights, or a
     gradient is not finite), the cosine also where the group's own gradient is zero.
     """
 
@@ -57,7 +57,7 @@ class Descent:
 
 @dataclass(frozen=True)
 class Summary:
-    """What many measurements came to, one number a layer group: `not_positive` counts sigma <= 0, `undefined` None."""
+    """Many measurements summed up, one number per layer group: `not_positive` counts sigma <= 0, `undefined` None."""
 
     measurements: int
     smallest_sigma: Values
@@ -78,9 +78,9 @@ def measure(
 ) -> Descent:
     """Measure (16) on one minibatch, with the weights as they are: f_1..f_N, c_1..c_{N-1}, and l of (1).
 
-    Changes nothing: no weight, gradient, buffer, carried hidden state or random number. With `seeds`, one a group,
-    what is random in f_i and c_i is drawn as training draws it. One forward pass, whose whole graph is alive, serves
-    both gradients; it takes the memory of backprop.
+    Changes nothing: no weight, gradient, buffer, carried hidden state or random number. With `seeds`, one per group,
+    random numbers in f_i and c_i are drawn as training draws them. One forward pass, whose whole graph stays alive,
+    gives both gradients; it takes the memory of backprop.
 
     >>> measure(network.groups, network.critics, x, y, partial(task.losses, "classification")).sigma
     (0.62, 0.81, 1.0)
@@ -97,11 +97,8 @@ def measure(
             h = f(h)
             if c is not None:
                 own.append(_gradients(loss(c(h), y), weights[i], keep_graph=True))  # dL_i/dw_i, (3)
-        flat = _gradients(loss(h, y), [p for of_group in weights for p in of_group])
-    true, at = list[Gradients](), 0
-    for of_group in weights:
-        true.append(flat[at : at + len(of_group)])
-        at += len(of_group)
+        flat = iter(_gradients(loss(h, y), [p for of_group in weights for p in of_group]))
+    true = [[next(flat) for _ in of_group] for of_group in weights]
     dots = torch.stack([_dots(t, o, x.device) for t, o in zip(true, [*own, true[-1]], strict=True)]).tolist()
     sigma = tuple(_ratio(both, squared) for both, squared, _ in dots)
     cosine = tuple(_ratio(both, math.sqrt(a * b)) for both, a, b in dots)
@@ -109,7 +106,7 @@ def measure(
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> Summary:
-    """Sum up the lines of a run's descent.jsonl."""
+    """Summarise the lines of a run's descent.jsonl."""
     of_groups = list(zip(*(line["sigma"] for line in lines), strict=True))
     known = [[s for s in sigma if s is not None] for sigma in of_groups]
     return Summary(
@@ -123,7 +120,7 @@ def summarise(lines: Sequence[dict[str, Any]]) -> Summary:
 
 @contextmanager
 def _unchanged(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Put back what a forward pass in training mode leaves behind: statistics, hidden states, drawn numbers."""
+    """Restore what a forward pass in training mode changes: statistics, hidden states, the random state."""
     buffers = [(b, b.clone()) for m in modules for b in m.buffers()]
     states = [(carrier, carrier.state) for m in modules for _, carrier in carriers(m)]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -145,16 +142,16 @@ def _gradients(L: Tensor, weights: Sequence[Tensor], *, keep_graph: bool = False
 
 def _dots(true: Gradients, own: Gradients, device: torch.device) -> Tensor:
     """Return <true, own>, <true, true> and <own, own>, (3,), float64."""
-    found = torch.zeros(3, dtype=torch.float64, device=device)
+    products = torch.zeros(3, dtype=torch.float64, device=device)
     for t, o in zip(true, own, strict=True):
         t, o = (None if g is None else g.double().flatten() for g in (t, o))
         if t is not None and o is not None:
-            found[0] += t @ o
+            products[0] += t @ o
         if t is not None:
-            found[1] += t @ t
+            products[1] += t @ t
         if o is not None:
-            found[2] += o @ o
-    return found
+            products[2] += o @ o
+    return products
 
 
 def _ratio(a: float, b: float) -> float | None:
@@ -162,6 +159,6 @@ def _ratio(a: float, b: float) -> float | None:
 
 
 def _finish_earlier_work(device: torch.device) -> None:
-    """Wait for what training still computes on an accelerator, so that its time does not count here."""
+    """Wait for the training work still queued on an accelerator, so that its time does not count here."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, and records read back with a sentence where they are damaged."""
+"""Files on disk: written whole or not at all, and read as records; damage is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anytime_lct.errors import LCTError
 
 
 class Record(BaseModel):
-    """A part of a file: it refuses unknown keys and values of another type, and never changes once read."""
+    """A part of a file: unknown keys and values of another type are refused, and it is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -24,10 +24,10 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def write(path: Path, content: str | bytes, error: type[LCTError], remedy: str = "choose another folder") -> str:
-    """Write a file under a temporary name, flush it to the disk, and only then give it its name.
+    """Write a file under a temporary name, flush it to the disk, and rename it last.
 
-    Text becomes UTF-8. Returns the sha256 sum of the bytes; raises `error`, and leaves nothing half-written, where the
-    disk refuses.
+    Text is encoded as UTF-8. Returns the sha256 sum of the bytes. Where the disk refuses, raises `error` and leaves no
+    partial file.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -37,12 +37,12 @@ def write(path: Path, content: str | bytes, error: type[LCTError], remedy: str =
     except OSError as cause:
         with suppress(OSError):
             part.unlink()
-        raise error(f"Expected a place to write '{path}', got: {cause.strerror or cause}; {remedy}.") from None
+        raise error(f"Expected '{path}' to be writable, got: {cause.strerror or cause}; {remedy}.") from None
     return digest
 
 
 def flush(path: Path, content: bytes) -> str:
-    """Write a file of a folder that takes its own name when it is whole; return the sha256 sum. Raises OSError."""
+    """Write and flush a file of a folder that is renamed when it is complete; return the sha256 sum. Raises OSError."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -51,7 +51,7 @@ def flush(path: Path, content: bytes) -> str:
 
 
 def sync(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
+    """Flush a folder's entries to the disk, where the system supports it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -61,7 +61,7 @@ def sync(folder: Path) -> None:
 
 
 def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
-    """Read a UTF-8 file, or raise `error` with what to do about it."""
+    """Read a UTF-8 file, or raise `error` with the remedy."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -70,8 +70,8 @@ def read_text(path: Path, error: type[LCTError], remedy: str) -> str:
         raise error(f"Expected '{path}' to be a readable text file, got: {cause}; {remedy}.") from None
 
 
-def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], remedy: str) -> ModelT:
-    """Read JSON text of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
+def parse(record_type: type[ModelT], text: str, path: Path, error: type[LCTError], remedy: str) -> ModelT:
+    """Parse JSON text of format 1, or raise `error`: not JSON, a newer format, or the first wrong value."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
@@ -82,9 +82,9 @@ def parse(kind: type[ModelT], text: str, path: Path, error: type[LCTError], reme
             f"Expected '{path}' in format 1, got {version}, which a newer anytime-lct wrote; update the package."
         )
     try:
-        return kind.model_validate_json(text)
+        return record_type.model_validate_json(text)
     except ValidationError as cause:
         first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        says = first["msg"].removeprefix("Value error, ")
-        raise error(f"The file '{path}' is damaged{' at ' + where if where else ''}: {says}; {remedy}.") from None
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise error(f"The file '{path}' is damaged{' at ' + key if key else ''}: {reason}; {remedy}.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LCTError(Exception):
-    """Any error the toolkit raises on purpose; the command line prints it and ends with `exit_code`."""
+    """Any error that the toolkit raises on purpose; the command line prints it and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -40,23 +40,23 @@ class ModelError(LCTError, ValueError):
 
 
 class PartitionError(LCTError, ValueError):
-    """A network cannot be cut as asked."""
+    """A network cannot be cut in the requested way."""
 
 
 class CriticError(LCTError, ValueError):
-    """A local critic's name or option is unknown or does not suit what crosses the cut."""
+    """A local critic's name or option is unknown or does not suit the tensor that crosses the cut."""
 
 
 class DivergenceError(LCTError, ArithmeticError):
-    """A loss stopped being finite; the message says in which group and step."""
+    """A loss is no longer finite; the message names the group and the step."""
 
 
 class CheckpointError(LCTError, ValueError):
-    """A run folder or checkpoint is missing, damaged or of another run."""
+    """A run folder or checkpoint is missing, damaged or belongs to another run."""
 
 
 class AnalysisError(LCTError, ValueError):
-    """A network could not be measured, for instance because an operator has no count."""
+    """A network could not be measured, for example because an operator has no count of multiply-adds."""
 
 
 class ExportError(LCTError, RuntimeError):
@@ -64,11 +64,11 @@ class ExportError(LCTError, RuntimeError):
 
 
 class InputError(LCTError, ValueError):
-    """An input to be answered has the wrong shape, type or values."""
+    """The input of a request has the wrong shape, type or values."""
 
 
 class WorkerLostError(LCTError, RuntimeError):
-    """Another process of the run is gone, or out of step; `peer` is its rank where that is known."""
+    """Another process of the run is lost, or at another step; `peer` is its rank where that is known."""
 
     exit_code = 4
 

@@ -13,9 +13,8 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.task import TaskName
 
-# What turns a minibatch into the outputs of its exits, and what looks on: at these outputs and at the labels.
-Answers = Callable[[Tensor], Sequence[Tensor]]
-Witness = Callable[[Sequence[Tensor], Tensor], None]
+Predictor = Callable[[Tensor], Sequence[Tensor]]  # a minibatch -> the outputs of its exits
+Observer = Callable[[Sequence[Tensor], Tensor], None]  # (these outputs, the labels) -> None
 
 
 @dataclass(frozen=True)
@@ -33,28 +32,28 @@ class Evaluation:
 
 
 def evaluate(
-    network: LCTNetwork, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *witnesses: Witness
+    network: LCTNetwork, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *observers: Observer
 ) -> Evaluation:
-    """Run every exit over `batches` in evaluation mode, carrying hidden state from one to the next from zero.
+    """Evaluate every exit on `batches` in evaluation mode, carrying hidden state between them, starting from zero.
 
-    Witnesses see the logits of every minibatch, which are not kept.
+    Observers are called with the logits of every minibatch, which are not stored.
     """
     device = next(network.parameters()).device
     with probing(network), carrying(network):
-        return evaluate_answers(lambda x: network(x.to(device)), batches, task, *witnesses)
+        return evaluate_predictor(lambda x: network(x.to(device)), batches, task, *observers)
 
 
-def evaluate_answers(
-    answers: Answers, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *witnesses: Witness
+def evaluate_predictor(
+    predictor: Predictor, batches: Iterable[tuple[Tensor, Tensor]], task: TaskName, *observers: Observer
 ) -> Evaluation:
-    """Judge what something answers as `evaluate` judges a network: exported graphs, for instance."""
+    """Evaluate the outputs of a predictor, for example of exported graphs, as `evaluate` does those of a network."""
     losses: list[Tensor] = []
     scores: list[Tensor] = []
     for x, y in batches:
-        outputs = answers(x)
+        outputs = predictor(x)
         y = y.to(outputs[0].device)
         losses.append(torch.stack([tasks.losses(task, Z, y) for Z in outputs]).cpu())
         scores.append(torch.stack([tasks.scores(task, Z, y) for Z in outputs]).cpu())
-        for witness in witnesses:
-            witness(outputs, y)
+        for observer in observers:
+            observer(outputs, y)
     return Evaluation(torch.cat(losses, dim=1), torch.cat(scores, dim=1))

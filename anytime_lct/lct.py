@@ -12,14 +12,14 @@
 
 Two forms of (5). *Per sample* (the authors' code): L_ci is the mean over the minibatch of l(L_i^b, L_{i+1}^b), which
 takes the critic a small backward pass of its own once L_{i+1} is known. *Scalar*: l(mean_b L_i, mean_b L_{i+1}), whose
-gradient is one number times dL_i/d(critic), which (2) passes through anyway: one backward pass serves both.
+gradient is one number times dL_i/d(critic), which (2) computes anyway: one backward pass gives both.
 
-Beside (5), a critic may learn L_i itself: added to it (*mixed*), or alone (*cross-entropy*), which needs no L_{i+1} and
+A critic may also minimise L_i itself: added to (5) (*mixed*), or alone (*cross-entropy*), which needs no L_{i+1} and
 is known as decoupled greedy learning (Belilovsky et al., ICML 2020).
 
-The rule knows no optimizer, no recipe, no process. `descend` is the whole of it for one group. A trainer whose groups
-run side by side takes its parts one by one, because what goes to the neighbours is known before the work is done: h_i
-after f_i, L_i after `LocalLoss`, and nothing downstream is waited for but L_{i+1}, which `learn` may get much later.
+The rule knows no optimizer, no recipe, no process. `descend` is the whole rule for one group. A trainer whose groups
+run side by side calls its parts one by one, because the neighbours' inputs are known before the work is done: h_i after
+f_i, L_i after `LocalLoss`. The only downstream value a group waits for is L_{i+1}, which `learn` may get much later.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Rule:
 
     @property
     def one_pass(self) -> bool:
-        """Whether the gradient of L_ci is a number times dL_i/d(critic), so that one backward pass serves both."""
+        """Whether the gradient of L_ci is a number times dL_i/d(critic), so that one backward pass gives both."""
         return self.form == "scalar" or self.critic_loss == "cross-entropy"
 
     def of(self, L: Tensor, L_next: Tensor) -> Tensor:
@@ -65,10 +65,10 @@ class Rule:
 
 
 class LocalLoss:
-    """One group's part of a minibatch, (1): `h` goes down and `L` goes up, then `descend`, and `learn` with L_{i+1}.
+    """One group's part of a minibatch, (1): send `h` down and `L` up, then `descend`, then `learn` with L_{i+1}.
 
-    `h` is the output of f_i with its graph; `L`, and `h` kept here, have none. Nothing of the graph of f_i stays alive
-    after `descend`; that of the critic does until `learn`.
+    The argument `h` is the output of f_i with its graph; the attributes `h` and `L` have none. The graph of f_i is
+    freed by `descend`, that of the critic by `learn`.
     """
 
     def __init__(self, h: Tensor, c: nn.Module | None, y: Tensor, loss: Loss, rule: Rule) -> None:
@@ -79,7 +79,7 @@ class LocalLoss:
         self.L = self._L.detach() if rule.form == "per-sample" else self._L.detach().mean()
 
     def descend(self) -> None:
-        """Add dL_i/dw_i to the gradients of f_i, (2) and (3); the critic's weights get nothing."""
+        """Add dL_i/dw_i to the gradients of f_i, (2) and (3); the critic's gradients stay unchanged."""
         h, self._f_output = self._f_output, None
         if h is None:
             return
@@ -95,9 +95,9 @@ class LocalLoss:
         _Handed.apply(h, gradient).backward()  # (3)
 
     def learn(self, L_next: Tensor, L: Tensor | None = None) -> None:
-        """Add the gradient of (5), and only that, to the critic's; after `descend`.
+        """Add the gradient of (5), and only that, to the critic's gradients; after `descend`.
 
-        `L` stands in for L_i in the scalar form where the minibatch is one share of a joint one: its joint mean.
+        `L` replaces L_i in the scalar form where the minibatch is one share of a joint one: it is the joint mean.
         """
         if self._c is None:
             return
@@ -111,7 +111,7 @@ class LocalLoss:
 
 
 class _Handed(torch.autograd.Function):
-    """h.backward(gradient) that lets go of the gradient as soon as the graph of h has taken it: one h less at peak."""
+    """h.backward(gradient) that frees the gradient as soon as the graph of h has used it: one h less at peak."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, gradient: list[Tensor]) -> Tensor:
@@ -128,9 +128,9 @@ def descend(f: nn.Module, c: nn.Module | None, x: Tensor, y: Tensor, loss: Loss,
 
     `x` is h_{i-1}, without history. The critic's weights get their gradient when `learn(L_{i+1})` is called.
     """
-    here = LocalLoss(f(x), c, y, loss, rule)
-    here.descend()
-    return here
+    local_loss = LocalLoss(f(x), c, y, loss, rule)
+    local_loss.descend()
+    return local_loss
 
 
 def _weights(c: nn.Module) -> list[nn.Parameter]:

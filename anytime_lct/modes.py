@@ -1,4 +1,4 @@
-"""Modes that a module is put into for a while: evaluation without gradients, and hidden state carried along."""
+"""Temporary modes of a module: evaluation without gradients, and hidden state carried between minibatches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def probing(module: nn.Module) -> Iterator[None]:
-    """Run a module for its shapes only: eval mode, no gradients, each submodule's mode put back afterwards."""
+    """Evaluation mode without gradients within this block; each submodule's mode is restored afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -30,7 +30,7 @@ def carriers(module: nn.Module) -> list[tuple[str, Any]]:
 
 @contextmanager
 def carrying(module: nn.Module) -> Iterator[None]:
-    """Carry hidden state within this block, from zero; what was carried before comes back afterwards."""
+    """Carry hidden state within this block, starting from zero; the earlier state is restored afterwards."""
     before = [(m, m.carry, m.state) for _, m in carriers(module)]
     for m, _, _ in before:
         m.carry, m.state = True, None

@@ -1,4 +1,4 @@
-"""LCTNetwork: layer groups f_1..f_N and local critics c_1..c_{N-1}, and the sub-models that they make.
+"""LCTNetwork: layer groups f_1..f_N and local critics c_1..c_{N-1}, and the sub-models that they form.
 
 x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
       |      |                                sub-model N = the main network
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import critics
-from anytime_lct.counting import in_turn
-from anytime_lct.cutting.choice import at_shares, best_cuts
+from anytime_lct.counting import count_in_turn
+from anytime_lct.cutting.choice import best_cuts, cuts_at_shares
 from anytime_lct.cutting.groups import cut_children, cut_groups
-from anytime_lct.cutting.seconds import NOBODY, Others
+from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.modes import probing
@@ -33,8 +33,8 @@ class LCTNetwork(nn.Module):
     """A main network cut into N layer groups, with a local critic behind each of the first N-1.
 
     The groups run the network's own submodules: they share its parameters and keep their names, so `main_state()`
-    loads straight into the uncut network. `places` names the modules after which it is cut, `shapes` are those of
-    h_1..h_{N-1}, without the batch.
+    loads straight into the uncut network. `places` names the modules after which it is cut, `shapes` are the
+    shapes of h_1..h_{N-1}, without the batch.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LCTNetwork(nn.Module):
         super().__init__()
         if len(critics) != len(groups) - 1:
             raise CriticError(
-                f"Expected one critic fewer than groups, got {len(groups)} groups, {len(critics)} critics."
+                f"Expected one critic fewer than groups, got {len(groups)} groups and {len(critics)} critics."
             )
         self.groups = nn.ModuleList(groups)
         self.critics = nn.ModuleList(critics)
@@ -64,9 +64,9 @@ class LCTNetwork(nn.Module):
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
-        `example` is a small batch (B >= 2) of inputs. `cut` names places, asks for exits that cost at most shares of
-        the main network (`choice.at_shares`), or for groups by a strategy (`choice.best_cuts`). A network that torch.fx
-        cannot follow is cut after children named as places, where they simply run one after another
+        `example` is a small batch (B >= 2) of inputs. `cut` names the places, or the shares of the main network's cost
+        that the exits may take (`choice.cuts_at_shares`), or a strategy (`choice.best_cuts`). A network that torch.fx
+        cannot follow is cut after its children named in `places`, where they simply run one after another
         (`groups.cut_children`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
@@ -75,14 +75,14 @@ class LCTNetwork(nn.Module):
         places = cut.places or choose_places(model, example, cut, critic, task)
         groups, hints = _groups(model, places, example)
         depths = critics.depths(critic, len(places))
-        made, shapes, crossing = [], [], _crossing(groups, example)
-        amounts, _ = in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
-        behind = [sum(amounts[k:]) for k in range(1, len(groups))]
-        for hidden, follows, depth, hint in zip(crossing, behind, depths, hints, strict=True):
+        modules, shapes, crossing = [], [], _crossing(groups, example)
+        amounts, _ = count_in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
+        costs_behind = [sum(amounts[k:]) for k in range(1, len(groups))]
+        for hidden, cost_behind, depth, hint in zip(crossing, costs_behind, depths, hints, strict=True):
             layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
-            made.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, follows))
+            modules.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, cost_behind))
             shapes.append(tuple(hidden.shape[1:]))
-        return cls(groups, made, places, shapes)
+        return cls(groups, modules, places, shapes)
 
     @property
     def num_groups(self) -> int:
@@ -103,11 +103,11 @@ class LCTNetwork(nn.Module):
         return [*outputs, self.groups[-1](x)]
 
     def main_state(self) -> dict[str, Tensor]:
-        """Weights of the main network, under the names of the uncut network."""
+        """Return the weights of the main network, under the names of the uncut network."""
         return {name: value for group in self.groups for name, value in group.state_dict().items()}
 
     def critics_state(self) -> dict[str, Tensor]:
-        """Weights of the critics, as `critic_1.<name>`."""
+        """Return the weights of the critics, as `critic_1.<name>`."""
         return {
             f"critic_{i}.{name}": value
             for i, critic in enumerate(self.critics, start=1)
@@ -115,7 +115,7 @@ class LCTNetwork(nn.Module):
         }
 
     def load(self, main: dict[str, Tensor], critics: dict[str, Tensor]) -> None:
-        """Take over weights as `main_state` and `critics_state` give them; raises CheckpointError on any mismatch."""
+        """Load weights as `main_state` and `critics_state` return them; raises CheckpointError on any mismatch."""
         _copy("main network", self.main_state(), main)
         _copy("critics", self.critics_state(), critics)
 
@@ -127,27 +127,27 @@ def choose_places(
     critic: CriticRecipe = CRITIC,
     task: TaskName = "classification",
     weight_copies: int = 0,
-    others: Others = NOBODY,
+    peers: Peers = NO_PEERS,
 ) -> tuple[str, ...]:
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
     outputs, trace = _outputs(model, example), Trace.of(model)
 
-    def make(depth: int, k: int, hidden: Tensor, follows: int) -> nn.Module:
+    def make(depth: int, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
         hints = trace.hints(trace.candidates[k].name)
         layout = critics.layout(hidden, task, square=critics.is_square(example), **hints)
-        return critics.build(critic.kind, hidden, outputs, task, depth, layout, follows)
+        return critics.build(critic.kind, hidden, outputs, task, depth, layout, cost_behind)
 
     if cut.shares:
         makers = [partial(make, depth) for depth in critics.depths(critic, len(cut.shares))]
-        return at_shares(trace, example, cut.shares, makers)
+        return cuts_at_shares(trace, example, cut.shares, makers)
     deepest = max(critics.depths(critic, cut.groups - 1), default=1)
-    return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, others)
+    return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, peers)
 
 
 def _groups(
     model: nn.Module, places: Sequence[str], example: Tensor
 ) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
-    """Return the groups between the places, and what is known of the tensor that crosses each (`critics.layout`)."""
+    """Return the groups between the cuts, and hints about the tensor that crosses each cut (`critics.layout`)."""
     try:
         trace = Trace.of(model)
     except PartitionError:
@@ -158,7 +158,7 @@ def _groups(
 
 
 def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
-    """Return h_1..h_{N-1} of an example; raises PartitionError where one is no tensor or is overwritten by the next."""
+    """Return h_1..h_{N-1} of an example; raises PartitionError if one is no tensor, or is overwritten later."""
     crossing, hidden = [], example
     for number, group in enumerate(groups, start=1):
         before, version = hidden, hidden._version
@@ -166,7 +166,7 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
             hidden = group(hidden)
         if before._version != version and number > 1:
             raise PartitionError(
-                f"Layer group {number} overwrites what it reads, which the critic before it reads too; cut elsewhere, "
+                f"Layer group {number} overwrites its input, which the critic before it reads too; cut elsewhere, "
                 f"or let the network write into new tensors."
             )
         if not isinstance(hidden, Tensor):
@@ -175,7 +175,7 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
             )
         if hidden.shape[:1] != example.shape[:1]:
             raise PartitionError(
-                f"Expected the batch, {len(example)}, as the first size of what layer group {number} gives, got a "
+                f"Expected the batch, {len(example)}, as the first size of the output of layer group {number}, got a "
                 f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
             )
         crossing.append(hidden)
@@ -187,18 +187,18 @@ def _outputs(model: nn.Module, example: Tensor) -> int:
         return model(example).shape[-1]
 
 
-def _copy(what: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    if odd := sorted(own.keys() ^ given.keys()):
+def _copy(what: str, own: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    if odd := sorted(own.keys() ^ loaded.keys()):
         side = "missing" if odd[0] in own else "unknown"
         raise CheckpointError(
             f"The weights do not belong to the {what} of this run: '{odd[0]}' is {side} ({len(odd)} such names)."
         )
-    for name, value in given.items():
+    for name, value in loaded.items():
         if own[name].shape != value.shape:
             raise CheckpointError(
                 f"The weights do not belong to the {what} of this run: '{name}' has shape {tuple(value.shape)}, "
                 f"expected {tuple(own[name].shape)}."
             )
     with torch.no_grad():
-        for name, value in given.items():
+        for name, value in loaded.items():
             own[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Pictures of any size brought to a network's, alike where networks are measured and where they answer."""
+"""Resize images of any size to a network's input, the same way where networks are measured and where they answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def shorter_side(height: int, width: int) -> int:
-    """Return what the shorter side of a picture is resized to, of which (height, width) is seven eighths.
+    """Return the size that the shorter side of an image is resized to; the (height, width) crop is seven eighths of it.
 
     >>> shorter_side(224, 224)
     256
@@ -16,10 +16,10 @@ def shorter_side(height: int, width: int) -> int:
 
 
 def fit(pixels: NDArray[np.uint8], height: int, width: int, resize: int | None = None) -> NDArray[np.uint8]:
-    """Bring pixels (H, W, C) to (height, width, C), bilinearly as Pillow does; those of that size stay as they are.
+    """Resize pixels (H, W, C) to (height, width, C), bilinearly as Pillow does; pixels of that size are unchanged.
 
-    With `resize`, the shorter side becomes that long and the centre is cut out (torchvision's Resize and CenterCrop);
-    without it the whole picture is stretched.
+    With `resize`, the shorter side gets that length and the centre is cropped (torchvision's Resize and CenterCrop);
+    without it the whole image is stretched.
 
     >>> fit(np.zeros((300, 500, 3), np.uint8), 224, 224, resize=256).shape
     (224, 224, 3)
@@ -39,8 +39,8 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     from PIL import Image
 
     if pixels.shape[-1] == 3:
-        whole = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR))
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     planes = [
         np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR))
         for plane in np.moveaxis(pixels, -1, 0)

@@ -1,4 +1,4 @@
-"""Measured time of a computation on this machine's processor."""
+"""Measured times of computations on this machine's processor."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ WARMUP, REPEATS, SECONDS = 3, 30, 1.5
 
 
 def median_seconds(calls: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
-    """Return the median seconds of each call; the calls take turns, so that a busy moment strikes them alike.
+    """Return the median seconds of each call; the calls take turns, so that a busy moment slows all of them.
 
-    Slow calls are repeated less, so that measuring takes about 1.5 seconds a call, but three times at least.
+    Slow calls are repeated less often, at least three times: measuring takes about 1.5 seconds per call.
     """
     for _ in range(WARMUP - 1):
         for call in calls:
             call()
     slowest = max(_seconds(call) for call in calls)
     rounds = max(3, min(repeats, int(SECONDS / max(slowest, 1e-6))))
-    taken = [[_seconds(call) for call in calls] for _ in range(rounds)]
-    return [statistics.median(times) for times in zip(*taken, strict=True)]
+    seconds = [[_seconds(call) for call in calls] for _ in range(rounds)]
+    return [statistics.median(times) for times in zip(*seconds, strict=True)]
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""What is learned: the facts of a data set, the loss of one sample, and the metric of an exit."""
+"""The learning task: the facts of a data set, the loss of one sample, and the metric of an exit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MetricName = Literal["accuracy", "bpc"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the network, the critics and the runtime need to know of a data set.
+    """What the network, the critics and the runtime need to know about a data set.
 
     `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
-    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is what
-    the shorter side of an image of another size becomes, before its centre is cut out.
+    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is the
+    length to which the shorter side of an image of another size is resized, before its centre is cropped.
     """
 
     name: str
@@ -52,7 +52,7 @@ def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -
 
 
 def scores(task: TaskName, Z: Tensor, y: Tensor) -> Tensor:
-    """Return the metric of every sample, shape (B,): 1 or 0 for a right or wrong class, or bits per character."""
+    """Return the metric of every sample, shape (B,): 1 or 0 for a correct or wrong class, or bits per character."""
     if task == "classification":
         return (Z.argmax(dim=1) == y).to(torch.float32)
     return losses(task, Z, y) / math.log(2.0)

@@ -1,20 +1,20 @@
-"""LCT's sub-models beside what one would take instead to make a network smaller, on the same data and training budget.
+"""LCT's sub-models against other ways to a smaller network, on the same data and with the same number of epochs.
 
-    LCT, slim critics        one training, four sub-models; critics that pool first and cost little
+    LCT, slim critics        one run, four sub-models; critics that pool first and cost little
     LCT, residual critics    the same with the default critics, which cost more
-    shallower, alone         each sub-network of the slim cut trained by itself, by backprop
-    narrower, alone          the network 8 wide instead of 16, by backprop
-    pruned                   backprop for 3/5 of the epochs, channels taken out by Torch-Pruning, the rest to tune it
+    shallower, alone         each sub-model of the slim cut trained alone, by backprop
+    narrower, alone          the network with width 8 instead of 16, by backprop
+    pruned                   backprop for 3/5 of the epochs, channels removed by Torch-Pruning, then fine-tuning
     the network              backprop
 
-Each in float32 and, by `export --int8`, in int8. ResNet of 14 layers on CIFAR-10 (JPEG). Every run is the shipped
-command and gets the same number of epochs; the ones of LCT are the only ones that give several networks for it.
-Accuracy is on test; latency, one image on one thread by onnxruntime, is measured on all networks in turns.
+Each in float32 and, by `export --int8`, in int8. ResNet of 14 layers on CIFAR-10 (JPEG). Every run uses the shipped
+command and the same number of epochs; only those of LCT give several networks. Accuracy is on test; the latency of one
+image on one thread by onnxruntime is measured on all networks in alternation.
 
     pip install torch-pruning
     python benchmarks/compression.py [--seeds 2] [--jobs 2] [--data-root .data] [--runs runs/compression]
 
-Runs that are complete are not run again; those that were interrupted go on.
+Complete runs are not repeated; interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from anytime_lct.analysis import picture
 from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Profile
 from anytime_lct.reproduce import runner
-from anytime_lct.reproduce.plan import Given, Run, merged
+from anytime_lct.reproduce.plan import Run, Tables, merged
 from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.verbs import export
@@ -46,7 +46,7 @@ NARROWER, SHARES = (8,), (0.5, 0.25)
 PRUNED = f"{Path(__file__).with_name('pruned.py')}:pruned"
 CALIBRATION_SAMPLES = 512
 
-COMMON: Given = {
+COMMON: Tables = {
     "data": {"name": "imagefolder", "root": "cifar10-jpeg", "augment": "crop-flip"},
     "model": {"name": "resnet", "depth": DEPTH, "width": WIDTH},
     "train": {"epochs": EPOCHS, "channels_last": True},
@@ -54,18 +54,18 @@ COMMON: Given = {
     "groups_schedule": {"name": "one-cycle"},
     "critics_schedule": {"name": "one-cycle"},
 }
-CUT: Given = {"cut": {"groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
-SLIM: Given = merged(CUT, {
+CUT: Tables = {"cut": {"groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
+SLIM: Tables = merged(CUT, {
     "critic": {"kind": "slim", "depth": 2},
     "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
     "critics_schedule": {"name": "cosine"},
 })  # fmt: skip
-RESIDUAL: Given = merged(CUT, {"critic": {"kind": "residual"}})
+RESIDUAL: Tables = merged(CUT, {"critic": {"kind": "residual"}})
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to smaller networks: `points` are the runs and exits that it gives, from the smallest."""
+    """One way to smaller networks; `points` are its runs and exits, from the smallest."""
 
     name: str
     colour: str
@@ -82,10 +82,10 @@ WAYS = (
 )
 
 
-def runs() -> dict[str, Given]:
-    """What each run is told, but for its seed and what it is pruned from."""
-    backprop: Given = {"train": {"method": "bp"}}
-    settings: dict[str, Given] = {
+def runs() -> dict[str, Tables]:
+    """Return the recipe entries of each run by its name, without the seed and without the pruned runs."""
+    backprop: Tables = {"train": {"method": "bp"}}
+    settings: dict[str, Tables] = {
         "lct-slim": merged(COMMON, SLIM),
         "lct-residual": merged(COMMON, RESIDUAL),
         "bp": merged(COMMON, backprop),
@@ -99,25 +99,25 @@ def runs() -> dict[str, Given]:
 
 
 def jobs(seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
-    """Lay out all runs of every seed; the pruned ones come after the run that they are pruned from."""
+    """Return the jobs of every run and seed; a pruned run comes after the run that it is pruned from."""
     settings = runs()
-    laid_out = runner.jobs([Run(name, given) for name, given in settings.items()], seeds, folder, data_root)
-    for before in [job for job in laid_out if job.run.name == "before-pruning"]:
+    planned = runner.jobs([Run(name, entries) for name, entries in settings.items()], seeds, folder, data_root)
+    for before in [job for job in planned if job.run.name == "before-pruning"]:
         for share in SHARES:
-            given = merged(before.run.given, {
+            entries = merged(before.run.tables, {
                 "model": {"name": PRUNED, "base": str(before.folder.resolve()), "share": share},
                 "train": {"epochs": EPOCHS - EPOCHS_BEFORE_PRUNING},
                 "groups": {"lr": TUNING_RATE},
             })  # fmt: skip
-            del given["model"]["depth"], given["model"]["width"]
-            run = Run(f"pruned-{share}", given)
-            where, recipe = folder / f"{run.name}-seed{before.seed}", run.recipe(before.seed, data_root)
-            laid_out.append(SeededRun(run, before.seed, where, recipe, before))
-    return laid_out
+            del entries["model"]["depth"], entries["model"]["width"]
+            run = Run(f"pruned-{share}", entries)
+            run_dir, recipe = folder / f"{run.name}-seed{before.seed}", run.recipe(before.seed, data_root)
+            planned.append(SeededRun(run, before.seed, run_dir, recipe, before))
+    return planned
 
 
 def bundles(job: SeededRun) -> dict[str, Bundle]:
-    """Export a run in float32 and in int8, unless that is done."""
+    """Export a run in float32 and in int8, unless that is done; return the bundles by precision."""
     by_precision = {}
     for precision, samples in (("float32", None), ("int8", CALIBRATION_SAMPLES)):
         out = job.folder.with_name(f"{job.name}.{precision}")
@@ -129,25 +129,25 @@ def bundles(job: SeededRun) -> dict[str, Bundle]:
 
 
 def latencies(sessions: Sequence[tuple[AnytimeSession, int]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of one image on one thread, in turns; ratios are to the first."""
+    """Time one image on one thread in alternation; ratios are to the first session."""
     shape = sessions[0][0].manifest.input_shape[1:]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)  # type: ignore[misc]
     return ratios([lambda session=session, i=i: session.run_to(i, x) for session, i in sessions], rounds)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write accuracies as a mean in percent, with the standard deviation of several."""
+    """Write accuracies as a mean in percent, with the standard deviation if there are several."""
     mean = f"{100 * statistics.fmean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
 
 
-def measured(laid_out: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
-    """One row a way and point, as in WAYS: cost and accuracy by seed; of seed 0 int8 and latency beside the network's.
+def measure(planned: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
+    """Return a row per point of WAYS: cost and accuracy by seed; of seed 0 int8, and latency over the network's.
 
-    Runs that are not done are left out.
+    Runs that are not done are skipped.
     """
-    by_name = {job.name: job for job in laid_out if job.run.name != "before-pruning" and job.state() == "done"}
-    opened = {name: bundles(job) for name, job in by_name.items() if job.seed == 0}
+    by_name = {job.name: job for job in planned if job.run.name != "before-pruning" and job.state() == "done"}
+    exported = {name: bundles(job) for name, job in by_name.items() if job.seed == 0}
     points = [(way.name, name, exit_) for way in WAYS for name, exit_ in way.points if f"{name}-seed0" in by_name]
     first = ("bp-seed0", "float32", 1)
     keys = [first] + [
@@ -156,13 +156,13 @@ def measured(laid_out: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]
         for precision in ("float32", "int8")
         if (key := (f"{name}-seed0", precision, exit_)) != first
     ]
-    sessions = [(AnytimeSession(opened[name][precision], threads=1), exit_) for name, precision, exit_ in keys]
+    sessions = [(AnytimeSession(exported[name][precision], threads=1), exit_) for name, precision, exit_ in keys]
     latency_of = dict(zip(keys, latencies(sessions, rounds), strict=True))
     rows = []
     for way, name, exit_ in points:
         seeds = [job.seed for job in by_name.values() if job.run.name == name]
         profiles = [Profile.load(by_name[f"{name}-seed{seed}"].folder) for seed in seeds]
-        in_int8 = opened[f"{name}-seed0"]["int8"].profile
+        int8_profile = exported[f"{name}-seed0"]["int8"].profile
         rows.append(
             {
                 "way": way,
@@ -173,7 +173,7 @@ def measured(laid_out: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]
                 "params": [profile.cost(exit_).params for profile in profiles],
                 "validation": [profile.quality(exit_).value for profile in profiles],
                 "test": [profile.exits[exit_ - 1].test.value for profile in profiles],
-                "int8_test": in_int8.exits[exit_ - 1].test.value,
+                "int8_test": int8_profile.exits[exit_ - 1].test.value,
                 "latency": latency_of[f"{name}-seed0", "float32", exit_],
                 "int8_latency": latency_of[f"{name}-seed0", "int8", exit_],
             }
@@ -182,7 +182,7 @@ def measured(laid_out: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, a line a network."""
+    """Write the rows as Markdown, a line per network."""
     lines = [
         f"ResNet of {DEPTH} layers on CIFAR-10 (JPEG), {EPOCHS} epochs each; test accuracy in percent, mean ± "
         "standard deviation where there are several seeds; of seed 0 int8, and latency of one image on one thread as a "
@@ -197,7 +197,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """Write a network's line of the table, but for its name."""
+    """Return the cells of a network's line in the table, without its name."""
     return [
         f"{statistics.fmean(row['flops']) / 1e6:.1f}M",
         f"{statistics.fmean(row['params']) / 1e3:.0f}k",
@@ -209,14 +209,14 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def label(row: dict[str, Any]) -> str:
-    """Name a network: LCT's by its exit, the others by what tells them from each other."""
-    which = {"alone": "exit {}", "width": "{} wide", "pruned": "to {:.0%}"}
-    kind, _, rest = row["run"].partition("-")
+    """Name a network: an LCT sub-model by its exit, the others by what distinguishes them."""
+    formats = {"alone": "exit {}", "width": "{} wide", "pruned": "to {:.0%}"}
+    kind, _, value = row["run"].partition("-")
     if kind == "lct":
         return f"{row['way']}, " + ("main" if row["exit"] == 4 else f"exit {row['exit']}")
-    if kind not in which:
+    if kind not in formats:
         return row["way"]
-    return f"{row['way']}, {which[kind].format(float(rest) if kind == 'pruned' else rest)}"
+    return f"{row['way']}, {formats[kind].format(float(value) if kind == 'pruned' else value)}"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -224,13 +224,19 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10.4, 4.4), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for way in WAYS:
-        mine = [row for row in rows if row["way"] == way.name]
-        if not mine:
+        own_rows = [row for row in rows if row["way"] == way.name]
+        if not own_rows:
             continue
-        _line(left, [statistics.fmean(row["flops"]) / 1e6 for row in mine], [row["test"] for row in mine], way, "-o")
-        _line(right, [row["latency"]["median_ratio"] for row in mine], [row["test"] for row in mine], way, "-o")
-        inside = [row["int8_latency"]["median_ratio"] for row in mine]
-        _line(right, inside, [[row["int8_test"]] for row in mine], way, "--o", hollow=True)
+        _line(
+            left,
+            [statistics.fmean(row["flops"]) / 1e6 for row in own_rows],
+            [row["test"] for row in own_rows],
+            way,
+            "-o",
+        )
+        _line(right, [row["latency"]["median_ratio"] for row in own_rows], [row["test"] for row in own_rows], way, "-o")
+        int8_latency = [row["int8_latency"]["median_ratio"] for row in own_rows]
+        _line(right, int8_latency, [[row["int8_test"]] for row in own_rows], way, "--o", hollow=True)
     left.set_xlabel("multiply-adds for one image, millions")
     right.set_xlabel("latency of one image, share of the network's (dashed, open: int8)")
     left.set_ylabel("test accuracy, %")
@@ -242,28 +248,28 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _line(axes: Axes, x: list[float], values: list[list[float]], way: Way, style: str, hollow: bool = False) -> None:
-    means = [100 * statistics.fmean(one) for one in values]
-    deviations = [100 * statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
-    face = "white" if hollow else way.colour
-    axes.errorbar(x, means, yerr=deviations, fmt=style, color=way.colour, markerfacecolor=face, markersize=5,
+    means = [100 * statistics.fmean(seeds) for seeds in values]
+    deviations = [100 * statistics.stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values]
+    fill = "white" if hollow else way.colour
+    axes.errorbar(x, means, yerr=deviations, fmt=style, color=way.colour, markerfacecolor=fill, markersize=5,
                   linewidth=1.3, capsize=2, label=None if hollow else way.name)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side, a thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs in parallel, one thread each")
     parser.add_argument("--data-root", default=".data")
     parser.add_argument("--runs", type=Path, default=Path("runs/compression"))
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--report", action="store_true", help="train nothing, measure the runs that are done")
+    parser.add_argument("--report", action="store_true", help="only measure the runs that are done")
     arguments = parser.parse_args()
-    laid_out = jobs(arguments.seeds, arguments.runs, arguments.data_root)
-    todo = [job for job in laid_out if not arguments.report and job.state() != "done"]
-    failed = runner.work(todo, arguments.jobs, 1, lambda line: print(line, flush=True))
+    planned = jobs(arguments.seeds, arguments.runs, arguments.data_root)
+    todo = [job for job in planned if not arguments.report and job.state() != "done"]
+    failed = runner.run_jobs(todo, arguments.jobs, 1, lambda line: print(line, flush=True))
     if failed:
         raise SystemExit("\n".join(f"{name} failed: {why}" for name, why in failed.items()))
-    rows = measured(laid_out, arguments.rounds)
+    rows = measure(planned, arguments.rounds)
     (RESULTS / "compression.md").write_text(table(rows), encoding="utf-8")
     draw(rows, RESULTS / "compression.png")
     result = {"epochs": EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}

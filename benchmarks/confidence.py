@@ -1,8 +1,8 @@
-"""Rules for stopping beside fixed exits: test accuracy at the mean multiply-adds of the exits between first and main.
+"""Stopping rules against fixed exits: test accuracy at the mean multiply-adds of the exits between first and main.
 
-For every run (seeds of one recipe, trained and analyzed before) rules are searched on validation for a mean cost as
-high as that of exit 2, exit 3, .., and reported beside the exit on the same test samples, with McNemar's exact test;
-then for other budgets, for the picture. Nothing is written into the run folders.
+For every run (seeds of one recipe, trained and analyzed before) rules are searched on validation for a mean cost up to
+that of exit 2, exit 3, .., and compared with the exit on the same test samples by McNemar's exact test; the picture has
+rules for more budgets. Nothing is written into the run folders.
 
     anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
     python benchmarks/confidence.py runs/serving [RUN ..] [--data-root DIR]
@@ -32,17 +32,17 @@ POINTS = 16
 
 
 def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
-    """Search and report rules for one trained network."""
-    opened = run_folder.open_run(path)
-    data = datasets.from_recipe(opened.recipe, data_root)
+    """Search rules for one trained network; return them with its exits."""
+    run = run_folder.open_run(path)
+    data = datasets.from_recipe(run.recipe, data_root)
     profile = Profile.load(path)
     exits, temperatures = range(1, profile.num_groups + 1), [exit.temperature for exit in profile.exits]
-    judge = measure.judging(opened.network, data)
+    evaluator = measure.network_evaluator(run.network, data)
     validation, test = (
-        threshold_search.watch(judge, split, tuple(exits), temperatures) for split in ("validation", "test")
+        threshold_search.collect(evaluator, split, tuple(exits), temperatures) for split in ("validation", "test")
     )
     result: dict[str, Any] = {
-        "seed": opened.recipe.train.seed,
+        "seed": run.recipe.train.seed,
         "data": profile.data,
         "exits": [
             {
@@ -58,21 +58,21 @@ def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
         "at_exits": [],
         "curve": [],
     }
-    everyone = np.arange(test.right.shape[1])
+    samples = np.arange(test.correct.shape[1])
     for i in list(exits)[1:-1]:
         budget, row = profile.cost(i).flops, {"exit": i, "budget": profile.cost(i).flops}
         for name, measures in (("best", MEASURES), *((name, (name,)) for name in MEASURES)):
             rule = threshold_search.search(profile, validation, test, budget, measures)
-            right = test.right[threshold_search.stops(test, rule.measure, rule.at), everyone]
-            p = p_worse(np.stack([test.right[i - 1], right]), "accuracy")[0][1]
+            correct = test.correct[threshold_search.stopping_rows(test, rule.measure, rule.at), samples]
+            p = p_worse(np.stack([test.correct[i - 1], correct]), "accuracy")[0][1]
             row[name] = {
                 "rule": rule.model_dump(mode="json"),
-                "gain": float(right.mean() - test.right[i - 1].mean()),
+                "gain": float(correct.mean() - test.correct[i - 1].mean()),
                 "p": p,
                 "cost_to_budget": rule.cost.flops / budget,
             }
         print(
-            f"{path.name}: exit {i} {test.right[i - 1].mean():.2%} at {show_count(budget)}, "
+            f"{path.name}: exit {i} {test.correct[i - 1].mean():.2%} at {show_count(budget)}, "
             f"rule {row['best']['rule']['accuracy']['value']:.2%} at {row['best']['cost_to_budget']:.3f} of it "
             f"(p {row['best']['p']:.1e}), at {row['best']['rule']['at']} of {row['best']['rule']['measure']}",
             flush=True,
@@ -86,7 +86,7 @@ def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: a line an exit, means over runs, with the standard deviation where there are several."""
+    """Return Markdown: a line per exit, means over runs, with the standard deviation if there are several."""
     lines = [
         f"Test accuracy at the mean multiply-adds of a fixed exit, {runs[0]['data']}, "
         f"{len(runs)} seed{'s' if len(runs) > 1 else ''}. One multiply-add counts one.",
@@ -110,7 +110,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Write a mean, and the standard deviation of several."""
+    """Write a mean, with the standard deviation if there are several values."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

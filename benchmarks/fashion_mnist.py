@@ -1,7 +1,7 @@
-"""The shipped Fashion-MNIST recipe, from nothing to the profile of its four exits: accuracy on the test set and time.
+"""The shipped Fashion-MNIST recipe, trained from scratch: test accuracy of its four exits, and time.
 
 Trains by the recipe, analyzes, and writes the profile with recipe, seed, seconds and machine, and the picture.
-The validation split chooses; the test set is looked at once.
+All choices use the validation split; the test set is evaluated once.
 
     python benchmarks/fashion_mnist.py [--data-root DIR] [--seed 0] [--run-dir runs/fashion-mnist]
 """
@@ -23,7 +23,7 @@ from anytime_lct.verbs import analyze, train
 
 
 def show(event: Event) -> None:
-    """Say what an epoch came to: its seconds, and the validation accuracy of every exit."""
+    """Print the seconds of an epoch and the validation accuracy of every exit."""
     if isinstance(event, Epoch):
         scores = " ".join(f"{score:.2%}" for score in event.scores)
         print(f"epoch {event.epoch}  {event.seconds:.1f} s  validation accuracy {scores}", flush=True)

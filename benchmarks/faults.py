@@ -1,11 +1,11 @@
-"""The server in trouble: who is answered in time while something goes wrong beside it, and what is lost at its end.
+"""The server under faults: the share answered in time while something goes wrong, and what a shutdown loses.
 
-hog      two processes that do nothing but use the cores
-gone     twenty clients a second that send a request and hang up
-slow     group 2 takes four times as long as the timings say (the timings of a copy of the bundle are made to lie)
-sigterm  the server is told to end in the midst: every request that it had admitted must be answered
+hog      two processes keep the cores busy
+gone     twenty clients a second send a request and hang up
+slow     group 2 takes four times as long as the timings say (in a copy of the bundle with wrong timings)
+sigterm  the server gets SIGTERM halfway: every admitted request must be answered
 
-Each beside Poisson load at half the full-depth capacity, as benchmarks/serving.py sends it.
+Each runs under Poisson load at half the full-depth capacity, as benchmarks/serving.py sends it.
 
     python benchmarks/faults.py --run runs/serving [--seconds 30] [--deadline 20ms]
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from load import Sent, open_loop, request
+from load import Exchange, open_loop, request
 from measuring import RESULTS, write
 from serving import HOST, capacity, images_of, judge, prepare, server, whole_exit
 
@@ -46,24 +46,24 @@ def _burn() -> None:
 @contextmanager
 def hogs() -> Iterator[None]:
     """Keep the cores busy."""
-    running = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(HOGS)]
-    for process in running:
+    processes = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(HOGS)]
+    for process in processes:
         process.start()
     try:
         yield
     finally:
-        for process in running:
+        for process in processes:
             process.kill()
             process.join()
 
 
 @contextmanager
 def hanging_up(port: int, message: bytes) -> Iterator[None]:
-    """Send requests and go before the answer comes."""
-    over = threading.Event()
+    """Send requests and close each connection before the answer comes."""
+    stop = threading.Event()
 
     def send() -> None:
-        while not over.wait(1 / GONE_A_SECOND):
+        while not stop.wait(1 / GONE_A_SECOND):
             with socket.create_connection((HOST, port)) as connection:
                 connection.sendall(message)
 
@@ -72,12 +72,12 @@ def hanging_up(port: int, message: bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
-def lying_copy(bundle: Path, folder: Path) -> Path:
-    """Copy a bundle with timings by which group 2 takes a fourth of what it takes."""
+def copy_with_wrong_timings(bundle: Path, folder: Path) -> Path:
+    """Copy a bundle with timings that give group 2 a quarter of its seconds; return the copy."""
     copy = folder / bundle.name
     shutil.copytree(bundle, copy)
     timings = json.loads(timings_path(bundle).read_text())
@@ -87,26 +87,28 @@ def lying_copy(bundle: Path, folder: Path) -> Path:
     return copy
 
 
-def ended_early(bundle: Path, options: tuple[str, ...], rate: float, seconds: float, messages: list[bytes]) -> Any:
-    """Tell the server to end half-way; count what became of the requests that had left before."""
+def stop_midway(
+    bundle: Path, options: tuple[str, ...], rate: float, seconds: float, messages: list[bytes]
+) -> dict[str, Any]:
+    """Send SIGTERM to the server halfway; count the outcomes of the requests sent before."""
     with server(bundle, *options) as (port, process):
         asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=0))
         signalled_at: list[float] = []
 
-        def tell() -> None:
+        def terminate() -> None:
             signalled_at.append(time.perf_counter())
             process.send_signal(signal.SIGTERM)
 
-        threading.Timer(seconds / 2, tell).start()
-        sent: list[Sent] = asyncio.run(open_loop(HOST, port, rate, seconds, messages, seed=0))
+        threading.Timer(seconds / 2, terminate).start()
+        exchanges: list[Exchange] = asyncio.run(open_loop(HOST, port, rate, seconds, messages, seed=0))
         process.wait(30)
-    before = [each for each in sent if each.left and each.left < signalled_at[0]]
+    before = [each for each in exchanges if each.departure and each.departure < signalled_at[0]]
     return {
         "left_before": len(before),
         "answered": sum(each.status == 200 for each in before),
         "refused": sum(each.status == 503 for each in before),
         "lost": sum(each.status == 0 for each in before),
-        "answered_after": sum(each.status == 200 for each in sent) - sum(each.status == 200 for each in before),
+        "answered_after": sum(each.status == 200 for each in exchanges) - sum(each.status == 200 for each in before),
         "ended_with": process.returncode,
     }
 
@@ -128,24 +130,24 @@ def main() -> None:
     deadline, options = parse_seconds(arguments.deadline), ("--deadline", arguments.deadline)
     result: dict[str, Any] = {"deadline_seconds": deadline, "seconds": arguments.seconds, "rate": rate}
 
-    def beside(name: str, where: Path, trouble: Callable[[int], AbstractContextManager[None]]) -> None:
-        with server(where, *options) as (port, _):
+    def measure(name: str, bundle: Path, fault: Callable[[int], AbstractContextManager[None]]) -> None:
+        with server(bundle, *options) as (port, _):
             asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=0))
-            with trouble(port):
-                sent = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed=0))
-        result[name] = judge(sent, offline, classes, deadline)
+            with fault(port):
+                exchanges = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed=0))
+        result[name] = judge(exchanges, offline, classes, deadline)
         row = result[name]
         print(
             f"{name:8s} on time {100 * row['on_time_share']:.2f}%  refused {100 * row['refused_share']:.2f}%",
             flush=True,
         )
 
-    beside("nothing", bundle, lambda port: nullcontext())
-    beside("hog", bundle, lambda port: hogs())
-    beside("gone", bundle, lambda port: hanging_up(port, messages[0]))
+    measure("nothing", bundle, lambda port: nullcontext())
+    measure("hog", bundle, lambda port: hogs())
+    measure("gone", bundle, lambda port: hanging_up(port, messages[0]))
     with tempfile.TemporaryDirectory() as folder:
-        beside("slow", lying_copy(bundle, Path(folder)), lambda port: nullcontext())
-    result["sigterm"] = ended_early(bundle, options, rate, arguments.seconds / 3, messages)
+        measure("slow", copy_with_wrong_timings(bundle, Path(folder)), lambda port: nullcontext())
+    result["sigterm"] = stop_midway(bundle, options, rate, arguments.seconds / 3, messages)
     print(f"sigterm  {result['sigterm']}", flush=True)
     print(f"wrote {write('faults', result, arguments.out)}")
 

@@ -1,12 +1,12 @@
-"""The server under malformed requests: at least 10,000 are refused, none makes it fail, grow or fall silent.
+"""The server under malformed requests: at least 10,000 are refused; none makes it fail, leak memory or hang.
 
-1. schemathesis makes requests, right and wrong ones, from the server's own description, and holds the answers to it.
-2. Binary requests that were right until bytes, sizes, shapes, packing or headers were changed at random.
-3. Sockets that speak no HTTP, half of it, too much of it, or hang up in the middle.
+1. Valid and invalid requests that schemathesis generates from the server's OpenAPI description; it checks the answers.
+2. Binary requests with random changes to bytes, sizes, shapes, compression or headers.
+3. Sockets that send something other than HTTP, a part of a request, too much, or hang up midway.
 
     python benchmarks/fuzz_server.py [--binary 9500] [--schema 250] [--sockets 2000] [--seed 0]
 
-Then an ordinary request must be answered as before. The networks are tiny ones, written by hand.
+Then a valid request must be answered as before. The networks are tiny, from tests/bundles.py.
 """
 
 from __future__ import annotations
@@ -49,52 +49,52 @@ KEYS = (
 
 
 class Fuzz:
-    """Sends requests over one connection, and counts answers by their status."""
+    """Sends requests over one connection and counts answers by status."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self.server, self.rng = server, np.random.default_rng(seed)
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
-        self._line: http.client.HTTPConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
 
     def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        """Send a request; a connection that the server closed is opened again."""
-        for again in (True, False):
-            if self._line is None:
-                self._line = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        """Send a request; reopen a connection that the server closed."""
+        for retry in (True, False):
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
             try:
-                self._line.request("POST", path, body, headers)
-                answer = self._line.getresponse()
+                self._connection.request("POST", path, body, headers)
+                answer = self._connection.getresponse()
                 content = answer.read()
                 if answer.getheader("connection") == "close":
-                    self._line = None
+                    self._connection = None
                 return answer.status, content
             except (OSError, http.client.HTTPException):
-                self._line = None
-                if not again:
+                self._connection = None
+                if not retry:
                     raise
         raise AssertionError("unreachable")
 
-    def judge(self, what: str, status: int, content: bytes) -> None:
-        """Count an answer, and keep it where it is none that a server may give."""
+    def judge(self, kind: str, status: int, content: bytes) -> None:
+        """Count an answer, and record it as a failure unless it is a success or a proper error."""
         self.statuses[status] += 1
         if status == 200:
             return
         try:
             message = json.loads(content)
-            good = list(message) == ["error"] and isinstance(message["error"], str) and len(message["error"]) < 2000
+            proper = list(message) == ["error"] and isinstance(message["error"], str) and len(message["error"]) < 2000
         except ValueError:
-            good = False
-        if not good or (status >= 500 and status != 503):
-            self.failures.append(f"{what}: {status} {content[:200]!r}")
+            proper = False
+        if not proper or (status >= 500 and status != 503):
+            self.failures.append(f"{kind}: {status} {content[:200]!r}")
 
-    def some(self, options: Any) -> Any:
-        """Return one of several."""
+    def choose(self, options: Any) -> Any:
+        """Return one of `options` at random."""
         return options[int(self.rng.integers(len(options)))]
 
 
-def right(fuzz: Fuzz) -> tuple[str, dict[str, Any], bytes]:
-    """A request that is right: path, JSON, and what follows it."""
+def valid_request(fuzz: Fuzz) -> tuple[str, dict[str, Any], bytes]:
+    """Return the path of a valid request, its JSON, and the binary data after it."""
     if fuzz.rng.random() < 0.5:
         x = fuzz.rng.standard_normal((int(fuzz.rng.integers(1, 4)), 1, SIZE, SIZE)).astype("<f4")
         path, datatype = "/v2/models/tiny/infer", "FP32"
@@ -107,28 +107,27 @@ def right(fuzz: Fuzz) -> tuple[str, dict[str, Any], bytes]:
     return path, {"id": "7", "inputs": [tensor], "parameters": {"timeout": 10**6}}, x.tobytes()
 
 
-def wrong(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
-    """The same, with one thing or several made wrong."""
-    path, request, raw = right(fuzz)
+def changed_request(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
+    """Return the path, body and headers of a valid request after a few random changes, which may leave it valid."""
+    path, request, raw = valid_request(fuzz)
     tensor, headers = request["inputs"][0], {}
-    late = []
+    changes_bytes = False
     for _ in range(fuzz.rng.integers(1, 3)):
         change = int(fuzz.rng.integers(12))
         if change == 0:
-            tensor["parameters"]["binary_data_size"] = fuzz.some(NUMBERS)
+            tensor["parameters"]["binary_data_size"] = fuzz.choose(NUMBERS)
         elif change == 1:
-            tensor["shape"] = [fuzz.some(NUMBERS) for _ in range(fuzz.rng.integers(0, 12))]
+            tensor["shape"] = [fuzz.choose(NUMBERS) for _ in range(fuzz.rng.integers(0, 12))]
         elif change == 2:
-            tensor["shape"][int(fuzz.rng.integers(len(tensor["shape"])))] = fuzz.some(NUMBERS)
-            late.append("shape")
+            tensor["shape"][int(fuzz.rng.integers(len(tensor["shape"])))] = fuzz.choose(NUMBERS)
         elif change == 3:
-            tensor["datatype"] = fuzz.some(("FP64", "FP16", "BOOL", "BYTES", "UINT8", "INT32", "", None, 7))
+            tensor["datatype"] = fuzz.choose(("FP64", "FP16", "BOOL", "BYTES", "UINT8", "INT32", "", None, 7))
         elif change == 4:
-            request["parameters"] = {fuzz.some(KEYS): fuzz.some(NUMBERS) for _ in range(3)}
+            request["parameters"] = {fuzz.choose(KEYS): fuzz.choose(NUMBERS) for _ in range(3)}
         elif change == 5:
-            request[fuzz.some(("inputs", "outputs", "id", "parameters", "x"))] = fuzz.some(NUMBERS)
+            request[fuzz.choose(("inputs", "outputs", "id", "parameters", "x"))] = fuzz.choose(NUMBERS)
         elif change == 6:
-            tensor[fuzz.some(("name", "data", "x", "parameters"))] = fuzz.some(NUMBERS)
+            tensor[fuzz.choose(("name", "data", "x", "parameters"))] = fuzz.choose(NUMBERS)
         elif change == 7:
             request["inputs"] = [tensor] * int(fuzz.rng.integers(0, 4))
         elif change == 8:
@@ -136,41 +135,41 @@ def wrong(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
         elif change == 9:
             raw += fuzz.rng.bytes(int(fuzz.rng.integers(1, 100)))
         elif change == 10:
-            raw = np.full(len(raw) // 4, fuzz.some((np.nan, np.inf, 3e38)), "<f4").tobytes()
+            raw = np.full(len(raw) // 4, fuzz.choose((np.nan, np.inf, 3e38)), "<f4").tobytes()
         else:
-            late.append("bytes")
+            changes_bytes = True
         if not isinstance(tensor.get("shape"), list) or not tensor["shape"]:
             tensor["shape"] = [1]
         if not isinstance(tensor.get("parameters"), dict):
             break
     head = json.dumps(request).encode()
     length: object = len(head)
-    if "bytes" in late:
+    if changes_bytes:
         changed = bytearray(head)
         for _ in range(fuzz.rng.integers(1, 6)):
-            place = int(fuzz.rng.integers(len(changed)))
-            changed[place : place + int(fuzz.rng.integers(0, 4))] = fuzz.rng.bytes(int(fuzz.rng.integers(0, 4)))
+            start = int(fuzz.rng.integers(len(changed)))
+            changed[start : start + int(fuzz.rng.integers(0, 4))] = fuzz.rng.bytes(int(fuzz.rng.integers(0, 4)))
         head = bytes(changed)
     if fuzz.rng.random() < 0.15:
-        length = fuzz.some((0, -1, 1, len(head) + 1, len(head) - 1, 10**9, 10**30, "x", "", "1e3", "0x10"))
+        length = fuzz.choose((0, -1, 1, len(head) + 1, len(head) - 1, 10**9, 10**30, "x", "", "1e3", "0x10"))
     headers["Inference-Header-Content-Length"] = str(length)
     body = head + raw
     if fuzz.rng.random() < 0.15:
-        body, headers["Content-Encoding"] = packed(fuzz, body)
+        body, headers["Content-Encoding"] = compress(fuzz, body)
     return path, body, headers
 
 
-def packed(fuzz: Fuzz, body: bytes) -> tuple[bytes, str]:
-    """Pack a body, rightly or wrongly."""
-    name = fuzz.some(("gzip", "deflate", "br", "gzip, deflate", "zip"))
-    content = fuzz.some((gzip.compress, zlib.compress, bytes))(body)
+def compress(fuzz: Fuzz, body: bytes) -> tuple[bytes, str]:
+    """Return a body, compressed correctly or not, and its content encoding."""
+    name = fuzz.choose(("gzip", "deflate", "br", "gzip, deflate", "zip"))
+    content = fuzz.choose((gzip.compress, zlib.compress, bytes))(body)
     if fuzz.rng.random() < 0.5:
         content = content[: int(fuzz.rng.integers(len(content) + 1))]
     return content, name
 
 
-def hard(fuzz: Fuzz) -> list[tuple[str, bytes, dict[str, str]]]:
-    """A few that are meant to take time and memory."""
+def expensive_requests() -> list[tuple[str, bytes, dict[str, str]]]:
+    """Return a few requests that are meant to take time and memory."""
     path = "/v2/models/tiny/infer"
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, 1, SIZE, SIZE]}
     deep = b'{"inputs": ' + b"[" * 3 * MEGA
@@ -194,19 +193,19 @@ def hard(fuzz: Fuzz) -> list[tuple[str, bytes, dict[str, str]]]:
 
 
 def nonsense(fuzz: Fuzz) -> bytes:
-    """Bytes for a socket: no HTTP, half of it, or too much of it."""
+    """Return bytes for a socket: not HTTP, a part of a request, or too much."""
     start = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n"
-    return fuzz.some(
+    return fuzz.choose(
         (
             lambda: fuzz.rng.bytes(int(fuzz.rng.integers(1, 3000))),
             lambda: start[: int(fuzz.rng.integers(len(start)))],
             lambda: start + b"Content-Length: 100000\r\n\r\n" + fuzz.rng.bytes(50),
-            lambda: start + b"Content-Length: %d\r\n\r\n" % fuzz.some((-1, 10**30, 0)) + b"{}",
+            lambda: start + b"Content-Length: %d\r\n\r\n" % fuzz.choose((-1, 10**30, 0)) + b"{}",
             lambda: start + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
             lambda: (
                 start
                 + b"Transfer-Encoding: chunked\r\n\r\n"
-                + fuzz.some((b"zz\r\n", b"ffffffffffffffffff\r\n", b"-1\r\n", b"5\r\nab"))
+                + fuzz.choose((b"zz\r\n", b"ffffffffffffffffff\r\n", b"-1\r\n", b"5\r\nab"))
             ),
             lambda: start + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
             lambda: start + b"a: " + b"b" * int(fuzz.rng.integers(1, 200_000)) + b"\r\n",
@@ -220,17 +219,17 @@ def nonsense(fuzz: Fuzz) -> bytes:
 
 
 def sockets(fuzz: Fuzz, number: int) -> int:
-    """Send nonsense and hang up, sometimes without waiting; returns how many were answered."""
+    """Send nonsense and hang up, sometimes without waiting; return the number of answers."""
     answered = 0
     for _ in range(number):
-        with socket.create_connection(("127.0.0.1", fuzz.server.port), timeout=20) as line:
+        with socket.create_connection(("127.0.0.1", fuzz.server.port), timeout=20) as connection:
             try:
-                line.sendall(nonsense(fuzz))
+                connection.sendall(nonsense(fuzz))
                 if fuzz.rng.random() < 0.2:
                     continue
-                line.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
                 answers = b""
-                while part := line.recv(1 << 16):
+                while part := connection.recv(1 << 16):
                     answers += part
             except (BrokenPipeError, ConnectionResetError):
                 continue
@@ -242,7 +241,7 @@ def sockets(fuzz: Fuzz, number: int) -> int:
 
 
 def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
-    """Have schemathesis try every operation with so many examples, wrong and right; returns its number of requests."""
+    """Let schemathesis try every operation with `examples` requests; return the number sent and the failures."""
     import hypothesis
     import requests
     import schemathesis
@@ -256,7 +255,7 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
     )
 
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
-    described = schemathesis.openapi.from_url(f"{fuzz.server.address}/openapi.json")
+    description = schemathesis.openapi.from_url(f"{fuzz.server.address}/openapi.json")
     session, failures, number_sent = requests.Session(), [], 0
 
     def run(operation: Any, mode: GenerationMode, number: int) -> None:
@@ -266,7 +265,7 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
             phases=[hypothesis.Phase.generate],
         )  # fmt: skip
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-        def try_it(case: Any) -> None:
+        def try_case(case: Any) -> None:
             nonlocal number_sent
             answer = case.call(session=session)
             number_sent += 1
@@ -276,27 +275,27 @@ def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
             except FailureGroup as group:
                 failures.extend(f"{case.method} {case.formatted_path}: {each}"[:500] for each in group.exceptions)
 
-        try_it()
+        try_case()
 
-    for each in described.get_all_operations():
+    for each in description.get_all_operations():
         operation = each.ok()
         takes_body = bool(operation.body)
         for mode in GenerationMode:
             try:
                 run(operation, mode, examples if takes_body else max(1, examples // 10))
             except (hypothesis.errors.Unsatisfiable, hypothesis.errors.InvalidArgument):
-                continue  # nothing can be made wrong in a request that takes nothing
+                continue  # a request without input has no invalid form
     return number_sent, failures
 
 
-def memory(server: Server, what: str) -> int:
-    """Bytes that the server holds in memory (VmRSS), or held at most (VmHWM)."""
+def memory(server: Server, field: str) -> int:
+    """Return the bytes of the server's memory, resident now (VmRSS) or at the peak (VmHWM)."""
     status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(what))) * 1024
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(field))) * 1024
 
 
-def ordinary(fuzz: Fuzz) -> bytes:
-    """An ordinary request's answer, without what differs each time."""
+def reference_answer(fuzz: Fuzz) -> bytes:
+    """Return the outputs of a fixed valid request."""
     x = np.random.default_rng(0).standard_normal((1, 1, SIZE, SIZE)).astype("<f4")
     request = {"inputs": [{"name": "input", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}]}
     status, content = fuzz.post("/v2/models/tiny/infer", json.dumps(request).encode(), {})
@@ -312,29 +311,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        write_image_bundle(Path(place) / "tiny", size=SIZE)
-        write_text_bundle(Path(place) / "words")
-        with Server(Path(place)) as server:
+    with tempfile.TemporaryDirectory() as folder:
+        write_image_bundle(Path(folder) / "tiny", size=SIZE)
+        write_text_bundle(Path(folder) / "words")
+        with Server(Path(folder)) as server:
             fuzz = Fuzz(server, arguments.seed)
-            begun = time.monotonic()
-            before = ordinary(fuzz)
+            start = time.monotonic()
+            before = reference_answer(fuzz)
             for _ in range(500):
-                fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
+                fuzz.judge("binary", *fuzz.post(*changed_request(fuzz)))
             warm = memory(server, "VmRSS")
             for _ in range(arguments.binary - 500):
-                fuzz.judge("binary", *fuzz.post(*wrong(fuzz)))
-            for request in hard(fuzz):
+                fuzz.judge("binary", *fuzz.post(*changed_request(fuzz)))
+            for request in expensive_requests():
                 fuzz.judge("hard", *fuzz.post(*request))
             answered = sockets(fuzz, arguments.sockets)
             number_sent, violations = schema(fuzz, arguments.schema)
-            after = ordinary(fuzz)
+            after = reference_answer(fuzz)
             result = {
                 "command": "python benchmarks/fuzz_server.py",
                 "seed": arguments.seed,
                 "sent": {
                     "binary": arguments.binary,
-                    "hard": len(hard(fuzz)),
+                    "hard": len(expensive_requests()),
                     "sockets": arguments.sockets,
                     "schemathesis": number_sent,
                 },
@@ -348,7 +347,7 @@ def main() -> None:
                     "at_the_end": memory(server, "VmRSS"),
                     "at_most": memory(server, "VmHWM"),
                 },
-                "seconds": round(time.monotonic() - begun, 1),
+                "seconds": round(time.monotonic() - start, 1),
                 "schemathesis": version("schemathesis"),
             }
             code = server.stop()

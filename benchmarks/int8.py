@@ -1,7 +1,7 @@
-"""int8 beside float32: seconds to every exit, alternated in one run, accuracy of every exit, and bytes.
+"""int8 against float32: seconds to every exit, in alternation, accuracy of every exit, and bytes.
 
-Both bundles of a trained and analyzed run are exported, and one image at a time is answered by one thread by way of the
-exit's own critic alone. Accuracies are those of the run's profile, by torch, and of the int8 graphs, by onnxruntime.
+Exports both bundles of a trained and analyzed run, and times one image on one thread to every exit, without the
+critics before it. Accuracies are those of the run's profile, by torch, and of the int8 graphs, by onnxruntime.
 
     anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
     python benchmarks/int8.py runs/serving [--data-root DIR] [--rounds 60]
@@ -25,27 +25,27 @@ from anytime_lct.verbs import export
 SAMPLES = 512
 
 
-def both(run: Path, folder: Path, data_root: str | None) -> dict[str, Bundle]:
+def export_both(run: Path, folder: Path, data_root: str | None) -> dict[str, Bundle]:
     return {
         "float32": export(run, folder / "float32"),
         "int8": export(run, folder / "int8", int8_samples=SAMPLES, data_root=data_root),
     }
 
 
-def rows(bundles: dict[str, Bundle], of_torch: Profile, rounds: int) -> list[dict[str, Any]]:
-    """Time and compare every exit."""
+def measure_exits(bundles: dict[str, Bundle], float_profile: Profile, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for every exit: seconds, accuracy and bytes in both precisions."""
     sessions = {name: AnytimeSession(bundle, threads=1) for name, bundle in bundles.items()}
     shape = bundles["int8"].manifest.input_shape[1:]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)  # type: ignore[misc]
-    exits = []
+    rows = []
     for i in bundles["int8"].manifest.served:
         calls = [lambda session=session, i=i: session.run_to(i, x) for session in sessions.values()]
-        of_float, of_int8 = ratios(calls, rounds)
-        float_exit, int8_exit = of_torch.exits[i - 1], bundles["int8"].profile.exits[i - 1]
+        float_times, int8_times = ratios(calls, rounds)
+        float_exit, int8_exit = float_profile.exits[i - 1], bundles["int8"].profile.exits[i - 1]
         row = {
             "exit": i,
-            "float32_seconds": of_float["median_seconds"],
-            "int8": of_int8,
+            "float32_seconds": float_times["median_seconds"],
+            "int8": int8_times,
             "float32_test": float_exit.test.model_dump(),
             "int8_test": int8_exit.test.model_dump(),
             "float32_validation": float_exit.validation and float_exit.validation.value,
@@ -53,12 +53,13 @@ def rows(bundles: dict[str, Bundle], of_torch: Profile, rounds: int) -> list[dic
             "bytes": {name: bundle.manifest.exits[i].bytes for name, bundle in bundles.items()},
         }
         print(
-            f"exit {i}: {1e3 * of_float['median_seconds']:.2f} ms in float32, int8 takes {of_int8['median_ratio']:.2f} "
-            f"of it; test accuracy {float_exit.test.value:.2%}, in int8 {int8_exit.test.value:.2%}",
+            f"exit {i}: {1e3 * float_times['median_seconds']:.2f} ms in float32, int8 takes "
+            f"{int8_times['median_ratio']:.2f} of it; "
+            f"test accuracy {float_exit.test.value:.2%}, in int8 {int8_exit.test.value:.2%}",
             flush=True,
         )
-        exits.append(row)
-    return exits
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -68,14 +69,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundles = both(arguments.run, Path(folder), arguments.data_root)
+        bundles = export_both(arguments.run, Path(folder), arguments.data_root)
         profile = Profile.load(arguments.run)
         result = {
             "network": bundles["int8"].manifest.model,
             "data": profile.data,
             "calibration_samples": SAMPLES,
             "chain_differs_from_whole_exits_by": bundles["int8"].manifest.largest_difference,
-            "exits": rows(bundles, profile, arguments.rounds),
+            "exits": measure_exits(bundles, profile, arguments.rounds),
         }
     print(f"wrote {write('int8', result)}")
 

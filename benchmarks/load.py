@@ -1,7 +1,7 @@
-"""Open-loop load on a server: requests leave when a Poisson process says so, whether or not earlier ones are answered.
+"""Open-loop load on a server: requests leave at the times of a Poisson process, whether or not earlier ones are done.
 
-Latency counts from the scheduled time, so that a sender that falls behind does not flatter the server. Connections are
-kept alive and as many are opened as are needed at once.
+Latency counts from the scheduled time, so a sender that falls behind does not flatter the server. Connections are kept
+alive; a new one is opened when none is free.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 
 @dataclass
-class Sent:
-    """A request: which input, when it was due to leave and did leave, when the answer was there, and the answer."""
+class Exchange:
+    """A request and its answer: the number of the input, times by time.perf_counter, and the response."""
 
     number: int
     scheduled: float
-    left: float = 0.0
-    arrived: float = 0.0
+    departure: float = 0.0
+    arrival: float = 0.0
     status: int = 0
     head: bytes = b""
     body: bytes = b""
@@ -32,7 +32,7 @@ class Sent:
     @property
     def latency(self) -> float:
         """Seconds from the scheduled time to the whole answer."""
-        return self.arrived - self.scheduled
+        return self.arrival - self.scheduled
 
     def read(self) -> np.ndarray | None:
         """Return the logits of a binary answer, (K,); `facts` then holds the response's parameters."""
@@ -42,17 +42,17 @@ class Sent:
         length = next(int(line.partition(b":")[2]) for line in lines if line.startswith(b"inference-header-content-"))
         answer = json.loads(self.body[:length])
         self.facts = answer["parameters"]
-        place, logits = length, None
+        offset, logits = length, None
         for output in answer["outputs"]:
             size = output["parameters"]["binary_data_size"]
             if output["name"] == "logits":
-                logits = np.frombuffer(self.body[place : place + size], "<f4")
-            place += size
+                logits = np.frombuffer(self.body[offset : offset + size], "<f4")
+            offset += size
         return logits
 
 
 def request(host: str, model: str, x: np.ndarray, parameters: dict[str, Any]) -> bytes:
-    """Write a binary V2 request for one input (1, C, H, W) float32, which asks for binary logits."""
+    """Write a binary V2 request for binary logits of one input, (1, C, H, W) float32."""
     data = np.ascontiguousarray(x, "<f4").tobytes()
     tensor = {
         "name": "input",
@@ -70,11 +70,11 @@ def request(host: str, model: str, x: np.ndarray, parameters: dict[str, Any]) ->
 
 
 class _Connection(asyncio.Protocol):
-    """One kept-alive connection: one request at a time."""
+    """A kept-alive connection, for one request at a time."""
 
     def __init__(self, free: list[_Connection]) -> None:
         self.free = free
-        self.sent: Sent | None = None
+        self.exchange: Exchange | None = None
         self.done: Callable[[], None] = lambda: None
         self.buffer = b""
         self.transport: asyncio.Transport | None = None
@@ -83,43 +83,44 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
-    def send(self, sent: Sent, message: bytes, done: Callable[[], None]) -> None:
+    def send(self, exchange: Exchange, message: bytes, done: Callable[[], None]) -> None:
         assert self.transport is not None
-        self.sent, self.done, self.buffer = sent, done, b""
-        sent.left = time.perf_counter()
+        self.exchange, self.done, self.buffer = exchange, done, b""
+        exchange.departure = time.perf_counter()
         self.transport.write(message)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found or self.sent is None:
+        head, separator, body = self.buffer.partition(b"\r\n\r\n")
+        if not separator or self.exchange is None:
             return
         lower = head.lower()
-        place = lower.index(b"content-length:", lower.index(b"\r\n"))
-        while lower[place - 2 : place] != b"\r\n":  # not inference-header-content-length
-            place = lower.index(b"content-length:", place + 1)
-        if len(body) >= int(lower[place + 15 :].partition(b"\r\n")[0]):
-            sent, self.sent = self.sent, None
-            sent.arrived, sent.status, sent.head, sent.body = time.perf_counter(), int(head[9:12]), head, body
+        start = lower.index(b"content-length:", lower.index(b"\r\n"))
+        while lower[start - 2 : start] != b"\r\n":  # not inference-header-content-length
+            start = lower.index(b"content-length:", start + 1)
+        if len(body) >= int(lower[start + 15 :].partition(b"\r\n")[0]):
+            exchange, self.exchange = self.exchange, None
+            exchange.arrival, exchange.status = time.perf_counter(), int(head[9:12])
+            exchange.head, exchange.body = head, body
             self.free.append(self)
             self.done()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self in self.free:
             self.free.remove(self)
-        if self.sent is not None:
-            self.sent, sent = None, self.sent
-            sent.arrived = time.perf_counter()
+        if self.exchange is not None:
+            exchange, self.exchange = self.exchange, None
+            exchange.arrival = time.perf_counter()
             self.done()
 
 
 async def open_loop(
     host: str, port: int, rate: float, seconds: float, messages: Sequence[bytes], seed: int
-) -> list[Sent]:
-    """Send `messages` in turn at `rate` a second for `seconds`, and return all requests, answered or not."""
+) -> list[Exchange]:
+    """Send `messages` in turn at `rate` per second for `seconds`; return all exchanges, answered or not."""
     loop = asyncio.get_running_loop()
-    luck = np.random.default_rng(seed)
-    times = np.cumsum(luck.exponential(1 / rate, int(rate * seconds * 1.2) + 100))
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / rate, int(rate * seconds * 1.2) + 100))
     times = times[times < seconds]
     free: list[_Connection] = []
     opened: list[_Connection] = []
@@ -137,29 +138,29 @@ async def open_loop(
         opened.append(connection)
         return connection
 
-    async def late(sent: Sent, message: bytes) -> None:
+    async def send_on_new(exchange: Exchange, message: bytes) -> None:
         try:
-            (await connect()).send(sent, message, done)
+            (await connect()).send(exchange, message, done)
         except OSError:
-            sent.arrived = time.perf_counter()
+            exchange.arrival = time.perf_counter()
             done()
 
     for _ in range(32):
         free.append(await connect())
-    requests: list[Sent] = []
+    exchanges: list[Exchange] = []
     tasks: set[asyncio.Task[None]] = set()
     start = time.perf_counter() + 0.1
-    for k, at in enumerate(times):
-        scheduled = start + float(at)
+    for k, offset in enumerate(times):
+        scheduled = start + float(offset)
         while (wait := scheduled - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        sent = Sent(k, scheduled)
-        requests.append(sent)
+        exchange = Exchange(k, scheduled)
+        exchanges.append(exchange)
         message = messages[k % len(messages)]
         if free:
-            free.pop().send(sent, message, done)
+            free.pop().send(exchange, message, done)
         else:
-            task = loop.create_task(late(sent, message))
+            task = loop.create_task(send_on_new(exchange, message))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         if k % 16 == 0:
@@ -168,4 +169,4 @@ async def open_loop(
     for connection in opened:
         if connection.transport is not None:
             connection.transport.close()
-    return requests
+    return exchanges

@@ -1,9 +1,9 @@
-"""Which networks of torchvision and timm can be cut, trained a step, exported, and what answers the same.
+"""A survey of torchvision's and timm's networks: which can be cut, trained for a step and exported, with equal output.
 
-Every network, with random weights, is cut in 2 and in 4. Its groups, one after another, have to compute what the uncut
-network computes, to the bit, under the names of its own weights; one step of local critic training has to reach every
-weight that backprop reaches; and, for those marked, onnxruntime has to agree with torch at every exit. What fails says
-why. Results are written after each network, so that the survey may be stopped and goes on where it was:
+Every network, with random weights, is cut in 2 and in 4. Its composed groups must equal the uncut network to the bit,
+with the same names of weights; one step of local critic training must change every group and critic; and, for those in
+EXPORTED, onnxruntime must agree with torch at every exit. A failure is recorded with its message. Results are written
+after each network, so the survey can be interrupted and continued:
 
     python benchmarks/networks.py
     python benchmarks/networks.py --only torchvision:resnet18 timm:vit_tiny_patch16_224
@@ -25,7 +25,7 @@ from measuring import RESULTS, write
 from torch import Tensor, nn
 
 from anytime_lct import critics
-from anytime_lct.counting import components
+from anytime_lct.counting import component_costs
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.profile import Exit, Profile, Quality
@@ -58,7 +58,7 @@ TIMM = (
     "tiny_vit_5m_224 vgg11 vit_tiny_patch16_224"
 )
 NAMES = [f"torchvision:{n}" for n in TORCHVISION.split()] + [f"timm:{n}" for n in TIMM.split()]
-EXPORTED = {  # kinds of networks, each once
+EXPORTED = {  # one network of each kind
     "torchvision:densenet121", "torchvision:efficientnet_b0", "torchvision:googlenet", "torchvision:mobilenet_v3_small",
     "torchvision:regnet_y_400mf", "torchvision:resnet18", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",
     "torchvision:mnasnet0_5", "torchvision:swin_t", "timm:convnextv2_atto", "timm:efficientnet_lite0",
@@ -74,56 +74,58 @@ def compose(groups: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def cut(name: str, side: int, num_groups: int) -> tuple[nn.Module, LCTNetwork]:
-    """Make a network with random weights and cut it, by layers, with slim critics."""
+    """Build a network with random weights and cut it by layers, with slim critics; return both."""
     torch.manual_seed(0)
     model = models.build(name, (3, side, side), CLASSES)
     return model, LCTNetwork.cut(model, torch.zeros(2, 3, side, side), CutRecipe(groups=num_groups))
 
 
 def equal(model: nn.Module, network: LCTNetwork, side: int) -> bool:
-    """Whether composed groups compute what the uncut network does, to the bit, in evaluation."""
+    """Whether the composed groups equal the uncut network to the bit, in evaluation."""
     x = torch.randn(2, 3, side, side)
     with probing(model), probing(network):
         return torch.equal(model(x), compose(network.groups, x))
 
 
 def same_names(model: nn.Module, network: LCTNetwork) -> bool:
-    """Whether the groups hold the network's own weights, all of them, under their names."""
-    state, own = network.main_state(), dict(model.named_parameters(remove_duplicate=False))
-    held = {name: p for group in network.groups for name, p in group.named_parameters(remove_duplicate=False)}
-    return state.keys() == model.state_dict().keys() and all(own[name] is p for name, p in held.items())
+    """Whether the groups have all weights of the network, as the same tensors and under the same names."""
+    state, parameters = network.main_state(), dict(model.named_parameters(remove_duplicate=False))
+    of_groups = {name: p for group in network.groups for name, p in group.named_parameters(remove_duplicate=False)}
+    return state.keys() == model.state_dict().keys() and all(parameters[name] is p for name, p in of_groups.items())
 
 
-def steps(network: LCTNetwork, side: int) -> bool:
-    """Take one step of local critic training; whether losses are finite, and every group and critic moved."""
+def trains(network: LCTNetwork, side: int) -> bool:
+    """Whether one step of local critic training has finite losses and changes every group and critic."""
     network.train()
     before = [[p.detach().clone() for p in part.parameters()] for part in (*network.groups, *network.critics)]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    h, y, waiting, finite = torch.randn(4, 3, side, side), torch.arange(4), None, True
+    h, y, previous, finite = torch.randn(4, 3, side, side), torch.arange(4), None, True
     for f, c in zip(network.groups, [*network.critics, None], strict=True):
-        here = descend(f, c, h, y, partial(losses, "classification"), Rule(critic_loss="cross-entropy"))
-        if waiting is not None:
-            waiting.learn(here.L)
-        h, waiting, finite = here.h, here, finite and bool(here.L.isfinite().all())
+        result = descend(f, c, h, y, partial(losses, "classification"), Rule(critic_loss="cross-entropy"))
+        if previous is not None:
+            previous.learn(result.L)
+        h, previous, finite = result.h, result, finite and bool(result.L.isfinite().all())
     optimizer.step()
     after = [list(part.parameters()) for part in (*network.groups, *network.critics)]
-    moved = [any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
-    return finite and all(moved)
+    changed = [
+        any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)
+    ]
+    return finite and all(changed)
 
 
-def exported(name: str, network: LCTNetwork, side: int) -> float:
-    """Export all exits and compare them with torch, whole and resumable; return the largest difference of a logit."""
+def export_difference(name: str, network: LCTNetwork, side: int) -> float:
+    """Export all exits and compare both kinds of graphs with torch; return the largest difference of a logit."""
     facts = Facts("random", "classification", (3, side, side), CLASSES, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
     network.eval()
-    of_groups, of_critics = components(network.groups, network.critics, torch.zeros(1, 3, side, side))  # type: ignore[arg-type]
+    group_costs, critic_costs = component_costs(network.groups, network.critics, torch.zeros(1, 3, side, side))  # type: ignore[arg-type]
     quality = Quality(value=0.5, low=0.4, high=0.6, loss=1.0, samples=100)
     count = network.num_groups
     profile = Profile(
         model=name,
         data="random",
         metric="accuracy",
-        groups=of_groups,
-        critics=of_critics,
+        groups=group_costs,
+        critics=critic_costs,
         exits=tuple(Exit(index=i + 1, validation=quality, test=quality, latency=None) for i in range(count)),
         p_worse=((1.0,) * count,) * count,
     )
@@ -133,20 +135,20 @@ def exported(name: str, network: LCTNetwork, side: int) -> float:
 
 
 def survey(name: str) -> dict[str, Any]:
-    """Try everything with one network; a failure is told in its own words."""
+    """Run all checks on one network; return a row, with the error's message if one fails."""
     side, start = SIDES.get(name, SIDE), time.monotonic()
     row: dict[str, Any] = {"network": name, "side": side}
     try:
         for num_groups in SIZES:
             model, network = cut(name, side, num_groups)
-            traced = Trace.of(model)
+            trace = Trace.of(model)
             row |= {
                 "params": sum(p.numel() for p in model.parameters()),
-                "places": len(traced.candidates),
-                "whole": sorted({type(model.get_submodule(path)).__name__ for path in traced.recording.whole}),
+                "places": len(trace.candidates),
+                "whole": sorted({type(model.get_submodule(path)).__name__ for path in trace.recording.whole}),
             }
             crosses = {
-                critics.layout(torch.empty(2, *shape), **traced.hints(place))
+                critics.layout(torch.empty(2, *shape), **trace.hints(place))
                 for place, shape in zip(network.places, network.shapes, strict=True)
             }
             row[f"cut_in_{num_groups}"] = {
@@ -154,10 +156,10 @@ def survey(name: str) -> dict[str, Any]:
                 "crosses": sorted(crosses),
                 "equal_to_the_bit": equal(model, network, side),
                 "same_names": same_names(model, network),
-                "trains": steps(network, side),
+                "trains": trains(network, side),
             }
             if num_groups == SIZES[0] and name in EXPORTED:
-                row["export_difference"] = exported(name, network, side)
+                row["export_difference"] = export_difference(name, network, side)
     except LCTError as error:
         row["failed"] = str(error)
     row["seconds"] = round(time.monotonic() - start, 1)
@@ -165,7 +167,7 @@ def survey(name: str) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay the survey out, a line a network."""
+    """Write the survey as Markdown, a line per network."""
     lines = [
         "# Networks of torchvision and timm",
         "",
@@ -185,12 +187,12 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         for num_groups in SIZES:
             cut_row = row.get(f"cut_in_{num_groups}")
             checks = [cut_row[key] for key in ("equal_to_the_bit", "same_names", "trains")] if cut_row else []
-            cells.append(", ".join("yes" if good else "**no**" for good in checks) or "no")
+            cells.append(", ".join("yes" if passes else "**no**" for passes in checks) or "no")
         cells.append(f"{row['export_difference']:.0e}" if "export_difference" in row else "")
         cells.append(", ".join(row.get("whole", ())))
         lines.append(f"| {' | '.join(cells)} |")
-    good = [row for row in rows if "failed" not in row]
-    lines += ["", f"{len(good)} of {len(rows)} networks pass all that was tried."]
+    passing = [row for row in rows if "failed" not in row]
+    lines += ["", f"{len(passing)} of {len(rows)} networks pass all that was tried."]
     lines += [f"- {row['network']}: {row['failed']}" for row in rows if "failed" in row]
     return "\n".join(lines) + "\n"
 
@@ -201,8 +203,8 @@ def _crossing(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=NAMES, help="these networks, anew")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other network after so long")
+    parser.add_argument("--only", nargs="+", default=NAMES, help="survey these networks again")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no other network after this time")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

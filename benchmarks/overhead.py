@@ -1,8 +1,8 @@
-"""What local critic training costs beside what a user would take instead.
+"""The cost of local critic training against backprop: time of a step and saved activations.
 
-1. Training in one process with 4 layer groups and slim critics, against backprop on the same network: time of a step,
-   alternated, medians of ratios.
-2. Bytes of activations saved for backward at the peak of a step, cut in 4 by memory, against backprop's.
+1. Time of a step in one process with 4 layer groups and slim critics, against backprop on the same network, in
+   alternation, medians of ratios.
+2. Peak bytes of activations saved for backward in a step, cut in 4 by memory and by layers, against backprop's.
 
     python benchmarks/overhead.py [--rounds 15] [--threads 2]
 """
@@ -25,7 +25,7 @@ from anytime_lct.task import Facts
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import alone
+from anytime_lct.training.processes.team import Team
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 
@@ -62,7 +62,7 @@ class Backprop:
 
 def lct_worker(recipe: Recipe) -> tuple[LCTNetwork, Worker]:
     network = build_network(recipe, FACTS).train()
-    return network, Worker.of(network, recipe, "classification", Clock(10_000, 100), alone(torch.device("cpu")))
+    return network, Worker.of(network, recipe, "classification", Clock(10_000, 100), Team(torch.device("cpu")))
 
 
 def training_time(name: str, model: dict[str, Any], batch: int, rounds: int) -> list[dict[str, Any]]:

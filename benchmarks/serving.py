@@ -1,15 +1,15 @@
-"""The server under load: who is answered in time, how deep and how well, and what HTTP costs.
+"""The server under load: the share answered in time, exits and accuracy of the answers, and the cost of HTTP.
 
 1. Poisson load at shares of the full-depth capacity, on a server that goes as deep as time allows and on the same one
-   at fixed full depth, which is the exit that answers when there is time: the best on validation data. Fashion-MNIST's
-   test images, one a request, binary tensors; latency counts from the scheduled time. Every answer is held against the
-   offline sub-model of the exit that it names, to the bit.
-2. One binary request at a time over HTTP, beside the same input in process, in turns.
+   at fixed full depth, which is the best exit on validation data. Fashion-MNIST's test images, one per request, binary
+   tensors; latency counts from the scheduled time. Every answer is compared bit by bit with the offline sub-model of
+   the exit that it names.
+2. One binary request at a time over HTTP, against the same input in process, in alternation.
 
     anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving
     python benchmarks/serving.py --run runs/serving [--seconds 60] [--seeds 3] [--deadline 20ms]
 
-One compute thread; the sender shares the machine. Results are kept as they come: --resume goes on.
+One compute thread; the sender shares the machine. Results are written as they come; --resume continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from load import Sent, open_loop, request
+from load import Exchange, open_loop, request
 from matplotlib.figure import Figure
 from measuring import RESULTS, write
 
@@ -47,7 +47,7 @@ PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 
 
 def prepare(run: Path, bundle: Path) -> AnytimeSession:
-    """Analyze, export and calibrate what has not been yet."""
+    """Analyze, export and calibrate where that is not done yet; return a session on the bundle."""
     steps = [
         (run / "profile.json", ("analyze", run)),
         (bundle, ("export", run, "--out", bundle)),
@@ -60,7 +60,7 @@ def prepare(run: Path, bundle: Path) -> AnytimeSession:
 
 
 def images_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first test images as the network takes them, and their classes."""
+    """Return the first test images, preprocessed, (B, C, H, W), and their classes, (B,)."""
     data = datasets.from_recipe(run_folder.open_run(run).recipe)
     pairs = [(x.numpy(), y.numpy()) for x, y in data.batches("test")]
     return np.concatenate([x for x, _ in pairs])[:IMAGES], np.concatenate([y for _, y in pairs])[:IMAGES]
@@ -68,9 +68,9 @@ def images_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """A server with one compute thread on a free port; it is drained in the end and must end well."""
+    """Run a server with one compute thread on a free port; on leaving it is stopped and must exit with 0."""
     command = [*PROGRAM, "serve", str(bundle), "--port", "0", "--cores", "1", "--json", *options]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, this program ends its server first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # on SIGTERM this program stops its server first
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -86,7 +86,7 @@ def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[
 
 
 def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
-    """Logits of the file exit_i.onnx in a plain onnxruntime session, an image at a time."""
+    """Return the logits of the file exit_i.onnx in a plain onnxruntime session, (B, K), one image at a time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     whole = onnxruntime.InferenceSession(session.bundle.exit(exit), options, providers=["CPUExecutionProvider"])
@@ -94,93 +94,93 @@ def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
 
 
 def capacity(bundle: Path, deepest: int, messages: list[bytes], seconds: float = 5.0) -> float:
-    """Requests a second that the server answers at full depth when there is always one waiting."""
+    """Return the requests per second that the server answers at full depth when one is always waiting."""
     with server(bundle, "--fixed", str(deepest)) as (port, _):
         asyncio.run(open_loop(HOST, port, 20, 2, messages, seed=0))
         start = time.perf_counter()
-        sent = asyncio.run(open_loop(HOST, port, 1000, seconds / 5, messages, seed=0))
-        last = max(each.arrived for each in sent)
-        return sum(each.status == 200 for each in sent) / (last - max(start, min(each.left for each in sent)))
+        exchanges = asyncio.run(open_loop(HOST, port, 1000, seconds / 5, messages, seed=0))
+        first, last = min(each.departure for each in exchanges), max(each.arrival for each in exchanges)
+        return sum(each.status == 200 for each in exchanges) / (last - max(start, first))
 
 
-def judge(sent: list[Sent], offline: np.ndarray, classes: np.ndarray, deadline: float) -> dict[str, Any]:
-    """Sum up a minute: shares in time, refused, exits, accuracy, and answers that are not the sub-model's own."""
-    answered, correct, other, exits, in_time, stopped, took = [], 0, 0, {}, 0, {}, []
-    for each in sent:
+def judge(exchanges: list[Exchange], offline: np.ndarray, classes: np.ndarray, deadline: float) -> dict[str, Any]:
+    """Summarise a load: shares in time and refused, exits, accuracy, and answers that differ from the sub-model's."""
+    answered, correct, different, exits, in_time, stopped, seconds = [], 0, 0, {}, 0, {}, []
+    for each in exchanges:
         logits = each.read()
         if logits is None:
             continue
         answered.append(each)
         image, exit = each.number % len(classes), each.facts["exit"]
-        other += not np.array_equal(logits, offline[exit - 1, image])
+        different += not np.array_equal(logits, offline[exit - 1, image])
         correct += int(logits.argmax()) == classes[image]
         exits[exit] = exits.get(exit, 0) + 1
         stopped[each.facts["stopped"]] = stopped.get(each.facts["stopped"], 0) + 1
         in_time += bool(each.facts["on_time"])
-        took.append(each.facts["server_us"] / 1e6)
+        seconds.append(each.facts["server_us"] / 1e6)
     latencies = sorted(each.latency for each in answered)
-    status = {str(code): sum(each.status == code for each in sent) for code in {each.status for each in sent}}
+    status = {str(code): sum(each.status == code for each in exchanges) for code in {each.status for each in exchanges}}
     return {
-        "sent": len(sent),
+        "sent": len(exchanges),
         "status": status,
         "answered": len(answered),
-        "refused_share": 1 - len(answered) / len(sent),
+        "refused_share": 1 - len(answered) / len(exchanges),
         "on_time_share": in_time / max(1, len(answered)),
         "accuracy": correct / max(1, len(answered)),
         "exits": {str(exit): exits[exit] for exit in sorted(exits)},
         "stopped": stopped,
-        "not_the_sub_models": other,
-        "server_p50": float(np.quantile(took, 0.5)),
-        "server_p999": float(np.quantile(took, 0.999)),
+        "not_the_sub_models": different,
+        "server_p50": float(np.quantile(seconds, 0.5)),
+        "server_p999": float(np.quantile(seconds, 0.999)),
         "latency_p50": latencies[len(latencies) // 2],
         "latency_p99": latencies[int(0.99 * len(latencies))],
         "in_time_at_the_client_share": sum(each < deadline for each in latencies) / max(1, len(latencies)),
-        "sent_late_p99": float(np.quantile([each.left - each.scheduled for each in sent], 0.99)),
+        "sent_late_p99": float(np.quantile([each.departure - each.scheduled for each in exchanges], 0.99)),
     }
 
 
 def http_cost(session: AnytimeSession, bundle: Path, name: str, x: np.ndarray, rounds: int = 500) -> dict[str, Any]:
-    """Seconds of a binary request beside the same input in process, at every exit, in turns, over a plain socket."""
+    """Return the seconds of a binary request on a plain socket, and of the same input in process, for every exit."""
     rows = {}
     with server(bundle) as (port, _), socket.create_connection((HOST, port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for exit in session.served:
             message = request(HOST, name, x, {"max_exit": exit, "mode": "fixed"})
-            over, inside = [], []
+            http, in_process = [], []
             for turn in range(rounds + 20):
                 start = time.perf_counter()
                 connection.sendall(message)
-                answered = answer_of(connection)
+                exchange = receive(connection)
                 middle = time.perf_counter()
                 logits = session.run_to(exit, x).logits
                 end = time.perf_counter()
-                if not np.array_equal(answered.read(), logits[0]) or answered.facts["exit"] != exit:
+                if not np.array_equal(exchange.read(), logits[0]) or exchange.facts["exit"] != exit:
                     raise RuntimeError(f"Expected the logits of exit {exit}, got others.")
                 if turn >= 20:
-                    over.append(middle - start)
-                    inside.append(end - middle)
+                    http.append(middle - start)
+                    in_process.append(end - middle)
             rows[str(exit)] = {
-                "http_p50": statistics.median(over),
-                "in_process_p50": statistics.median(inside),
-                "more_p50": statistics.median(over) - statistics.median(inside),
+                "http_p50": statistics.median(http),
+                "in_process_p50": statistics.median(in_process),
+                "more_p50": statistics.median(http) - statistics.median(in_process),
             }
             print(f"exit {exit}: {1e3 * rows[str(exit)]['more_p50']:.3f} ms over HTTP", flush=True)
     return rows
 
 
-def answer_of(connection: socket.socket) -> Sent:
-    """Read one answer."""
-    head, end, body = b"", b"", b""
-    while not end:
-        head, end, body = (head + connection.recv(1 << 16)).partition(b"\r\n\r\n")
+def receive(connection: socket.socket) -> Exchange:
+    """Receive one answer."""
+    head, separator, body = b"", b"", b""
+    while not separator:
+        head, separator, body = (head + connection.recv(1 << 16)).partition(b"\r\n\r\n")
     lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     while len(body) < int(lengths[0]):
         body += connection.recv(1 << 16)
-    return Sent(0, 0.0, status=int(head[9:12]), head=head, body=body)
+    return Exchange(0, 0.0, status=int(head[9:12]), head=head, body=body)
 
 
 def over_seeds(rows: list[dict[str, Any]], mode: str, load: float, name: str) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds of one figure at one load."""
+    """Return the mean and standard deviation over the seeds of one figure at one load."""
     values = [row[name] for row in rows if (row["mode"], row["load"]) == (mode, load)]
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -190,15 +190,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8.6, 3.6), dpi=160, layout="constrained")
     panels = figure.subplots(1, 2)
     loads = sorted({row["load"] for row in result["rows"]})
-    words = {"anytime": "as deep as time allows", "fixed": "fixed depth"}
+    labels = {"anytime": "as deep as time allows", "fixed": "fixed depth"}
     for axes, name, title in (
         (panels[0], "on_time_share", "answered in time, % of admitted"),
         (panels[1], "accuracy", "test accuracy of the answers, %"),
     ):
         for mode, colour in (("anytime", picture.BLUE), ("fixed", picture.GREY)):
-            both = [over_seeds(result["rows"], mode, load, name) for load in loads]
-            means, deviations = [100 * mean for mean, _ in both], [100 * deviation for _, deviation in both]
-            axes.errorbar(loads, means, yerr=deviations, color=colour, marker="o", capsize=3, label=words[mode])
+            spreads = [over_seeds(result["rows"], mode, load, name) for load in loads]
+            means, deviations = [100 * mean for mean, _ in spreads], [100 * deviation for _, deviation in spreads]
+            axes.errorbar(loads, means, yerr=deviations, color=colour, marker="o", capsize=3, label=labels[mode])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("load, share of the capacity at full depth")
         axes.spines[["top", "right"]].set_visible(False)
@@ -248,10 +248,12 @@ def main() -> None:
                 if (seed, load, mode) in finished:
                     continue
                 with server(bundle, "--deadline", arguments.deadline, *options) as (port, _):
-                    asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=seed))  # the first requests make buffers
+                    asyncio.run(
+                        open_loop(HOST, port, 20, 1, messages, seed=seed)
+                    )  # the first requests allocate buffers
                     rate = load * result["capacity"]
-                    sent = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed))
-                row = judge(sent, offline, classes, result["deadline_seconds"])
+                    exchanges = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed))
+                row = judge(exchanges, offline, classes, result["deadline_seconds"])
                 result["rows"].append({"seed": seed, "load": load, "mode": mode, "rate": rate, **row})
                 write("serving", result, arguments.out)
                 print(

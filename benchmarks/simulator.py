@@ -1,9 +1,9 @@
-"""Predict the period of a pipeline from measured times: what each worker does, in order, and how messages travel.
+"""Predict the period of a pipeline from measured times: the actions of each worker, in order, and its messages.
 
-Every worker runs a program a minibatch: compute for so long, send, receive. `run` plays the programs of all workers
-against each other and returns the time between two minibatches once the pipeline is full.
+Every worker runs one program per minibatch: compute, send, receive. `run` simulates all workers together and returns
+the time between two minibatches once the pipeline is full.
 
-    local critic training     F  send h  receive L_{i+1} of the minibatch before  learn  judge  send L  B
+    local critic training     F  send h  receive L_{i+1} of the previous minibatch  learn  judge  send L  B
     1F1B, GPipe               F and B of microbatches in the schedule's order; receives posted when they are needed
 """
 
@@ -18,9 +18,9 @@ MINIBATCHES = 60
 
 @dataclass(frozen=True)
 class Wire:
-    """A link between two neighbours: seconds a message, bytes a second, and what a byte takes of the processor.
+    """A link between two neighbours: seconds per message, bytes per second, and processor seconds per byte.
 
-    The latter is taken from the work of the sender, and of a receiver that works on meanwhile.
+    The sender spends the processor seconds, and so does a receiver that computes meanwhile.
     """
 
     latency: float
@@ -35,7 +35,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Send:
-    """To the worker `by` places further; waits until it has arrived, or else until the one two before has."""
+    """Send to the worker `by` ranks further; `wait` until it arrives, or else until the one two before has."""
 
     by: int
     tag: str
@@ -45,9 +45,9 @@ class Send:
 
 @dataclass(frozen=True)
 class Receive:
-    """From the worker `by` places further: the message of this minibatch, or of `before` minibatches ago.
+    """Receive from the worker `by` ranks further: the message of this minibatch, or of `before` minibatches ago.
 
-    Without `ahead` it is posted only when it is needed, and the message starts no earlier: gloo holds it back.
+    Without `ahead` it is posted only when it is needed, and the message starts no earlier: gloo delays it.
     """
 
     by: int
@@ -81,49 +81,50 @@ class Stage:
 
 
 def run(programs: Sequence[Program], wire: Wire, minibatches: int = MINIBATCHES) -> float:
-    """Return the period: seconds between two minibatches, over the second half of a run."""
+    """Return the period: mean seconds between two minibatches in the second half of a run."""
     W = len(programs)
-    clock, at, ended = [0.0] * W, [(0, 0)] * W, [[0.0] for _ in range(W)]
-    arrival: dict[tuple[int, int, str, int], tuple[float, float, float]] = {}  # of (from, to, tag, minibatch)
-    sent: dict[tuple[int, int], list[float]] = defaultdict(list)  # arrivals of each direction, in order
-    moved = True
-    while moved:
-        moved = False
+    clock, progress, end_times = [0.0] * W, [(0, 0)] * W, [[0.0] for _ in range(W)]
+    # By (from, to, tag, minibatch): time of arrival, seconds on the wire, seconds of the processor.
+    messages: dict[tuple[int, int, str, int], tuple[float, float, float]] = {}
+    arrivals: dict[tuple[int, int], list[float]] = defaultdict(list)  # of (from, to), in order
+    progressed = True
+    while progressed:
+        progressed = False
         for w in range(W):
-            while at[w][0] < minibatches:
-                k, position = at[w]
+            while progress[w][0] < minibatches:
+                k, position = progress[w]
                 if position == len(programs[w]):
-                    at[w] = (k + 1, 0)
-                    ended[w].append(clock[w])
+                    progress[w] = (k + 1, 0)
+                    end_times[w].append(clock[w])
                     continue
                 action = programs[w][position]
                 if isinstance(action, Compute):
                     clock[w] += action.seconds
                 elif isinstance(action, Send):
-                    flight = sent[w, w + action.by]
-                    if len(flight) >= 2 and not action.wait:
-                        clock[w] = max(clock[w], flight[-2])
-                    free = flight[-1] if flight else 0.0
-                    takes = wire.latency + action.bytes / wire.bandwidth
-                    flight.append(max(clock[w], free) + takes)
-                    arrival[w, w + action.by, action.tag, k] = flight[-1], takes, wire.processor * action.bytes
-                    clock[w] = flight[-1] if action.wait else clock[w] + wire.processor * action.bytes
+                    earlier = arrivals[w, w + action.by]
+                    if len(earlier) >= 2 and not action.wait:
+                        clock[w] = max(clock[w], earlier[-2])
+                    free = earlier[-1] if earlier else 0.0
+                    duration = wire.latency + action.bytes / wire.bandwidth
+                    earlier.append(max(clock[w], free) + duration)
+                    messages[w, w + action.by, action.tag, k] = earlier[-1], duration, wire.processor * action.bytes
+                    clock[w] = earlier[-1] if action.wait else clock[w] + wire.processor * action.bytes
                 elif k >= action.before:
                     key = (w + action.by, w, action.tag, k - action.before)
-                    if key not in arrival:
+                    if key not in messages:
                         break
-                    there, takes, work = arrival[key]
-                    clock[w] = max(clock[w] + work, there) if action.ahead else max(clock[w] + takes, there)
-                at[w] = (k, position + 1)
-                moved = True
-    if any(k < minibatches for k, _ in at):
+                    arrival, duration, work = messages[key]
+                    clock[w] = max(clock[w] + work, arrival) if action.ahead else max(clock[w] + duration, arrival)
+                progress[w] = (k, position + 1)
+                progressed = True
+    if any(k < minibatches for k, _ in progress):
         raise RuntimeError("The programs wait for each other; every Receive needs its Send.")
     half = minibatches // 2
-    return max((times[-1] - times[half]) / (minibatches - half) for times in ended)
+    return max((times[-1] - times[half]) / (minibatches - half) for times in end_times)
 
 
 def local_critics(workers: Sequence[Sequence[Group]]) -> list[Program]:
-    """Programs of local critic training; `workers` holds the groups of each."""
+    """Return the programs of local critic training; `workers` has the groups of each worker."""
     W, programs = len(workers), []
     for w, groups in enumerate(workers):
         program: list[Compute | Send | Receive] = [Receive(-1, "h")] if w > 0 else []
@@ -142,7 +143,7 @@ def local_critics(workers: Sequence[Sequence[Group]]) -> list[Program]:
 
 
 def pipelined(stages: Sequence[Stage], microbatches: int, schedule: str) -> list[Program]:
-    """Programs of torch's GPipe and 1F1B."""
+    """Return the programs of torch's GPipe and 1F1B."""
     W, programs = len(stages), []
     for w, stage in enumerate(stages):
         ahead = microbatches if schedule == "gpipe" else min(microbatches, W - w)

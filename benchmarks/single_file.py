@@ -1,4 +1,4 @@
-"""What answering from one ONNX file costs, beside the resumable session and the whole exits, alternated in one run."""
+"""The cost of one ONNX file with all exits, against the resumable session and one file per exit, in alternation."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from anytime_lct.runtime.session import AnytimeSession
 N, SIDE = 4, 32
 
 
-def opened(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def measured(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Time batch 1 on one thread to every exit: `alone` without the critics before it, `asking` with all on the way."""
+def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+    """Time batch 1 on one thread to every exit: `alone` without the critics before it, `asking` with all of them."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = bundle_of(name, SIDE, Path(folder), single=True)
-        session, single = AnytimeSession(bundle), opened(bundle.path / "anytime.onnx")
+        session, single = AnytimeSession(bundle), open_session(bundle.path / "anytime.onnx")
         x = np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
         for i in range(1, N + 1):
-            whole = opened(bundle.exit(i))
+            whole = open_session(bundle.exit(i))
 
             def one_file(before: float, i: int = i) -> Any:
                 thresholds = np.where(np.arange(N - 1) < i - 1, before, 0.0).astype(np.float32)
@@ -57,8 +57,8 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
             row["largest_difference"] = float(np.abs(calls[1]() - calls[0]()).max())
             row["same_as_resumable"] = bool(np.array_equal(calls[1](), calls[3]()))
             rows.append(row)
-            shown = ", ".join(f"{key} {row[key]['median_ratio']:.3f}" for key in names)
-            print(f"{name} to exit {i}, times exit_{i}.onnx: {shown}", flush=True)
+            summary = ", ".join(f"{key} {row[key]['median_ratio']:.3f}" for key in names)
+            print(f"{name} to exit {i}, times exit_{i}.onnx: {summary}", flush=True)
     return rows
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=150)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"wrote {write('single_file', {'single_file': measured('resnet50', arguments.rounds)})}")
+    print(f"wrote {write('single_file', {'single_file': measure('resnet50', arguments.rounds)})}")
 
 
 if __name__ == "__main__":

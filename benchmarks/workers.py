@@ -1,12 +1,12 @@
-"""Local critic training on several workers beside what a user would take instead; one thread a process.
+"""Local critic training on several workers against backprop, pipelines and data parallelism; one thread per process.
 
-1. Throughput of 2 workers against backprop in one process; the share of waiting; the period against the slowest
-   worker's own compute.
+1. Throughput of 2 workers against backprop in one process; the share of waiting; the period over the slowest worker's
+   own compute.
 2. Against 1F1B and GPipe on the same 2 workers and cuts, each at its best number of microbatches, and against
    DistributedDataParallel; the latter also over a link of 100 Mbit/s between two network namespaces (needs root).
-3. Peak memory of the largest worker against backprop's, for 2 and 4 groups placed by memory.
-4. The simulator: measured times of every group predict the period; beside what was measured with 2 workers, and as
-   the scaling to 4, 8 and 16 workers on a ResNet-152 and an LSTM of 16 layers.
+3. Peak memory of the largest worker against backprop's, for 2 and 4 groups cut by memory.
+4. The simulator: the period predicted from the measured times of every group, against the measured one for 2 workers;
+   and the predicted scaling to 4, 8 and 16 workers on a ResNet-152 and an LSTM of 16 layers.
 5. Training loss over wall time on Fashion-MNIST, two processes each, as a picture.
 
     python benchmarks/workers.py [--only compare throttled memory simulator scaling picture] [--rounds 5]
@@ -73,12 +73,12 @@ def places_of(case: dict[str, Any], num_groups: int, by: Any, weight_copies: int
 
 
 def measured_places(case: dict[str, Any], num_groups: int) -> list[str]:
-    """The cut of least seconds, measured by two processes side by side."""
+    """Return the cut of least seconds, measured by two processes at the same time."""
     return launch({"what": "places", "case": case, "groups": num_groups}, 2)
 
 
 def launch(job: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ()) -> Any:
-    """Run `size` processes of workers_process.py, on `hosts` if given; return what the first one wrote."""
+    """Run `size` processes of workers_process.py, on `hosts` if there are any; return the result of the first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -88,9 +88,9 @@ def launch(job: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ())
         processes = []
         for rank in range(size):
             host = hosts[rank] if hosts else {"prefix": [], "address": "127.0.0.1", "env": {}}
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
             first = hosts[0]["address"] if hosts else "127.0.0.1"
-            environment = {**os.environ, **place, "MASTER_ADDR": first, "MASTER_PORT": str(port), **host["env"]}
+            environment = {**os.environ, **variables, "MASTER_ADDR": first, "MASTER_PORT": str(port), **host["env"]}
             program = [sys.executable, str(PROCESS), str(job_file), str(result_file)]
             processes.append(subprocess.Popen([*host["prefix"], *program], env=environment))
         try:
@@ -103,16 +103,16 @@ def launch(job: dict[str, Any], size: int, hosts: Sequence[dict[str, Any]] = ())
         return json.loads(result_file.read_text())
 
 
-Process = dict[str, list[float]]  # when its minibatches ended, and its seconds in links until then
+Process = dict[str, list[float]]  # "ends": times when its minibatches ended; "waiting": its seconds in links until then
 
 
 def period(processes: Sequence[Process]) -> float:
-    """Seconds between two minibatches while the pipeline is full, on the worker where they are longest."""
+    """Return the seconds between two minibatches of a full pipeline, on the worker where they are longest."""
     return max(_mean_step(process["ends"]) for process in processes if process["ends"])
 
 
 def own_work(process: Process) -> float:
-    """Seconds of a minibatch that a process did not spend in its links."""
+    """Return the seconds per minibatch that a process does not spend in its links."""
     return _mean_step(process["ends"]) - _mean_step(process["waiting"])
 
 
@@ -125,7 +125,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "quartiles": [low, high]}
 
 
-def variants_of(places: list[str], method: str = "lct") -> dict[str, dict[str, Any]]:
+def variants_of(places: list[str]) -> dict[str, dict[str, Any]]:
     cut = {"places": places, "bounds": list(range(len(places) + 2))}
     variants: dict[str, dict[str, Any]] = {"backprop": {"method": "bp"}, "lct": {"method": "lct", **cut}}
     for schedule in ("1f1b", "gpipe"):
@@ -139,14 +139,14 @@ def compare(rounds: int) -> dict[str, Any]:
     for name, case in CASES.items():
         places = measured_places(case, 2)
         job = {"what": "compare", "case": case, "variants": variants_of(places), "rounds": rounds}
-        measured = launch({**job, "count": case["count"]}, 2)
-        periods = {variant: [period(one[variant]) for one in measured] for variant in job["variants"]}
+        results = launch({**job, "count": case["count"]}, 2)
+        periods = {variant: [period(round_[variant]) for round_ in results] for variant in job["variants"]}
         best = {
             schedule: min((v for v in periods if v.startswith(schedule)), key=lambda v: statistics.median(periods[v]))
             for schedule in ("1f1b", "gpipe")
         }
-        works = [[own_work(process) for process in one["lct"]] for one in measured]
-        rounds_of_lct = list(zip(works, periods["lct"], strict=True))
+        works = [[own_work(process) for process in round_["lct"]] for round_ in results]
+        lct_rounds = list(zip(works, periods["lct"], strict=True))
         row: dict[str, Any] = {"case": case, "places": places, "rounds": rounds}
         row["seconds"] = {variant: spread(times) for variant, times in periods.items()}
         row["best"] = best
@@ -154,8 +154,8 @@ def compare(rounds: int) -> dict[str, Any]:
             variant: spread([a / b for a, b in zip(periods[variant], periods["lct"], strict=True)])
             for variant in periods
         }
-        row["waiting_share"] = [spread([1 - work[w] / whole for work, whole in rounds_of_lct]) for w in range(2)]
-        row["period_to_slowest_compute"] = spread([whole / max(work) for work, whole in rounds_of_lct])
+        row["waiting_share"] = [spread([1 - work[w] / whole for work, whole in lct_rounds]) for w in range(2)]
+        row["period_to_slowest_compute"] = spread([whole / max(work) for work, whole in lct_rounds])
         rows[name] = row
         faster = row["lct_times_faster_than"]
         print(
@@ -169,7 +169,7 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def throttled(rounds: int) -> dict[str, Any]:
-    """ResNet-50, global batch 32, two network namespaces joined by a link of 100 Mbit/s."""
+    """Compare with DDP over 100 Mbit/s: ResNet-50, global batch 32, two network namespaces."""
     case, rows = CASES["resnet50"], {}
     places = measured_places(case, 2)
     hosts = namespaces("100mbit")
@@ -178,8 +178,8 @@ def throttled(rounds: int) -> dict[str, Any]:
             variants = {k: v for k, v in variants_of(places).items() if k in ("lct", "ddp")}
             variants["ddp"]["train"] = {"wire": wire}
             job = {"what": "compare", "case": case, "variants": variants, "rounds": rounds, "count": 3, "wire": wire}
-            measured = launch(job, 2, hosts)
-            periods = {variant: [period(one[variant]) for one in measured] for variant in variants}
+            results = launch(job, 2, hosts)
+            periods = {variant: [period(round_[variant]) for round_ in results] for variant in variants}
             faster = spread([a / b for a, b in zip(periods["ddp"], periods["lct"], strict=True)])
             rows[wire] = {"places": places, "seconds": {v: spread(t) for v, t in periods.items()}, "faster": faster}
             print(f"ResNet-50 over 100 Mbit/s, {wire}: {faster['median']:.2f} times DDP", flush=True)
@@ -190,7 +190,7 @@ def throttled(rounds: int) -> dict[str, Any]:
 
 
 def namespaces(rate: str) -> list[dict[str, Any]]:
-    """Make two network namespaces with a link of `rate` between them; needs root and iproute2."""
+    """Create two network namespaces joined by a link of `rate`; needs root and iproute2. Return them as hosts."""
     hosts = []
     for k in range(2):
         subprocess.run(["ip", "netns", "del", f"lct{k}"], check=False, stderr=subprocess.DEVNULL)
@@ -198,20 +198,20 @@ def namespaces(rate: str) -> list[dict[str, Any]]:
     link = "ip link add veth0 netns lct0 type veth peer name veth1 netns lct1"
     subprocess.run(link.split(), check=True)
     for k in range(2):
-        inside = ["ip", "netns", "exec", f"lct{k}"]
+        prefix = ["ip", "netns", "exec", f"lct{k}"]
         for line in (
             f"ip addr add 10.77.0.{k + 1}/24 dev veth{k}",
             f"ip link set veth{k} up",
             "ip link set lo up",
             f"tc qdisc add dev veth{k} root tbf rate {rate} burst 256kb latency 100ms",
         ):
-            subprocess.run([*inside, *line.split()], check=True)
-        hosts.append({"prefix": inside, "address": f"10.77.0.{k + 1}", "env": {"GLOO_SOCKET_IFNAME": f"veth{k}"}})
+            subprocess.run([*prefix, *line.split()], check=True)
+        hosts.append({"prefix": prefix, "address": f"10.77.0.{k + 1}", "env": {"GLOO_SOCKET_IFNAME": f"veth{k}"}})
     return hosts
 
 
 def memory(rounds: int) -> dict[str, Any]:
-    """Peak bytes of every worker: ResNet-50 in the layout that is faster here, the LSTM at the paper's minibatch."""
+    """Measure the peak bytes of every worker: ResNet-50 in channels-last, the LSTM at the paper's minibatch."""
     rows = {}
     for name, case, copies, train in (
         ("resnet50", CASES["resnet50"], 3, {"channels_last": True}),
@@ -224,16 +224,16 @@ def memory(rounds: int) -> dict[str, Any]:
             places = places_of(case, N, "memory", copies)
             variant = {"method": "lct", "places": places, "bounds": list(range(N + 1)), "train": train}
             workers = launch({**job, "variant": variant}, N)
-            share = {way: max(worker[way] for worker in workers) / whole[way] for way in whole}
+            share = {kind: max(worker[kind] for worker in workers) / whole[kind] for kind in whole}
             row[str(N)] = {"places": places, "workers": workers, "largest_share": share}
-            held = [round(worker["allocated"] / 2**20) for worker in workers]
-            print(f"memory {name}, N = {N}: {held} MiB allocated, largest beside backprop {share}", flush=True)
+            mebibytes = [round(worker["allocated"] / 2**20) for worker in workers]
+            print(f"memory {name}, N = {N}: {mebibytes} MiB allocated, largest over backprop's {share}", flush=True)
         rows[name] = row
     return rows
 
 
 def simulator(rounds: int) -> dict[str, Any]:
-    """The predicted period over the measured one, of 2 workers, both in the same processes."""
+    """Return the predicted period over the measured one, for 2 workers, both in the same processes."""
     measured = json.loads((RESULTS / "workers.json").read_text())["compare"]
     rows: dict[str, Any] = {}
     for name, case in CASES.items():
@@ -241,10 +241,10 @@ def simulator(rounds: int) -> dict[str, Any]:
         variants = {name: spec for name, spec in variants_of(measured[name]["places"]).items() if name in names}
         job = {"what": "simulate", "case": case, "places": measured[name]["places"], "variants": variants}
         job |= {"rounds": rounds, "repeats": REPEATS, "count": case["count"], "microbatches": MICROBATCHES}
-        simulated, row = launch(job, 2), {}
+        results, row = launch(job, 2), {}
         for variant in variants:
-            predicted = [predict(one["profile"], variant) for one in simulated]
-            real = [period(one["real"][variant]) for one in simulated]
+            predicted = [predict(round_["profile"], variant) for round_ in results]
+            real = [period(round_["real"][variant]) for round_ in results]
             ratio = spread([a / b for a, b in zip(predicted, real, strict=True)])
             row[variant] = {"predicted": spread(predicted), "measured": spread(real), "ratio": ratio}
             print(f"simulator {name} {variant}: {ratio['median']:.3f} of measured", flush=True)
@@ -253,16 +253,16 @@ def simulator(rounds: int) -> dict[str, Any]:
 
 
 def scaling(rounds: int) -> dict[str, Any]:
-    """What the simulator says of more workers than there are cores, with a critic behind every worker but the last."""
+    """Simulate more workers than there are cores, with a critic behind every worker but the last."""
     rows: dict[str, Any] = {}
     for name, case in {"resnet50": CASES["resnet50"], "lstm": CASES["lstm"], **DEEP}.items():
         for W in (4, 8, 16) if name in DEEP else (4,):
             places = measured_places(case, W)
-            pieces = [m for m in (4, 8, 16, 32) if m >= W]  # 1F1B takes no fewer microbatches than workers
-            seconds = profiled(case, places, pieces)
+            microbatches = [m for m in (4, 8, 16, 32) if m >= W]  # 1F1B takes no fewer microbatches than workers
+            seconds = profile(case, places, microbatches)
             periods = {"lct": predict(seconds, "lct")}
             for schedule in ("1f1b", "gpipe"):
-                periods[schedule] = min(predict(seconds, f"{schedule}-{m}") for m in pieces)
+                periods[schedule] = min(predict(seconds, f"{schedule}-{m}") for m in microbatches)
             alone = sum(g["lct"]["forward"] + g["lct"]["descend"] for g in seconds["groups"])
             best = min(periods["1f1b"], periods["gpipe"])
             row = {"places": places, "seconds": periods, "lct_times_faster_than_pipelines": best / periods["lct"]}
@@ -277,13 +277,13 @@ def scaling(rounds: int) -> dict[str, Any]:
     return rows
 
 
-def profiled(case: dict[str, Any], places: list[str], pieces: Sequence[int]) -> dict[str, Any]:
-    job = {"what": "profile", "case": case, "places": places, "microbatches": list(pieces), "repeats": REPEATS}
+def profile(case: dict[str, Any], places: list[str], microbatches: Sequence[int]) -> dict[str, Any]:
+    job = {"what": "profile", "case": case, "places": places, "microbatches": list(microbatches), "repeats": REPEATS}
     return launch(job, 2)
 
 
 def predict(seconds: dict[str, Any], variant: str) -> float:
-    """The period of a variant, one worker a group, from what `profiled` found."""
+    """Return the period of a variant with one worker per group, from the seconds that `profile` measured."""
     wire = Wire(**seconds["wire"])
     schedule, _, m = variant.partition("-")
     if schedule == "lct":
@@ -294,7 +294,7 @@ def predict(seconds: dict[str, Any], variant: str) -> float:
 
 
 def picture(rounds: int, data_root: str | None = None) -> dict[str, Any]:
-    """Train on Fashion-MNIST by each method, one thread a process; the training loss of the main network by epoch."""
+    """Train on Fashion-MNIST by each method; return the main network's loss and accuracy, and seconds, by epoch."""
     runs = {
         "backprop, 1 process": ["--method", "bp"],
         "DDP, 2 processes": ["--method", "bp", "--replicas", "2"],
@@ -338,16 +338,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data-root", help="folder that holds Fashion-MNIST")
+    parser.add_argument("--data-root", help="folder that contains Fashion-MNIST")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     path = RESULTS / "workers.json"
     for part in arguments.only:
         result = globals()[part](arguments.rounds, **({"data_root": arguments.data_root} if part == "picture" else {}))
-        before = json.loads(path.read_text()) if path.exists() else {}
-        before.pop("measured_on", None)
-        write("workers", {**before, part: result})
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        earlier.pop("measured_on", None)
+        write("workers", {**earlier, part: result})
     print(f"wrote {path}")
 
 

@@ -1,8 +1,7 @@
-"""One of the processes that benchmarks/workers.py starts: runs every variant in turns, and tells what it measured.
+"""One of the processes that benchmarks/workers.py starts: runs all variants in alternation and measures them.
 
-All variants of a comparison live in the same two processes, one thread each, and take turns; between turns all wait
-for each other. The period of a turn is the time between two minibatches once the pipeline is full, on the worker where
-it is longest.
+All variants of a comparison run in the same two processes, one thread each, in turns with a barrier between them. The
+period of a turn is the time between two minibatches of a full pipeline, on the worker where it is longest.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from anytime_lct.cutting.seconds import Others
+from anytime_lct.cutting.seconds import Peers
 from anytime_lct.models import networks as models
 from anytime_lct.network import choose_places
-from anytime_lct.recipes import reading
+from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import CutRecipe, Recipe
 from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.task import Facts, losses
@@ -34,11 +33,11 @@ from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Link
-from anytime_lct.training.processes.team import Team, join
+from anytime_lct.training.processes.team import Team, join_team
 
 CPU = torch.device("cpu")
 FILL = 3  # minibatches until every worker has one, and one more
-DRAIN = 1  # the last one, whose end waits for the other workers
+DRAIN = 1  # the last minibatch, whose end waits for the other workers
 IMAGES = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 SMALL = {
     "resnet50": {"name": "resnet", "depth": 8, "width": 16},
@@ -55,7 +54,7 @@ def facts_of(case: dict[str, Any]) -> Facts:
 
 def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any) -> Recipe:
     text = case["model"]["name"] == "lstm"
-    return reading.complete(
+    return recipes.complete(
         {
             "data": {"name": "text" if text else "cifar10", "path": "random", "batch_size": case["batch"]},
             "model": case["model"],
@@ -70,19 +69,19 @@ def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any
 
 def minibatch(case: dict[str, Any], part: tuple[int, int] = (0, 1)) -> Minibatch:
     facts, rows = facts_of(case), case["batch"]
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     if facts.task == "classification":
-        x = torch.randn(rows, *facts.input_shape, generator=draw)
-        y = torch.randint(0, facts.outputs, (rows,), generator=draw)
+        x = torch.randn(rows, *facts.input_shape, generator=generator)
+        y = torch.randint(0, facts.outputs, (rows,), generator=generator)
     else:
-        x, y = (torch.randint(0, facts.outputs, (rows, case["length"]), generator=draw) for _ in range(2))
+        x, y = (torch.randint(0, facts.outputs, (rows, case["length"]), generator=generator) for _ in range(2))
     k, n = part
     x, y = x.tensor_split(n)[k], y.tensor_split(n)[k]
     return Minibatch(x, y, 0, rows=len(y), joint=rows)
 
 
 class Waiting:
-    """Seconds that a worker spends in its links: sending, and waiting for what is to come."""
+    """Seconds that a worker spends in its links: sending, and waiting for messages."""
 
     def __init__(self, team: Team) -> None:
         self.seconds = 0.0
@@ -93,26 +92,28 @@ class Waiting:
 
     def _time(self, link: Link) -> None:
         def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-            def inside(*arguments: Any) -> Any:
+            def call_timed(*arguments: Any) -> Any:
                 start = time.monotonic()
                 try:
                     return call(*arguments)
                 finally:
                     self.seconds += time.monotonic() - start
 
-            return inside
+            return call_timed
 
         link.send, link.receive = timed(link.send), timed(link.receive)  # type: ignore[method-assign]
 
 
 class Variant:
-    """A method in this process, or nothing where it does not take part: `turn` runs minibatches and times them."""
+    """A method in this process, or nothing if the process takes no part; `turn` runs minibatches and times them."""
 
     def __init__(self, case: dict[str, Any], spec: dict[str, Any], team: Team, waiting: Waiting) -> None:
-        self.case, self.waiting, self.at = case, waiting, 0
+        self.case, self.waiting, self.steps = case, waiting, 0
         method = spec["method"]
         clock = Clock(1_000_000, 1_000_000)
-        self.team = Team(CPU, 0, 1, team.worker, team.workers, equals=dist.group.WORLD) if spec.get("ddp") else team
+        self.team = (
+            Team(CPU, 0, 1, team.worker, team.workers, replica_group=dist.group.WORLD) if spec.get("ddp") else team
+        )
         self.alone = method == "bp" and not spec.get("ddp")
         if self.alone:
             self.team = Team(CPU)
@@ -130,45 +131,45 @@ class Variant:
         self.method.start_epoch()
 
     def turn(self, count: int) -> dict[str, Any]:
-        """Run minibatches; return when `count` of them, and the one before, ended, and the seconds spent in links."""
+        """Run minibatches; return when the last count + 1 of them ended, and the seconds in links until then."""
         if self.method is None:
             return {"ends": [], "waiting": []}
-        ends, waited = [], []
+        ends, waiting = [], []
         for batch in self._minibatches(FILL + count + DRAIN):
             self.method.step(batch)
             ends.append(time.monotonic())
-            waited.append(self.waiting.seconds)
-        self.at += FILL + count + DRAIN
+            waiting.append(self.waiting.seconds)
+        self.steps += FILL + count + DRAIN
         full = slice(FILL - 1, -DRAIN)
-        return {"ends": ends[full], "waiting": waited[full]}
+        return {"ends": ends[full], "waiting": waiting[full]}
 
     def _minibatches(self, count: int) -> Iterator[Minibatch]:
         if self.team.previous is not None:
-            yield from self.team.previous.minibatches(self.at)
+            yield from self.team.previous.minibatches(self.steps)
             return
         for k in range(count):
-            yield replace(self.batch, step=self.at + k, last=k == count - 1)
+            yield replace(self.batch, step=self.steps + k, last=k == count - 1)
 
 
 def compare(job: dict[str, Any], team: Team) -> list[dict[str, Any]]:
-    """Return, for each round and variant, what every process measured."""
+    """Return, for each round and variant, the measurements of every process."""
     waiting = Waiting(team)
     variants = {name: Variant(job["case"], spec, team, waiting) for name, spec in job["variants"].items()}
     rounds = []
     for number in range(-1, job["rounds"]):  # the first one warms up
         order = list(variants) if number % 2 else list(reversed(variants))
-        measured = {}
+        turns = {}
         for name in order:
-            measured[name] = _turn(variants[name], job["count"] if number >= 0 else 1)
+            turns[name] = _turn(variants[name], job["count"] if number >= 0 else 1)
         if number >= 0:
-            rounds.append(measured)
+            rounds.append(turns)
         if team.leads:
             print(f"round {number + 1} of {job['rounds']}", file=sys.stderr, flush=True)
     return rounds
 
 
 class Profile:
-    """Every layer group, and the stages of pipelines, by themselves: both processes measure at the same time."""
+    """Seconds of every layer group and pipeline stage alone, measured by both processes at the same time."""
 
     def __init__(self, job: dict[str, Any], team: Team) -> None:
         case = job["case"]
@@ -188,41 +189,41 @@ class Profile:
                 self.entries.append(group(self.entries[-1]))
 
     def measure(self) -> dict[str, Any]:
-        """Return each group's seconds, means of the medians of both processes, and what the link takes."""
+        """Return each group's seconds, means of both processes' medians, and the cost of the link."""
         order = range(len(self.groups))
         seconds: list[Any] = [None] * len(self.groups)
         dist.barrier()
         for k in order if self.team.worker == 0 else reversed(order):
-            pieces = self.job["microbatches"]
-            seconds[k] = {"lct": self._group(k), "stages": [self._stage(k, m) for m in pieces]}
-        everybody: list[Any] = [None] * self.team.size
-        dist.all_gather_object(everybody, seconds)
-        return {"groups": [_mean([mine[k] for mine in everybody]) for k in order], "wire": _wire(self.team)}
+            microbatches = self.job["microbatches"]
+            seconds[k] = {"lct": self._group(k), "stages": [self._stage(k, m) for m in microbatches]}
+        all_ranks: list[Any] = [None] * self.team.size
+        dist.all_gather_object(all_ranks, seconds)
+        return {"groups": [_mean([of_rank[k] for of_rank in all_ranks]) for k in order], "wire": _wire(self.team)}
 
     def _group(self, k: int) -> dict[str, float]:
-        one, x, L = self.training[k], self.entries[k], torch.zeros(())
+        training, x, L = self.training[k], self.entries[k], torch.zeros(())
         h = self.entries[k + 1]
-        seconds_of_steps = []
+        step_seconds = []
         for step in range(self.job["repeats"] + 1):
             marks = [time.monotonic()]
-            h = one.forward(x, step)
+            h = training.forward(x, step)
             marks.append(time.monotonic())
-            L = one.judge(self.batch.y, step)
+            L = training.judge(self.batch.y, step)
             marks.append(time.monotonic())
-            one.descend(step)
+            training.descend(step)
             marks.append(time.monotonic())
-            one.learn(L, step)
+            training.learn(L, step)
             marks.append(time.monotonic())
-            seconds_of_steps.append([after - before for before, after in pairwise(marks)])
+            step_seconds.append([after - before for before, after in pairwise(marks)])
         names = ("forward", "judge", "descend", "learn")
-        seconds = dict(zip(names, _medians(seconds_of_steps[1:]), strict=True))
+        seconds = dict(zip(names, _medians(step_seconds[1:]), strict=True))
         return {**seconds, "bytes": float(h.numel() * h.element_size())}
 
     def _stage(self, k: int, parts: int) -> dict[str, float]:
-        """Seconds of forward and backward on one of `parts` microbatches, as a pipeline's stage; and of the step."""
+        """Return a pipeline stage's seconds: forward and backward on one of `parts` microbatches, and the step."""
         module, last = self.groups[k], k == len(self.groups) - 1
-        x, y = (whole.tensor_split(parts)[0] for whole in (self.entries[k], self.batch.y))
-        h, seconds_of_steps = self.entries[k + 1], []
+        x, y = (tensor.tensor_split(parts)[0] for tensor in (self.entries[k], self.batch.y))
+        h, step_seconds = self.entries[k + 1], []
         optimizer = self.learners[k]
         for step in range(self.job["repeats"] + 1):
             entry = x.detach().requires_grad_() if k > 0 else x
@@ -233,23 +234,23 @@ class Profile:
             result.backward(torch.ones_like(result))
             end = time.monotonic()
             optimizer.step(step)
-            seconds_of_steps.append([middle - start, end - middle, time.monotonic() - end])
+            step_seconds.append([middle - start, end - middle, time.monotonic() - end])
             optimizer.zero_grad()
-        forward, backward, step_ = _medians(seconds_of_steps[1:])
+        forward, backward, update = _medians(step_seconds[1:])
         size = float(h.numel() * h.element_size())
-        return {"microbatches": parts, "forward": forward, "backward": backward, "step": step_, "bytes": size}
+        return {"microbatches": parts, "forward": forward, "backward": backward, "step": update, "bytes": size}
 
 
 def places(job: dict[str, Any], team: Team) -> list[str]:
-    """Choose the cut of least seconds as `train --set cut.by=measured` does, in all processes side by side."""
+    """Choose the cut of least seconds as `train --set cut.by=measured` does, in all processes at once."""
     case, facts = job["case"], facts_of(job["case"])
     options = {key: value for key, value in case["model"].items() if key != "name"}
     torch.manual_seed(0)
     model = models.build(case["model"]["name"], facts.input_shape, facts.outputs, **options)
     example = example_input(facts, case["batch"])
-    others = Others(team.rank, team.mean)
+    peers = Peers(team.rank, team.mean)
     groups = job["groups"]
-    return list(choose_places(model, example, CutRecipe(groups=groups, by="measured"), task=facts.task, others=others))
+    return list(choose_places(model, example, CutRecipe(groups=groups, by="measured"), task=facts.task, peers=peers))
 
 
 def profile(job: dict[str, Any], team: Team) -> dict[str, Any]:
@@ -257,24 +258,24 @@ def profile(job: dict[str, Any], team: Team) -> dict[str, Any]:
 
 
 def simulate(job: dict[str, Any], team: Team) -> list[dict[str, Any]]:
-    """Alternate what is to be predicted and what it is predicted from, so that both see the same machine."""
+    """Alternate the measured period and the profile that predicts it, so that both see the same machine."""
     waiting = Waiting(team)
     variants = {name: Variant(job["case"], spec, team, waiting) for name, spec in job["variants"].items()}
-    parts, rounds = Profile(job, team), []
+    profiler, rounds = Profile(job, team), []
     for number in range(-1, job["rounds"]):  # the first one warms up
         real = {name: _turn(variant, job["count"] if number >= 0 else 1) for name, variant in variants.items()}
-        measured = {"real": real, "profile": parts.measure()}
+        measured = {"real": real, "profile": profiler.measure()}
         if number >= 0:
             rounds.append(measured)
     return rounds
 
 
 def _turn(variant: Variant, count: int) -> list[dict[str, Any]]:
-    """Run a variant in all processes; return what every one measured."""
+    """Run a variant in all processes; return the measurements of each."""
     dist.barrier()
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, variant.turn(count))
-    return everybody
+    all_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_ranks, variant.turn(count))
+    return all_ranks
 
 
 def _medians(rounds: list[list[float]]) -> list[float]:
@@ -283,34 +284,34 @@ def _medians(rounds: list[list[float]]) -> list[float]:
 
 def _mean(values: list[Any]) -> Any:
     if isinstance(values[0], dict):
-        return {key: _mean([one[key] for one in values]) for key in values[0]}
+        return {key: _mean([value[key] for value in values]) for key in values[0]}
     if isinstance(values[0], list):
-        return [_mean(list(several)) for several in zip(*values, strict=True)]
+        return [_mean(list(column)) for column in zip(*values, strict=True)]
     return statistics.mean(values)
 
 
 def _wire(team: Team) -> dict[str, float]:
-    """Measure the link between the two processes: seconds of an empty message, bytes a second, work per byte."""
+    """Measure the link between two processes: seconds of an empty message, bytes per second, work per byte."""
     seconds, work = {}, {}
-    for numbers in (1, 4_000_000):
-        values, rounds = torch.zeros(numbers), []
+    for count in (1, 4_000_000):
+        values, rounds = torch.zeros(count), []
         for _ in range(20):
             dist.barrier()
             start, before = time.monotonic(), time.process_time()
             (dist.send if team.worker == 0 else dist.recv)(values, 1 - team.worker)
             (dist.recv if team.worker == 0 else dist.send)(values, 1 - team.worker)
             rounds.append([(time.monotonic() - start) / 2, (time.process_time() - before) / 2])
-        seconds[numbers], work[numbers] = _medians(rounds)
+        seconds[count], work[count] = _medians(rounds)
     size = 4 * 4_000_000
-    more = {"seconds": seconds[4_000_000] - seconds[1], "work": work[4_000_000] - work[1]}
-    return {"latency": seconds[1], "bandwidth": size / more["seconds"], "processor": max(0.0, more["work"] / size)}
+    extra = {"seconds": seconds[4_000_000] - seconds[1], "work": work[4_000_000] - work[1]}
+    return {"latency": seconds[1], "bandwidth": size / extra["seconds"], "processor": max(0.0, extra["work"] / size)}
 
 
 def memory(job: dict[str, Any], team: Team) -> list[dict[str, int]]:
-    """Return each process's peak bytes in some minibatches: of torch's allocator, and resident.
+    """Return each process's peak bytes while it trains: resident, and of torch's allocator.
 
-    Weights, gradients, optimizers, activations, buffers of links and the room that computations need; not the code,
-    which small minibatches load beforehand. Resident memory is counted in a first pass, as counting takes some itself.
+    They count weights, gradients, optimizers, activations, buffers of links and workspaces, but not code, which small
+    minibatches load beforehand. Resident memory is measured in a first pass, as the profiler itself takes some.
     """
     case, method = job["case"], job["variant"]["method"]
     small = {"model": SMALL[case["model"]["name"]], "batch": 2, "length": 10}
@@ -322,32 +323,32 @@ def memory(job: dict[str, Any], team: Team) -> list[dict[str, int]]:
 
     learn()
     peaks = {"resident": resident("VmHWM") - before, "allocated": allocated(learn)}
-    everybody: list[Any] = [peaks]
+    all_ranks: list[Any] = [peaks]
     if team.size > 1:
-        everybody = [None] * team.workers
-        dist.all_gather_object(everybody, peaks)
-    return everybody
+        all_ranks = [None] * team.workers
+        dist.all_gather_object(all_ranks, peaks)
+    return all_ranks
 
 
 def resident(field: str) -> int:
-    """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it began.
+    """Return bytes of this process: VmRSS, resident now, or VmHWM, the peak since its start.
 
-    The peak that getrusage gives begins with the one of the process that started this one.
+    The peak of getrusage includes the one of the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def allocated(call: Callable[[], None]) -> int:
-    """Return the most bytes of torch's allocator that were in use at a time during a call, beside those before it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+    """Return the peak bytes of torch's allocator during a call, minus those before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recording:
         call()
-    assert recorded.profiler is not None
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert recording.profiler is not None
+    events = [e for e in recording.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-WHAT: dict[str, Callable[[dict[str, Any], Team], Any]] = {
+JOBS: dict[str, Callable[[dict[str, Any], Team], Any]] = {
     "compare": compare, "profile": profile, "simulate": simulate, "places": places, "memory": memory,
 }  # fmt: skip
 
@@ -357,9 +358,9 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     size = int(os.environ["WORLD_SIZE"])
-    team = join(size, 1, CPU, job.get("wire", "exact")) if size > 1 else Team(CPU)
+    team = join_team(size, 1, CPU, job.get("wire", "exact")) if size > 1 else Team(CPU)
     with team.together():
-        result = WHAT[job["what"]](job, team)
+        result = JOBS[job["what"]](job, team)
         if team.leads:
             Path(sys.argv[2]).write_text(json.dumps(result))
 

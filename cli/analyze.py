@@ -1,4 +1,4 @@
-"""`anytime-lct analyze`: measure what every exit of a trained run costs and what it is worth."""
+"""`anytime-lct analyze`: measure the cost and the quality of every exit of a trained run."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def analyze(
     Example: anytime-lct analyze runs/digits-resnet-0
     """
     from anytime_lct.cli.screen import screen
-    from anytime_lct.verbs.analyze import analyze as analyzing
+    from anytime_lct.verbs.analyze import analyze as analyze_run
 
-    profile = analyzing(run, data_root)
+    profile = analyze_run(run, data_root)
     if as_json:
         typer.echo(profile.model_dump_json())
         return
     console = screen()
     console.print(table(profile))
-    console.print(NOTE + CHOSEN[profile.split], highlight=False, style="dim", soft_wrap=True)
-    whole = profile.cost(profile.num_groups).flops
-    if dear := [str(i) for i in range(1, profile.num_groups) if profile.cost(i).flops >= whole]:
+    console.print(NOTE + SPLIT_NOTES[profile.split], highlight=False, style="dim", soft_wrap=True)
+    main_flops = profile.cost(profile.num_groups).flops
+    if expensive := [str(i) for i in range(1, profile.num_groups) if profile.cost(i).flops >= main_flops]:
         console.print(
-            f"No cheaper than the main network: exit {' and '.join(dear)}. Cheaper critics are slim ones: train with "
+            f"No cheaper than the main network: exit {' and '.join(expensive)}. Slim critics are cheaper: train with "
             f"--set critic.kind=slim.",
             highlight=False,
             soft_wrap=True,
@@ -49,17 +49,17 @@ def analyze(
 
 
 NOTE = (
-    "FLOPs: one multiply-add counts one, for one sample. In parentheses the critic's share of the sub-model. Test with "
-    "its 95% interval. Latency: torch, one thread, batch 1. "
+    "FLOPs: one multiply-add counts one, for one sample. In parentheses: the critic's share of the sub-model. Test "
+    "with its 95% interval. Latency: torch, one thread, batch 1. "
 )
-CHOSEN = {
-    "validation": "Choices are made on validation; test is only reported.",
-    "test": "There is no validation split: choices are made on test, so that test promises too much of them.",
+SPLIT_NOTES = {
+    "validation": "Exits are chosen on validation data; test is only reported.",
+    "test": "There is no validation split: exits are chosen on test data, so that their test quality is optimistic.",
 }
 
 
 def table(profile: Profile) -> Table:
-    """Lay a profile out, a line an exit, with the critic's share in parentheses as in Table VIII."""
+    """Return a table of a profile, a row per exit, with the critic's share in parentheses as in Table VIII."""
     from rich.table import Table
 
     from anytime_lct.exits.budget import show_count, show_seconds
@@ -97,7 +97,7 @@ def table(profile: Profile) -> Table:
 
 
 def show_quality(profile: Profile, quality: Quality, *, interval: bool = False) -> str:
-    """Write a quality as a percentage or as bits per character."""
+    """Format a quality as a percentage or as bits per character."""
     if profile.metric == "accuracy":
         text = f"{100 * quality.value:.2f}%"
         return f"{text} [{100 * quality.low:.2f}, {100 * quality.high:.2f}]" if interval else text

@@ -1,4 +1,4 @@
-"""`anytime-lct calibrate`: measure what every part of a bundle takes on this machine."""
+"""`anytime-lct calibrate`: measure how long every part of a bundle takes on this machine."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ def calibrate(
     threads: Annotated[
         str, typer.Option(metavar="N|auto", help="Threads of onnxruntime inside a request; auto: the fastest number.")
     ] = "1",
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each size, about.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Approximate time of measuring each size.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the timings as one JSON object.")] = False,
 ) -> None:
-    """Measure every layer group and critic on this machine, for budgets of latency and for deadlines.
+    """Measure every layer group and critic on this machine, for latency budgets and deadlines.
 
-    The timings are kept beside the bundle, in BUNDLE.calibration.json; `predict` and `serve` find them there. Let
-    nothing else run meanwhile. --threads auto suits a device with one request at a time; a server computes each request
-    by one thread, and measures that itself.
+    The timings are stored beside the bundle, in BUNDLE.calibration.json, where `predict` and `serve` read them. Run
+    nothing else at the same time. --threads auto suits a device with one request at a time; a server computes each
+    request on one thread, and calibrates by itself.
 
     Example: anytime-lct calibrate fashion.bundle
     """
     from rich.console import Console
 
-    from anytime_lct.runtime import calibration, timings
+    from anytime_lct.runtime.calibration import calibrate as measure
+    from anytime_lct.runtime.calibration import fastest_threads
     from anytime_lct.runtime.session import AnytimeSession
+    from anytime_lct.runtime.timings import save
 
     numbers = read_threads(threads)
     sessions = [AnytimeSession(bundle, threads=number, calibrated=False) for number in numbers]
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
-        best = calibration.fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
+        best = fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
         session = sessions[numbers.index(best)]
-        found = calibration.calibrate(session, read_sizes(sizes), seconds, status.update)
-    path = timings.save(found, session.bundle)
+        timings = measure(session, read_sizes(sizes), seconds, status.update)
+    path = save(timings, session.bundle)
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(timings.model_dump_json())
     else:
-        show(found, session.served)
-        typer.echo(f"Wrote {path}, with {best} thread{'s' * (best > 1)} a request.")
+        show(timings, session.served)
+        typer.echo(f"Wrote {path}, with {best} thread{'s' * (best > 1)} per request.")
 
 
 def read_threads(text: str) -> list[int]:
-    """Read --threads: the number, or for auto those to try, 1, 2, 4 .. up to the cores; raises BudgetError."""
+    """Read --threads: the number, or for auto the numbers to try, 1, 2, 4 .. up to the cores; raises BudgetError."""
     from anytime_lct.errors import BudgetError
 
     cores = os.cpu_count() or 1
@@ -61,7 +63,7 @@ def read_threads(text: str) -> list[int]:
 
 
 def read_sizes(text: str) -> list[int]:
-    """Read sizes of batches; raises BudgetError."""
+    """Read batch sizes; raises BudgetError."""
     from anytime_lct.errors import BudgetError
 
     try:
@@ -73,15 +75,15 @@ def read_sizes(text: str) -> list[int]:
     return sizes
 
 
-def show(found: Timings, served: tuple[int, ...]) -> None:
-    """Draw what every exit takes, by size of batch: the sum of its parts' medians, and of their 99 in 100."""
+def show(timings: Timings, served: tuple[int, ...]) -> None:
+    """Print the time of every exit by batch size: the sum of its parts' medians, and of their 99% quantiles."""
     from rich.table import Table
 
     from anytime_lct.cli.screen import screen
     from anytime_lct.exits.budget import show_seconds
 
-    table = Table("batch", *(f"exit {i}" for i in served), title="median (99 in 100)")
-    for size, times in found.sizes.items():
+    table = Table("batch", *(f"exit {i}" for i in served), title="median (99%)")
+    for size, times in timings.sizes.items():
         row = []
         for i in served:
             parts = [*times.groups[:i], *([times.critics[i]] if i in times.critics else [])]

@@ -1,4 +1,4 @@
-"""`anytime-lct export`: write a trained run as ONNX files that a device can answer with."""
+"""`anytime-lct export`: write a trained run as ONNX files, with which a device can answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder that `train` and `analyze` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, after `train` and `analyze`.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     exits: Annotated[
         str | None, typer.Option(metavar="I,J,..", help="Exits to export, e.g. 1,3; default: all.")
@@ -25,19 +25,19 @@ def export(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8, and measure every exit again.")] = False,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the scales of int8.")] = 512,
-    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
     single_file: Annotated[
         bool,
-        typer.Option("--single-file", help="Write anytime.onnx too: all exits in one file, thresholds as an input."),
+        typer.Option("--single-file", help="Also write anytime.onnx: all exits in one file, thresholds as an input."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON object.")] = False,
 ) -> None:
     """Export every exit to ONNX: whole sub-models, and layer groups and critics for resumable execution.
 
-    Every exit is compared with torch before the folder gets its name; a difference aborts. Rules for stopping, where
-    `thresholds` found some, go into the bundle. With --int8 quality, temperatures and these rules are measured on the
-    int8 graphs, which takes the data set.
+    Every exit is compared with torch before the folder gets its name; a difference aborts. The rules for stopping
+    that `thresholds` has searched go into the bundle. With --int8, quality, temperatures and these rules are measured
+    on the int8 graphs, which needs the data set.
 
     Example: anytime-lct export runs/digits-resnet-0 --out bundles/digits
     """
@@ -46,13 +46,13 @@ def export(
     from anytime_lct.exits.bundle import Contents
     from anytime_lct.exits.profile import Profile
     from anytime_lct.exits.selector import show_quality
-    from anytime_lct.verbs.export import export as exporting
+    from anytime_lct.verbs.export import export as export_run
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
     contents = Contents(_numbers(exits), only, single_file)  # type: ignore[arg-type]
     with steps("exporting", quiet=as_json) as report:
-        bundle = exporting(
+        bundle = export_run(
             run,
             out,
             contents,
@@ -86,18 +86,18 @@ def export(
 
 @contextmanager
 def steps(first: str, *, quiet: bool = False) -> Iterator[Callable[[str | Note], None]]:
-    """Give what shows a step that is under way, and prints a note."""
+    """Yield a function that shows the current step, and prints a note."""
     from rich.console import Console
 
     with Console(stderr=True, quiet=quiet).status(first) as status:
 
-        def show(what: str | Note) -> None:
-            if isinstance(what, str):
-                status.update(what)
+        def report(progress: str | Note) -> None:
+            if isinstance(progress, str):
+                status.update(progress)
             else:
-                typer.echo(what.text, err=True)
+                typer.echo(progress.text, err=True)
 
-        yield show
+        yield report
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""`anytime-lct inspect`: where a network can be cut and what its exits would cost, before anything is trained."""
+"""`anytime-lct inspect`: where a network can be cut and what its exits cost, before training."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Show legal cuts, the balanced choice, and what groups, critics and exits cost.
+    """Show legal cuts, the balanced choice, and the cost of groups, critics and exits.
 
-    A network that cannot be cut says why, with the line of its code, and what to do.
+    Where a network cannot be cut, the error names the line of its code and what to do.
 
     Example: anytime-lct inspect torchvision:resnet18 --input 3x224x224 --groups 3
     """
     import dataclasses
 
-    from anytime_lct.analysis.inspection import inspect as inspecting
+    from anytime_lct.analysis.inspection import inspect as inspect_network
     from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import shares_of
-    from anytime_lct.models import networks as models
-    from anytime_lct.recipes import reading as recipes
+    from anytime_lct.models import networks
+    from anytime_lct.recipes import reading
     from anytime_lct.run_folder.build import example_input
     from anytime_lct.task import Facts
 
     shape, options = _shape(input_), _options(settings)
-    given = {
+    flags = {
         "groups": groups,
         "places": places.split(",") if places else None,
         "shares": shares_of(budget_flops) if budget_flops else None,
     }
-    cut = {"by": "balanced", **{key: value for key, value in given.items() if value is not None}}
-    recipe = recipes.complete({"cut": cut, "critic": {"kind": critic}})
+    cut = {"by": "balanced", **{key: value for key, value in flags.items() if value is not None}}
+    recipe = reading.complete({"cut": cut, "critic": {"kind": critic}})
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
-    found = inspecting(
-        models.build(model, shape, classes, **options),
+    inspection = inspect_network(
+        networks.build(model, shape, classes, **options),
         example_input(facts),
         recipe.cut,
         recipe.critic,
@@ -70,79 +70,79 @@ def inspect(
     if as_json:
         import json
 
-        told = {"model": model, "input": shape, "classes": classes}
-        plain = dataclasses.asdict(found)
-        typer.echo(json.dumps(told | plain, default=lambda cost: cost.model_dump()))
+        arguments = {"model": model, "input": shape, "classes": classes}
+        typer.echo(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
         return
     console = screen()
-    console.print(_summary(model, input_, found), highlight=False, soft_wrap=True)
-    if found.places:
-        console.print(_cuts(found))
-    console.print(_parts(found))
-    for kind, reason in _whole(found).items():
-        console.print(f"Taken as one step: {kind}: {reason}.", highlight=False, soft_wrap=True, style="dim")
-    if dear := [str(i) for i, part in enumerate(found.parts[:-1], 1) if part.exit.flops >= found.main.flops]:
+    console.print(_summary(model, input_, inspection), highlight=False, soft_wrap=True)
+    if inspection.places:
+        console.print(_cuts(inspection))
+    console.print(_parts(inspection))
+    for modules, reason in _untraced(inspection).items():
+        console.print(f"Treated as one step: {modules}: {reason}.", highlight=False, soft_wrap=True, style="dim")
+    parts, main_flops = inspection.parts, inspection.main.flops
+    if expensive := [str(i) for i, part in enumerate(parts[:-1], 1) if part.exit.flops >= main_flops]:
         console.print(
-            f"No cheaper than the main network: exit {' and '.join(dear)}. Try --critic slim, other --places, or "
+            f"No cheaper than the main network: exit {' and '.join(expensive)}. Try --critic slim, other --places, or "
             f"--budget-flops 0.3,0.6.",
             highlight=False,
             soft_wrap=True,
         )
-    chosen = ",".join(part.ends for part in found.parts[:-1])
-    told = [*(settings or []), f"cut.places={chosen}" if chosen else "cut.groups=1", f"critic.kind={critic}"]
-    more = " ".join(f"--set {shlex.quote(setting)}" for setting in told)
+    cuts = ",".join(part.ends for part in parts[:-1])
+    keys = [*(settings or []), f"cut.places={cuts}" if cuts else "cut.groups=1", f"critic.kind={critic}"]
+    set_flags = " ".join(f"--set {shlex.quote(key)}" for key in keys)
     console.print(
-        f"Next, on data with inputs of {input_}: anytime-lct train --data DATA --model {model} {more}",
+        f"Next, on data with inputs of {input_}: anytime-lct train --data DATA --model {model} {set_flags}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _summary(model: str, input_: str, found: Inspection) -> str:
+def _summary(model: str, input_: str, inspection: Inspection) -> str:
     from anytime_lct.exits.budget import show_count
 
     return (
-        f"{model} on {input_}: {show_count(found.main.flops)} multiply-adds (one counts one), "
-        f"{show_count(found.main.params)} parameters. One tensor crosses at {found.legal} cuts, "
-        f"{len(found.places)} of them at the ends of blocks:"
+        f"{model} on {input_}: {show_count(inspection.main.flops)} multiply-adds (one counts one), "
+        f"{show_count(inspection.main.params)} parameters. One tensor crosses at {inspection.legal} cuts, "
+        f"{len(inspection.places)} of them at the ends of blocks:"
     )
 
 
-def _cuts(found: Inspection) -> Table:
+def _cuts(inspection: Inspection) -> Table:
     from rich.table import Table
 
     grid = Table(title="Where it can be cut", title_justify="left")
     for name in ("after", "what crosses", "shape", "share of the cost before"):
         grid.add_column(name, justify="right" if name.startswith("share") else "left", overflow="fold")
-    for place in found.places:
-        share = f"{place.flops / max(1, found.main.flops):.1%}"
-        grid.add_row(place.name, place.crosses, "x".join(map(str, place.shape)), share)
+    for cut in inspection.places:
+        share = f"{cut.flops / max(1, inspection.main.flops):.1%}"
+        grid.add_row(cut.name, cut.crosses, "x".join(map(str, cut.shape)), share)
     return grid
 
 
-def _parts(found: Inspection) -> Table:
+def _parts(inspection: Inspection) -> Table:
     from rich.table import Table
 
     from anytime_lct.exits.budget import show_count
 
-    grid = Table(title=f"Cut in {len(found.parts)}, critics included in exits", title_justify="left")
+    grid = Table(title=f"Cut in {len(inspection.parts)}, critics included in exits", title_justify="left")
     for name in ("exit", "after", "group", "critic", "exit", "share", "parameters"):
         grid.add_column(name, justify="left" if name == "after" else "right", overflow="fold")
-    for i, part in enumerate(found.parts, start=1):
+    for i, part in enumerate(inspection.parts, start=1):
         costs = ["-" if cost is None else show_count(cost.flops) for cost in (part.group, part.critic, part.exit)]
-        share = f"{part.exit.flops / max(1, found.main.flops):.1%}"
+        share = f"{part.exit.flops / max(1, inspection.main.flops):.1%}"
         grid.add_row(str(i) if part.critic else "main", part.ends, *costs, share, show_count(part.exit.params))
     return grid
 
 
-def _whole(found: Inspection) -> dict[str, str]:
-    """Modules taken whole for the same reason, as `first path and 11 more`."""
+def _untraced(inspection: Inspection) -> dict[str, str]:
+    """Return why modules are one step each, by modules of one reason, as `first path and 11 more`."""
     paths: dict[str, list[str]] = {}
-    for path, reason in found.whole.items():
+    for path, reason in inspection.whole.items():
         paths.setdefault(reason, []).append(path)
     return {
-        f"{own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''}": reason.rstrip(".")
-        for reason, own in paths.items()
+        f"{modules[0]}{f' and {len(modules) - 1} more' if len(modules) > 1 else ''}": reason.rstrip(".")
+        for reason, modules in paths.items()
     }
 
 
@@ -160,10 +160,10 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _options(settings: list[str] | None) -> dict[str, Any]:
     from anytime_lct.errors import ModelError
-    from anytime_lct.recipes import reading as recipes
+    from anytime_lct.recipes import reading
 
-    given = dict(recipes.assignment(text) for text in settings or [])
-    for key in given:
+    options = dict(reading.assignment(text) for text in settings or [])
+    for key in options:
         if not key.startswith("model."):
             raise ModelError(f"Expected an option of the network, such as model.width=8, got '{key}'; leave it out.")
-    return {key.removeprefix("model."): value for key, value in given.items()}
+    return {key.removeprefix("model."): value for key, value in options.items()}

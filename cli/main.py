@@ -1,4 +1,4 @@
-"""The `anytime-lct` program: registers the verbs and turns the toolkit's errors into one sentence."""
+"""The `anytime-lct` program: registers the verbs, and reports the toolkit's errors in one sentence."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ for _verb in VERBS:
     app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -42,38 +42,38 @@ def main(
         False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Entry of every verb; holds the options that come before one."""
+    """Hold the options that come before a verb."""
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the program and leave the process with its exit code.
+    """Run the program and end the process with its exit code.
 
-    0: done; 2: bad input, said in one sentence on stderr; 3: no sub-model meets the budget; 4: a worker was
-    lost; 130: interrupted.
+    0: done; 2: bad input, reported in one sentence on stderr; 3: no sub-model meets the budget; 4: a worker was lost;
+    130: interrupted.
     """
     try:
         app(args=arguments, prog_name="anytime-lct")
     except LCTError as error:
         if str(error):
-            _complain(str(error))
-        _leave(error.exit_code)
+            _print_error(str(error))
+        _exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _extra_of(error)
         if extra is None:
             raise
-        _complain(
+        _print_error(
             f"This command needs the package '{error.name}', which is not installed; "
             f"install it with: pip install 'anytime-lct[{extra}]'"
         )
         sys.exit(2)
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", "0")) == 0:
-            _complain("Interrupted.")
+            _print_error("Interrupted.")
         sys.exit(130)
 
 
-def _leave(code: int) -> None:
-    """End the process; a worker at once, as threads of a broken connection may abort an orderly end."""
+def _exit(code: int) -> None:
+    """End the process; a worker at once, as threads of a broken connection can crash a normal exit."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -81,12 +81,12 @@ def _leave(code: int) -> None:
     sys.exit(code)
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
 
 
 def _extra_of(error: ModuleNotFoundError) -> str | None:
-    """Name the extra that brings a missing third-party package; None for a bug of our own."""
+    """Return the extra that installs a missing third-party package; None for a bug of this package."""
     package = (error.name or "").partition(".")[0]
     train = {
         "torch", "torchvision", "fvcore", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy",

@@ -1,4 +1,4 @@
-"""`anytime-lct predict`: answer files from a bundle within a budget."""
+"""`anytime-lct predict`: answer files by a bundle, within a budget."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from anytime_lct.runtime.session import AnytimeSession
 
 
-# An input as it is named to the user, and its batch.
+# An input's name for the user, and its batch.
 Input = tuple[str, Any]
-TIMEOUT = "Answer by the deepest exit that this machine reaches in so long, such as 5ms; needs `calibrate` first."
-CONFIDENCE = "Let every sample stop at the first exit that is so sure, from 0 to 1."
-MEAN = "Let samples stop by the bundle's rule for so many multiply-adds on average, such as 20M; see `thresholds`."
-MEASURE = "What sure means: max-probability, margin or entropy."
+TIMEOUT = "Answer by the deepest exit that this machine reaches within this time, such as 5ms; needs `calibrate` first."
+CONFIDENCE = "Let every sample stop at the first exit with at least this confidence, from 0 to 1."
+MEAN = "Let samples stop by the bundle's rule for this mean number of multiply-adds, such as 20M; see `thresholds`."
+MEASURE = "Measure of confidence: max-probability, margin or entropy."
 STREAM = "Show the answer of every exit on the way, up to the one that the budget chooses."
 
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     files: Annotated[list[Path] | None, typer.Argument(help="Image files, .npy arrays or text files.")] = None,
-    text: Annotated[str | None, typer.Option(help="Text to go on from, instead of files.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to continue, instead of files.")] = None,
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
     exit: Annotated[int | None, typer.Option("--exit", help="Go no deeper than this exit.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help=STREAM)] = False,
-    top: Annotated[int | None, typer.Option(min=1, help="Show so many classes; default: 1, for text 5.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Number of classes to show; default: 1, for text 5.")] = None,
     timeout: Annotated[str | None, typer.Option(help=TIMEOUT)] = None,
     min_confidence: Annotated[float | None, typer.Option(help=CONFIDENCE)] = None,
     mean_flops: Annotated[str | None, typer.Option(help=MEAN)] = None,
@@ -46,10 +46,10 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Answer files from a bundle: the class of every image, or the most likely next characters of a text.
+    """Answer files by a bundle: the class of every image, or the most likely next characters of a text.
 
-    Every answer comes from the most accurate exit whose cost the budget allows. All inputs are read before
-    the first answer is shown.
+    Every answer comes from the most accurate exit that the budget allows. All inputs are read before the first answer
+    is shown.
 
     Example: anytime-lct predict fashion.bundle boot.png --budget-flops 20M --top 3
     """
@@ -64,16 +64,16 @@ def predict(
         raise BudgetError(
             "Expected --stream alone, which shows every exit; leave --timeout, --min-confidence and --mean-flops out."
         )
-    session.plan(ask)  # says before any input is read what cannot be asked of this bundle
+    session.plan(ask)  # raises before any input is read where this bundle cannot answer
     inputs = read_inputs(session, files or [], text)
     if timeout is not None:
-        session.warm()  # loading graphs is none of the request's
-    shown = top or (1 if session.manifest.task == "classification" else 5)
+        session.warm()  # loading graphs is not part of the request
+    num_classes = top or (1 if session.manifest.task == "classification" else 5)
     rows = (
         row
         for name, x in inputs
         for answer in (stream_to(session, x, session.choose(budget)) if stream else [session.run(x, ask)])
-        for row in rows_of(session.manifest, name, answer, shown)
+        for row in rows_of(session.manifest, name, answer, num_classes)
     )
     if as_json:
         import json
@@ -95,14 +95,14 @@ def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) ->
     if text is not None:
         inputs.append(("--text", preprocess.from_text(text, session.manifest.preprocessing)))
     if not inputs:
-        raise InputError("Expected something to answer, got no input; name files, or give --text for a text network.")
+        raise InputError("Expected an input, got none; name files, or give --text for a text network.")
     return [(name, session.check(x)) for name, x in inputs]
 
 
 def read_ask(
     budget: Budget, timeout: str | None, min_confidence: float | None, measure: str, mean_flops: str | None
 ) -> Ask:
-    """Read what every input asks; raises BudgetError."""
+    """Return the Ask of every input, from the options; raises BudgetError."""
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import Ask, parse_count, parse_seconds
     from anytime_lct.exits.thresholds import MEASURES
@@ -119,7 +119,7 @@ def read_ask(
 
 
 def stream_to(session: AnytimeSession, x: Any, last: int) -> Iterator[Answer]:
-    """Answer one input by every exit on the way, up to this one."""
+    """Yield the answers of every exit on the way to `last`."""
     for answer in session.stream(x):
         yield answer
         if answer.exit == last:
@@ -127,16 +127,16 @@ def stream_to(session: AnytimeSession, x: Any, last: int) -> Iterator[Answer]:
 
 
 def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator[dict[str, Any]]:
-    """Put an answer into plain values, a row a sample; of a text, what comes after its last character."""
-    likely = answer.probabilities
-    if likely.ndim == 3:
-        likely = likely[:, -1]
-    for sample, row in enumerate(likely):
+    """Yield an answer as plain values, one row per sample; for a text, those of its last character."""
+    probabilities = answer.probabilities
+    if probabilities.ndim == 3:
+        probabilities = probabilities[:, -1]
+    for sample, row in enumerate(probabilities):
         best = row.argsort(kind="stable")[::-1][:top]
         yield {
             "input": name,
             "sample": sample,
-            "samples": len(likely),
+            "samples": len(probabilities),
             "exit": int(answer.exits[sample]),
             "flops": answer.flops,
             "stopped": answer.stopped,
@@ -148,19 +148,19 @@ def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator
 
 
 def line(row: dict[str, Any]) -> str:
-    """Write an answer on one line."""
+    """Format an answer as one line."""
     from anytime_lct.exits.budget import show_count
 
     return f"{title(row)}  exit {row['exit']}  {show_count(row['flops'])} FLOPs  {likely(row)}"
 
 
 def title(row: dict[str, Any]) -> str:
-    """Name the input, and which of its samples."""
+    """Return the name of the input, with the sample's index if it has several."""
     return row["input"] if row["samples"] == 1 else f"{row['input']}[{row['sample']}]"
 
 
 def likely(row: dict[str, Any]) -> str:
-    """Write classes with their probabilities; symbols in quotes, so that a space is seen."""
+    """Format classes with their probabilities; symbols in quotes, so that a space is visible."""
     return ", ".join(
         f"{repr(each['class']) if row['text'] else each['class']} {100 * each['probability']:.1f}%"
         for each in row["top"]
@@ -168,7 +168,7 @@ def likely(row: dict[str, Any]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Draw answers as a table."""
+    """Print answers as a table."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What `train` shows on its way, and at the end where it tracked sufficient descent."""
+"""The progress of `train`, and its summary of sufficient descent at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
-    """Give what draws the events of a run: a bar with every exit's training loss and the time left, a line an epoch."""
+def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
+    """Yield a function that shows events: a bar with each exit's training loss and the time left, a line per epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -30,7 +30,7 @@ def shown(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], Non
         task = bar.add_task("train", total=None, epoch="-", losses="-")
 
         def show(event: Event) -> None:
-            if isinstance(event, Note):  # told even where the progress is not
+            if isinstance(event, Note):  # printed even with `quiet`
                 Console(stderr=True).print(event.text, highlight=False, soft_wrap=True)
             elif isinstance(event, Epoch):
                 console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
@@ -47,17 +47,17 @@ def shown(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], Non
 
 
 def epoch_line(epoch: Epoch, metric: str) -> str:
-    """Say what an epoch came to: training losses and the validation metric, one number an exit."""
+    """Return an epoch's line: training losses and the validation metric, one number per exit."""
     losses = " ".join(f"{loss:.3f}" for loss in epoch.train_losses)
     line = f"epoch {epoch.epoch:3d}  {epoch.seconds:6.1f} s  loss {losses}"
     if epoch.scores:
-        shown = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
-        line += f"  validation {metric} {' '.join(shown)}"
+        scores = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
+        line += f"  validation {metric} {' '.join(scores)}"
     return line
 
 
 def descent(folder: Path) -> dict[str, Any] | None:
-    """Sum up a run's descent.jsonl, with its cost as a share of training time; None where nothing was tracked."""
+    """Summarise a run's descent.jsonl, with its cost as a share of training time; None without measurements."""
     import dataclasses
 
     from anytime_lct.descent import summarise
@@ -67,23 +67,29 @@ def descent(folder: Path) -> dict[str, Any] | None:
     lines = journal.read(folder / run_folder.DESCENT)
     if not lines:
         return None
-    found = summarise(lines)
+    summary = summarise(lines)
     training = sum(line["seconds"] for line in journal.read(folder / run_folder.METRICS))
-    return dataclasses.asdict(found) | {"share_of_training": round(found.seconds / training, 4) if training else None}
+    return dataclasses.asdict(summary) | {
+        "share_of_training": round(summary.seconds / training, 4) if training else None
+    }
 
 
-def descent_line(found: dict[str, Any]) -> str:
-    """Say what `descent` found: how often, the smallest sigma, which groups did not descend, and the cost."""
-    smallest = " ".join("-" if sigma is None else f"{sigma:.3g}" for sigma in found["smallest_sigma"])
-    count = found["measurements"]
-    odd = [
-        f"{what} in group {i} {times} of {count} times"
-        for what, numbers in (("<= 0", found["not_positive"]), ("undefined (true gradient zero)", found["undefined"]))
-        for i, times in enumerate(numbers, start=1)
+def descent_line(summary: dict[str, Any]) -> str:
+    """Return a summary by `descent` as a sentence: smallest sigma, groups that did not descend, and the cost."""
+    smallest = " ".join("-" if sigma is None else f"{sigma:.3g}" for sigma in summary["smallest_sigma"])
+    count = summary["measurements"]
+    problems = [
+        f"{problem} in group {i} {times} of {count} times"
+        for problem, counts in (
+            ("<= 0", summary["not_positive"]),
+            ("undefined (true gradient zero)", summary["undefined"]),
+        )
+        for i, times in enumerate(counts, start=1)
         if times
     ]
-    share = "" if found["share_of_training"] is None else f", {100 * found['share_of_training']:.1f}% of training time"
+    share = summary["share_of_training"]
+    cost = "" if share is None else f", {100 * share:.1f}% of training time"
     return (
         f"Sufficient descent (16), measured {count} times: smallest sigma a group {smallest}; "
-        f"{', '.join(odd) or 'never <= 0'}; it took {found['seconds']:.1f} s{share}, not counted in it."
+        f"{', '.join(problems) or 'never <= 0'}; it took {summary['seconds']:.1f} s{cost}, not included in it."
     )

@@ -1,4 +1,4 @@
-"""`anytime-lct quickstart`: the whole way once on the built-in digits."""
+"""`anytime-lct quickstart`: train, analyze, export and answer once, on the built-in digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def quickstart(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the 1,293 training digits; default: the recipe's.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier quickstart left there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier quickstart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train, analyze, export and answer, on the built-in digits, in about a minute.
@@ -28,17 +28,17 @@ def quickstart(
     """
     import json
 
-    from anytime_lct.cli.analyze import CHOSEN, NOTE, table
+    from anytime_lct.cli.analyze import NOTE, SPLIT_NOTES, table
     from anytime_lct.cli.export import steps
     from anytime_lct.cli.screen import screen
     from anytime_lct.cli.train import run
-    from anytime_lct.recipes import reading as recipes
+    from anytime_lct.recipes import reading
     from anytime_lct.verbs import analyze, export
 
     run_dir, bundle_dir = folder / "run", folder / "bundle"
-    _make_way(folder, run_dir, bundle_dir, force)
+    _expect_no_quickstart(folder, run_dir, bundle_dir, force)
     console = screen(quiet=as_json)
-    recipe = recipes.read(None, {} if epochs is None else {"train.epochs": epochs})
+    recipe = reading.read(None, {} if epochs is None else {"train.epochs": epochs})
     console.print(f"Training on the digits: anytime-lct train --run-dir {run_dir}", highlight=False)
     run(recipe, run_dir, quiet=as_json)
     console.print(f"Measuring every exit: anytime-lct analyze {run_dir}", highlight=False)
@@ -46,13 +46,13 @@ def quickstart(
     console.print(f"Exporting: anytime-lct export {run_dir} --out {bundle_dir}", highlight=False)
     with steps("exporting", quiet=as_json) as report:
         bundle = export(run_dir, bundle_dir, report=report)
-    answered = answer(bundle, recipe)
+    answers = answer(bundle, recipe)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answered}))
+        typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answers}))
         return
     console.print(table(profile))
-    console.print(NOTE + CHOSEN[profile.split], highlight=False, style="dim", soft_wrap=True)
-    console.print(_answers_table(answered))
+    console.print(NOTE + SPLIT_NOTES[profile.split], highlight=False, style="dim", soft_wrap=True)
+    console.print(_answers_table(answers))
     console.print(
         f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5",
         highlight=False,
@@ -61,25 +61,25 @@ def quickstart(
 
 
 def answer(bundle: Bundle, recipe: Any) -> list[dict[str, float | int]]:
-    """Answer the test images by onnxruntime at a budget that just lets each exit in; return what came of each."""
+    """Answer the test images by onnxruntime at the smallest budget of each exit; return a row per budget."""
     from anytime_lct.data import datasets
     from anytime_lct.exits.budget import Budget
     from anytime_lct.runtime.session import AnytimeSession
 
     batches = [(x.numpy(), y.numpy()) for x, y in datasets.from_recipe(recipe).batches("test")]
     session = AnytimeSession(bundle)
-    found = []
+    rows: list[dict[str, float | int]] = []
     for flops in sorted(bundle.profile.cost(i).flops for i in bundle.manifest.served):
-        right, samples, exits = 0, 0, set()
+        correct, samples, exits = 0, 0, set()
         for x, y in batches:
-            given = session.run(x, budget=Budget(flops=flops))
-            right, samples = right + int((given.classes == y).sum()), samples + len(y)
-            exits.add(given.exit)
-        found.append({"budget_flops": flops, "exit": exits.pop(), "accuracy": right / samples})
-    return found
+            prediction = session.run(x, budget=Budget(flops=flops))
+            correct, samples = correct + int((prediction.classes == y).sum()), samples + len(y)
+            exits.add(prediction.exit)
+        rows.append({"budget_flops": flops, "exit": exits.pop(), "accuracy": correct / samples})
+    return rows
 
 
-def _answers_table(answered: list[dict[str, float | int]]) -> Any:
+def _answers_table(answers: list[dict[str, float | int]]) -> Any:
     from rich.table import Table
 
     from anytime_lct.exits.budget import show_count
@@ -87,24 +87,24 @@ def _answers_table(answered: list[dict[str, float | int]]) -> Any:
     grid = Table(title="The test digits answered by onnxruntime at four budgets", title_justify="left")
     for name in ("budget, FLOPs", "exit that answers", "accuracy"):
         grid.add_column(name, justify="right")
-    for row in answered:
+    for row in answers:
         grid.add_row(show_count(row["budget_flops"]), str(row["exit"]), f"{100 * row['accuracy']:.2f}%")
     return grid
 
 
-def _make_way(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> None:
-    """Refuse, or with `force` clear, what an earlier quickstart left; nothing else in the folder is touched."""
+def _expect_no_quickstart(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> None:
+    """Raise ExportError where an earlier quickstart has files, or with `force` remove them, and nothing else."""
     import shutil
 
     from anytime_lct.errors import ExportError
 
-    left = [path for path in (run_dir, bundle_dir) if path.exists()]
-    if left and not force:
+    old = [path for path in (run_dir, bundle_dir) if path.exists()]
+    if old and not force:
         raise ExportError(
             f"The folder '{folder}' holds an earlier quickstart; replace it with --force or name another --folder."
         )
     try:
-        for path in left:
+        for path in old:
             shutil.rmtree(path)
     except OSError as error:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Where tables go: a terminal at its width, anything else at the width that they need."""
+"""The console for tables: a terminal has its own width, anything else is wide enough for every table."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-WIDE = 240
+WIDTH = 240
 
 
 def screen(*, quiet: bool = False) -> Console:
-    """Return the standard output for tables; a pipe or a file has no width of its own."""
+    """Return a console on standard output; a pipe or a file gets a fixed width."""
     from rich.console import Console
 
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 SOURCE = "Run folder, bundle folder or profile.json."
-FLOPS = "At most so many multiply-adds a sample, e.g. 20M."
-PARAMS = "At most so many parameters, e.g. 10M."
-LATENCY = "At most so much time a sample, e.g. 5ms."
+FLOPS = "Most multiply-adds per sample, e.g. 20M."
+PARAMS = "Most parameters, e.g. 10M."
+LATENCY = "Most time per sample, e.g. 5ms."
 DROP = "Cheapest at most this far below the best exit: percentage points of accuracy, or BPC."
 NOISE = "Cheapest that is not significantly worse than the best that fits."
 
@@ -32,10 +32,10 @@ def select(
     within_noise: Annotated[bool, typer.Option("--within-noise", help=NOISE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Pick the exit that suits a budget or a floor of quality; conditions given together must all hold.
+    """Pick the exit that suits a budget or a floor of quality; several conditions must all hold.
 
     Budgets alone pick the most accurate exit that fits, floors the cheapest that reaches them. The choice
-    is made on the validation split and reported on the test split. Ends with exit code 3 where nothing fits.
+    is made on the validation split and reported on the test split. The exit code is 3 where nothing fits.
 
     Example: anytime-lct select runs/fashion --budget-flops 20M --max-drop 0.5
     """
@@ -61,7 +61,7 @@ def select(
 
 
 def open_profile(source: Path) -> tuple[Profile, tuple[int, ...] | None]:
-    """Open a run's or a file's profile, or a bundle's with the exits that it serves."""
+    """Open the profile of a run, of a file, or of a bundle, with the exits that a bundle serves."""
     from anytime_lct.exits.bundle import Bundle, is_bundle
     from anytime_lct.exits.profile import Profile
 
@@ -84,15 +84,15 @@ def read_budget(flops: str | None, params: str | None, latency: str | None, exit
 
 
 def as_dict(profile: Profile, selection: Selection) -> dict[str, object]:
-    """Put a selection into plain values."""
-    whole, latency = profile.cost(profile.num_groups), profile.exits[selection.exit - 1].latency
+    """Return a selection as plain values."""
+    main, latency = profile.cost(profile.num_groups), profile.exits[selection.exit - 1].latency
     return {
         "exit": selection.exit,
         "flops": selection.cost.flops,
         "params": selection.cost.params,
         "latency_seconds": None if latency is None else latency.seconds,
-        "flops_share": selection.cost.flops / whole.flops if whole.flops else None,
-        "params_share": selection.cost.params / whole.params if whole.params else None,
+        "flops_share": selection.cost.flops / main.flops if main.flops else None,
+        "params_share": selection.cost.params / main.params if main.params else None,
         "metric": profile.metric,
         "split": profile.split,
         "quality": selection.quality.model_dump(),
@@ -102,28 +102,28 @@ def as_dict(profile: Profile, selection: Selection) -> dict[str, object]:
 
 
 def show(profile: Profile, selection: Selection) -> None:
-    """Draw a selection as a table of two columns, and say why it was made."""
+    """Print a selection as a table of two columns, and its reason."""
     from rich.table import Table
 
     from anytime_lct.cli.screen import screen
     from anytime_lct.exits.budget import show_count, show_seconds
     from anytime_lct.exits.selector import show_quality
 
-    cost, whole = selection.cost, profile.cost(profile.num_groups)
-    measured = profile.exits[selection.exit - 1]
+    cost, main = selection.cost, profile.cost(profile.num_groups)
+    exit = profile.exits[selection.exit - 1]
 
     def share(part: int, total: int) -> str:
         return f" ({100 * part / total:.1f}% of the main network)" if total else ""
 
     table = Table(show_header=False)
     table.add_row("exit", f"{selection.exit} of {profile.num_groups}")
-    table.add_row("FLOPs", show_count(cost.flops) + share(cost.flops, whole.flops))
-    table.add_row("parameters", show_count(cost.params) + share(cost.params, whole.params))
-    if measured.latency is not None:
-        table.add_row("latency", f"{show_seconds(measured.latency.seconds)} ({measured.latency.engine})")
+    table.add_row("FLOPs", show_count(cost.flops) + share(cost.flops, main.flops))
+    table.add_row("parameters", show_count(cost.params) + share(cost.params, main.params))
+    if exit.latency is not None:
+        table.add_row("latency", f"{show_seconds(exit.latency.seconds)} ({exit.latency.engine})")
     if profile.split == "validation":
         table.add_row(f"validation {profile.metric}", show_quality(profile, selection.quality.value))
-    low, high = (show_quality(profile, bound) for bound in (measured.test.low, measured.test.high))
-    table.add_row(f"test {profile.metric}", f"{show_quality(profile, measured.test.value)} (95%: {low} to {high})")
+    low, high = (show_quality(profile, bound) for bound in (exit.test.low, exit.test.high))
+    table.add_row(f"test {profile.metric}", f"{show_quality(profile, exit.test.value)} (95%: {low} to {high})")
     screen().print(table)
     typer.echo(f"Exit {selection.exit} is {selection.reason}.")

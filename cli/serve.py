@@ -11,27 +11,28 @@ if TYPE_CHECKING:
     from anytime_lct.exits.budget import Ask
 
 
-DEADLINE = "Deadline of requests that bring none, from their arrival, e.g. 20ms; default: none."
-FIXED = "Answer by this exit, whatever the load, unless a request's parameters say otherwise; to compare with."
+DEADLINE = "Deadline of requests without one, counted from their arrival, e.g. 20ms; default: none."
+FIXED = "Answer by this exit, whatever the load, unless a request's parameters differ; as a baseline."
 
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a folder of bundles.")],
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="Threads that compute answers, shared among workers; default: all cores.")
+        int | None,
+        typer.Option(min=1, help="Threads that compute answers, divided among workers; default: all cores."),
     ] = None,
     deadline: Annotated[str | None, typer.Option(help=DEADLINE)] = None,
     fixed: Annotated[int | None, typer.Option(min=1, metavar="EXIT", help=FIXED)] = None,
-    max_body: Annotated[str, typer.Option(help="Most bytes of a request, packed or not, e.g. 64M.")] = "64M",
+    max_body: Annotated[str, typer.Option(help="Largest request in bytes, compressed or not, e.g. 64M.")] = "64M",
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
     """Answer requests over HTTP by the Open Inference Protocol V2, until Ctrl-C or SIGTERM.
 
-    Each is answered by the best exit that its budget and deadline allow; under load exits get shallower rather
-    than late. The page at / shows the models and lets one try them. SIGHUP has the bundles read again.
+    Each is answered by the best exit that its budget and deadline allow; under load answers come from shallower exits
+    rather than late. The page at / shows the models and lets you try them. SIGHUP reloads the bundles.
 
     Example: anytime-lct serve bundles/digits --port 8000 --deadline 20ms
     """
@@ -40,7 +41,7 @@ def serve(
     from anytime_lct.exits.budget import parse_count
     from anytime_lct.serving.limits import Limits
     from anytime_lct.serving.server import Settings, address, listen
-    from anytime_lct.serving.server import serve as serving
+    from anytime_lct.serving.server import serve as run_server
 
     body = round(parse_count(max_body))
     limits = Limits(body=body, json=min(body, Limits.json), in_flight=max(Limits.in_flight, 4 * body))
@@ -48,11 +49,11 @@ def serve(
     listener = listen(host, port)
 
     def started() -> None:
-        where = address(listener)
-        print(json.dumps({"address": where}) if as_json else f"Serving {bundle} at {where}, Ctrl-C ends.", flush=True)
+        url = address(listener)
+        print(json.dumps({"address": url}) if as_json else f"Serving {bundle} at {url}, Ctrl-C ends.", flush=True)
 
     if workers == 1:
-        serving(listener, settings, started)
+        run_server(listener, settings, started)
     else:
         from anytime_lct.serving.workers import Workers
 
@@ -60,15 +61,15 @@ def serve(
 
 
 def threads_each(cores: int | None, workers: int) -> int:
-    """Share the cores among the workers."""
+    """Return the number of threads of each worker."""
     import os
 
-    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, (cores or every) // workers)
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (cores or available) // workers)
 
 
 def read_default(deadline: str | None, fixed: int | None) -> Ask:
-    """Read what requests ask for where they say nothing."""
+    """Return the Ask of requests that say nothing, from the options."""
     from anytime_lct.exits.budget import Ask, Budget, parse_seconds
 
     timeout = None if deadline is None else parse_seconds(deadline)

@@ -1,4 +1,4 @@
-"""`anytime-lct thresholds`: how sure an exit must be for a sample to stop there, within a mean budget."""
+"""`anytime-lct thresholds`: how confident an exit must be for a sample to stop there, within a mean budget."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from anytime_lct.exits.thresholds import Thresholds
 
 
-BUDGET = "Mean multiply-adds a sample, e.g. 20M; may be given several times."
-MEASURE = "What tells how sure an answer is; best: the one that does best on validation."
+BUDGET = "Mean multiply-adds per sample, e.g. 20M; may be repeated."
+MEASURE = "Measure of confidence; best: the one with the best accuracy on validation."
 
 
 def thresholds(
-    run: Annotated[Path, typer.Argument(help="Run folder that `train` and `analyze` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, after `train` and `analyze`.")],
     mean_flops: Annotated[list[str], typer.Option(help=BUDGET)],
     measure: Annotated[str, typer.Option(metavar="max-probability|margin|entropy|best", help=MEASURE)] = "best",
-    data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rules as one JSON object.")] = False,
 ) -> None:
-    """Search which exits to visit and how sure each must be, for the best accuracy at a mean cost.
+    """Search which exits to visit and how confident each must be, for the best accuracy at a mean cost.
 
-    Easy samples stop early and leave their share of the budget to hard ones. The search sees validation data only; test
-    is reported. Rules are added to thresholds.json in the run folder, which `export` puts into the bundle.
+    Easy samples stop early and leave their share of the budget to hard ones. The search uses validation data only; the
+    test split is reported. Rules are added to thresholds.json in the run folder, which `export` puts into the bundle.
 
     Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
     """
@@ -36,30 +36,31 @@ def thresholds(
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import parse_count
     from anytime_lct.exits.thresholds import MEASURES
-    from anytime_lct.verbs.thresholds import thresholds as searching
+    from anytime_lct.verbs.thresholds import thresholds as search_thresholds
 
     if measure not in (*MEASURES, "best"):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
     measures = MEASURES if measure == "best" else (measure,)
-    found = searching(run, [parse_count(text) for text in mean_flops], measures, data_root)  # type: ignore[arg-type]
+    budgets = [parse_count(text) for text in mean_flops]
+    rules = search_thresholds(run, budgets, measures, data_root)  # type: ignore[arg-type]
     if as_json:
-        typer.echo(found.model_dump_json())
+        typer.echo(rules.model_dump_json())
         return
     console = screen()
-    console.print(table(found.rules))
+    console.print(table(rules.rules))
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
     console.print(f"Wrote {run / 'thresholds.json'}.", highlight=False, soft_wrap=True)
 
 
 NOTE = (
-    "FLOPs: one multiply-add counts one; a sample pays groups up to where it stops and every critic visited. "
+    "FLOPs: one multiply-add counts one; a sample pays for the groups up to its exit and every visited critic. "
     "Searched on validation; accuracy and cost are those of test, with 95% intervals. The fixed exit is the most "
     "accurate one on validation that costs no more than the mean budget."
 )
 
 
 def table(rules: tuple[Thresholds, ...]) -> Table:
-    """Lay rules out, a line a budget."""
+    """Return a table of rules, one row per budget."""
     from rich.table import Table
 
     from anytime_lct.exits.budget import show_count
@@ -79,7 +80,7 @@ def table(rules: tuple[Thresholds, ...]) -> Table:
 
 
 def _steps(rule: Thresholds) -> str:
-    """Write where samples stop, and which share of them: a line an exit."""
+    """Format where samples stop, and which share of them, one line per exit."""
     *early, last = rule.at
     if not early:
         return f"exit {last}: all"

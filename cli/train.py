@@ -70,7 +70,7 @@ def train(
     from anytime_lct.errors import RecipeError
     from anytime_lct.recipes import reading
     from anytime_lct.run_folder import folder as run_folder
-    from anytime_lct.verbs.train import launch_workers, prepared, starts_processes
+    from anytime_lct.verbs.train import launch_workers, prepare, starts_processes
 
     flags = {
         "data.name": data, "data.root": data_root, "model.name": model, "cut.groups": groups,
@@ -91,7 +91,7 @@ def train(
         chosen = run_folder.read(run_dir)[0]
     folder = run_dir or default_folder(chosen)
     if starts_processes(workers, replicas):
-        checked = prepared(chosen, (workers, replicas), resume=resume)
+        checked = prepare(chosen, (workers, replicas), resume=resume)
         options = ["--json"] if as_json else []
         launch_workers(checked, folder, (workers, replicas), max_restarts, resume=resume, options=options)
         return
@@ -113,13 +113,13 @@ def run(
     recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = False, size: tuple[int, int] = (1, 1)
 ) -> Any:
     """Train and show the progress; return the last epoch, or None where nothing was left to do."""
-    from anytime_lct.cli.progress import shown
+    from anytime_lct.cli.progress import progress
     from anytime_lct.training.memory import keep_freed_memory
     from anytime_lct.verbs.train import train as training
 
     keep_freed_memory()
     try:
-        with shown(metric_of(recipe), quiet=quiet or not _leads()) as report:
+        with progress(metric_of(recipe), quiet=quiet or not _leads()) as report:
             return training(recipe, folder, resume=resume, workers=size[0], replicas=size[1], report=report)
     except KeyboardInterrupt:
         if _leads():

@@ -1,1 +1,1 @@
-"""The networks that the paper uses, by name, and those of other makes."""
+"""The networks of the paper by name, and those of torchvision, timm and the user's own files."""

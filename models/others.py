@@ -1,7 +1,7 @@
-"""Networks of other makes: torchvision:NAME, timm:NAME, and path/to/file.py:factory.
+"""Networks of torchvision, timm and the user's own files: torchvision:NAME, timm:NAME, path/to/file.py:FACTORY.
 
-They keep the names of their weights. The number of classes comes from the data, and so does the size of the images
-where a network has to know it. One trial run tells early, and in a sentence, what does not fit.
+Their weights keep their names. The number of classes comes from the data, and so does the size of the images where a
+network depends on it. A trial forward finds a network that does not fit the data before training starts.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from torch import Tensor, nn
 
 from anytime_lct.errors import ModelError
 
-Build = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
+Builder = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
 
 
-def is_other(name: str) -> bool:
-    """Tell whether a name says where the network comes from: `torchvision:resnet18`, `my/file.py:make`."""
+def has_source(name: str) -> bool:
+    """Return whether a name says where the network comes from: `torchvision:resnet18`, `my/file.py:make`."""
     return ":" in name
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
-    """Make a network for inputs (C, H, W) or (T,) and `outputs` classes; `options` go to its maker.
+    """Make a network for inputs (C, H, W) or (T,) and `outputs` classes; `options` are arguments of its factory.
 
-    A factory of a file gets `input_shape` and `outputs` where it takes arguments of these names. The factory may be a
-    class. Raises ModelError where there is no such network, or it does not suit the data.
+    A factory in a file is a function or a class; it gets `input_shape` and `outputs` if it has parameters of these
+    names. Raises ModelError for an unknown network, or one that does not fit the data.
 
     >>> build("torchvision:resnet18", (3, 64, 64), 10, {})(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
     """
-    source, _, rest = name.rpartition(":")
+    source, _, member = name.rpartition(":")
     if source not in SOURCES and not source.endswith(".py"):
         raise ModelError(
             f"Expected a network as torchvision:NAME, timm:NAME or path/to/file.py:FACTORY, got '{name}'; choose one."
         )
-    make = SOURCES.get(source, _from_file(Path(source)) if source.endswith(".py") else _torchvision)
+    builder = SOURCES.get(source, _from_file(Path(source)) if source.endswith(".py") else _torchvision)
     try:
-        model = make(rest, input_shape, outputs, options)
+        model = builder(member, input_shape, outputs, options)
     except (ModelError, ImportError):
         raise
     except Exception as error:
-        told = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
-        raise ModelError(f"The network '{name}' cannot be made{told}: {_reason(error)}.") from error
-    _try(name, model, input_shape, outputs)
+        settings = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
+        raise ModelError(f"The network '{name}' cannot be built{settings}: {_reason(error)}.") from error
+    _check_forward(name, model, input_shape, outputs)
     return model
 
 
@@ -59,16 +59,16 @@ def _torchvision(name: str, input_shape: tuple[int, ...], outputs: int, options:
 
     expect_known("torchvision", name)
     channels, height, width = _image(name, input_shape)
-    given: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if name.startswith("vit_"):
-        given["image_size"] = height
+        defaults["image_size"] = height
     if name.startswith("maxvit"):
-        given["input_size"] = (height, width)
+        defaults["input_size"] = (height, width)
     if name in ("googlenet", "inception_v3"):
-        given |= {"aux_logits": False, "init_weights": True}
-    model = torchvision.models.get_model(name, weights=None, num_classes=outputs, **{**given, **options})
+        defaults |= {"aux_logits": False, "init_weights": True}
+    model = torchvision.models.get_model(name, weights=None, num_classes=outputs, **{**defaults, **options})
     if channels != 3:
-        _take_channels(model, channels)
+        _replace_first_convolution(model, channels)
     return model
 
 
@@ -77,35 +77,35 @@ def _timm(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
 
     expect_known("timm", name)
     channels, height, width = _image(name, input_shape)
-    given = {"num_classes": outputs, "in_chans": channels, **options}
+    arguments = {"num_classes": outputs, "in_chans": channels, **options}
     try:
-        return timm.create_model(name, **{"img_size": (height, width), **given})
+        return timm.create_model(name, **{"img_size": (height, width), **arguments})
     except TypeError as error:
         if "img_size" not in str(error) or "img_size" in options:
             raise
-        return timm.create_model(name, **given)  # a network that takes images of any size
+        return timm.create_model(name, **arguments)  # a network for images of any size
 
 
-def _from_file(path: Path) -> Build:
-    def make(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
+def _from_file(path: Path) -> Builder:
+    def build_from_file(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
         factory = getattr(_module(path), name, None)
         if not callable(factory):
-            raise ModelError(f"Expected a function or class '{name}' in '{path}' that makes the network, found none.")
-        known = inspect.signature(factory).parameters
+            raise ModelError(f"Expected a function or class '{name}' in '{path}' that builds the network, got none.")
+        parameters = inspect.signature(factory).parameters
         facts = {"input_shape": input_shape, "outputs": outputs}
-        model = factory(**{key: value for key, value in facts.items() if key in known}, **options)
+        model = factory(**{key: value for key, value in facts.items() if key in parameters}, **options)
         if not isinstance(model, nn.Module):
             raise ModelError(f"Expected '{path}:{name}' to return a torch.nn.Module, got a {type(model).__name__}.")
         return model
 
-    return make
+    return build_from_file
 
 
-SOURCES: dict[str, Build] = {"torchvision": _torchvision, "timm": _timm}
+SOURCES: dict[str, Builder] = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _module(path: Path) -> Any:
-    """Run a file once in a process, with its own folder open to its imports."""
+    """Import a file, once per process, with its folder on the import path."""
     if not path.is_file():
         raise ModelError(f"Expected the network's file at '{path.absolute()}', which is not there; name another.")
     key = f"anytime_lct_network_{path.resolve()}"
@@ -134,10 +134,10 @@ def expect_known(source: str, name: str) -> None:
     else:
         import timm
 
-        known, name = timm.list_models(), name.partition(".")[0]  # timm's names may say which weights: resnet18.a1_in1k
+        known, name = timm.list_models(), name.partition(".")[0]  # after the dot, a tag of weights: resnet18.a1_in1k
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known[:3]
-        raise ModelError(f"{source} has no network '{name}'; did you mean {' or '.join(near)}?")
+        matches = difflib.get_close_matches(name, known, n=3) or known[:3]
+        raise ModelError(f"{source} has no network '{name}'; did you mean {' or '.join(matches)}?")
 
 
 def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -147,17 +147,18 @@ def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _take_channels(model: nn.Module, channels: int) -> None:
-    """Put a first convolution that reads so many channels, under its own name, in place of the one that reads three."""
+def _replace_first_convolution(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution, of three channels, by one of `channels` with the same name."""
     path, first = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
     sizes: tuple[Any, ...] = (first.kernel_size, first.stride, first.padding)
-    made = nn.Conv2d(channels, first.out_channels, *sizes, bias=first.bias is not None)
-    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
-    holder, _, field = path.rpartition(".")
-    setattr(model.get_submodule(holder), field, made)
+    convolution = nn.Conv2d(channels, first.out_channels, *sizes, bias=first.bias is not None)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, convolution)
 
 
-def _try(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int) -> None:
+def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int) -> None:
+    """Run the model once; raises ModelError if it cannot read the inputs or does not return logits (B, outputs)."""
     dtype = torch.float32 if len(input_shape) > 1 else torch.int64
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -172,16 +173,16 @@ def _try(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int
         for module, mode in modes:
             module.training = mode
     if not isinstance(Z, Tensor) or Z.shape[-1] != outputs:
-        came = f"of shape {tuple(Z.shape)}" if isinstance(Z, Tensor) else f"that is a {type(Z).__name__}"
+        output = f"of shape {tuple(Z.shape)}" if isinstance(Z, Tensor) else f"that is a {type(Z).__name__}"
         raise ModelError(
-            f"Expected logits of {outputs} classes from the network '{name}', got an answer {came}; let its factory "
+            f"Expected logits of {outputs} classes from the network '{name}', got an output {output}; let its factory "
             f"take `outputs`."
         )
 
 
 def _reason(error: Exception) -> str:
-    """The error's first line, and the last line of a file of the user's own that it went through."""
-    said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    inside = (str(Path(torch.__file__).parent.parent), __file__, "<")
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
-    return said.rstrip(".") + (f" (at {own[-1].filename}:{own[-1].lineno}: {own[-1].line})" if own else "")
+    """Return the first line of the error, and the last line of the user's own code in its traceback."""
+    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    libraries = (str(Path(torch.__file__).parent.parent), __file__, "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    return text.rstrip(".") + (f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else "")

@@ -46,7 +46,7 @@ def small(
 ) -> SmallResNet:
     """Make a residual network of 6n+2 layers for small images; 1x1 projections where the shape changes.
 
-    `dropout` acts on what enters the classifier.
+    `dropout` acts on the input of the classifier.
     """
     channels, _, _ = _image("resnet", input_shape, smallest=4)
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
@@ -65,9 +65,9 @@ def bottleneck(
 ) -> ResNet:
     """Make torchvision's bottleneck ResNet of 50, 101, 152 or 182 layers, (B, C, H, W) to (B, outputs).
 
-    The ImageNet stem is torchvision's own network, so that its weights load. The CIFAR stem (images below
-    64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the
-    classifier, as the parameter counts of Table VIII tell.
+    With the ImageNet stem it is torchvision's own network, so that its weights load. The CIFAR stem (images below
+    64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the classifier, which
+    follows from the parameter counts of Table VIII.
     """
     channels, height, width = _image(f"resnet{depth}", input_shape, smallest=32 if stem == "imagenet" else 8)
     if stem not in ("auto", "cifar", "imagenet"):
@@ -77,11 +77,10 @@ def bottleneck(
         if channels != 3:
             network.conv1 = _he(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
         return network
-    side = (_eighth(height), _eighth(width))
     network.conv1 = _he(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
     network.maxpool = nn.Identity()  # type: ignore[assignment]
     network.avgpool = nn.Identity()  # type: ignore[assignment]
-    network.fc = nn.Linear(2048 * side[0] * side[1], outputs)
+    network.fc = nn.Linear(2048 * _eighth(height) * _eighth(width), outputs)
     return network
 
 
@@ -101,20 +100,20 @@ def _he(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def _eighth(size: int) -> int:
-    """Side of the map after three strides of 2."""
+    """Return the size of a map after three strides of 2."""
     for _ in range(3):
         size = (size + 1) // 2
     return size
 
 
 def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
-    """Return (C, H, W); refuse text, and images that the network's strides would take below one pixel."""
+    """Return (C, H, W); refuse text, and images that the network's strides would reduce below one pixel."""
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ModelError(f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
     channels, height, width = input_shape
     if min(height, width) < smallest:
         raise ModelError(
             f"The network '{name}' needs images of at least {smallest}x{smallest}, but the data has "
-            f"{height}x{width}; take another network or stem."
+            f"{height}x{width}; choose another network or stem."
         )
     return channels, height, width

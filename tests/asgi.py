@@ -58,8 +58,8 @@ async def request(
         await asyncio.sleep(0)
     if not sent:
         return Response(0, {}, b"")
-    told = {name.decode(): value.decode("latin-1") for name, value in sent[0]["headers"]}
-    return Response(sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:]))
+    response_headers = {name.decode(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+    return Response(sent[0]["status"], response_headers, b"".join(message.get("body", b"") for message in sent[1:]))
 
 
 def ask(

@@ -1,8 +1,8 @@
-"""Makes tiny bundles for tests: ONNX graphs written by hand, so that no torch is needed, and their profile.
+"""Tiny bundles for tests: ONNX graphs built node by node, which needs no torch, and their profile.
 
 The image network has three groups: a convolution with ReLU; a flattening; a matrix product. Its exits cost
     group 1: 30, group 2: 20, group 3: 100; critic 1: 5, critic 2: 50    (FLOPs, and as many parameters)
-so that exit 1 costs 35, exit 2 100, exit 3 150. The text network has an embedding and two matrix products.
+so exit 1 costs 35, exit 2 100, exit 3 150. The text network has an embedding and two matrix products.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_profile(
     test: Sequence[float] | None = None,
     split: str = "validation",
 ) -> Profile:
-    """A profile by hand; test qualities are the validation ones, one hundredth lower, unless given."""
+    """Build a profile; test qualities default to the validation ones minus one hundredth."""
     N = len(values)
     group_params, critic_params = params or (groups, critics)
     tests = test or [value - 0.01 for value in values]
@@ -77,7 +77,7 @@ Part = tuple[list[onnx.NodeProto], dict[str, np.ndarray], int]
 def image_parts(
     seed: int = 0, size: int = 6, channels: int = 1, width: int = 4, classes: int = 3
 ) -> tuple[list[Part], list[Part]]:
-    """Groups and critics of a network on (B, channels, size, size)."""
+    """Return the groups and critics of a network on (B, channels, size, size)."""
     rng = np.random.default_rng(seed)
 
     def weights(*shape: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def image_parts(
 
 
 def text_parts(seed: int = 0, symbols: int = len(SYMBOLS), units: int = 4) -> tuple[list[Part], list[Part]]:
-    """Groups and critics of a network on (B, T) numbers of symbols."""
+    """Return the groups and critics of a network on numbers of symbols, (B, T)."""
     rng = np.random.default_rng(seed)
 
     def weights(*shape: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def write_image_bundle(
     size: int = 6,
     channels: int = 1,
 ) -> Bundle:
-    """Write a bundle of the image network: `only` "exits", "groups", or both kinds of graphs."""
+    """Write a bundle of the image network, with `only` "exits" or "groups", or with both kinds of graphs."""
     groups, critics = image_parts(size=size, channels=channels)
     manifest = {
         "task": "classification",
@@ -166,13 +166,13 @@ def write_text_bundle(folder: Path, *, served: tuple[int, ...] = (1, 2, 3)) -> B
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    """Change entries of a bundle's manifest, unchecked."""
+    """Change entries of a bundle's manifest without validation."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def sign_again(folder: Path, kind: str, index: int) -> None:
-    """Put the sum and size that a group or critic file has now into the manifest."""
+def update_checksum(folder: Path, kind: str, index: int) -> None:
+    """Write the current checksum and size of a group or critic file to the manifest."""
     files = json.loads((folder / "manifest.json").read_text())[f"{kind}s"]
     key = index - 1 if isinstance(files, list) else str(index)
     files[key] = describe_file(folder / f"{kind}_{index}.onnx").model_dump()
@@ -217,8 +217,8 @@ def _write(
         "largest_difference": 0.0,
     } | manifest
     files = {"exits": exits, "groups": tuple(group_files), "critics": critic_files, "served": served}
-    checked = Manifest.model_validate(facts | files | {"profile": describe_file(folder / "profile.json")})
-    write_manifest(folder, checked)
+    validated = Manifest.model_validate(facts | files | {"profile": describe_file(folder / "profile.json")})
+    write_manifest(folder, validated)
     return Bundle.open(folder)
 
 

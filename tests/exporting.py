@@ -1,4 +1,4 @@
-"""Writes bundles of networks made in tests, with all that is asked for said by name."""
+"""Writes bundles of networks made in tests, with every choice as a keyword argument."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export(
     exits: Sequence[int] | None = None,
     only: Literal["exits", "groups"] | None = None,
     single: bool = False,
-    **how: Any,
+    **options: Any,
 ) -> Bundle:
     trained = Trained(network, facts, profile, model_name, thresholds)
-    return write_bundle(trained, out, Contents(exits, only, single), **how)
+    return write_bundle(trained, out, Contents(exits, only, single), **options)

@@ -56,7 +56,7 @@ class FakeEngine:
             on_time=None if ask.timeout is None else now - arrived <= ask.timeout,
         )
 
-    def sent(self, reply: Reply) -> None:
+    def record_sent(self, reply: Reply) -> None:
         self.left.append(reply)
 
     def queue_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Programs that a test starts: ended with all that they started, however the test ends."""
+"""Programs that a test starts: killed with all processes that they started, however the test ends."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 
 @contextmanager
-def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Start a program in a process group of its own; on leaving, kill whatever is left of it.
+def start(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a program in a new process group; on leaving, kill all processes of it that still run.
 
-    Processes in sessions of their own, as torch's launcher starts workers, are known by a mark in their environment.
+    Processes in other sessions, such as the workers of torch's launcher, are found by a mark in their environment.
     """
     mark = f"ANYTIME_LCT_TEST={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
     options["env"] = {**(options.get("env") or os.environ), name: value}
-    words = [str(word) for word in command]
-    with subprocess.Popen(words, text=True, start_new_session=True, **options) as process:
+    arguments = [str(argument) for argument in command]
+    with subprocess.Popen(arguments, text=True, start_new_session=True, **options) as process:
         try:
             yield process
         finally:
@@ -35,7 +35,7 @@ def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
 
 
 def run(command: Sequence[object], seconds: float, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end; raises subprocess.TimeoutExpired, with all of it killed, after so many seconds."""
-    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+    """Run a program to its end; after `seconds`, kill all of it and raise subprocess.TimeoutExpired."""
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

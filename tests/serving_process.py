@@ -13,7 +13,7 @@ PROGRAM = "from anytime_lct.cli.main import run; run()"
 
 
 class Server:
-    """Starts on entering, waits until it answers, and is ended by SIGTERM on leaving."""
+    """Starts on entering, waits until it answers, and is stopped by SIGTERM on leaving."""
 
     def __init__(self, bundle: Path, *options: str, program: str = PROGRAM) -> None:
         self._command = [sys.executable, "-c", program, "serve", str(bundle), "--port", "0", "--json", *options]
@@ -30,8 +30,8 @@ class Server:
         if not line:
             raise AssertionError(self.process.stderr.read())
         self.address: str = json.loads(line)["address"]
-        self.place = self.address.removeprefix("http://")
-        self.port = int(self.place.rpartition(":")[2])
+        self.netloc = self.address.removeprefix("http://")
+        self.port = int(self.netloc.rpartition(":")[2])
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -41,7 +41,7 @@ class Server:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it, once; returns its exit code."""
+        """Stop the server if it still runs; return its exit code."""
         if self.code is None:
             self.signal(signal.SIGTERM)
             _, self.errors = self.process.communicate(timeout=60)

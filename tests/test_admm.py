@@ -21,7 +21,7 @@ from anytime_lct.training.methods import admm
 from anytime_lct.training.methods.admm import ADMM, ADMMRecipe
 from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import alone
+from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
 
 DIGITS = {
@@ -42,7 +42,7 @@ def method_of(recipe):
     dataset = data.from_recipe(recipe)
     network = build_network(recipe, dataset.facts).train()
     clock = Clock(dataset.num_batches("train"), dataset.num_batches("train"))
-    method = ADMM(network, recipe, dataset.facts.task, clock, alone(torch.device("cpu")))
+    method = ADMM(network, recipe, dataset.facts.task, clock, Team(torch.device("cpu")))
     x, y = next(dataset.batches("train"))
     return method, Minibatch(x, y, 0, last=True)
 

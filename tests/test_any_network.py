@@ -72,7 +72,7 @@ def test_a_module_that_fx_cannot_follow_is_one_step(kind, reason):
 
 def test_what_a_group_overwrites_unseen_is_found_when_it_runs():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), InPlace(), nn.Linear(4, 3))
-    with pytest.raises(PartitionError, match="group 2 overwrites what it reads"):
+    with pytest.raises(PartitionError, match="group 2 overwrites its input"):
         LCTNetwork.cut(model, torch.zeros(2, 4), CutRecipe(places=("1",)))
 
 

@@ -86,22 +86,22 @@ def parsed(name: str) -> ast.Module:
 @cache
 def imported(name: str) -> frozenset[str]:
     """Full names of what a file imports anywhere in it, under TYPE_CHECKING too."""
-    found: set[str] = set()
+    names: set[str] = set()
     package = ["anytime_lct", *Path(name).parts[:-1]]
     for node in ast.walk(parsed(name)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
             module = base if node.level else node.module
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-    return frozenset(found)
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
 @cache
 def neighbours(name: str) -> frozenset[str]:
     """The package's own files that a file imports from; a name given by a room's door counts as the file behind it."""
-    found: set[str] = set()
+    files: set[str] = set()
     for full in imported(name):
         parts = full.split(".")
         if parts[0] != "anytime_lct":
@@ -113,8 +113,8 @@ def neighbours(name: str) -> frozenset[str]:
             assert doors, f"{name} imports {full}, which {file} does not give"
             module = doors.pop().removeprefix("anytime_lct.").rpartition(".")[0]
             file = MODULES[module]
-        found.add(file)
-    return frozenset(found - {"__init__.py"})
+        files.add(file)
+    return frozenset(files - {"__init__.py"})
 
 
 @pytest.mark.parametrize("name", NAMES)

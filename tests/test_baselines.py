@@ -9,7 +9,7 @@ import typing
 import pytest
 import torch
 from torch import nn
-from training_processes import outcome, refused, resume, same
+from training_processes import outcome, refusal, resume, same
 from training_processes import train as train_apart
 
 from anytime_lct.data import datasets
@@ -98,6 +98,6 @@ def test_a_pipeline_goes_on_to_the_same_weights(tmp_path):
 )
 def test_sizes_that_a_method_cannot_run_in_are_refused(method, size, message, tmp_path):
     workers, replicas = size
-    complaint = refused(recipe_with(MLP, method=method), tmp_path / "run", workers, replicas)
+    complaint = refusal(recipe_with(MLP, method=method), tmp_path / "run", workers, replicas)
     assert re.search(message, " ".join(complaint.split()))
     assert not (tmp_path / "run").exists()

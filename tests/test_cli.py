@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from programs import run, started
+from programs import run, start
 
 from anytime_lct import __version__
 from anytime_lct.cli.main import VERBS, app
@@ -52,8 +52,8 @@ OPTIONS = {
 }
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run([*PROGRAM, *arguments], seconds=280)
+def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run([*PROGRAM, *arguments], seconds=280, cwd=cwd)
 
 
 def without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +122,7 @@ def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_p
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     options = "--set model.depth=8 --set model.width=4 --groups 2 --epochs 200 --run-dir".split()
-    with started([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE) as process:
+    with start([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

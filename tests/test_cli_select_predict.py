@@ -172,7 +172,7 @@ def test_predict_complains_in_one_sentence(
     write_image_bundle(tmp_path / "exits", only="exits")
     for code, says, arguments in (
         (3, "35 FLOPs", [bundle, file, "--budget-flops", "1"]),
-        (2, "got no input", [bundle]),
+        (2, "Expected an input, got none", [bundle]),
         (2, "Expected images", [bundle, "--text", "ab"]),
         (2, "exported bundle", [tmp_path, file]),
         (2, "without --only exits", [tmp_path / "exits", file, "--stream"]),
@@ -202,7 +202,7 @@ def test_calibrate_and_predict_in_time(program: Program, tmp_path: Path) -> None
         assert code == 0 and [row["exit"] for row in json.loads(out)["answers"]] == exits
     (tmp_path / "tiny.calibration.json").write_text("{")
     code, _, err = program(*predict)
-    assert code == 2 and "measure anew with: anytime-lct calibrate" in " ".join(err.split())
+    assert code == 2 and "measure again with: anytime-lct calibrate" in " ".join(err.split())
     assert program("calibrate", tmp_path / "tiny", "--sizes", "2", "--seconds", "0.01")[0] == program(*predict)[0] == 0
     x = np.load(tmp_path / "x.npy")
     expected = AnytimeSession(tmp_path / "tiny").run(x, min_confidence=0.5, measure="margin")

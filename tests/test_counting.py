@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as torchvision_models
 
-from anytime_lct.counting import components, count
-from anytime_lct.cutting.choice import of_exits
+from anytime_lct.counting import component_costs, count
+from anytime_lct.cutting.choice import exit_costs
 from anytime_lct.cutting.costs import on_meta
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import AnalysisError
@@ -150,7 +150,7 @@ def test_parts_add_up_to_the_whole(name: str):
     else:
         model, example = models.build("resnet", (3, 16, 16), 10, depth=8, width=4), torch.zeros(2, 3, 16, 16)
         network = LCTNetwork.cut(model, example, CutRecipe(groups=3))
-    of_groups, of_critics = components(network.groups, network.critics, example[:1])
+    of_groups, of_critics = component_costs(network.groups, network.critics, example[:1])
     for i in range(1, 4):
         whole = count(network.sub_model(i), example[:1])
         parts = [*of_groups[:i], *of_critics[i - 1 : i]]
@@ -224,12 +224,12 @@ def test_an_exit_is_placed_by_the_multiply_adds_that_its_profile_will_have(name:
     critic, amounts = CriticRecipe(kind=kind, depth=1), list[int]()
 
     def remembered(*args):
-        amounts[:] = of_exits(*args)
+        amounts[:] = exit_costs(*args)
         return amounts
 
-    monkeypatch.setattr("anytime_lct.cutting.choice.of_exits", remembered)
+    monkeypatch.setattr("anytime_lct.cutting.choice.exit_costs", remembered)
     network = LCTNetwork.cut(model, example, CutRecipe(shares=(0.75,)), critic)
     k = [cut.name for cut in Trace.of(model).candidates].index(network.places[0])
-    groups, critics = components(network.groups, network.critics, example[:1])
+    groups, critics = component_costs(network.groups, network.critics, example[:1])
     assert (groups[0] + critics[0]).flops == amounts[k] <= 0.75 * amounts[-1]
     assert sum(groups, start=Cost(flops=0, params=0)).flops == amounts[-1]

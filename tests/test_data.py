@@ -181,7 +181,7 @@ def test_an_image_folder_of_large_images_is_cropped_and_read_as_needed(tmp_path)
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_path, monkeypatch):
     monkeypatch.setattr("anytime_lct.data.idx.DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
-    with pytest.raises(DataError, match=rf"'{name}' was looked for in '{tmp_path}'.*--data-root.*data.download=true"):
+    with pytest.raises(DataError, match=rf"'{name}' in '{tmp_path}'.*missing.*--data-root.*data.download=true"):
         load(data__name=name, data__root=str(tmp_path))
 
 
@@ -200,7 +200,7 @@ def test_image_folders_that_are_none_are_refused(tmp_path):
 def test_texts_that_cannot_be_learnt_are_refused(tmp_path):
     with pytest.raises(DataError, match="needs a file"):
         load(data__name="text")
-    with pytest.raises(DataError, match="looked for in"):
+    with pytest.raises(DataError, match="Expected a text in"):
         load(data__name="text", data__path=str(tmp_path / "none"))
     (tmp_path / "short").write_text("too short")
     with pytest.raises(DataError, match="too few"):

@@ -159,7 +159,7 @@ def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypat
 
 def test_images_are_normalised_as_the_recipe_says(tmp_path):
     root, statistics = write_folder(tmp_path), {"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)}
-    own, ours = (load("imagefolder", root=root, batch_size=3, augment="none", **given) for given in ({}, statistics))
+    own, ours = (load("imagefolder", root=root, batch_size=3, augment="none", **tables) for tables in ({}, statistics))
     assert (ours.facts.mean, ours.facts.std) == tuple(statistics.values())
     torch.testing.assert_close(samples(own)[0], samples(ours)[0], atol=1e-3, rtol=0)
     first, _ = next(ours.batches("train"))
@@ -255,7 +255,7 @@ def test_debians_fashion_mnist_is_found_by_itself(tmp_path, monkeypatch):
         ("train-images-idx3-ubyte", None, "a file is missing"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x03" + bytes(12), r"labels \(20,\) for images \(0, 0, 0\)"),
         ("train-images-idx3-ubyte", b"\0\0\x08", "4 bytes"),
-        ("t10k-images-idx3-ubyte", b"<html>not found</html>", "no IDX file"),
+        ("t10k-images-idx3-ubyte", b"<html>not found</html>", "not an IDX file"),
         (
             "t10k-labels-idx1-ubyte",
             b"\0\0\x08\x01\0\0\0\x03\1\2\3",
@@ -312,7 +312,7 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
         ("digit", {}, "no data set 'digit'; did you mean digits"),
         ("digits", {"validation": 0.9999}, "none of 1437 training images"),
         ("digits", {"mean": (0.5,)}, "data.mean and data.std together"),
-        ("pydoc", {"mean": (0.5,), "std": (0.5,)}, "for images alone"),
+        ("pydoc", {"mean": (0.5,), "std": (0.5,)}, "for images only"),
         ("digits", {"mean": (0.5, 0.4), "std": (1.0,)}, "channel of 'digits', 1, as data.mean, got 0.5, 0.4"),
         ("digits", {"mean": (0.5,), "std": (1.0, 1.0)}, "as data.std, all above 0, got 1.0, 1.0"),
     ],

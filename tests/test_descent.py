@@ -30,7 +30,7 @@ from anytime_lct.training.events import Epoch
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import Team, alone
+from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
 
 IMAGES = {
@@ -183,7 +183,7 @@ def test_the_local_gradient_is_what_training_steps_along():
     recipe = recipe_with({**base, "groups_schedule": {"name": "constant"}})
     dataset = data.from_recipe(recipe)
     network = build_network(recipe, dataset.facts).train()
-    worker = Worker.of(network, recipe, "classification", Clock(10, 5), alone(torch.device("cpu")))
+    worker = Worker.of(network, recipe, "classification", Clock(10, 5), Team(torch.device("cpu")))
     x, y = next(iter(dataset.batches("train", 0)))
     batch = Minibatch(x, y, 3)
     measurement, before = worker.descent(batch), [[p.detach().clone() for p in f.parameters()] for f in network.groups]

@@ -23,7 +23,7 @@ from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.dni import DNI, synthesizer
 from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.processes.team import alone
+from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def method_of(recipe):
     data = datasets.from_recipe(recipe)
     network = build_network(recipe, data.facts).train()
     x, y = next(data.batches("train"))
-    return DNI(network, recipe, data.facts.task, Clock(100, 100), alone(CPU)), network, Minibatch(x, y, 0)
+    return DNI(network, recipe, data.facts.task, Clock(100, 100), Team(CPU)), network, Minibatch(x, y, 0)
 
 
 def woken(method):
@@ -105,11 +105,11 @@ def test_a_synthesizer_learns_what_arrives_through_the_next_group(base):
         h = groups[i](h).detach().requires_grad_()
         after = groups[i + 1](h)
         if i + 1 < len(M):  # the loss whose gradient at h_{i+1} is the synthetic one
-            objective = (after * M[i + 1](method.seen(after, batch.y)).detach()).sum() / (3.0 * B)
+            objective = (after * M[i + 1](method.with_labels(after, batch.y)).detach()).sum() / (3.0 * B)
         else:
             objective = F.cross_entropy(after, batch.y)
         target = torch.autograd.grad(objective, h)[0] * 3.0 * B
-        (M[i](method.seen(h.detach(), batch.y)) - target).square().mean().backward()
+        (M[i](method.with_labels(h.detach(), batch.y)) - target).square().mean().backward()
         for (name, expected), got in zip(
             M[i].named_parameters(), method.synthesizers[i].module.parameters(), strict=True
         ):
@@ -133,7 +133,7 @@ def test_at_first_nothing_is_said_and_all_but_the_last_group_only_decay(base):
 def test_labels_reach_the_synthesizer_where_the_recipe_says_so(base, labels):
     method, network, batch = method_of(recipe_with(base, dni={"labels": labels}))
     h = torch.randn(len(batch.y), *network.shapes[0])
-    entry, other = method.seen(h, batch.y), method.seen(h, (batch.y + 1) % 10)
+    entry, other = method.with_labels(h, batch.y), method.with_labels(h, (batch.y + 1) % 10)
     assert entry.shape == (len(h), h.shape[1] + 10 * labels, *h.shape[2:])
     assert torch.equal(entry[:, : h.shape[1]], h)
     assert torch.equal(entry, other) == (not labels)
@@ -220,4 +220,4 @@ def test_text_is_refused():
     data = datasets.from_recipe(recipe)
     network = build_network(recipe, data.facts)
     with pytest.raises(RecipeError, match=r"images.*method dni.*sequences, got.*train by lct or bp"):
-        DNI(network, recipe, data.facts.task, Clock(1, 1), alone(CPU))
+        DNI(network, recipe, data.facts.task, Clock(1, 1), Team(CPU))

@@ -22,29 +22,29 @@ from anytime_lct.runtime.chain import Chain
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timings import load, save, timings_path
 from anytime_lct.serving.engine.engine import Engine
-from anytime_lct.serving.engine.job import Served
+from anytime_lct.serving.engine.job import ServedBundle
 from anytime_lct.serving.request import Overloaded
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Served:
+def served(tmp_path: Path) -> ServedBundle:
     session = AnytimeSession(write_image_bundle(tmp_path / "tiny"))
-    session.use(made_timings((0.001, 0.020, 0.040), {1: 0.0001, 2: 0.0001}))
-    return Served(session)
+    session.use_timings(made_timings((0.001, 0.020, 0.040), {1: 0.0001, 2: 0.0001}))
+    return ServedBundle(session)
 
 
 @pytest.fixture
 def engine():
-    made = Engine(threads=2)
-    yield made
-    made.close()
+    instance = Engine(threads=2)
+    yield instance
+    instance.close()
 
 
-def ask(engine: Engine, served: Served, x: np.ndarray, **given):
-    return engine.submit(served, x, Ask(**given), time.monotonic())
+def ask(engine: Engine, served: ServedBundle, x: np.ndarray, **fields):
+    return engine.submit(served, x, Ask(**fields), time.monotonic())
 
 
-def test_replies_are_the_sessions_answers(engine: Engine, served: Served):
+def test_replies_are_the_sessions_answers(engine: Engine, served: ServedBundle):
     inputs = [images(1 + k % 3, seed=k) for k in range(60)]
     exits = [1 + k % 3 for k in range(60)]
     futures = [ask(engine, served, x, budget=Budget(exit=exit)) for x, exit in zip(inputs, exits, strict=True)]
@@ -57,7 +57,7 @@ def test_replies_are_the_sessions_answers(engine: Engine, served: Served):
     assert engine.queue_length() == 0
 
 
-def test_confidence_and_deadline_together(engine: Engine, served: Served):
+def test_confidence_and_deadline_together(engine: Engine, served: ServedBundle):
     x = images(16)
     sure = ask(engine, served, x, min_confidence=0.6).result(10)
     np.testing.assert_array_equal(sure.answer.exits, served.session.run(x, min_confidence=0.6).exits)
@@ -67,7 +67,7 @@ def test_confidence_and_deadline_together(engine: Engine, served: Served):
     assert (reply.answer.exits[0], reply.answer.stopped) == (1, "deadline")
 
 
-def test_what_cannot_be_is_said_at_once(engine: Engine, served: Served):
+def test_what_cannot_be_is_said_at_once(engine: Engine, served: ServedBundle):
     with pytest.raises(Overloaded, match="until the deadline") as refused:
         ask(engine, served, images(1), timeout=1e-6)
     assert refused.value.retry_after > 0
@@ -90,7 +90,7 @@ def hold(monkeypatch, at: int) -> threading.Event:
     return gate
 
 
-def test_the_watchdog_answers_while_a_group_hangs(engine: Engine, served: Served, monkeypatch):
+def test_the_watchdog_answers_while_a_group_hangs(engine: Engine, served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=2)
     reply = ask(engine, served, images(1), timeout=0.5).result(10)  # group 2 hangs, so somebody else must have answered
     assert (reply.answer.exits[0], reply.answer.stopped, reply.answer.exits_run) == (1, "deadline", 1)
@@ -99,7 +99,7 @@ def test_the_watchdog_answers_while_a_group_hangs(engine: Engine, served: Served
     assert ask(engine, served, images(1)).result(10).answer.exits[0] == 3  # the worker is free again
 
 
-def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
+def test_a_cancelled_request_is_never_run(served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=1)
     engine = Engine(threads=1)
     first, second = (ask(engine, served, images(1)) for _ in range(2))
@@ -112,7 +112,7 @@ def test_a_cancelled_request_is_never_run(served: Served, monkeypatch):
     engine.close()
 
 
-def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: Served, monkeypatch):
+def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: ServedBundle, monkeypatch):
     """The first has an answer in hand when the second, more urgent, goes first and hangs."""
     engine, gate, began = Engine(threads=1), threading.Event(), threading.Event()
     real, ran = Chain.advance, itertools.count()
@@ -142,7 +142,7 @@ def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: Served, m
     engine.close()
 
 
-def test_a_deadline_years_away_is_no_harm(engine: Engine, served: Served, monkeypatch):
+def test_a_deadline_years_away_is_no_harm(engine: Engine, served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=2)
     far = ask(engine, served, images(1), timeout=1e11)
     reply = ask(engine, served, images(1), timeout=0.5).result(10)  # by the watchdog
@@ -151,7 +151,7 @@ def test_a_deadline_years_away_is_no_harm(engine: Engine, served: Served, monkey
     assert far.result(10).answer.exits[0] == 3
 
 
-def test_cancelled_requests_make_room_at_once(served: Served, monkeypatch):
+def test_cancelled_requests_make_room_at_once(served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=1)
     engine = Engine(threads=1)
     first, *others = (ask(engine, served, images(1)) for _ in range(20))
@@ -164,7 +164,7 @@ def test_cancelled_requests_make_room_at_once(served: Served, monkeypatch):
     engine.close()
 
 
-def test_a_request_that_fails_harms_no_other(engine: Engine, served: Served, monkeypatch):
+def test_a_request_that_fails_harms_no_other(engine: Engine, served: ServedBundle, monkeypatch):
     real = Chain.advance
 
     def advance(chain: Chain) -> None:
@@ -187,7 +187,7 @@ def test_a_request_that_fails_harms_no_other(engine: Engine, served: Served, mon
     assert ask(engine, served, images(1)).result(10).answer.exits[0] == 3
 
 
-def test_drain_answers_all_that_was_admitted_and_takes_no_more(served: Served):
+def test_drain_answers_all_that_was_admitted_and_takes_no_more(served: ServedBundle):
     engine = Engine(threads=1)
     futures = [ask(engine, served, images(1)) for _ in range(20)]
     assert engine.drain(10) and all(future.done() for future in futures)
@@ -196,7 +196,7 @@ def test_drain_answers_all_that_was_admitted_and_takes_no_more(served: Served):
     engine.close()
 
 
-def test_close_cancels_what_waits(served: Served, monkeypatch):
+def test_close_cancels_what_waits(served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=1)
     engine = Engine(threads=1)
     first, second = (ask(engine, served, images(1)) for _ in range(2))
@@ -211,11 +211,11 @@ def test_close_cancels_what_waits(served: Served, monkeypatch):
 
 def test_timings_are_measured_where_there_are_none(tmp_path: Path):
     bundle = write_image_bundle(tmp_path / "tiny")
-    said: list[str] = []
-    served = Served(bundle, said.append)
-    assert timings_path(bundle.path).is_file() and said[0] == "measuring batches of 1"
-    said.clear()
-    assert Served(bundle, said.append).timing.to_exit(3, 1) > 0 and not said
+    messages: list[str] = []
+    served = ServedBundle(bundle, messages.append)
+    assert timings_path(bundle.path).is_file() and messages[0] == "measuring batches of 1"
+    messages.clear()
+    assert ServedBundle(bundle, messages.append).timing.to_exit(3, 1) > 0 and not messages
     assert served.timing is not None
 
 
@@ -223,14 +223,14 @@ def test_timings_for_other_threads_stay_where_they_are(tmp_path: Path):
     bundle = write_image_bundle(tmp_path / "tiny")
     chosen = calibrate(AnytimeSession(bundle, threads=2), sizes=(1,), seconds=0.01)
     save(chosen, bundle)
-    assert Served(bundle).timing is not None and load(bundle, None) == chosen
+    assert ServedBundle(bundle).timing is not None and load(bundle, None) == chosen
 
 
 def test_a_fixed_exit_is_that_exit_whatever_the_load_and_the_profile_say(tmp_path: Path):
     profile = make_profile(values=(0.8, 0.9, 0.85))  # the last is not the best
     session = AnytimeSession(write_image_bundle(tmp_path / "tiny", profile=profile))
-    session.use(made_timings((1.0, 1.0, 1.0)))
-    served, engine = Served(session), Engine(1)
+    session.use_timings(made_timings((1.0, 1.0, 1.0)))
+    served, engine = ServedBundle(session), Engine(1)
     for exit in (1, 2, 3):
         reply = ask(engine, served, images(1), budget=Budget(exit=exit), timeout=0.001, mode="fixed").result(10)
         assert reply.answer.exits.tolist() == [exit]
@@ -247,8 +247,8 @@ def test_a_mean_budget_stops_by_the_bundles_rule(engine: Engine, tmp_path: Path)
         mean_flops=120.0, measure="margin", at={1: 0.4, 2: 0.0}, shares={1: 0.5, 2: 0.5}, accuracy=accuracy, cost=cost
     )
     session = AnytimeSession(replace(bundle, thresholds=ThresholdTable(rules=(rule,))))
-    session.use(made_timings())
-    served, x = Served(session), images(16)
+    session.use_timings(made_timings())
+    served, x = ServedBundle(session), images(16)
     reply = ask(engine, served, x, mean_flops=125.0).result(10)
     np.testing.assert_array_equal(reply.answer.exits, session.run(x, thresholds=rule).exits)
     assert set(reply.answer.exits) == {1, 2}

@@ -115,7 +115,7 @@ def test_the_best_of_post_hoc_exits_is_theirs_not_the_frozen_networks(tmp_path):
 
 
 def start_from(network, path):
-    main, critics = run_folder.weights_of(path)
+    main, critics = run_folder.read_weights(path)
     network.load(main, critics or network.critics_state())
 
 

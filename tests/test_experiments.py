@@ -31,19 +31,19 @@ def tiny(**more: Run) -> Experiment:
     runs = {"bp": bp, "posthoc": post, **more}
     cells = [Cell("BP", "Main", bp.name, paper=98.0), Cell("post-hoc", "Main", post.name)]
     cells += [Cell("post-hoc", "Sub_1", post.name, 1), *(Cell(key, "Main", run.name) for key, run in more.items())]
-    return Experiment("tiny", "A small table", "quality", tuple(runs.values()), tuple(cells), differs=("All.",))
+    return Experiment("tiny", "A small table", "quality", tuple(runs.values()), tuple(cells), differences=("All.",))
 
 
 def work(experiment, folder, seeds=1, only=None):
     jobs = runner.jobs(experiment.runs, seeds, folder, str(folder))
     todo = [job for job in jobs if job.state() != "done" and (only is None or only in job.name)]
-    said: list[str] = []
-    failed = runner.work(todo, 2, 1, said.append)
-    return jobs, todo, failed, said
+    lines: list[str] = []
+    failed = runner.run_jobs(todo, 2, 1, lines.append)
+    return jobs, todo, failed, lines
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", catalogue.NAMES)
+@pytest.mark.parametrize("name", catalogue.TITLES)
 def test_every_experiment_is_made_of_whole_recipes(name, scale, tmp_path):
     experiment = catalogue.experiment(name, scale)
     jobs = runner.jobs(experiment.runs, 2, tmp_path, "data")
@@ -63,9 +63,9 @@ def test_every_experiment_is_made_of_whole_recipes(name, scale, tmp_path):
 def test_the_same_run_has_the_same_recipe_in_every_experiment():
     seen: dict[str, object] = {}
     for scale in ("small", "paper"):
-        for name in catalogue.NAMES:
+        for name in catalogue.TITLES:
             for run in catalogue.experiment(name, scale).runs:
-                assert seen.setdefault(run.name, (run.given, run.workers)) == (run.given, run.workers), run.name
+                assert seen.setdefault(run.name, (run.tables, run.workers)) == (run.tables, run.workers), run.name
 
 
 def test_the_papers_settings_are_those_of_section_v_b():
@@ -107,69 +107,69 @@ def test_table_viii_counts_to_the_papers_parameters(tmp_path):
     jobs = runner.jobs(experiment.runs, 1, tmp_path, ".")
     wanted = {("ResNet-50, CIFAR-10", 1): 1.82, ("ResNet-50, CIFAR-10", 4): 23.82, ("ResNet-50, CIFAR-100", 3): 10.53}
     chosen = [cell for cell in experiment.cells if (cell.row, cell.exit) in wanted]
-    made = Experiment("table8", "", "complexity", experiment.runs, tuple(chosen))
-    for figure in figures.figures(made, jobs, {}):
+    part = Experiment("table8", "", "complexity", experiment.runs, tuple(chosen))
+    for figure in figures.figures(part, jobs, {}):
         assert figure.mean == pytest.approx(wanted[figure.cell.row, figure.cell.exit], abs=0.02)
         assert figure.cell.paper == pytest.approx(wanted[figure.cell.row, figure.cell.exit])
 
 
 def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
     experiment = tiny()
-    jobs, todo, failed, said = work(experiment, tmp_path, seeds=2)
-    assert len(todo) == 4 and not failed and len([line for line in said if "done in" in line]) == 4
-    found = figures.figures(experiment, jobs, {})
+    jobs, todo, failed, lines = work(experiment, tmp_path, seeds=2)
+    assert len(todo) == 4 and not failed and len([line for line in lines if "done in" in line]) == 4
+    results = figures.figures(experiment, jobs, {})
     values = [
         Profile.load(tmp_path / f"tiny-bp-seed{seed}" / run_folder.PROFILE).exits[0].test.value for seed in (0, 1)
     ]
-    assert found[0].values == tuple(100 * value for value in values)
-    assert found[0].mean == pytest.approx(100 * statistics.fmean(values))
-    assert found[0].deviation == pytest.approx(100 * statistics.stdev(values))
-    assert found[1].values == pytest.approx(found[0].values), "the frozen main network is that of backprop"
-    assert found[2].values != found[1].values
+    assert results[0].values == tuple(100 * value for value in values)
+    assert results[0].mean == pytest.approx(100 * statistics.fmean(values))
+    assert results[0].deviation == pytest.approx(100 * statistics.stdev(values))
+    assert results[1].values == pytest.approx(results[0].values), "the frozen main network is that of backprop"
+    assert results[2].values != results[1].values
     assert work(experiment, tmp_path, seeds=2)[1] == []
     behind = next(job for job in jobs if job.after is not None)
-    assert runner.with_starts([behind]) == [behind]
+    assert runner.with_predecessors([behind]) == [behind]
     (behind.after.folder / run_folder.MAIN).rename(tmp_path / "away")
-    assert runner.with_starts([behind]) == [behind, behind.after], "its figures are known, its weights are needed"
+    assert runner.with_predecessors([behind]) == [behind, behind.after], "its figures are known, its weights are needed"
     (tmp_path / "away").rename(behind.after.folder / run_folder.MAIN)
-    text = report.markdown(experiment, "small", found, 2)
-    assert f"| BP | {found[0].mean:.2f} ± {found[0].deviation:.2f} (n = 2) (98.00) |" in text
+    text = report.markdown(experiment, "small", results, 2)
+    assert f"| BP | {results[0].mean:.2f} ± {results[0].deviation:.2f} (n = 2) (98.00) |" in text
     assert "- All." in text
-    summary = report.as_json(experiment, "small", found, jobs, 2)
+    summary = report.as_json(experiment, "small", results, jobs, 2)
     paths = report.write(tmp_path / "out", "tiny_small", text, summary)
     assert paths[0].read_text(encoding="utf-8") == text
-    known, whole, before = report.known(paths[1], experiment, jobs)
+    known, whole, before = report.read_earlier(paths[1], experiment, jobs)
     assert whole == {job.name for job in jobs}
     elsewhere = runner.jobs(experiment.runs, 2, tmp_path / "elsewhere", "data")
-    assert figures.figures(experiment, elsewhere, {}, known) == found
+    assert figures.figures(experiment, elsewhere, {}, known) == results
     fewer = runner.jobs(experiment.runs, 1, tmp_path / "elsewhere", "data")
-    assert figures.figures(experiment, fewer, {}, known) == found, "fewer seeds asked for, none lost"
-    again = report.as_json(experiment, "small", found, elsewhere, 2, before)
+    assert figures.figures(experiment, fewer, {}, known) == results, "fewer seeds asked for, none lost"
+    again = report.as_json(experiment, "small", results, elsewhere, 2, before)
     assert again == summary
-    other = Experiment("tiny", "", "quality", tuple(Run(r.name, {**r.given, "groups": {"lr": 0.2}}, r.after)
+    other = Experiment("tiny", "", "quality", tuple(Run(r.name, {**r.tables, "groups": {"lr": 0.2}}, r.after)
                        for r in experiment.runs), experiment.cells)  # fmt: skip
-    assert report.known(paths[1], other, runner.jobs(other.runs, 2, tmp_path / "elsewhere", "data"))[1] == set()
+    assert report.read_earlier(paths[1], other, runner.jobs(other.runs, 2, tmp_path / "elsewhere", "data"))[1] == set()
     read = json.loads(paths[1].read_text(encoding="utf-8"))
     del read["recipes"]["tiny-posthoc"]["posthoc"], read["recipes"]["tiny-bp"]["train"]["wire"]  # keys of a later day
     (tmp_path / "older.json").write_text(json.dumps(read), encoding="utf-8")
-    assert report.known(tmp_path / "older.json", experiment, jobs)[1] == whole
+    assert report.read_earlier(tmp_path / "older.json", experiment, jobs)[1] == whole
     read = json.loads(paths[1].read_text(encoding="utf-8"))
-    assert read["figures"][0]["values"] == list(found[0].values)
+    assert read["figures"][0]["values"] == list(results[0].values)
     assert "root" not in read["recipes"]["tiny-bp"]["data"] and str(tmp_path) not in paths[1].read_text(
         encoding="utf-8"
     )
-    assert pictures.draw(experiment, found, tmp_path / "out" / "tiny.png").stat().st_size > 1000
+    assert pictures.draw(experiment, results, tmp_path / "out" / "tiny.png").stat().st_size > 1000
 
 
 def test_what_was_not_run_or_failed_says_so(tmp_path):
     wild = Run("tiny-wild", {**MLP, "train": {"epochs": 1, "method": "bp"}, "groups": {"lr": 1e30}})
     experiment = tiny(wild=wild)
     jobs, _, failed, _ = work(experiment, tmp_path, only="wild")
-    found = figures.figures(experiment, jobs, failed)
-    text = report.markdown(experiment, "small", found, 1)
+    results = figures.figures(experiment, jobs, failed)
+    text = report.markdown(experiment, "small", results, 1)
     assert "| BP | not yet run (98.00) |" in text
     assert "failed: The loss became" in text
-    assert pictures.draw(experiment, found, tmp_path / "tiny.png").exists()
+    assert pictures.draw(experiment, results, tmp_path / "tiny.png").exists()
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
@@ -177,24 +177,24 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     job.folder.mkdir()
     other = recipes.complete({**MLP, "train": {"epochs": 2, "method": "bp"}})
     recipes.write(other, job.folder / run_folder.RECIPE)
-    with pytest.raises(CheckpointError, match=r"train\.epochs is 2, wanted 1"):
+    with pytest.raises(CheckpointError, match=r"train\.epochs is 2, expected 1"):
         job.state()
     recipes.write(job.recipe, job.folder / run_folder.RECIPE)
-    assert job.state() == "begun"
+    assert job.state() == "unfinished"
     with pytest.raises(LCTError, match="--resume"):
-        runner.expect_unbegun([job])
+        runner.expect_none_unfinished([job])
 
 
 def test_bad_words_end_in_a_sentence(tmp_path):
     with pytest.raises(RecipeError, match="Expected one of table1"):
         catalogue.experiment("table11", "small")
-    said = call("reproduce", "table3", "--scale", "huge", cwd=tmp_path)
-    assert said.returncode == 2 and "Expected --scale small or paper, got 'huge'" in " ".join(said.stderr.split())
-    said = call("reproduce", "table3", "--only", "nothing-*", cwd=tmp_path)
-    assert said.returncode == 2 and "got none that matches; they are mnist-mlp-" in " ".join(said.stderr.split())
+    result = call("reproduce", "table3", "--scale", "huge", cwd=tmp_path)
+    assert result.returncode == 2 and "Expected --scale small or paper, got 'huge'" in " ".join(result.stderr.split())
+    result = call("reproduce", "table3", "--only", "nothing-*", cwd=tmp_path)
+    assert result.returncode == 2 and "got none that matches; they are mnist-mlp-" in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
     listed = call("reproduce", "list", cwd=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in listed] == list(catalogue.NAMES)
+    assert [line.split()[0] for line in listed] == list(catalogue.TITLES)
 
 
 def test_the_papers_tables_are_whole():
@@ -202,4 +202,4 @@ def test_the_papers_tables_are_whole():
     assert paper.TABLE_2["ResNet-182, CIFAR-100"] == {"BP": 77.46, "LCT_n1": 73.29, "LCT_n2": 72.50, "LCT_n3": 72.74}
     assert paper.TABLE_9["LCT_n3, PTB"]["Main"] == paper.TABLE_5["LCT, PTB"]["4 layers"]
     for setting in settings.images("paper"):
-        assert setting.of_paper in paper.TABLE_1 and setting.of_complexity in paper.TABLE_8
+        assert setting.paper_row in paper.TABLE_1 and setting.complexity_row in paper.TABLE_8

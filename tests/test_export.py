@@ -90,7 +90,7 @@ def outputs(network: LCTNetwork, x: np.ndarray) -> list[np.ndarray]:
 def test_every_exit_says_what_torch_says(network: LCTNetwork, bundle: Bundle, batch: int):
     x = np.random.default_rng(batch).standard_normal((batch, 1, 8, 8), dtype=np.float32)
     expected, session = outputs(network, x), AnytimeSession(bundle)
-    whole = parity.whole(bundle.path, (1, 2, 3))(x)
+    whole = parity.exits_engine(bundle.path, (1, 2, 3))(x)
     for i, answer in enumerate(session.stream(x), start=1):
         assert np.abs(answer.logits - expected[i - 1]).max() < 1e-5
         assert np.abs(whole[i] - expected[i - 1]).max() < 1e-5
@@ -144,7 +144,7 @@ def test_text_of_any_length_and_no_warning(tmp_path: Path, capfd: pytest.Capture
     bundle = export(network, TEXT, profile_of(network, "bpc"), tmp_path / "bundle", model_name="lstm")
     assert bundle.manifest.preprocessing.symbols == "abcdefg"
     assert bundle.manifest.input_shape == ("batch", "time")
-    session, whole = AnytimeSession(bundle), parity.whole(bundle.path, (1, 2, 3))
+    session, whole = AnytimeSession(bundle), parity.exits_engine(bundle.path, (1, 2, 3))
     for shape in ((1, 12), (2, 1), (5, 31)):
         x = np.random.default_rng(0).integers(0, 7, shape)
         for i, expected in enumerate(outputs(network, x), start=1):

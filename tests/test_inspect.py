@@ -86,7 +86,7 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
         (("mlp", *shape, "--set", "cut.groups=2"), "such as model.width=8"),
         (("mlp", *shape, "--budget-flops", "1.5"), "less than 1"),
         (("mlp", *shape, "--groups", 4, "--budget-flops", "0.3", "--places", "relu2"), "leave one of them out"),
-        (("mlp", *shape, "--set", "model.outputs=5"), "which the data say"),
+        (("mlp", *shape, "--set", "model.outputs=5"), "which comes from the data"),
         (("mlp", *shape, "--set", "model.hidden=1.5"), "hidden sizes of at least 1"),
         (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
         (

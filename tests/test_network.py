@@ -113,9 +113,9 @@ def test_no_residual_critic_costs_more_than_what_follows_it(name, side):
 
 def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weights():
     hidden, whole = torch.zeros(2, 64, 16, 16), []
-    for follows in (None, 15_000_000, 3_000_000):  # the widest costs some 12 M a sample
+    for cost_behind in (None, 15_000_000, 3_000_000):  # the widest costs some 12 M a sample
         torch.manual_seed(5)
-        whole.append(critics.build("residual", hidden, 10, follows=follows))
+        whole.append(critics.build("residual", hidden, 10, cost_behind=cost_behind))
     free, roomy, tight = (critic.state_dict() for critic in whole)
     assert all(torch.equal(free[name], roomy[name]) for name in free)
     costs = [counting.count(critic, hidden[:1]).flops for critic in whole]

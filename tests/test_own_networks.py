@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytime_lct.cli.main import run as program
-from anytime_lct.cutting.choice import at_shares, of_exits
+from anytime_lct.cutting.choice import cuts_at_shares, exit_costs
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, DataError, ModelError, PartitionError, RecipeError
@@ -137,7 +137,7 @@ def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
     [
         ("torchvision:resnet19", {}, "did you mean resnet18"),
         ("timm:resnet19", {}, "did you mean resnet18"),
-        ("torchvision:resnet18", {"wide": 3}, "cannot be made with wide = 3.*'wide'"),
+        ("torchvision:resnet18", {"wide": 3}, "cannot be built with wide = 3.*'wide'"),
         ("torchvision:vgg11", {}, r"cannot read inputs \(1, 8, 8\).*too small"),
         ("elsewhere:resnet18", {}, "torchvision:NAME, timm:NAME or path"),
         ("none.py:make", {}, "which is not there"),
@@ -181,8 +181,8 @@ def test_a_run_folder_of_other_classes_gives_all_but_the_classifier_and_the_crit
     network, twin = (build_network(recipe, other) for _ in range(2))
     sentence = start.load_weights(network, recipe, other)
     assert sentence is not None
-    assert "are for 10 classes, the data has 7" in sentence and "the critics start anew" in sentence
-    before = run_folder.weights_of(tmp_path / "first")[0]
+    assert "are for 10 classes, the data has 7" in sentence and "the critics start from scratch" in sentence
+    before = run_folder.read_weights(tmp_path / "first")[0]
     for name, value in network.main_state().items():
         source = twin.main_state() if name.startswith("7.") else before
         assert torch.equal(value, source[name]), name
@@ -204,8 +204,8 @@ def test_critics_that_do_not_fit_start_anew_and_that_is_said(file, tmp_path):
     recipe = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "three")})
     network = build_network(recipe, data.facts)
     sentence = start.load_weights(network, recipe, data.facts)
-    assert sentence is not None and "the critics start anew" in sentence
-    before = run_folder.weights_of(tmp_path / "three")[0]
+    assert sentence is not None and "the critics start from scratch" in sentence
+    before = run_folder.read_weights(tmp_path / "three")[0]
     assert all(torch.equal(value, before[name]) for name, value in network.main_state().items())
 
 
@@ -225,7 +225,7 @@ def test_weights_tied_within_a_group_are_kept_and_stay_tied(tmp_path):
 
 def test_a_last_minibatch_of_one_sample_is_refused_before_training_where_batch_norms_cannot_take_it(tmp_path):
     recipe = recipe_of("torchvision:resnet18", data={**DIGITS, "batch_size": 4, "validation": 0.98})
-    with pytest.raises(DataError, match="two samples at least in every minibatch"):
+    with pytest.raises(DataError, match="at least two samples in every minibatch"):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     run(recipe_of("mlp", data={**DIGITS, "batch_size": 4, "validation": 0.98}), tmp_path / "mlp")
@@ -247,7 +247,8 @@ def test_a_classifier_of_another_size_starts_anew_and_that_is_said(file, tmp_pat
     torch.save(networks.build(f"{file}:Small", (1, 8, 8), 1000).state_dict(), tmp_path / "w.pth")
     recipe = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth")})
     (note, *_) = run(recipe, tmp_path / "run")
-    says = f"The weights '{tmp_path}/w.pth' are for 1000 classes, the data has 10: 7.weight and 7.bias start anew."
+    says = f"The weights '{tmp_path}/w.pth' are for 1000 classes, the data has 10: "
+    says += "7.weight and 7.bias start from scratch."
     assert note == Note(says)
     frozen = recipe_of(f"{file}:Small", train={"weights": str(tmp_path / "w.pth"), "method": "posthoc"})
     with pytest.raises(CheckpointError, match="cannot stay frozen"):
@@ -382,11 +383,11 @@ def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
 def test_shares_without_room_say_what_the_cheapest_exit_takes():
     traced, example = Trace.of(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
     none = [lambda *cut: None]
-    *exits, whole = of_exits(traced, example, none[0])
+    *exits, whole = exit_costs(traced, example, none[0])
     with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
-        at_shares(traced, example, [0.01], none)
+        cuts_at_shares(traced, example, [0.01], none)
     with pytest.raises(PartitionError, match="exit 2 within"):
-        at_shares(traced, example, [0.98, 0.99], none * 2)
+        cuts_at_shares(traced, example, [0.98, 0.99], none * 2)
 
 
 @pytest.mark.parametrize(

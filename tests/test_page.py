@@ -106,15 +106,15 @@ def test_a_picture_is_answered_by_the_exit_that_the_budget_chooses(page, folder,
     page.choose("tiny")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     Image.fromarray(pixels.repeat(35, 0).repeat(35, 1)).save(tmp_path / "picture.png")
-    said = page.ask(lambda: page.find("file").send_keys(str(tmp_path / "picture.png")))
-    assert "exit 3, because" in said
+    output = page.ask(lambda: page.find("file").send_keys(str(tmp_path / "picture.png")))
+    assert "exit 3, because" in output
     session = AnytimeSession(folder / "tiny")
     for place in (1, 2, 3):
-        said = page.budget(place)
-        assert f"exit {place}, because" in said
+        output = page.budget(place)
+        assert f"exit {place}, because" in output
         answer = session.run_to(place, preprocess.from_array(pixels, session.manifest.preprocessing))
         best = session.manifest.classes[int(answer.classes[0])]
-        assert said.split()[0] == best
+        assert output.split()[0] == best
         assert int(page.text("server-us").split()[0]) > 0
     assert page.find("exits").find_element("class name", "chosen").text.startswith("3")
     assert page.errors() == []
@@ -152,11 +152,11 @@ def test_text_is_gone_on_from(page, folder):
     box = page.find("words")
     box.clear()
     box.send_keys("abé")
-    said = page.ask(page.find("go").click)
+    output = page.ask(page.find("go").click)
     session = AnytimeSession(folder / "words")
     best = int(session.run_to(3, np.array([[0, 1, 3]])).classes[0, -1])
     symbol = SYMBOLS[best].replace("\n", "\\n")
-    assert said.splitlines()[1] == f'"{symbol}"' and "exit 3" in said
+    assert output.splitlines()[1] == f'"{symbol}"' and "exit 3" in output
     box.send_keys("z")
     assert "got 'z' as character 4" in page.ask(page.find("go").click, "Expected")
 

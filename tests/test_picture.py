@@ -18,7 +18,7 @@ from anytime_lct.exits.profile import Profile
 
 
 def drawn(profile: Profile) -> Axes:
-    return picture.figure(profile).axes[0]
+    return picture.profile_figure(profile).axes[0]
 
 
 def bars(axes: Axes) -> list[ErrorbarContainer]:
@@ -83,5 +83,5 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_such_folder(tmp_path: Path):
-    with pytest.raises(AnalysisError, match=r"Expected a place to write .*nowhere/exits.png"):
+    with pytest.raises(AnalysisError, match=r"Expected '.*nowhere/exits.png' to be writable"):
         picture.draw(make_profile(), tmp_path / "nowhere" / "exits.png")

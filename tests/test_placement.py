@@ -181,10 +181,10 @@ def test_measured_cuts_even_out_the_mean_of_what_all_processes_measured(seed, mo
     for module in model.modules():
         module.register_forward_hook(partial(pass_time, sum(p.numel() for p in module.parameters(recurse=False))))
     monkeypatch.setattr(time, "perf_counter", lambda: 1e-6 * microseconds)
-    trace, others = Trace.of(model), seconds.Others(1, average)
+    trace, peers = Trace.of(model), seconds.Peers(1, average)
     names = [cut.name for cut in trace.candidates]
     for N in range(2, len(names) + 2):
-        cuts = choice.best_cuts(trace, x, N, "measured", lambda *cut: nn.PReLU(), others=others)
+        cuts = choice.best_cuts(trace, x, N, "measured", lambda *cut: nn.PReLU(), peers=peers)
         sizes = [weights_of(group) for group in cut_groups(trace, cuts)]
         best = min(
             max(weights_of(group) for group in cut_groups(trace, places)) for places in combinations(names, N - 1)

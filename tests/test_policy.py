@@ -151,14 +151,14 @@ def test_timing_predicts_sums_and_follows_what_it_sees():
     assert timing.to_exit(3, 1, depth=1) == pytest.approx(0.060)
     assert timing.group(1, 2) == pytest.approx(0.020) and timing.group(1, 8) == pytest.approx(0.080)
     assert timing.slack == 0.0
-    timing.saw_group(1, 1, 0.015)
+    timing.observe_group(1, 1, 0.015)
     assert timing.slack == pytest.approx(0.005)
     for _ in range(200):
-        timing.saw_group(1, 1, 0.030)
+        timing.observe_group(1, 1, 0.030)
     assert timing.group(1, 4) == pytest.approx(0.120, rel=0.01)
     assert timing.group(2, 1) == pytest.approx(0.020)
     for _ in range(2000):
-        timing.saw_group(1, 1, 0.010)
+        timing.observe_group(1, 1, 0.010)
     assert timing.group(1, 1) == pytest.approx(0.010, rel=0.01)
     assert timing.slack < 0.02
 
@@ -166,12 +166,12 @@ def test_timing_predicts_sums_and_follows_what_it_sees():
 def test_timing_learns_what_a_request_takes_beside_its_parts():
     timing = Timing(made_timings())
     for _ in range(100):
-        timing.saw_overhead(0.0004)
+        timing.observe_overhead(0.0004)
     assert timing.overhead == pytest.approx(0.0004, rel=0.01)
     timing.slack = 0.0
-    timing.saw_overhead(0.0104)  # a time slice lost: remembered as slack, no new rule
+    timing.observe_overhead(0.0104)  # a time slice lost: remembered as slack, no new rule
     assert timing.overhead < 0.0006 and timing.slack == pytest.approx(0.01, rel=0.01)
-    timing.saw_overhead(-1.0)
+    timing.observe_overhead(-1.0)
     assert 0.0 < timing.overhead < 0.0006
 
 
@@ -208,7 +208,7 @@ def test_late_is_content_with_the_last_answer(session: AnytimeSession):
                 for order in orders:
                     way.send(order)
             except StopIteration as end:
-                answer = walk.so_far(end.value)
+                answer = walk.answer_so_far(end.value)
         assert (answer.exit, answer.exits_run) == (exit, exits_run)
         np.testing.assert_array_equal(answer.logits, session.run_to(exit, images(2)).logits)
 
@@ -217,9 +217,9 @@ def test_a_timeout_needs_timings_and_takes_the_deepest_exit_in_time(tmp_path: Pa
     session = AnytimeSession(write_image_bundle(tmp_path))
     with pytest.raises(BudgetError, match="anytime-lct calibrate"):
         session.run(images(1), timeout=1.0)
-    session.use(made_timings())
+    session.use_timings(made_timings())
     assert (session.run(images(1), timeout=100.0).exit, session.run(images(1), timeout=100.0).stopped) == (3, "last")
-    session.use(made_timings(groups=(0.01, 1000.0, 1000.0)))
+    session.use_timings(made_timings(groups=(0.01, 1000.0, 1000.0)))
     answer = session.run(images(1), timeout=10.0)
     assert (answer.exit, answer.stopped) == (1, "deadline")
     assert session.run(images(1), timeout=1e-9).exit == 1
@@ -229,7 +229,7 @@ def test_a_timeout_needs_timings_and_takes_the_deepest_exit_in_time(tmp_path: Pa
 
 def test_latency_budgets_go_by_this_machine(tmp_path: Path):
     session = AnytimeSession(write_image_bundle(tmp_path))
-    session.use(made_timings())
+    session.use_timings(made_timings())
     assert session.choose(Budget(latency=0.033)) == 2
     assert session.choose(Budget(latency=0.012)) == 1
 
@@ -253,8 +253,8 @@ def test_calibration_is_found_again_and_not_trusted_elsewhere(tmp_path: Path):
 
 
 def test_threads_are_those_that_are_worth_it(tmp_path: Path):
-    assert calibration.fewest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
-    assert calibration.fewest({1: 1.0, 2: 0.6, 4: 0.58}) == 2
+    assert calibration.fewest_threads({1: 1.0, 2: 0.96, 4: 0.97}) == 1
+    assert calibration.fewest_threads({1: 1.0, 2: 0.6, 4: 0.58}) == 2
     bundle = write_image_bundle(tmp_path / "tiny.bundle")
     both = [AnytimeSession(bundle, threads=number) for number in (1, 2)]
     assert calibration.fastest_threads(both, seconds=0.01) in (1, 2)

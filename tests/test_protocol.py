@@ -11,10 +11,10 @@ import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 
 from anytime_lct.errors import InputError, LCTError
-from anytime_lct.exits.budget import FREELY, Ask, Budget
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime import preprocess
 from anytime_lct.runtime.answer import Answer
-from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.request import Refusal, Reply
 from anytime_lct.serving.v2.parameters import read_ask
 from anytime_lct.serving.v2.protocol import InferRequest, describe_model, read_request, write_reply
@@ -34,8 +34,8 @@ def text(tmp_path_factory):
 
 
 def tensor(data=None, datatype="FP32", shape=(2, 1, 6, 6), **more):
-    given = {} if data is None else {"data": data}
-    return {"name": "input", "datatype": datatype, "shape": list(shape), **given, **more}
+    values = {} if data is None else {"data": data}
+    return {"name": "input", "datatype": datatype, "shape": list(shape), **values, **more}
 
 
 @dataclass
@@ -49,12 +49,12 @@ class Whole:
         self.id, self.outputs, self.ask = self.request.id, self.request.outputs, self.request.ask
 
 
-def whole(*given) -> Whole:
+def whole(*arguments) -> Whole:
     """Read a request and its input."""
-    return Whole(read_request(*given))
+    return Whole(read_request(*arguments))
 
 
-def read(manifest, request, *, limits=USUAL, default=FREELY):
+def read(manifest, request, *, limits=DEFAULT_LIMITS, default=DEFAULT_ASK):
     return whole(json.dumps(request).encode(), None, manifest, limits, default)
 
 
@@ -72,9 +72,9 @@ def reply(logits, exits):
 
 @pytest.mark.parametrize("data", [X.ravel().tolist(), X.tolist()], ids=["flat", "nested"])
 def test_json_is_read_to_the_bit(image, data):
-    found = read(image, {"id": "7", "inputs": [tensor(data)]})
-    assert np.array_equal(found.x, X) and found.x.dtype == np.float32
-    assert (found.id, found.outputs, found.ask) == ("7", {"logits": False, "exit": False}, Ask())
+    request = read(image, {"id": "7", "inputs": [tensor(data)]})
+    assert np.array_equal(request.x, X) and request.x.dtype == np.float32
+    assert (request.id, request.outputs, request.ask) == ("7", {"logits": False, "exit": False}, Ask())
 
 
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("FP64", "<f8"), ("FP16", "<f2")])
@@ -82,16 +82,16 @@ def test_json_is_read_to_the_bit(image, data):
 def test_binary_is_read_to_the_bit_wherever_it_begins(image, datatype, dtype, filler):
     sent = X.astype(dtype)
     body, length = pack(sent, datatype, id="x" * filler)
-    found = whole(body, length, image, USUAL, FREELY)
-    assert np.array_equal(found.x, sent.astype(np.float32))
-    assert found.x.flags.aligned and found.x.dtype == np.float32
+    request = whole(body, length, image, DEFAULT_LIMITS, DEFAULT_ASK)
+    assert np.array_equal(request.x, sent.astype(np.float32))
+    assert request.x.flags.aligned and request.x.dtype == np.float32
 
 
 def test_pixels_are_preprocessed_as_the_bundle_says(image):
     pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 7, 1), np.uint8)
     body, length = pack(pixels, "UINT8")
     expected = preprocess.from_array(pixels, image.preprocessing)
-    assert np.array_equal(whole(body, length, image, USUAL, FREELY).x, expected)
+    assert np.array_equal(whole(body, length, image, DEFAULT_LIMITS, DEFAULT_ASK).x, expected)
     sent = tensor(pixels.tolist(), "UINT8", pixels.shape)
     assert np.array_equal(read(image, {"inputs": [sent]}).x, expected)
 
@@ -103,12 +103,12 @@ def test_text_is_numbers_or_strings(text):
     assert read(text, {"inputs": [tensor(texts, "BYTES", (2,))]}).x.tolist() == expected
     for datatype, dtype in (("INT64", "<i8"), ("INT32", "<i4")):
         body, length = pack(np.array(expected, dtype), datatype)
-        found = whole(body, length, text, USUAL, FREELY).x
-        assert found.tolist() == expected and found.dtype == np.int64
+        x = whole(body, length, text, DEFAULT_LIMITS, DEFAULT_ASK).x
+        assert x.tolist() == expected and x.dtype == np.int64
     raw = b"".join(struct.pack("<I", len(each.encode())) + each.encode() for each in texts)
     entry = tensor(None, "BYTES", (2,), parameters={"binary_data_size": len(raw)})
     head = json.dumps({"inputs": [entry]}).encode()
-    assert whole(head + raw, str(len(head)).encode(), text, USUAL, FREELY).x.tolist() == expected
+    assert whole(head + raw, str(len(head)).encode(), text, DEFAULT_LIMITS, DEFAULT_ASK).x.tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_wrong_requests_are_named(image, request_, words):
 )
 def test_what_is_no_json_is_refused(image, raw):
     with pytest.raises(Refusal):
-        whole(raw, None, image, USUAL, FREELY)
+        whole(raw, None, image, DEFAULT_LIMITS, DEFAULT_ASK)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +228,14 @@ def test_sizes_that_lie_are_refused(image, size, cut, length, words):
     body = head + X.tobytes()
     with pytest.raises(Refusal) as caught:
         whole(body[: len(body) - cut], length or str(len(head)).encode() if length != b"" else b"",
-                     image, USUAL, FREELY)  # fmt: skip
+                     image, DEFAULT_LIMITS, DEFAULT_ASK)  # fmt: skip
     assert words in str(caught.value)
 
 
 def test_bytes_that_nobody_announced_are_refused(image):
     head = json.dumps({"inputs": [tensor(X.ravel().tolist())]}).encode()
     with pytest.raises(Refusal, match="no bytes behind the JSON, got 3"):
-        whole(head + b"abc", str(len(head)).encode(), image, USUAL, FREELY)
+        whole(head + b"abc", str(len(head)).encode(), image, DEFAULT_LIMITS, DEFAULT_ASK)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -244,7 +244,7 @@ def test_numbers_that_are_none_are_refused(image, number):
     x[1, 0, 2, 3] = number
     body, length = pack(x, "FP32")
     with pytest.raises(InputError, match="finite"):
-        whole(body, length, image, USUAL, FREELY)
+        whole(body, length, image, DEFAULT_LIMITS, DEFAULT_ASK)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_strings_that_lie_about_their_length_are_refused(text, raw):
     entry = tensor(None, "BYTES", (1,), parameters={"binary_data_size": len(raw)})
     head = json.dumps({"inputs": [entry]}).encode()
     with pytest.raises((Refusal, InputError)):
-        whole(head + raw, str(len(head)).encode(), text, USUAL, FREELY)
+        whole(head + raw, str(len(head)).encode(), text, DEFAULT_LIMITS, DEFAULT_ASK)
 
 
 @pytest.mark.parametrize(
@@ -293,11 +293,11 @@ def test_too_many_samples_and_too_much_json_are_refused(image):
 
 def test_parameters_say_what_a_request_may_cost():
     sent = {"timeout": 20_000, "max_flops": "20M", "max_params": 1e6, "max_exit": 2, "min_confidence": 1}
-    assert read_ask(sent, FREELY) == Ask(Budget(flops=2e7, params=1e6, exit=2), 0.02, 1.0)
-    sure = read_ask({"min_confidence": 0.5, "measure": "margin", "max_latency": "2ms"}, FREELY)
+    assert read_ask(sent, DEFAULT_ASK) == Ask(Budget(flops=2e7, params=1e6, exit=2), 0.02, 1.0)
+    sure = read_ask({"min_confidence": 0.5, "measure": "margin", "max_latency": "2ms"}, DEFAULT_ASK)
     assert sure == Ask(Budget(latency=0.002), min_confidence=0.5, measure="margin")
-    assert read_ask({"mean_flops": "20M", "max_latency": 0.5}, FREELY) == Ask(Budget(latency=0.5), mean_flops=2e7)
-    assert read_ask({"timeout": "5ms", "mode": "fixed"}, FREELY) == Ask(timeout=0.005, mode="fixed")
+    assert read_ask({"mean_flops": "20M", "max_latency": 0.5}, DEFAULT_ASK) == Ask(Budget(latency=0.5), mean_flops=2e7)
+    assert read_ask({"timeout": "5ms", "mode": "fixed"}, DEFAULT_ASK) == Ask(timeout=0.005, mode="fixed")
 
 
 def test_what_a_request_leaves_out_is_the_servers_default():
@@ -347,17 +347,17 @@ def test_what_a_request_leaves_out_is_the_servers_default():
 )
 def test_parameters_that_are_wrong_unknown_or_contradictory_are_named(parameters, words):
     with pytest.raises(Refusal) as caught:
-        read_ask(parameters, FREELY)
+        read_ask(parameters, DEFAULT_ASK)
     assert words in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_answers_say_the_same_in_json_and_in_bytes(image):
     logits = np.random.default_rng(2).standard_normal((2, 3)).astype(np.float32)
     exits = np.array([1, 2])
-    told = reply(logits, exits)
+    result = reply(logits, exits)
     body, length = pack(X, "FP32", id="é", parameters={"binary_data_output": True, "timeout": 1600})
-    request = whole(body, length, image, USUAL, FREELY)
-    raw, size = write_reply(request, "tiny", "1", told, 0.0015)
+    request = whole(body, length, image, DEFAULT_LIMITS, DEFAULT_ASK)
+    raw, size = write_reply(request, "tiny", "1", result, 0.0015)
     head = json.loads(raw[:size])
     sizes = [output["parameters"]["binary_data_size"] for output in head["outputs"]]
     assert sizes == [24, 16] and len(raw) == size + 40
@@ -368,11 +368,11 @@ def test_answers_say_the_same_in_json_and_in_bytes(image):
     }  # fmt: skip
     assert (head["id"], head["model_name"], head["model_version"]) == ("é", "tiny", "1")
 
-    plain, size = write_reply(read(image, {"inputs": [tensor(X.tolist())]}), "tiny", "1", told, 0.0015)
-    found = json.loads(plain)
-    assert size is None and "id" not in found
-    assert np.array_equal(np.array(found["outputs"][0]["data"], np.float32).reshape(2, 3), logits)
-    assert found["outputs"][1] == {"name": "exit", "datatype": "INT64", "shape": [2], "data": [1, 2]}
+    plain, size = write_reply(read(image, {"inputs": [tensor(X.tolist())]}), "tiny", "1", result, 0.0015)
+    content = json.loads(plain)
+    assert size is None and "id" not in content
+    assert np.array_equal(np.array(content["outputs"][0]["data"], np.float32).reshape(2, 3), logits)
+    assert content["outputs"][1] == {"name": "exit", "datatype": "INT64", "shape": [2], "data": [1, 2]}
 
 
 def test_only_the_outputs_that_were_asked_for_come_each_in_its_way(image):
@@ -414,7 +414,7 @@ def test_nonsense_of_any_kind_is_refused_and_nothing_else(image):
             place = rng.integers(0, int(length) + 8)
             bad[place : place + rng.integers(0, 3)] = rng.bytes(int(rng.integers(0, 3)))
         try:
-            whole(bytes(bad), length, image, USUAL, FREELY)
+            whole(bytes(bad), length, image, DEFAULT_LIMITS, DEFAULT_ASK)
         except LCTError as error:
             assert str(error).endswith(".") and len(str(error)) < 700
 
@@ -422,19 +422,19 @@ def test_nonsense_of_any_kind_is_refused_and_nothing_else(image):
 def test_whether_it_was_on_time_is_told_when_it_is_written(image):
     asked = read(image, {"inputs": [tensor(X.tolist())], "parameters": {"timeout": 2000}})
     for seconds, on_time in ((0.0019, True), (0.0021, False)):
-        told = reply(np.zeros((2, 3), np.float32), np.array([3, 3]))
-        raw, _ = write_reply(asked, "tiny", "1", told, seconds)
+        result = reply(np.zeros((2, 3), np.float32), np.array([3, 3]))
+        raw, _ = write_reply(asked, "tiny", "1", result, seconds)
         assert json.loads(raw)["parameters"]["on_time"] is on_time
 
 
 def test_pixels_that_would_grow_beyond_a_body_are_refused_before_they_do(image):
     pixels = np.zeros((9, 1, 1, 1), np.uint8)
     body, length = pack(pixels, "UINT8")
-    room = replace(USUAL, body=8 * 4 * 36)
+    room = replace(DEFAULT_LIMITS, body=8 * 4 * 36)
     with pytest.raises(Refusal, match="at most 8 images"):
-        read_request(body, length, image, room, FREELY)
-    found = read_request(*pack(pixels[:8], "UINT8"), image, room, FREELY)
-    assert found.input_bytes == 8 * 4 * 36 and found.read_input().nbytes == found.input_bytes
+        read_request(body, length, image, room, DEFAULT_ASK)
+    request = read_request(*pack(pixels[:8], "UINT8"), image, room, DEFAULT_ASK)
+    assert request.input_bytes == 8 * 4 * 36 and request.read_input().nbytes == request.input_bytes
 
 
 @pytest.mark.parametrize("shape", [[1, 2**40, 2**40, 0], [1, 10**30, 0, 28]])

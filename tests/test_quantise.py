@@ -22,7 +22,7 @@ from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
 from anytime_lct.export import parity
 from anytime_lct.export.graphs import export_sheet
-from anytime_lct.export.quantise import Int8, _share_scale, quantise
+from anytime_lct.export.quantise import Int8, quantise, share_scale
 from anytime_lct.network import LCTNetwork
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.runtime.session import AnytimeSession
@@ -72,7 +72,7 @@ def test_the_chain_of_int8_groups_says_what_whole_exits_say_to_the_bit(int8_bund
     session = AnytimeSession(bundle)
     for batch in (1, 5, 33):
         x = noise(batch, batch)
-        whole = parity.whole(bundle.path, (1, 2, 3))(x)
+        whole = parity.exits_engine(bundle.path, (1, 2, 3))(x)
         for i, answer in enumerate(session.stream(x), start=1):
             assert np.array_equal(answer.logits, whole[i])
             assert np.array_equal(session.run_to(i, x).logits, whole[i])
@@ -141,7 +141,7 @@ def test_both_pairs_around_a_hidden_tensor_get_one_scale():
         [],
         [numpy_helper.from_array(value, name) for name, value in scales.items()],
     )
-    _share_scale(graph, "group_1", "hidden_1")
+    share_scale(graph, "group_1", "hidden_1")
     values = {t.name: numpy_helper.to_array(t).item() for t in graph.initializer}
     assert values == {"left": scales["entered"], "entered": scales["entered"], "zero": 1, "one": 1}
 

@@ -1,30 +1,78 @@
-"""The README's commands and code are run as they stand, in order, in an empty folder; its tree is the tree."""
+"""The README's commands and code are run as they stand, section by section; its tree is the tree."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from filelock import FileLock
+from programs import run
+
 HOUSE = Path(__file__).parent.parent
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS: dict[str, list[tuple[str, str]]] = {}
+for title, text in re.findall(r"^##+ (.*?)\n(.*?)(?=^##|\Z)", README, re.MULTILINE | re.DOTALL):
+    if blocks := re.findall(r"^```(bash|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        BLOCKS[title] = blocks
+# The section that leaves behind what another one reads.
+BEFORE = {"analyze": "train", "select": "analyze", "thresholds": "The way", "export": "analyze", "predict": "export",
+          "In Python": "predict"}  # fmt: skip
+SECONDS = 120
+KINDS = ("```", "```bash", "```python", "```console")
 
 
-def test_every_block_runs_as_it_stands(tmp_path):
+def ran(section: str, base: Path) -> Path:
+    """Return the folder in which a section, and before it what it reads, has run: by whichever process is first."""
+    folder = base / section.replace(" ", "-")
+    outcome = folder.with_suffix(".failed")
+    with FileLock(folder.with_suffix(".lock")):
+        if outcome.exists():
+            pytest.fail(f"The section '{section}' fails:\n{outcome.read_text(encoding='utf-8')}")
+        if folder.exists():
+            return folder
+        started = ran(BEFORE[section], base) if section in BEFORE else None
+        part = folder.with_suffix(".part")
+        if started is None:
+            part.mkdir()
+        else:
+            shutil.copytree(started, part)
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        for kind, block in BLOCKS[section]:
+            command = ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [sys.executable, "-c", block]
+            done = run(command, SECONDS, cwd=part, env={**os.environ, "PATH": programs})
+            if done.returncode != 0:
+                outcome.write_text(f"{block}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
+                pytest.fail(f"The section '{section}' fails:\n{block}\n{done.stdout}\n{done.stderr}")
+        part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "readme"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("section", BLOCKS)
+def test_every_block_runs_as_it_stands(section: str, base: Path):
     """`console` blocks show installing and long runs and are not run; `bash` and `python` blocks are."""
-    assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for kind, block in BLOCKS:
-        command = ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [sys.executable, "-c", block]
-        done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PATH": programs}, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert ran(section, base).is_dir()
+
+
+def test_the_sections_that_run_are_these():
+    assert list(BLOCKS) == ["The way", "inspect", "train", "analyze", "select", "thresholds", "export", "predict",
+                            "reproduce", "In Python"]  # fmt: skip
+    assert not [line for line in README.splitlines() if line.startswith("```") and line not in KINDS]
 
 
 def test_every_command_has_an_example_here_and_in_its_help():
@@ -74,12 +122,12 @@ def test_the_table_of_exits_is_that_of_the_committed_result():
 
 
 def test_the_benchmarks_are_those_of_the_committed_result():
-    found = result("overhead")
+    overhead = result("overhead")
     for form, words in (("per-sample", "training step, one loss per sample"), ("scalar", "training step, scalar loss")):
-        ratios = [row["median_ratio"] for row in found["training_time"] if row["form"] == form]
+        ratios = [row["median_ratio"] for row in overhead["training_time"] if row["form"] == form]
         assert cells(words)[:2] == [f"{ratio:.2f}" for ratio in ratios]
     for by in ("memory", "layers"):
-        shares = [row[by]["share"] for row in found["saved_bytes"]]
+        shares = [row[by]["share"] for row in overhead["saved_bytes"]]
         assert cells(f"bytes saved for backward, cut by {by}")[:2] == [f"{share:.2f}" for share in shares]
     networks = {"resnet50": "ResNet-50, 32x32", "resnet34": "ResNet-34, 96x96", "resnet18": "ResNet-18, 128x128"}
     for name, words in networks.items():
@@ -104,10 +152,10 @@ def test_the_tables_of_rules_and_of_int8_are_those_of_the_committed_results():
             spread([row["cost_to_budget"] for row in rows], 3),
             ", ".join(f"{row['p']:.0e}" for row in rows),
         ]
-    found = result("int8")["exits"]
-    assert cells("int8, time as multiple")[:4] == [f"{row['int8']['median_ratio']:.2f}" for row in found]
+    int8_exits = result("int8")["exits"]
+    assert cells("int8, time as multiple")[:4] == [f"{row['int8']['median_ratio']:.2f}" for row in int8_exits]
     for kind in ("float32", "int8"):
-        assert cells(f"test accuracy, {kind}")[:4] == [f"{row[f'{kind}_test']['value']:.2%}" for row in found]
+        assert cells(f"test accuracy, {kind}")[:4] == [f"{row[f'{kind}_test']['value']:.2%}" for row in int8_exits]
 
 
 def test_the_table_of_compression_is_that_of_the_committed_result():
@@ -134,8 +182,8 @@ def test_the_table_of_compression_is_that_of_the_committed_result():
 
 
 def test_the_tables_of_the_server_are_those_of_the_committed_result():
-    found = result("serving")
-    loads = sorted({row["load"] for row in found["rows"]})
+    serving = result("serving")
+    loads = sorted({row["load"] for row in serving["rows"]})
     assert cells("load, as multiple") == [f"{load}" for load in loads]
     for words, mode, name in (
         ("in time, as deep as time allows", "anytime", "on_time_share"),
@@ -145,12 +193,12 @@ def test_the_tables_of_the_server_are_those_of_the_committed_result():
         ("refused, fixed depth", "fixed", "refused_share"),
     ):
         of_load = [
-            [100 * row[name] for row in found["rows"] if (row["load"], row["mode"]) == (load, mode)] for load in loads
+            [100 * row[name] for row in serving["rows"] if (row["load"], row["mode"]) == (load, mode)] for load in loads
         ]
         assert cells(words) == [spread(values) for values in of_load], words
-    assert all(row["not_the_sub_models"] == 0 for row in found["rows"])
+    assert all(row["not_the_sub_models"] == 0 for row in serving["rows"])
     assert cells("milliseconds of a binary request over")[:4] == [
-        f"{1e3 * found['http'][str(i)]['more_p50']:.2f}" for i in (1, 2, 3, 4)
+        f"{1e3 * serving['http'][str(i)]['more_p50']:.2f}" for i in (1, 2, 3, 4)
     ]
     faults = result("faults")
     for words, name in (("two processes that", "hog"), ("20 clients a second", "gone"), ("timings that say", "slow")):
@@ -160,12 +208,12 @@ def test_the_tables_of_the_server_are_those_of_the_committed_result():
 
 
 def test_the_tables_of_workers_are_those_of_the_committed_result():
-    found, names = result("workers"), ("resnet50", "resnet20", "lstm")
+    workers, names = result("workers"), ("resnet50", "resnet20", "lstm")
 
-    def told(cell: str, expected: list[str]) -> None:
+    def expect_cells(cell: str, expected: list[str]) -> None:
         assert cells(cell) == expected, cell
 
-    rows = [found["compare"][name] for name in names]
+    rows = [workers["compare"][name] for name in names]
     for words, variant in (
         ("backprop, 1 process", "backprop"),
         ("1F1B, 2 workers", "1f1b"),
@@ -173,38 +221,39 @@ def test_the_tables_of_workers_are_those_of_the_committed_result():
         ("DistributedDataParallel, 2 processes", "ddp"),
     ):
         faster = [row["lct_times_faster_than"][row["best"].get(variant, variant)]["median"] for row in rows]
-        told(words, [f"{ratio:.2f}" for ratio in faster])
+        expect_cells(words, [f"{ratio:.2f}" for ratio in faster])
     for words, wire in (("float32", "exact"), ("bf16 for both", "bf16")):
-        told(f"the same, link of 100 Mbit/s, {words}", [f"{found['throttled'][wire]['faster']['median']:.2f}", "", ""])
-    told("period over", [f"{row['period_to_slowest_compute']['median']:.3f}" for row in rows])
-    told("waiting and", [", ".join(f"{share['median']:.1%}" for share in row["waiting_share"]) for row in rows])
-    told("period by the", [f"{found['simulator'][name]['lct']['ratio']['median']:.2f}" for name in names])
+        faster = workers["throttled"][wire]["faster"]["median"]
+        expect_cells(f"the same, link of 100 Mbit/s, {words}", [f"{faster:.2f}", "", ""])
+    expect_cells("period over", [f"{row['period_to_slowest_compute']['median']:.3f}" for row in rows])
+    expect_cells("waiting and", [", ".join(f"{share['median']:.1%}" for share in row["waiting_share"]) for row in rows])
+    expect_cells("period by the", [f"{workers['simulator'][name]['lct']['ratio']['median']:.2f}" for name in names])
     for words, N, way in (
         ("largest worker's memory over backprop's, N = 2", "2", "allocated"),
         ("largest worker's memory over backprop's, N = 4", "4", "allocated"),
         ("the same as resident memory, N = 4", "4", "resident"),
     ):
-        of_images, of_text = (found["memory"][name][N]["largest_share"][way] for name in ("resnet50", "lstm"))
-        told(words, [f"{of_images:.2f}", "", f"{of_text:.2f}"])
+        of_images, of_text = (workers["memory"][name][N]["largest_share"][way] for name in ("resnet50", "lstm"))
+        expect_cells(words, [f"{of_images:.2f}", "", f"{of_text:.2f}"])
     for words, name, sizes in (
         ("ResNet-50, simulated", "resnet50", (4,)),
         ("LSTM of 4 layers, simulated", "lstm", (4,)),
         ("ResNet-152, simulated", "resnet152", (4, 8, 16)),
         ("LSTM of 16 layers, simulated", "lstm16", (4, 8, 16)),
     ):
-        scaled = [found["scaling"][f"{name}-{W}"] for W in sizes]
+        scaled = [workers["scaling"][f"{name}-{W}"] for W in sizes]
         both = [f"{row['lct_speedup']:.1f}, {row['lct_times_faster_than_pipelines']:.1f}" for row in scaled]
-        told(words, [*both, *[""] * (3 - len(both))])
+        expect_cells(words, [*both, *[""] * (3 - len(both))])
 
 
 def test_the_tables_of_experiments_are_those_of_the_committed_results():
     def shown(name: str, row: str, column: str, digits: int = 2) -> str:
         figures = result(f"{name}_small")["figures"]
-        found = next(f for f in figures if (f["row"], f["column"]) == (row, column))
-        if found["mean"] is None:
+        figure = next(f for f in figures if (f["row"], f["column"]) == (row, column))
+        if figure["mean"] is None:
             return "not yet run"
-        spread = "" if found["deviation"] is None else f" ± {found['deviation']:.{digits}f}"
-        return f"{found['mean']:.{digits}f}{spread}"
+        spread = "" if figure["deviation"] is None else f" ± {figure['deviation']:.{digits}f}"
+        return f"{figure['mean']:.{digits}f}{spread}"
 
     for data in ("MNIST", "Fashion-MNIST"):
         columns = ("BP", "ADMM", "DNI_n1", "LCT_n1", "LCT_n1, own loss")
@@ -224,22 +273,22 @@ def test_the_tables_of_experiments_are_those_of_the_committed_results():
         assert cells(f"jointly, {data}") == [shown("table7", f"{way}, {row}", "Main") for way in jointly]
     for layers in (2, 3, 4):
         ways = ("BP", "LCT", "LCT, own loss", "LCT, default")
-        found = [shown("table5", f"{way}, King James Bible", f"{layers} layers", 3) for way in ways]
-        assert cells(f"LSTM, {layers} layers") == found
+        expected = [shown("table5", f"{way}, King James Bible", f"{layers} layers", 3) for way in ways]
+        assert cells(f"LSTM, {layers} layers") == expected
     for figure in result("critics_small")["figures"]:
         if figure["column"] == "Main":
             assert cells(f"{figure['row']} |")[-1] == shown("critics", figure["row"], "Main")
 
 
 def test_the_table_of_a_trained_network_is_that_of_the_committed_result():
-    found = result("pretrained")
+    pretrained = result("pretrained")
     for key, words in (
         ("cross-entropy", "frozen, exits by cross-entropy"),
         ("distillation", "frozen, exits by distillation"),
         ("paper", "frozen, exits by (5)"),
         ("tuned_by_lct", "ImageNet weights, all tuned by LCT"),
-        ("from_nothing", "from nothing, by LCT"),
+        ("from_nothing", "from scratch, by LCT"),
     ):
-        tests = [f"{100 * exit_['test']:.2f}%" for exit_ in found[key]["exits"]]
-        assert cells(words) == [f"{found[key]['seconds']:.0f} s", *tests]
-    assert all(found[key]["main_same_to_the_bit"] for key in ("cross-entropy", "distillation", "paper"))
+        tests = [f"{100 * exit_['test']:.2f}%" for exit_ in pretrained[key]["exits"]]
+        assert cells(words) == [f"{pretrained[key]['seconds']:.0f} s", *tests]
+    assert all(pretrained[key]["main_same_to_the_bit"] for key in ("cross-entropy", "distillation", "paper"))

@@ -16,7 +16,7 @@ from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.session import Plan
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.serving.engine.job import Job
-from anytime_lct.serving.engine.scheduler import MOST_WAITING, Scheduler
+from anytime_lct.serving.engine.scheduler import MAX_WAITING, Scheduler
 from anytime_lct.serving.request import Overloaded
 
 # Exits of 2, 4 and 8 ms, critics included; a capacity of 125 a second at full depth, of 500 at exit 1.
@@ -41,9 +41,9 @@ def model(served=(1, 2, 3), groups=GROUPS, critics=CRITICS):
 
 
 def job(at: float, timeout: float | None, most: int = 3, mode="anytime", served=None) -> Job:
-    made = Job(served or MODEL, np.zeros((1, 1)), Ask(timeout=timeout, mode=mode), at, Plan(most, None, "budget"))
-    made.due = math.inf if timeout is None else at + timeout
-    return made
+    queued = Job(served or MODEL, np.zeros((1, 1)), Ask(timeout=timeout, mode=mode), at, Plan(most, None, "budget"))
+    queued.due = math.inf if timeout is None else at + timeout
+    return queued
 
 
 MODEL = model()
@@ -92,14 +92,14 @@ class Machine:
         if job.walk is None:
             self.begun.append(job)
             job.walk = Stand()
-            self.at(now + job.served.timing.group(1, 1), "group", job)
+            self.at(now + job.bundle.timing.group(1, 1), "group", job)
         else:
             self.behind(job, now)
 
     def behind(self, job: Job, now: float) -> None:
-        timing, depth = job.served.timing, job.walk.depth
+        timing, depth = job.bundle.timing, job.walk.depth
         critic = 0.0 if job.walk.is_answered_here else timing.critic(depth, 1)
-        if depth == job.most:
+        if depth == job.deepest:
             self.at(now + critic, "answer", job)
             return
         order = self.scheduler.order(job, now) if depth in Stand.served else "deeper"
@@ -207,7 +207,7 @@ def test_the_budget_is_the_deepest_however_much_time_there_is():
 
 def test_a_queue_that_is_full_refuses():
     scheduler = Scheduler(1)
-    for _ in range(MOST_WAITING):
+    for _ in range(MAX_WAITING):
         scheduler.admit(job(0.0, None), 0.0)
     with pytest.raises(Overloaded):
         scheduler.admit(job(0.0, None), 0.0)

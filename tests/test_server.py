@@ -17,10 +17,10 @@ from bundles import rewrite, write_image_bundle, write_text_bundle
 from fake_engine import FakeEngine, FakeServed
 
 from anytime_lct.errors import BundleError
-from anytime_lct.exits.budget import FREELY, Ask, Budget
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository, scan
 from anytime_lct.serving.request import Overloaded
@@ -47,7 +47,7 @@ def engine():
     engine.drain(1)
 
 
-def service_of(folder, engine, limits=USUAL, default=FREELY):
+def service_of(folder, engine, limits=DEFAULT_LIMITS, default=DEFAULT_ASK):
     return Service(Repository(folder, FakeServed), engine, Metrics(), limits, default)
 
 
@@ -70,10 +70,10 @@ def test_every_exit_answers_as_the_session_does(app, folder):
     session = AnytimeSession(folder / "tiny.bundle")
     for exit in (1, 2, 3):
         body, headers = binary(X, max_exit=exit)
-        found = ask(app, "POST", INFER, body, headers)
-        assert np.array_equal(logits(found), session.run_to(exit, X).logits)
+        response = ask(app, "POST", INFER, body, headers)
+        assert np.array_equal(logits(response), session.run_to(exit, X).logits)
         plain = ask(app, "POST", INFER, JSON | {"parameters": {"max_exit": exit}}).json()
-        assert np.array_equal(np.array(plain["outputs"][0]["data"], np.float32), logits(found).ravel())
+        assert np.array_equal(np.array(plain["outputs"][0]["data"], np.float32), logits(response).ravel())
         assert plain["parameters"]["exit"] == exit and plain["outputs"][1]["data"] == [exit, exit]
         assert "on_time" not in plain["parameters"]
 
@@ -81,18 +81,18 @@ def test_every_exit_answers_as_the_session_does(app, folder):
 def test_text_is_answered_too(app, folder):
     session = AnytimeSession(folder / "text")
     sent = {"inputs": [{"name": "input", "datatype": "BYTES", "shape": [1], "data": ["abé"]}]}
-    found = ask(app, "POST", "/v2/models/text/infer", sent).json()["outputs"][0]
-    assert found["shape"] == [1, 3, 5]
+    output = ask(app, "POST", "/v2/models/text/infer", sent).json()["outputs"][0]
+    assert output["shape"] == [1, 3, 5]
     expected = session.run_to(3, np.array([[0, 1, 3]])).logits
-    assert np.array_equal(np.array(found["data"], np.float32), expected.ravel())
+    assert np.array_equal(np.array(output["data"], np.float32), expected.ravel())
 
 
 def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
     app = create_app(service_of(folder, engine, default=Ask(Budget(exit=2), timeout=9.0)))
     ask(app, "POST", INFER, JSON | {"parameters": {"max_flops": 120, "timeout": 7_000_000}})
-    found = ask(app, "POST", INFER, JSON).json()
+    content = ask(app, "POST", INFER, JSON).json()
     assert engine.asked == [Ask(Budget(flops=120.0, exit=2), timeout=7.0), Ask(Budget(exit=2), timeout=9.0)]
-    assert len(engine.left) == 2 and found["parameters"]["on_time"] is True
+    assert len(engine.left) == 2 and content["parameters"]["on_time"] is True
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,22 @@ def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
     ],
 )
 def test_paths_tell_of_the_server_and_its_models(app, path, part):
-    found = ask(app, "GET", path)
-    assert found.status == 200 and part.items() <= found.json().items()
+    response = ask(app, "GET", path)
+    assert response.status == 200 and part.items() <= response.json().items()
     refused(ask(app, "POST", path), 405, "GET")
 
 
 def test_exits_tell_cost_and_quality(app):
-    found = ask(app, "GET", "/v2/models/tiny/exits").json()
-    assert [(row["flops"], row["quality"]) for row in found["exits"]] == [(35, 0.8), (100, 0.9), (150, 0.95)]
-    assert found["classes"] == ["zero", "one", "two"] and found["preprocessing"]["height"] == 6
+    content = ask(app, "GET", "/v2/models/tiny/exits").json()
+    assert [(row["flops"], row["quality"]) for row in content["exits"]] == [(35, 0.8), (100, 0.9), (150, 0.95)]
+    assert content["classes"] == ["zero", "one", "two"] and content["preprocessing"]["height"] == 6
 
 
 def test_the_page_comes_from_the_server_alone(app):
-    found = ask(app, "GET", "/")
-    assert found.status == 200 and found.headers["content-type"].startswith("text/html")
-    assert b"http://" not in found.body and b"https://" not in found.body
-    assert "default-src 'none'" in found.headers["content-security-policy"]
+    response = ask(app, "GET", "/")
+    assert response.status == 200 and response.headers["content-type"].startswith("text/html")
+    assert b"http://" not in response.body and b"https://" not in response.body
+    assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_bombs_are_put_out_at_the_limit(folder, engine):
     app = bounded(folder, engine, body=1 << 20)
     bomb = gzip.compress(bytes(50 << 20))
     refused(ask(app, "POST", INFER, bomb, {"Content-Encoding": "gzip"}), 413, "at most 1048576 bytes")
-    assert app.state.service.allowance.held == 0
+    assert app.state.service.allowance.used == 0
 
 
 def test_answers_are_packed_where_that_is_wanted_and_worthwhile(app):
@@ -215,24 +215,24 @@ def test_answers_are_packed_where_that_is_wanted_and_worthwhile(app):
 def test_large_answers_come_whole(folder, engine):
     app = bounded(folder, engine, characters=200_000)
     sent = {"inputs": [{"name": "input", "datatype": "INT64", "shape": [1, 50_000], "data": [1] * 50_000}]}
-    found = ask(app, "POST", "/v2/models/text/infer", sent)
-    assert len(found.json()["outputs"][0]["data"]) == 250_000
-    assert int(found.headers["content-length"]) == len(found.body)
+    response = ask(app, "POST", "/v2/models/text/infer", sent)
+    assert len(response.json()["outputs"][0]["data"]) == 250_000
+    assert int(response.headers["content-length"]) == len(response.body)
 
 
 def test_bodies_that_are_too_large_are_refused_before_or_on_the_way(folder, engine):
     app = bounded(folder, engine, body=1000)
-    said = refused(ask(app, "POST", INFER, b"", {"Content-Length": "1001"}), 413, "at most 1000 bytes")
-    assert said.headers["connection"] == "close"
+    response = refused(ask(app, "POST", INFER, b"", {"Content-Length": "1001"}), 413, "at most 1000 bytes")
+    assert response.headers["connection"] == "close"
     refused(ask(app, "POST", INFER, [b"x" * 600] * 2), 413)
     refused(ask(app, "POST", "/v2/repository/models/tiny/load", [b"x" * 600] * 2), 413)
-    assert app.state.service.allowance.held == 0
+    assert app.state.service.allowance.used == 0
 
 
 def test_slow_bodies_are_refused(folder, engine):
     app = bounded(folder, engine, read_seconds=0.05)
     refused(ask(app, "POST", INFER, [b"{"] * 10, then=0.2), 408, "within 0.05 s")
-    assert app.state.service.allowance.held == 0
+    assert app.state.service.allowance.used == 0
 
 
 def test_bytes_of_all_requests_together_are_bounded(folder, engine):
@@ -259,24 +259,24 @@ def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
     app = bounded(folder, engine, in_flight=150_000)  # the body and its array take 55 thousand, 25,000 numbers more
     refused(ask(app, "POST", "/v2/models/text/infer", sent), 503, "at most 150000 bytes")
     assert not engine.asked
-    assert app.state.service.allowance.held == 0
+    assert app.state.service.allowance.used == 0
     sent["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
     app = bounded(folder, engine, in_flight=500_000)
     assert ask(app, "POST", "/v2/models/text/infer", sent).status == 200
-    assert app.state.service.allowance.held == 0
+    assert app.state.service.allowance.used == 0
 
 
 def test_an_overloaded_engine_says_when_to_come_again(app, engine):
     engine.error = Overloaded("Expected less, got more; try again.", retry_after=2.3)
     assert refused(ask(app, "POST", INFER, JSON), 503).headers["retry-after"] == "3"
-    assert app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes["shed"]._value.get() == 1
+    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["shed"]._value.get() == 1
 
 
 def test_a_failing_engine_is_the_servers_fault_and_is_counted(app, engine):
     engine.error = ZeroDivisionError("made")
     with pytest.raises(ZeroDivisionError):  # the framework answers, and raises it again for the log
         ask(app, "POST", INFER, JSON)
-    assert app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes["failed"]._value.get() == 1
+    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["failed"]._value.get() == 1
 
 
 def test_what_a_gone_client_asked_for_is_dropped_if_it_has_not_begun(app, engine):
@@ -313,7 +313,7 @@ def test_a_client_that_goes_in_the_middle_of_its_body_leaves_nothing_behind(app,
         await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
 
     asyncio.run(leave())
-    assert app.state.service.allowance.held == 0 and not engine.asked
+    assert app.state.service.allowance.used == 0 and not engine.asked
 
 
 def test_requests_are_counted_by_model_outcome_exit_and_deadline(app):
@@ -342,8 +342,8 @@ def test_names_and_versions_come_from_folders(folder, engine):
     shutil.copytree(folder / "text", folder / "many" / "10")
     (folder / "notes").mkdir()
     app = create_app(service_of(folder, engine))
-    found = ask(app, "POST", "/v2/repository/index").json()
-    assert [(row["name"], row["version"]) for row in found] == [
+    index = ask(app, "POST", "/v2/repository/index").json()
+    assert [(row["name"], row["version"]) for row in index] == [
         ("many", "2"), ("many", "10"), ("text", "1"), ("tiny", "1"),
     ]  # fmt: skip
     sent = {"inputs": [{"name": "input", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
@@ -431,13 +431,13 @@ def test_bundles_come_and_go_with_their_folders(folder, app):
 
 def test_what_the_docs_say_of_malformed_requests_is_the_committed_result():
     house = Path(__file__).parent.parent
-    found = json.loads((house / "benchmarks" / "results" / "fuzz_server.json").read_text(encoding="utf-8"))
-    assert found["failures"] == [] and found["answers_as_before"] is True and found["exit_code"] == 0
-    assert {int(status) for status in found["statuses"] if int(status) >= 500} <= {503}
-    held = [round(found["memory"][when] / 1e6) for when in ("after_500_requests", "at_the_end", "at_most")]
+    result = json.loads((house / "benchmarks" / "results" / "fuzz_server.json").read_text(encoding="utf-8"))
+    assert result["failures"] == [] and result["answers_as_before"] is True and result["exit_code"] == 0
+    assert {int(status) for status in result["statuses"] if int(status) >= 500} <= {503}
+    megabytes = [round(result["memory"][when] / 1e6) for when in ("after_500_requests", "at_the_end", "at_most")]
     docs = " ".join((house / "docs" / "serving.md").read_text(encoding="utf-8").split())
-    assert f"Of {sum(found['sent'].values()):,} sent, {found['refused']:,} were refused" in docs
-    assert "held {} MB after 500 of them, {} MB at the end and {} MB at most".format(*held) in docs
+    assert f"Of {sum(result['sent'].values()):,} requests, {result['refused']:,} were refused" in docs
+    assert "used {} MB after 500 requests, {} MB at the end and {} MB at most".format(*megabytes) in docs
 
 
 def test_it_may_be_mounted_in_another_app(app):
@@ -445,8 +445,8 @@ def test_it_may_be_mounted_in_another_app(app):
     from starlette.routing import Mount
 
     outer = Starlette(routes=[Mount("/nets", app)])
-    found = ask(outer, "POST", f"/nets{INFER}", *binary(X))
-    assert found.status == 200
+    response = ask(outer, "POST", f"/nets{INFER}", *binary(X))
+    assert response.status == 200
     refused(ask(outer, "GET", "/nets/v2/models/other"), 404)
 
 
@@ -459,15 +459,15 @@ def test_answers_come_from_many_clients_at_once(app, folder):
             *(request(app, "POST", INFER, *binary(x, max_exit=1 + k % 3)) for k, x in enumerate(batches))
         )
 
-    for k, found in enumerate(asyncio.run(all_at_once())):
-        assert np.array_equal(logits(found), session.run_to(1 + k % 3, batches[k]).logits)
+    for k, response in enumerate(asyncio.run(all_at_once())):
+        assert np.array_equal(logits(response), session.run_to(1 + k % 3, batches[k]).logits)
     assert threading.active_count() < 20
 
 
 def test_a_graph_that_cannot_run_is_the_servers_fault(app, engine):
     engine.error = BundleError("The bundle's graph 'group_1.onnx' cannot run (no memory); export the bundle again.")
     refused(ask(app, "POST", INFER, JSON), 500, "cannot run")
-    counted = app.state.service.metrics.of("tiny", "1", (1, 2, 3)).outcomes
+    counted = app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes
     assert (counted["failed"]._value.get(), counted["refused"]._value.get()) == (1, 0)
 
 

@@ -35,8 +35,8 @@ from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.server import Settings, address, listen, serve
 listener = listen("127.0.0.1", 0)
 limits = Limits(header_seconds=0.3, read_seconds=0.5, connections=40)
-said = json.dumps({"address": address(listener)})
-serve(listener, Settings(Path(sys.argv[2]), limits=limits), lambda: print(said, flush=True))
+announcement = json.dumps({"address": address(listener)})
+serve(listener, Settings(Path(sys.argv[2]), limits=limits), lambda: print(announcement, flush=True))
 """
 
 
@@ -69,18 +69,18 @@ def talk(server, *pieces, seconds=10.0):
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as line:
         for piece in pieces:
             line.sendall(piece)
-        heard = b""
+        received = b""
         while part := line.recv(65536):
-            heard += part
-    return heard
+            received += part
+    return received
 
 
-def status(heard):
-    return int(heard.split(b" ", 2)[1])
+def status(response):
+    return int(response.split(b" ", 2)[1])
 
 
-def error(heard):
-    head, _, body = heard.partition(b"\r\n\r\n")
+def error(response):
+    head, _, body = response.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head.lower()
     return json.loads(body)["error"]
 
@@ -94,16 +94,16 @@ def listens(server):
 
 
 def stats(server):
-    found = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    found.request("GET", "/v2/models/tiny/stats")
-    told = json.loads(found.getresponse().read())["model_stats"][0]["anytime"]
-    found.close()
-    return told
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", "/v2/models/tiny/stats")
+    counts = json.loads(connection.getresponse().read())["model_stats"][0]["anytime"]
+    connection.close()
+    return counts
 
 
 def test_tritonclient_works_as_it_is(server, folder):
     session = AnytimeSession(folder / "tiny")
-    with triton.InferenceServerClient(server.place) as client:
+    with triton.InferenceServerClient(server.netloc) as client:
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny", "1")
         assert not client.is_model_ready("other")
         assert client.get_server_metadata()["name"] == "anytime-lct"
@@ -111,23 +111,23 @@ def test_tritonclient_works_as_it_is(server, folder):
         assert client.get_model_config("tiny")["input"][0]["dims"] == [1, 6, 6]
         assert {row["name"] for row in client.get_model_repository_index()} == {"tiny", "words"}
         assert client.load_model("tiny") is None
-        given = triton.InferInput("input", X.shape, "FP32")
+        tensor = triton.InferInput("input", X.shape, "FP32")
         for inside in (True, False):
-            given.set_data_from_numpy(X, binary_data=inside)
+            tensor.set_data_from_numpy(X, binary_data=inside)
             wanted = [triton.InferRequestedOutput("logits", binary_data=inside), triton.InferRequestedOutput("exit")]
             for outputs in (None, wanted):
                 for packing in (None, "gzip", "deflate"):
-                    found = client.infer(
-                        "tiny", [given], outputs=outputs, request_id="7", timeout=5_000_000, priority=1,
+                    answer = client.infer(
+                        "tiny", [tensor], outputs=outputs, request_id="7", timeout=5_000_000, priority=1,
                         parameters={"max_exit": 2, "max_flops": "20M"},
                         request_compression_algorithm=packing, response_compression_algorithm=packing,
                     )  # fmt: skip
-                    assert np.array_equal(found.as_numpy("logits"), session.run_to(2, X).logits)
-                    assert found.as_numpy("exit").tolist() == [2, 2]
-                    told = found.get_response()
-                    assert told["id"] == "7" and told["parameters"]["on_time"] is True
+                    assert np.array_equal(answer.as_numpy("logits"), session.run_to(2, X).logits)
+                    assert answer.as_numpy("exit").tolist() == [2, 2]
+                    response = answer.get_response()
+                    assert response["id"] == "7" and response["parameters"]["on_time"] is True
         with pytest.raises(triton.InferenceServerException, match="'depth'"):
-            client.infer("tiny", [given], parameters={"depth": 1})
+            client.infer("tiny", [tensor], parameters={"depth": 1})
         words = triton.InferInput("input", [1, 3], "INT64").set_data_from_numpy(np.array([[0, 1, 3]]))
         expected = AnytimeSession(folder / "words").run_to(3, np.array([[0, 1, 3]])).logits
         assert np.array_equal(client.infer("words", [words]).as_numpy("logits"), expected)
@@ -172,16 +172,16 @@ def test_many_requests_share_a_connection_and_come_in_order(server):
     ],
 )
 def test_bytes_that_are_no_request_are_answered_in_the_protocols_words(server, sent, code):
-    heard = talk(server, sent)
-    assert status(heard) == code
+    response = talk(server, sent)
+    assert status(response) == code
     if code != 200:
-        assert error(heard)
+        assert error(response)
 
 
 def test_a_body_that_is_too_large_is_refused_though_it_is_sent_on(folder):
     with Server(folder, "--max-body", "1M") as server:
-        code, told = post(server, bytes(3 << 20), {})
-        assert code == 413 and "at most 1000000 bytes" in json.loads(told)["error"]
+        code, content = post(server, bytes(3 << 20), {})
+        assert code == 413 and "at most 1000000 bytes" in json.loads(content)["error"]
         chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
         start = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         assert status(talk(server, start, chunk, chunk, b"0\r\n\r\n")) == 413
@@ -195,11 +195,10 @@ def test_clients_that_are_slow_are_let_go_and_too_many_turned_away(folder):
         assert error(talk(server, b"")).startswith("Expected whole headers within 0.3 s")
         assert status(talk(server, b"POST /v2 HTTP/1.1\r\nHost:")) == 408
         half = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
-        heard = talk(server, half)
-        assert status(heard) == 408 and "whole body within 0.5 s" in error(heard)
+        response = talk(server, half)
+        assert status(response) == 408 and "whole body within 0.5 s" in error(response)
         lines = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(60)]
-        heard = [line.recv(65536) for line in lines]
-        codes = [status(each) for each in heard]
+        codes = [status(line.recv(65536)) for line in lines]
         for line in lines:
             line.close()
         assert codes.count(503) == 20 and codes.count(408) == 40
@@ -207,8 +206,8 @@ def test_clients_that_are_slow_are_let_go_and_too_many_turned_away(folder):
 
 
 def test_the_garbage_collector_leaves_alone_what_is_loaded(folder):
-    says = "print(gc.get_freeze_count(), len(gc.get_objects()), file=sys.stderr), print(said, flush=True)"
-    with Server(folder, program="import gc" + IMPATIENT.replace("print(said, flush=True)", says)) as server:
+    says = "print(gc.get_freeze_count(), len(gc.get_objects()), file=sys.stderr), print(announcement, flush=True)"
+    with Server(folder, program="import gc" + IMPATIENT.replace("print(announcement, flush=True)", says)) as server:
         assert post(server, *binary(X))[0] == 200
         assert server.stop() == 0
         frozen, searched = map(int, server.errors.split())
@@ -283,7 +282,7 @@ def test_sigterm_under_load_loses_no_answer(folder):
 
 def test_sighup_reads_bundles_again_and_keeps_what_is_whole(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "in")
-    with Server(tmp_path / "in") as server, triton.InferenceServerClient(server.place) as client:
+    with Server(tmp_path / "in") as server, triton.InferenceServerClient(server.netloc) as client:
         shutil.copytree(folder / "tiny", tmp_path / "in" / "twin")
         server.signal(signal.SIGHUP)
         while not client.is_model_ready("twin"):
@@ -307,7 +306,7 @@ def test_workers_share_a_port_and_a_set_of_metrics_and_are_replaced(folder, tmp_
         os.kill(children[0], signal.SIGKILL)
         while set(workers_of(server)) in (set(children), {children[1]}):
             time.sleep(0.05)
-        assert "another takes its place" in server.process.stderr.readline()
+        assert "another replaces it" in server.process.stderr.readline()
         for _ in range(20):
             assert post(server, *binary(X))[0] == 200
         while stats(server)["requests"]["answered"] < 40:
@@ -327,7 +326,7 @@ def test_workers_share_a_port_and_a_set_of_metrics_and_are_replaced(folder, tmp_
 def test_sigterm_reaches_a_worker_that_just_takes_anothers_place(folder):
     with Server(folder, "--workers", "2") as server:
         os.kill(workers_of(server)[0], signal.SIGKILL)
-        assert "another takes its place" in server.process.stderr.readline()
+        assert "another replaces it" in server.process.stderr.readline()
         assert server.stop() == 0
 
 
@@ -344,12 +343,12 @@ def test_workers_end_with_their_parent(folder):
 def workers_of(server):
     """The parent's children that serve, not multiprocessing's own helper."""
     parent = server.process.pid
-    found = []
+    workers = []
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         with contextlib.suppress(OSError):  # one that has ended meanwhile
             if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(int(child))
-    return found
+                workers.append(int(child))
+    return workers
 
 
 def alive(process):
@@ -366,15 +365,15 @@ def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
     docs = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4
-    said = []
+    outputs = []
     with Server(tmp_path / "bundles") as server:
         for kind, block in blocks:
-            block = block.replace("127.0.0.1:8000", server.place)
+            block = block.replace("127.0.0.1:8000", server.netloc)
             program = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
             done = subprocess.run([*program, block], cwd=tmp_path, capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-            said.append(done.stdout)
-    assert "'exit': 3" in said[0] and '"exit":2' in said[1] and "'stopped': " in said[2]
+            outputs.append(done.stdout)
+    assert "'exit': 3" in outputs[0] and '"exit":2' in outputs[1] and "'stopped': " in outputs[2]
 
 
 @pytest.mark.parametrize(
@@ -396,8 +395,8 @@ def test_what_cannot_be_served_is_said_in_one_sentence(folder, tmp_path, argumen
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         known = {"folder": folder, "broken": tmp_path / "broken", "taken": taken.getsockname()[1]}
-        given = [argument.format(**known) for argument in arguments]
-        command = [sys.executable, "-m", "anytime_lct.cli.main", "serve", "--port", "0", *given]
+        options = [argument.format(**known) for argument in arguments]
+        command = [sys.executable, "-m", "anytime_lct.cli.main", "serve", "--port", "0", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1

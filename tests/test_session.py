@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from bundles import make_profile, sign_again, write_image_bundle, write_text_bundle
+from bundles import make_profile, update_checksum, write_image_bundle, write_text_bundle
 from programs import run
 from test_policy import made_timings
 
@@ -229,16 +229,16 @@ def test_why_an_answer_went_no_deeper(tmp_path: Path) -> None:
 
 def test_what_a_latency_allows_follows_the_timings(tmp_path: Path) -> None:
     session = AnytimeSession(write_image_bundle(tmp_path))
-    session.use(made_timings((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
+    session.use_timings(made_timings((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
     assert session.choose(Budget(latency=0.0035)) == 3
     for _ in range(50):
-        session.timing.saw_group(3, 1, 0.01)
+        session.timing.observe_group(3, 1, 0.01)
     assert session.choose(Budget(latency=0.0035)) == 2
 
 
 def test_loading_a_graph_is_no_timing(bundle: Bundle) -> None:
     session = AnytimeSession(bundle)
-    session.use(made_timings((1e-9, 1e-9, 1e-9), {1: 1e-9, 2: 1e-9}))
+    session.use_timings(made_timings((1e-9, 1e-9, 1e-9), {1: 1e-9, 2: 1e-9}))
     session.run(_images(1), Budget(exit=1))
     assert session.timing.group(1, 1) == 1e-9
     session.warm()
@@ -307,12 +307,12 @@ def test_wrong_texts(tmp_path: Path, x: np.ndarray, says: str) -> None:
 def test_unusable_graphs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_image_bundle(tmp_path, only="groups")
     (tmp_path / "group_1.onnx").write_bytes(b"no graph")
-    sign_again(tmp_path, "group", 1)
+    update_checksum(tmp_path, "group", 1)
     with pytest.raises(BundleError, match=r"group_1.onnx' is no ONNX graph"):
         AnytimeSession(tmp_path).run(_images(1))
     write_image_bundle(tmp_path, only="groups")
     (tmp_path / "critic_1.onnx").write_bytes((tmp_path / "group_1.onnx").read_bytes())
-    sign_again(tmp_path, "critic", 1)
+    update_checksum(tmp_path, "critic", 1)
     with pytest.raises(BundleError, match=r"critic_1.onnx' cannot run"):
         AnytimeSession(tmp_path).run(_images(1), Budget(flops=35))
     assert capfd.readouterr() == ("", "")

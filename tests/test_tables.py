@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anytime_lct.counting import components
+from anytime_lct.counting import component_costs
 from anytime_lct.exits.profile import Cost
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
@@ -49,7 +49,7 @@ def test_parameters_of_table_viii(data: str):
 
 def test_true_operations_of_table_viii():
     """The critics' by hand: a 3x3 convolution to 128 channels and a classifier, on maps of 32, 16 and 8."""
-    of_groups, of_critics = components(*parts(resnet50(32, 10, "paper")))
+    of_groups, of_critics = component_costs(*parts(resnet50(32, 10, "paper")))
     for cost, (channels, side) in zip(of_critics, [(256, 32), (512, 16), (1024, 8)], strict=True):
         assert cost.flops == 9 * channels * 128 * side**2 + 128 * side**2 * 10
     main = sum(cost.flops for cost in of_groups)
@@ -58,7 +58,7 @@ def test_true_operations_of_table_viii():
 
 
 def test_slim_critics_cost_at_most_a_twentieth():
-    of_groups, of_critics = components(*parts(resnet50(32, 10, "slim")))
+    of_groups, of_critics = component_costs(*parts(resnet50(32, 10, "slim")))
     assert sum(cost.flops for cost in of_critics) <= 0.05 * sum(cost.flops for cost in of_groups)
 
 
@@ -69,7 +69,7 @@ def test_table_x():
     network = LCTNetwork.cut(
         model, example, CutRecipe(places=places), CriticRecipe(kind="paper"), task="language-model"
     )
-    of_groups, of_critics = components(network.groups, network.critics, example[:1])
+    of_groups, of_critics = component_costs(network.groups, network.critics, example[:1])
     nothing = Cost(flops=0, params=0)
     for i, (flops, params) in enumerate(TABLE_X, start=1):
         cost = sum([*of_groups[:i], *of_critics[i - 1 : i]], start=nothing)

@@ -106,7 +106,7 @@ def test_graphs_are_measured_as_the_network_is(recipe):
         }
     )
     with torch.no_grad():
-        again = measure.measured_again(before, measure.judging_answers(lambda x: [network(x)[1]], data), (2,), data)
+        again = measure.remeasure(before, measure.predictor_evaluator(lambda x: [network(x)[1]], data), (2,), data)
     assert again.exits[0] == other
     assert again.exits[1] == profile.exits[1].model_copy(update={"latency": None})
     assert again.p_worse == ((0.5, 0.5), (0.5, 1.0))

@@ -11,7 +11,7 @@ import pytest
 from bundles import make_profile
 
 from anytime_lct.analysis import threshold_search
-from anytime_lct.analysis.threshold_search import Samples, search, stopping_costs, stops
+from anytime_lct.analysis.threshold_search import Samples, search, stopping_costs, stopping_rows
 from anytime_lct.cli.main import run as program
 from anytime_lct.errors import BudgetError, NothingFitsError
 from anytime_lct.exits.thresholds import MEASURES, ThresholdTable
@@ -33,17 +33,17 @@ def random_samples(size: int, seed: int = 0) -> Samples:
 
 def by_brute_force(held: Samples, budget: float) -> float:
     """The best accuracy of any visited exits and any thresholds that cost no more than the budget."""
-    best, size = 0.0, held.right.shape[1]
+    best, size = 0.0, held.correct.shape[1]
     for visits in (1, 2, 3):
         for visited in itertools.combinations((1, 2, 3), visits):
             costs = stopping_costs(PROFILE, visited)
-            candidates = [np.append(np.unique(held.sure["margin"][i - 1]), 2.0) for i in visited[:-1]]
+            candidates = [np.append(np.unique(held.confidences["margin"][i - 1]), 2.0) for i in visited[:-1]]
             for thresholds in itertools.product(*candidates):
                 at = dict(zip(visited, (*map(float, thresholds), 0.0), strict=True))
-                stopped = stops(held, "margin", at)
+                stopped = stopping_rows(held, "margin", at)
                 cost = sum(C * (stopped == i - 1).sum() for i, C in zip(visited, costs, strict=True))
                 if cost <= budget * size:
-                    best = max(best, float(held.right[stopped, np.arange(size)].mean()))
+                    best = max(best, float(held.correct[stopped, np.arange(size)].mean()))
     return best
 
 
@@ -55,8 +55,8 @@ def test_costs_of_stopping_by_hand():
 
 def test_a_sample_stops_where_it_is_sure_enough_at_first():
     held = samples(np.ones((3, 4)), np.array([[0.9, 0.5, 0.5, 0.5], [0.1, 0.7, 0.6, 0.6], [0.0, 0.0, 0.9, 0.0]]))
-    assert stops(held, "margin", {1: 0.9, 2: 0.7, 3: 0.0}).tolist() == [0, 1, 2, 2]
-    assert stops(held, "entropy", {2: 0.0}).tolist() == [1, 1, 1, 1]
+    assert stopping_rows(held, "margin", {1: 0.9, 2: 0.7, 3: 0.0}).tolist() == [0, 1, 2, 2]
+    assert stopping_rows(held, "entropy", {2: 0.0}).tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("budget", "stopping"), [(45, 55), (95, 30), (125, 15)])
@@ -93,9 +93,9 @@ def test_what_is_spent_on_other_samples_is_the_budget(budget):
 
 def test_the_measure_that_tells_most_is_found():
     held = random_samples(3000)
-    noise = np.random.default_rng(3).uniform(0.01, 0.99, held.right.shape).astype(np.float32)
-    mixed = Samples(held.exits, {"max-probability": noise, "margin": held.sure["margin"], "entropy": noise}, *[
-        held.right, held.losses,
+    noise = np.random.default_rng(3).uniform(0.01, 0.99, held.correct.shape).astype(np.float32)
+    mixed = Samples(held.exits, {"max-probability": noise, "margin": held.confidences["margin"], "entropy": noise}, *[
+        held.correct, held.losses,
     ])  # fmt: skip
     assert search(PROFILE, mixed, mixed, 90.0).measure == "margin"
     assert search(PROFILE, mixed, mixed, 90.0, ("entropy",)).accuracy.value < (
@@ -105,7 +105,7 @@ def test_the_measure_that_tells_most_is_found():
 
 def test_a_single_exit_is_taken_where_nothing_is_better():
     held = random_samples(300)
-    alike = Samples(held.exits, held.sure, np.ones((3, 300), bool), held.losses)  # all exits are right on all
+    alike = Samples(held.exits, held.confidences, np.ones((3, 300), bool), held.losses)  # all exits are right on all
     assert search(PROFILE, alike, alike, 149.0).at == {1: 0.0}
     assert search(PROFILE, held, held, 1000.0).at == {3: 0.0}  # a budget that cannot be spent
     assert search(PROFILE, held, held, 35.0).at == {1: 0.0}
@@ -113,15 +113,15 @@ def test_a_single_exit_is_taken_where_nothing_is_better():
 
 def test_equal_confidences_do_not_break_the_budget():
     held = random_samples(1000)
-    coarse = Samples(held.exits, {m: (held.sure[m] > 0.5).astype(np.float32) for m in MEASURES}, *[
-        held.right, held.losses,
+    coarse = Samples(held.exits, {m: (held.confidences[m] > 0.5).astype(np.float32) for m in MEASURES}, *[
+        held.correct, held.losses,
     ])  # fmt: skip
     for budget in (40.0, 90.0, 140.0):
         assert search(PROFILE, coarse, coarse, budget).cost.flops <= budget * 1.01
-    assert threshold_search._between(np.full(5, 1.0, np.float32), 2) == 1.0
-    assert threshold_search._between(np.float32([0.2, 0.2, 0.2, 0.8]), 2) > np.float32(0.2)
-    assert threshold_search._between(np.float32([0.2, 0.8, 0.8, 0.8]), 2) == float(np.float32(0.8))
-    assert threshold_search._between(np.float32([0.2, 0.8]), 1) == pytest.approx(0.5)
+    assert threshold_search.threshold_between(np.full(5, 1.0, np.float32), 2) == 1.0
+    assert threshold_search.threshold_between(np.float32([0.2, 0.2, 0.2, 0.8]), 2) > np.float32(0.2)
+    assert threshold_search.threshold_between(np.float32([0.2, 0.8, 0.8, 0.8]), 2) == float(np.float32(0.8))
+    assert threshold_search.threshold_between(np.float32([0.2, 0.8]), 1) == pytest.approx(0.5)
 
 
 def test_a_budget_that_nothing_fits_is_refused():

@@ -12,7 +12,7 @@ from pathlib import Path
 import programs
 import pytest
 import torch
-from training_processes import resume, training, wait_for
+from training_processes import resume, start_training, wait_for
 
 from anytime_lct import disk, lct
 from anytime_lct import task as tasks
@@ -102,7 +102,7 @@ def test_a_run_interrupted_twice_ends_with_the_weights_of_an_undisturbed_one(rec
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     run(tiny(), tmp_path / "whole")
     recipe, lines = tiny(train={"checkpoint_minutes": 1e-9}), tmp_path / "cut" / "metrics.jsonl"
-    with training(recipe, tmp_path / "cut") as ranks:
+    with start_training(recipe, tmp_path / "cut") as ranks:
         wait_for(lambda: list((tmp_path / "cut" / "checkpoints").glob("step-*7")))
         ranks.signal(signal.SIGKILL)
         ranks.finish(-signal.SIGKILL)
@@ -200,7 +200,7 @@ def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
     with pytest.raises(CheckpointError, match=r"progress.json"):
         run(recipe, path, resume=True)
     (path / "main.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
         run_folder.open_run(path)
     (path / "facts.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"facts.json is missing or altered"):

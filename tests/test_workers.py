@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 import torch
 from training_processes import (
+    checkpoint_names,
     finish,
-    launched,
+    launch,
     outcome,
-    refused,
+    refusal,
     resume,
     same,
-    steps,
+    start_training,
     train,
-    training,
     wait_for,
 )
 
 from anytime_lct.errors import RecipeError
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.training.processes.team import join
+from anytime_lct.training.processes.team import join_team
 
 RESNET = {
     "data": {"name": "digits", "batch_size": 256},
@@ -80,8 +80,8 @@ SLOW = {**RESNET, "train": {"epochs": 20, "checkpoint_minutes": 1e-9}}
 def test_an_interrupted_run_goes_on_with_another_number_of_workers(number, tmp_path):
     short = {**SLOW, "train": {**SLOW["train"], "epochs": 6}}
     train(short, tmp_path / "whole")
-    with launched(short, tmp_path / "cut", 2) as process:
-        wait_for(lambda: steps(tmp_path / "cut"))
+    with launch(short, tmp_path / "cut", 2) as process:
+        wait_for(lambda: checkpoint_names(tmp_path / "cut"))
         process.send_signal(number)
         assert "a checkpoint is written" in finish(process, 130)
     resume(tmp_path / "cut", 4)
@@ -89,8 +89,8 @@ def test_an_interrupted_run_goes_on_with_another_number_of_workers(number, tmp_p
 
 
 def test_a_killed_worker_ends_the_run_with_its_name(tmp_path):
-    with launched(SLOW, tmp_path / "run", 2) as process:
-        wait_for(lambda: steps(tmp_path / "run"))
+    with launch(SLOW, tmp_path / "run", 2) as process:
+        wait_for(lambda: checkpoint_names(tmp_path / "run"))
         os.kill(workers_of(process)[1], signal.SIGKILL)
         output = finish(process, 4, seconds=30)
     assert "Worker 2 of 2 was ended by SIGKILL" in output
@@ -113,15 +113,15 @@ def two_others(process, before):
 
 
 def has_reached(folder, step):
-    return max(steps(folder), default="step-00000000") >= f"step-{step:08d}"
+    return max(checkpoint_names(folder), default="step-00000000") >= f"step-{step:08d}"
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_run_that_loses_workers_restarts_by_itself_and_ends_with_the_same_weights(first, undisturbed, tmp_path):
     """Worker 1 and worker 2 take turns in being killed, five times, at random steps: 0 is before any checkpoint."""
     luck = random.Random(first)
-    last = int(max(steps(undisturbed)).removeprefix("step-"))
-    with launched(LOSSY, tmp_path / "run", 2, "--max-restarts", "5") as process:
+    last = int(max(checkpoint_names(undisturbed)).removeprefix("step-"))
+    with launch(LOSSY, tmp_path / "run", 2, "--max-restarts", "5") as process:
         before: list[int] = []
         for turn, step in enumerate([first, *sorted(luck.sample(range(2, last), 4))], start=first):
             wait_for(partial(two_others, process, before))
@@ -135,25 +135,25 @@ def test_a_run_that_loses_workers_restarts_by_itself_and_ends_with_the_same_weig
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(undisturbed, tmp_path):
     """The second worker cannot write its group; the run goes on when there is room again."""
-    with launched(LOSSY, tmp_path / "run", 2) as process:
-        wait_for(lambda: steps(tmp_path / "run"))
+    with launch(LOSSY, tmp_path / "run", 2) as process:
+        wait_for(lambda: checkpoint_names(tmp_path / "run"))
         resource.prlimit(workers_of(process)[1], resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         output = finish(process, 2)
     assert "Could not write the checkpoint" in output and "make room" in output and "Traceback" not in output
-    assert steps(tmp_path / "run") and not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    assert checkpoint_names(tmp_path / "run") and not list((tmp_path / "run" / "checkpoints").glob(".*"))
     resume(tmp_path / "run", 2)
     assert same(undisturbed, tmp_path / "run")
 
 
 def test_what_one_worker_says_is_said_once(tmp_path):
     diverging = {**RESNET, "groups": {"name": "sgd", "lr": 1e30}}
-    with launched(diverging, tmp_path / "run", 2) as process:
+    with launch(diverging, tmp_path / "run", 2) as process:
         output = finish(process, 2)
     assert "became" in output and "Traceback" not in output
 
 
 def test_more_workers_than_groups_are_refused(tmp_path):
-    assert "at most as many workers as layer groups, 4, got 5" in refused(RESNET, tmp_path / "run", 5)
+    assert "at most as many workers as layer groups, 4, got 5" in refusal(RESNET, tmp_path / "run", 5)
 
 
 def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
@@ -169,8 +169,8 @@ def test_replicas_of_a_language_model_go_on_with_the_hidden_state_of_their_own_r
     recipe["data"] = {**LSTM["data"], "batch_size": 63, "sequence_length": 20}  # 32 rows, and 31
     recipe["train"] = {**LSTM["train"], "checkpoint_minutes": 1e-9}
     train(recipe, tmp_path / "whole", replicas=2)
-    with training(recipe, tmp_path / "cut", replicas=2) as ranks:
-        wait_for(lambda: steps(tmp_path / "cut"))
+    with start_training(recipe, tmp_path / "cut", replicas=2) as ranks:
+        wait_for(lambda: checkpoint_names(tmp_path / "cut"))
         ranks.signal(signal.SIGINT)
         ranks.finish(130)
     resume(tmp_path / "cut", replicas=2)
@@ -180,8 +180,8 @@ def test_replicas_of_a_language_model_go_on_with_the_hidden_state_of_their_own_r
 def test_a_cut_by_memory_of_one_worker_goes_on_with_two(tmp_path):
     recipe = {**SLOW, "cut": {"groups": 3, "by": "memory"}, "model": {"name": "resnet", "depth": 8, "width": 4}}
     recipe["train"] = {"epochs": 3, "checkpoint_minutes": 1e-9}
-    with training(recipe, tmp_path / "cut") as ranks:
-        wait_for(lambda: steps(tmp_path / "cut"))
+    with start_training(recipe, tmp_path / "cut") as ranks:
+        wait_for(lambda: checkpoint_names(tmp_path / "cut"))
         ranks.signal(signal.SIGINT)
         ranks.finish(130)
     assert len(run_folder.read(tmp_path / "cut")[0].cut.places) == 2
@@ -193,7 +193,7 @@ def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RecipeError, match="a GPU for each process on this machine, got 1 for 2"):
-        join(2, 1, torch.device("cuda"))
+        join_team(2, 1, torch.device("cuda"))
 
 
 def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):

@@ -1,6 +1,6 @@
 """`anytime-lct train` in processes that a test starts: forked from one with torch imported, or by the launcher.
 
-Forked ones start at once, alone or as the ranks that torchrun starts; the launcher starts real programs. None of them
+Forked processes start at once, alone or as the ranks that torchrun starts; the launcher starts real programs. None
 outlives the test, however it ends.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from programs import started
+from programs import start
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -38,8 +38,8 @@ FORK.set_forkserver_preload(
         "torch.utils.tensorboard", "pytest",
     ]
 )  # fmt: skip
-ONE_THREAD = "OMP_NUM_THREADS"  # what is computed does not depend on the machine's number of cores
-Given = Recipe | dict[str, Any]
+ONE_THREAD = "OMP_NUM_THREADS"  # so that results do not depend on the machine's number of cores
+RecipeOrTables = Recipe | dict[str, Any]
 
 
 class Ranks:
@@ -49,38 +49,39 @@ class Ranks:
         self.processes, self._files = processes, files
 
     def signal(self, number: int) -> None:
-        """Send a signal to all of them, as Ctrl-C in a terminal does."""
+        """Send a signal to all processes, as Ctrl-C in a terminal does."""
         for process in self.processes:
             assert process.pid is not None
             os.kill(process.pid, number)
 
     def finish(self, expected: int = 0, seconds: float = 150) -> str:
-        """Wait for the end of all, with the exit code that is expected; return what they said on stderr."""
-        until = time.monotonic() + seconds
+        """Wait until all processes end with the exit code `expected`; return their stderr."""
+        deadline = time.monotonic() + seconds
         for process in self.processes:
-            process.join(max(0.0, until - time.monotonic()))
-        said = "".join(file.read_text() for file in self._files if file.exists())
-        assert [process.exitcode for process in self.processes] == [expected] * len(self.processes), said
-        return said
+            process.join(max(0.0, deadline - time.monotonic()))
+        stderr = "".join(file.read_text() for file in self._files if file.exists())
+        assert [process.exitcode for process in self.processes] == [expected] * len(self.processes), stderr
+        return stderr
 
 
 @contextmanager
-def forked(arguments: Sequence[object], size: int = 1) -> Iterator[Ranks]:
-    """Run `anytime-lct ARGUMENTS` in so many forked processes, each told its place as torchrun does."""
+def fork(arguments: Sequence[object], size: int = 1) -> Iterator[Ranks]:
+    """Run `anytime-lct ARGUMENTS` in `size` forked processes, with their ranks in the environment, as torchrun does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ONE_THREAD, "1")
         forkserver.ensure_running()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if size > 1 else None
-    with tempfile.TemporaryDirectory() as scratch:
-        files = [Path(scratch) / str(rank) for rank in range(size)]
-        places: list[dict[str, str]] = [{} for _ in files]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(rank) for rank in range(size)]
+        environments: list[dict[str, str]] = [{} for _ in files]
         if store is not None:
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
             shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-            places = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-        words = [str(argument) for argument in arguments]
+            environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        flags = [str(argument) for argument in arguments]
         processes = [
-            FORK.Process(target=_program, args=(words, place, file)) for place, file in zip(places, files, strict=True)
+            FORK.Process(target=_program, args=(flags, environment, file))
+            for environment, file in zip(environments, files, strict=True)
         ]
         try:
             for process in processes:
@@ -94,54 +95,55 @@ def forked(arguments: Sequence[object], size: int = 1) -> Iterator[Ranks]:
                 process.close()
 
 
-def _program(arguments: list[str], place: dict[str, str], file: Path) -> None:
-    """Be `anytime-lct`, with stderr in a file."""
+def _program(arguments: list[str], environment: dict[str, str], file: Path) -> None:
+    """Run `anytime-lct` in this process, with stderr in a file."""
     from anytime_lct.cli.main import run
 
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.environ.update(place)
+    os.environ.update(environment)
     run(arguments)
 
 
 @contextmanager
-def launched(recipe: Given, folder: Path, workers: int, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the program itself, which launches its workers."""
-    command = [sys.executable, "-m", "anytime_lct.cli.main", *_arguments(folder, workers, *_written(recipe, folder))]
-    with started([*command, *more], stderr=subprocess.PIPE, env={**os.environ, ONE_THREAD: "1"}) as process:
+def launch(recipe: RecipeOrTables, folder: Path, workers: int, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the real program, which launches its workers."""
+    arguments = _arguments(folder, workers, *_recipe_flags(recipe, folder), *more)
+    command = [sys.executable, "-m", "anytime_lct.cli.main", *arguments]
+    with start(command, stderr=subprocess.PIPE, env={**os.environ, ONE_THREAD: "1"}) as process:
         yield process
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0, seconds: float = 150) -> str:
-    """Wait for the end of a launched run, with the exit code that is expected; return what it said on stderr."""
-    _, said = process.communicate(timeout=seconds)
-    assert process.returncode == expected, said
-    return said
+    """Wait until a launched run ends with the exit code `expected`; return its stderr."""
+    _, stderr = process.communicate(timeout=seconds)
+    assert process.returncode == expected, stderr
+    return stderr
 
 
-def training(recipe: Given, folder: Path, workers: int = 1, replicas: int = 1) -> Any:
+def start_training(recipe: RecipeOrTables, folder: Path, workers: int = 1, replicas: int = 1) -> Any:
     """Start a run in forked processes."""
-    more = [*_written(recipe, folder), "--replicas", str(replicas)]
-    return forked(_arguments(folder, workers, *more), workers * replicas)
+    more = [*_recipe_flags(recipe, folder), "--replicas", str(replicas)]
+    return fork(_arguments(folder, workers, *more), workers * replicas)
 
 
-def train(recipe: Given, folder: Path, workers: int = 1, replicas: int = 1) -> None:
+def train(recipe: RecipeOrTables, folder: Path, workers: int = 1, replicas: int = 1) -> None:
     """Train to the end in forked processes."""
-    with training(recipe, folder, workers, replicas) as ranks:
+    with start_training(recipe, folder, workers, replicas) as ranks:
         ranks.finish()
 
 
 def resume(folder: Path, workers: int = 1, replicas: int = 1) -> None:
-    """Go on with a run, to its end, in forked processes."""
+    """Resume a run and train to the end in forked processes."""
     more = ["--resume", "--replicas", str(replicas)]
-    with forked(_arguments(folder, workers, *more), workers * replicas) as ranks:
+    with fork(_arguments(folder, workers, *more), workers * replicas) as ranks:
         ranks.finish()
 
 
-def refused(recipe: Given, folder: Path, workers: int = 1, replicas: int = 1) -> str:
-    """Ask for a run that the program refuses before it starts a process; return what it said."""
-    more = [*_written(recipe, folder), "--replicas", str(replicas)]
-    with forked(_arguments(folder, workers, *more)) as program:
+def refusal(recipe: RecipeOrTables, folder: Path, workers: int = 1, replicas: int = 1) -> str:
+    """Start a run that the program refuses before it starts a process; return its stderr."""
+    more = [*_recipe_flags(recipe, folder), "--replicas", str(replicas)]
+    with fork(_arguments(folder, workers, *more)) as program:
         return program.finish(2)
 
 
@@ -149,14 +151,14 @@ def _arguments(folder: Path, workers: int, *more: str) -> list[str]:
     return ["train", "--run-dir", str(folder), "--workers", str(workers), *more]
 
 
-def _written(recipe: Given, folder: Path) -> list[str]:
+def _recipe_flags(recipe: RecipeOrTables, folder: Path) -> list[str]:
     path = folder.with_suffix(".toml")
     recipes.write(recipe if isinstance(recipe, Recipe) else recipes.complete(recipe), path)
     return ["--recipe", str(path)]
 
 
 def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the weights that a run ended with, and its metrics without their seconds."""
+    """Return the final weights of a run, and its metrics without seconds."""
     weights = {**checkpoint.load_tensors(folder / "main.safetensors")}
     weights |= checkpoint.load_tensors(folder / "critics.safetensors")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -166,17 +168,17 @@ def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
 def same(a: Path, b: Path) -> bool:
     """Whether two runs ended with equal weights and metrics."""
     (weights_a, metrics_a), (weights_b, metrics_b) = outcome(a), outcome(b)
-    alike = weights_a.keys() == weights_b.keys() and metrics_a == metrics_b
-    return alike and all(torch.equal(weights_a[name], weights_b[name]) for name in weights_b)
+    equal = weights_a.keys() == weights_b.keys() and metrics_a == metrics_b
+    return equal and all(torch.equal(weights_a[name], weights_b[name]) for name in weights_b)
 
 
-def steps(folder: Path) -> list[str]:
-    """Names of the checkpoints of a run."""
+def checkpoint_names(folder: Path) -> list[str]:
+    """Return the names of a run's checkpoints."""
     return [path.name for path in (folder / "checkpoints").glob("step-*")]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,1 +1,1 @@
-"""Analysis: what a trained network's exits cost and are worth."""
+"""Analysis: the cost and the quality of a trained network's exits."""

@@ -1,4 +1,4 @@
-"""Look at a network before anything is trained: where it can be cut, what groups and critics would cost."""
+"""Inspect a network before it is trained: where it can be cut, and what groups and critics cost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import counting as complexity
 from anytime_lct import critics
+from anytime_lct.counting import component_costs, count
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
@@ -24,8 +24,8 @@ BALANCED, RESIDUAL = CutRecipe(by="balanced"), CriticRecipe(kind="residual")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a network may be cut: what crosses, without the batch, and the multiply-adds of all that comes before."""
+class CandidateCut:
+    """A legal cut at the end of a block: what crosses, the shape without the batch, and the multiply-adds before it."""
 
     name: str
     crosses: str
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A layer group of the chosen cut, where it ends, what crosses there, and the critic behind it.
+    """A layer group of the chosen cut: where it ends, the layout of the tensor that crosses, and the critic behind it.
 
     `exit` is the cost of the sub-model that ends here. The last group has no critic and is the main network.
     """
@@ -49,14 +49,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`legal` counts all cuts that one tensor crosses; `places` are those at the ends of blocks.
+    """`legal` is the number of cuts that one tensor crosses; `places` are those at the ends of blocks.
 
     `whole` maps modules that are one step each, because torch.fx cannot follow them, to the reason.
     """
 
     main: Cost
     legal: int
-    places: tuple[Place, ...]
+    places: tuple[CandidateCut, ...]
     parts: tuple[Part, ...]
     whole: dict[str, str]
 
@@ -68,7 +68,7 @@ def inspect(
     critic: CriticRecipe = RESIDUAL,
     task: TaskName = "classification",
 ) -> Inspection:
-    """Trace, cut and count a network; it is left as it was. `example` (B >= 2) is a batch of inputs.
+    """Trace, cut and count a network, which is unchanged. `example` (B >= 2) is a batch of inputs.
 
     The cut is chosen as `LCTNetwork.cut` does. Raises PartitionError, CriticError and AnalysisError.
 
@@ -78,45 +78,49 @@ def inspect(
     network = LCTNetwork.cut(model, example, cut, critic, task)
     try:
         trace = Trace.of(model)
-    except PartitionError as error:  # cut by the names of children
+    except PartitionError as error:  # it is cut by the names of its children
         trace, whole = None, {type(model).__name__: str(error)}
     else:
         whole = trace.recording.whole
     square = critics.is_square(example)
-    crosses = [
+    layouts = [
         critics.layout(torch.empty(2, *shape), task, square=square, **(trace.hints(place) if trace else {}))
         for place, shape in zip(network.places, network.shapes, strict=True)
     ]
-    of_groups, of_critics = complexity.components(network.groups, network.critics, example[:1])  # type: ignore[arg-type]
-    reached = [_sum(of_groups[:i]) for i in range(1, len(of_groups) + 1)]
+    of_groups, of_critics = component_costs(network.groups, network.critics, example[:1])  # type: ignore[arg-type]
+    totals = [_sum(of_groups[:i]) for i in range(1, len(of_groups) + 1)]
     parts = [
-        Part(place, kind, group, of_critic, _sum([cost, of_critic]))
-        for place, kind, group, of_critic, cost in zip(
-            network.places, crosses, of_groups, of_critics, reached, strict=False
+        Part(place, layout, of_group, of_critic, _sum([total, of_critic]))
+        for place, layout, of_group, of_critic, total in zip(
+            network.places, layouts, of_groups, of_critics, totals, strict=False
         )
     ]
-    main = Cost(flops=reached[-1].flops, params=sum(p.numel() for p in model.parameters()))
+    main = Cost(flops=totals[-1].flops, params=sum(p.numel() for p in model.parameters()))
     return Inspection(
         main=main,
         legal=len(trace.legal) if trace else 0,
-        places=tuple(_places(trace, example[:1], task)) if trace else (),
+        places=tuple(_candidates(trace, example[:1], task)) if trace else (),
         parts=(*parts, Part("output", "logits", of_groups[-1], None, main)),
         whole=whole,
     )
 
 
-def _places(trace: Trace, example: Tensor, task: TaskName) -> list[Place]:
+def _candidates(trace: Trace, example: Tensor, task: TaskName) -> list[CandidateCut]:
     steps, square = example.shape[1] if task == "language-model" else 1, critics.is_square(example)
-    hidden, entries, flops = example, [], []
-    parts = segments(trace, [cut.position for cut in trace.candidates])[:-1]
-    for part in parts:
-        flops.append(complexity.count(part, hidden, steps=steps).flops)
-        with probing(part):
-            hidden = part(hidden)
-        entries.append(hidden)
+    hidden, crossing, flops = example, [], []
+    for segment in segments(trace, [cut.position for cut in trace.candidates])[:-1]:
+        flops.append(count(segment, hidden, steps=steps).flops)
+        with probing(segment):
+            hidden = segment(hidden)
+        crossing.append(hidden)
     return [
-        Place(cut.name, critics.layout(h, task, square=square, **trace.hints(cut.name)), tuple(h.shape[1:]), cost)
-        for cut, h, cost in zip(trace.candidates, entries, accumulate(flops), strict=True)
+        CandidateCut(
+            name=cut.name,
+            crosses=critics.layout(h, task, square=square, **trace.hints(cut.name)),
+            shape=tuple(h.shape[1:]),
+            flops=total,
+        )
+        for cut, h, total in zip(trace.candidates, crossing, accumulate(flops), strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures: quality over multiply-adds with the Pareto front marked, and sufficient descent over training."""
+"""Figures: quality over multiply-adds with the Pareto front marked, and sufficient descent over training."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from anytime_lct.exits.selector import pareto_front
 
 COLOURS = ("#1f5fa8", "#c2571a", "#2f8a57", "#8a4fa3", "#a8893a", "#3a9aa8", "#b0446b")
 SIGMA_RANGE = 30
-SMOOTHED_FROM, WINDOWS = 40, 20  # a running median over a twentieth of the run, where there is enough to run over
+SMOOTHED_FROM, WINDOWS = 40, 20  # from 40 measurements on, a running median over a twentieth of them
 
 
 def draw_descent(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Write `descent_figure(lines, title)` as a PNG file; it is there whole or not at all. Raises AnalysisError."""
+    """Write `descent_figure(lines, title)` as a PNG file, whole or not at all. Raises AnalysisError."""
     save(descent_figure(lines, title), path)
 
 
 def descent_figure(lines: Sequence[dict[str, Any]], title: str) -> Figure:
     """Draw the lines of descent.jsonl: a curve for each layer group but the last, whose sigma is always 1.
 
-    Faint is every measurement, strong their running median; the axis of sigma is logarithmic where all are positive
-    and lie further apart than a factor of 30.
+    Measurements are faint, their running median is strong. The axis of sigma is logarithmic if all are positive and
+    differ by more than a factor of 30.
     """
-    made = Figure(figsize=(7.2, 5.6), dpi=160, layout="constrained")
-    above, below = made.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    figure = Figure(figsize=(7.2, 5.6), dpi=160, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for axes, key, name in ((above, "sigma", "σ, equation (16)"), (below, "cosine", "cosine")):
         _curves(axes, lines, key)
         axes.set_ylabel(name)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    found = [sigma for line in lines for sigma in line["sigma"][:-1] if sigma is not None]
-    if found and min(found) > 0 and max(found) > SIGMA_RANGE * min(found):
+    sigmas = [sigma for line in lines for sigma in line["sigma"][:-1] if sigma is not None]
+    if sigmas and min(sigmas) > 0 and max(sigmas) > SIGMA_RANGE * min(sigmas):
         above.set_yscale("log")
     else:
         _zero_line(above)
@@ -51,10 +51,10 @@ def descent_figure(lines: Sequence[dict[str, Any]], title: str) -> Figure:
     smoothed = len(lines) >= SMOOTHED_FROM
     below.set_xlabel("epochs" + " (faint: every measurement; strong: their running median)" * smoothed)
     below.margins(x=0.02)
-    made.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
-    if found:
+    figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    if sigmas:
         above.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False, fontsize=9, ncols=6)
-    return made
+    return figure
 
 
 def _curves(axes: Axes, lines: Sequence[dict[str, Any]], key: str) -> None:
@@ -71,12 +71,12 @@ def _curves(axes: Axes, lines: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def running_median(values: Sequence[float], window: int) -> list[float]:
-    """Return the median around each value, over `window` neighbours at most and without what is NaN."""
-    found = []
+    """Return the median around each value, over at most `window` neighbours, without NaN."""
+    medians = []
     for k in range(len(values)):
         near = [v for v in values[max(0, k - window // 2) : k + window // 2 + 1] if not math.isnan(v)]
-        found.append(statistics.median(near) if near else math.nan)
-    return found
+        medians.append(statistics.median(near) if near else math.nan)
+    return medians
 
 
 def _zero_line(axes: Axes) -> None:
@@ -88,27 +88,27 @@ LOG_RANGE = 10
 
 
 def draw(profile: Profile, path: Path) -> None:
-    """Write `figure(profile)` as a PNG file; it is there whole or not at all. Raises AnalysisError."""
-    save(figure(profile), path)
+    """Write `profile_figure(profile)` as a PNG file, whole or not at all. Raises AnalysisError."""
+    save(profile_figure(profile), path)
 
 
-def save(made: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all; raises AnalysisError."""
     content = io.BytesIO()
-    made.savefig(content, format="png")
+    figure.savefig(content, format="png")
     disk.write(path, content.getvalue(), AnalysisError)
 
 
-def figure(profile: Profile) -> Figure:
-    """Draw the quality of every exit over its multiply-adds: on test with its 95% interval, and where choices are made.
+def profile_figure(profile: Profile) -> Figure:
+    """Draw the quality of every exit over its multiply-adds: on test with its 95% interval, and on the choosing split.
 
     The front joins the open marks of the choosing split. The axis is logarithmic beyond a factor of 10.
     """
     exits = range(1, profile.num_groups + 1)
     front = pareto_front(profile)
     flops = {i: profile.cost(i).flops for i in exits}
-    made = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-    axes = made.add_subplot()
+    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
     axes.plot(
         [flops[i] for i in front],
         [_value(profile, profile.quality(i)) for i in front],
@@ -147,7 +147,7 @@ def figure(profile: Profile) -> Figure:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    return made
+    return figure
 
 
 def _value(profile: Profile, quality: Quality) -> float:

@@ -16,21 +16,21 @@ def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, f
     scores = np.asarray(scores, dtype=np.float64)
     n, mean = len(scores), float(scores.mean())
     if metric == "accuracy":
-        right = stats.binomtest(round(scores.sum()), n)
-        low, high = right.proportion_ci(LEVEL, method="wilson")
+        test = stats.binomtest(round(scores.sum()), n)
+        low, high = test.proportion_ci(LEVEL, method="wilson")
         return mean, float(low), float(high)
-    spread = float(stats.sem(scores)) if n > 1 else 0.0
-    if spread == 0:
+    error = float(stats.sem(scores)) if n > 1 else 0.0
+    if error == 0:
         return mean, mean, mean
-    low, high = stats.norm.interval(LEVEL, loc=mean, scale=spread)
+    low, high = stats.norm.interval(LEVEL, loc=mean, scale=error)
     return mean, float(low), float(high)
 
 
 def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float]]:
     """Return the one-sided p-values of "exit i is no worse than exit j" on the same samples, scores (N, S).
 
-    Accuracy: the exact test of McNemar, the chance of as few discordant samples in favour of i, or fewer, if
-    both were equally likely. BPC: a paired t-test. The diagonal is 1.
+    Accuracy: McNemar's exact test, the probability of at most so many discordant samples in favour of i if both were
+    equally likely. BPC: a paired t-test. The diagonal is 1.
     """
     scores = np.asarray(scores, dtype=np.float64)
     exits = range(len(scores))
@@ -41,6 +41,6 @@ def _p(a: NDArray[np.floating], b: NDArray[np.floating], metric: MetricName) -> 
     if metric == "accuracy":
         for_a, for_b = int(((a > 0) & (b == 0)).sum()), int(((a == 0) & (b > 0)).sum())
         return float(stats.binomtest(for_a, for_a + for_b, alternative="less").pvalue) if for_a + for_b else 1.0
-    if len(a) < 2 or np.ptp(a - b) == 0:  # always by the same: no spread to hold a difference against
+    if len(a) < 2 or np.ptp(a - b) == 0:  # equal differences have no variance
         return 0.0 if (a - b).mean() > 0 else 1.0
-    return float(stats.ttest_rel(a, b, alternative="greater").pvalue)  # bits: a is worse where it has more
+    return float(stats.ttest_rel(a, b, alternative="greater").pvalue)  # bits: more are worse

@@ -1,8 +1,8 @@
-"""The temperature of every exit, and how far its confidence is from its accuracy: both without keeping a logit.
+"""The temperature of every exit, and how far its confidence is from its accuracy: both without storing logits.
 
-Guo et al., On Calibration of Modern Neural Networks, 2017: logits divided by one number T, which minimises the loss on
-held-out data. In b = 1/T that loss is convex. Its slope and curvature are summed up over the samples at a few b;
-between two of them lies a cubic with the same slopes and curvatures, and its root is the minimum within a thousandth.
+Guo et al., On Calibration of Modern Neural Networks, 2017: logits are divided by one number T, which minimises the loss
+on held-out data. In b = 1/T this loss is convex. Its slope and curvature are summed over the samples on a grid of b;
+between two grid points a cubic with the same slopes and curvatures has its root at the minimum, within a thousandth.
 
     NLL(b)   = sum over samples of  logsumexp(b z) - b z_y
     NLL'(b)  = sum of  E[z] - z_y,   NLL''(b) = sum of  Var[z],   under p = softmax(b z)
@@ -20,7 +20,7 @@ BINS = 15
 
 
 class Temperatures:
-    """Sums up what is needed to fit one temperature for each exit; a witness of an evaluation.
+    """Sums for fitting one temperature for each exit; an observer of an evaluation.
 
     >>> fit = Temperatures()
     >>> fit([torch.tensor([[0.0, 4.0], [0.0, 4.0], [0.0, 4.0]])], torch.tensor([1, 1, 0]))  # right 2 times in 3
@@ -34,69 +34,69 @@ class Temperatures:
         self._curvatures: Tensor | None = None
 
     def __call__(self, outputs: Sequence[Tensor], y: Tensor) -> None:
-        """Take in logits (B, K) or (B, T, K) of every exit, and the labels (B,) or (B, T)."""
+        """Add the logits (B, K) or (B, T, K) of every exit, and the labels (B,) or (B, T)."""
         sums = torch.stack([self._sums(Z.reshape(-1, Z.shape[-1]).float(), y.reshape(-1)) for Z in outputs])
         slopes, curvatures = sums.unbind(dim=1)
         self._slopes = slopes if self._slopes is None else self._slopes + slopes
         self._curvatures = curvatures if self._curvatures is None else self._curvatures + curvatures
 
     def values(self) -> list[float]:
-        """Return the temperatures, held within 0.1 and 100: a split without an error would ask for 0."""
+        """Return the temperatures, clamped to 0.1 and 100: a split without an error has its minimum at 0."""
         if self._slopes is None or self._curvatures is None:
             return []
         u = self._grid.log()
-        found = []
+        temperatures = []
         for slope, curvature in zip(self._slopes, self._curvatures * self._grid, strict=True):  # d/du = b d/db
             falling = int((slope < 0).sum())  # slopes rise with b
             if falling in (0, STEPS):
-                found.append(HOTTEST if falling == 0 else COLDEST)
+                temperatures.append(HOTTEST if falling == 0 else COLDEST)
                 continue
             k = falling - 1
             root = _root(slope[k : k + 2].tolist(), curvature[k : k + 2].tolist(), float(u[k + 1] - u[k]))
-            found.append(float(torch.exp(-(u[k] + root))))
-        return found
+            temperatures.append(float(torch.exp(-(u[k] + root))))
+        return temperatures
 
     def _sums(self, z: Tensor, y: Tensor) -> Tensor:
         """Return slope and curvature (2, STEPS) of one exit's loss, float64 on the CPU."""
         z = z - z.max(dim=1, keepdim=True).values
         of_label = z.gather(1, y.unsqueeze(1)).double().sum()
-        made = []
+        sums = []
         for b in self._grid.tolist():
             p = torch.softmax(b * z, dim=1)
             mean = (p * z).sum(dim=1)
             variance = (p * (z - mean.unsqueeze(1)) ** 2).sum(dim=1)
-            made.append(torch.stack([mean.double().sum() - of_label, variance.double().sum()]))
-        return torch.stack(made, dim=1).cpu()
+            sums.append(torch.stack([mean.double().sum() - of_label, variance.double().sum()]))
+        return torch.stack(sums, dim=1).cpu()
 
 
 class Reliability:
-    """Expected calibration error of every exit, in 15 equal bins of the largest probability; a witness.
+    """Expected calibration error of every exit, in 15 equal bins of the largest probability; an observer.
 
-    `temperatures` divide the logits first. The error is the mean, over samples, of how far a bin's accuracy is from its
-    mean confidence.
+    Logits are first divided by `temperatures`. The error is the mean, over samples, of the distance between a bin's
+    accuracy and its mean confidence.
     """
 
     def __init__(self, temperatures: Sequence[float]) -> None:
         self._temperatures = list(temperatures)
-        self._bins = torch.zeros(len(self._temperatures), 3, BINS, dtype=torch.float64)  # samples, confidence, right
+        self._bins = torch.zeros(len(self._temperatures), 3, BINS, dtype=torch.float64)  # samples, confidence, correct
 
     def __call__(self, outputs: Sequence[Tensor], y: Tensor) -> None:
-        """Take in logits (B, K) or (B, T, K) of every exit, and the labels (B,) or (B, T)."""
+        """Add the logits (B, K) or (B, T, K) of every exit, and the labels (B,) or (B, T)."""
         for bins, Z, T in zip(self._bins, outputs, self._temperatures, strict=True):
-            sure, said = torch.softmax(Z.reshape(-1, Z.shape[-1]).double() / T, dim=1).cpu().max(dim=1)
-            number = (sure * BINS).long().clamp(max=BINS - 1)
-            rows = torch.stack([torch.ones_like(sure), sure, (said == y.reshape(-1).cpu()).double()])
-            bins.index_add_(1, number, rows)
+            confidence, predicted = torch.softmax(Z.reshape(-1, Z.shape[-1]).double() / T, dim=1).cpu().max(dim=1)
+            index = (confidence * BINS).long().clamp(max=BINS - 1)
+            correct = predicted == y.reshape(-1).cpu()
+            bins.index_add_(1, index, torch.stack([torch.ones_like(confidence), confidence, correct.double()]))
 
     def errors(self) -> list[float]:
-        """Return the expected calibration errors, each of 0 to 1."""
-        count, sure, right = self._bins.unbind(dim=1)
-        return ((sure - right).abs().sum(dim=1) / count.sum(dim=1).clamp(min=1.0)).tolist()
+        """Return the expected calibration errors, each from 0 to 1."""
+        count, confidence, correct = self._bins.unbind(dim=1)
+        return ((confidence - correct).abs().sum(dim=1) / count.sum(dim=1).clamp(min=1.0)).tolist()
 
 
-def _root(value: list[float], rise: list[float], width: float) -> float:
-    """Return where the cubic with these values (below 0, then not) and derivatives at 0 and `width` is 0."""
-    (y0, y1), (d0, d1) = value, (rise[0] * width, rise[1] * width)
+def _root(values: list[float], derivatives: list[float], width: float) -> float:
+    """Return the root of the cubic with these values (negative, then not) and derivatives at 0 and `width`."""
+    (y0, y1), (d0, d1) = values, (derivatives[0] * width, derivatives[1] * width)
     low, high = 0.0, 1.0
     for _ in range(50):
         t = (low + high) / 2

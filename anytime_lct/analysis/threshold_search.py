@@ -1,15 +1,15 @@
-"""Which exits to visit, and how sure each must be, for the best accuracy at a mean cost: searched on validation data.
+"""Which exits to visit, and how confident each must be, for the best accuracy at a mean cost: found on validation data.
 
-A rule visits exits v_1 < .. < v_m. A sample that stops at v_k has paid f_1..f_{v_k} and the critics of v_1..v_k, C_k.
-Of the samples that arrive at v_k the share q_k stops, the surest first, by the measure of confidence:
+A rule visits exits v_1 < .. < v_m. A sample that stops at v_k costs C_k: groups 1..v_k and the critics of v_1..v_k. Of
+the samples that reach v_k the share q_k stops, the most confident first, by the measure of confidence:
 
     log(q_k / (1 - q_k)) = a + b k,   q_m = 1;      p_k = q_k (1 - q_1) .. (1 - q_{k-1});      sum of p_k C_k = budget
 
 With b = 0 these are the geometric shares of Huang et al., Multi-Scale Dense Networks, 2018; with up to three visited
-exits all shares are of this kind. For every set of exits and every slope b the budget fixes a, and the shares fix the
-thresholds, as quantiles: nothing is left to be fitted to single samples. Which exits, slope and measure are best is
-told by cross-validation: thresholds from four fifths of the validation samples, accuracy on the fifth, five times.
-Where no rule that spends the budget beats the best fixed exit, deeper exits add nothing: rules that spend less compete.
+exits all shares have this form. For every set of exits and every slope b the budget determines a, and the shares
+determine the thresholds, as quantiles: nothing is fitted to single samples. Exits, slope and measure are chosen by
+cross-validation: thresholds from four fifths of the validation samples, accuracy on the other fifth, five times. Where
+no rule that spends the budget beats the best fixed exit, deeper exits add nothing: rules that cost less are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anytime_lct.analysis import statistics
-from anytime_lct.analysis.measure import Judge
+from anytime_lct.analysis.measure import Evaluator
 from anytime_lct.data.batches import Split
 from anytime_lct.errors import NothingFitsError
 from anytime_lct.evaluation import Evaluation
@@ -35,30 +35,30 @@ from anytime_lct.runtime.confidence import confidence
 
 SHARES_OF_BUDGET = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 SLOPES = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0)
-# Exits that a rule visits at most: there are too many sets of them in a network of many exits.
-MOST_VISITED, MOST_VISITED_OF_MANY, MANY = 4, 3, 8
+# A rule visits at most so many exits, fewer in a network of many exits, which has too many sets of them.
+MAX_VISITED, MAX_VISITED_OF_MANY, MANY = 4, 3, 8
 FOLDS = 5
-# A rule whose thresholds cannot split equal confidences may miss its budget by so much.
+# Thresholds cannot separate equal confidences, so that a rule may miss its budget by this share.
 TOLERANCE = 0.005
 Confidences = dict[Measure, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What `exits` say of the S samples of a split; row k of every array is exit `exits[k]`.
+    """The outputs of `exits` on the S samples of a split; row k of every array is exit `exits[k]`.
 
-    `sure` has the confidences by measure, float32 (N, S); `right` is bool, `losses` in nats, both (N, S).
+    `confidences` are by measure, float32 (N, S); `correct` is bool, `losses` in nats, both (N, S).
     """
 
     exits: tuple[int, ...]
-    sure: Confidences
-    right: NDArray[np.bool_]
+    confidences: Confidences
+    correct: NDArray[np.bool_]
     losses: NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Visited exits with the costs of stopping at each, and the shares that are to stop there."""
+    """Visited exits, the cost of stopping at each, and the share of the samples that stops there."""
 
     visited: tuple[int, ...]
     costs: tuple[float, ...]
@@ -66,22 +66,23 @@ class _Candidate:
     measure: Measure
 
 
-def watch(judge: Judge, split: Split, exits: Sequence[int], temperatures: Sequence[float]) -> Samples:
-    """Evaluate `exits` on a split and keep how sure each is of every sample; logits are divided by `temperatures`.
+def collect(evaluator: Evaluator, split: Split, exits: Sequence[int], temperatures: Sequence[float]) -> Samples:
+    """Evaluate `exits` on a split and collect the confidence of each in every sample; `temperatures` divide the logits.
 
-    >>> watch(judging(network, data), "validation", (1, 2, 3), (1.2, 1.1, 1.3)).right.shape   # doctest: +SKIP
+    >>> evaluator = network_evaluator(network, data)                                          # doctest: +SKIP
+    >>> collect(evaluator, "validation", (1, 2, 3), (1.2, 1.1, 1.3)).correct.shape            # doctest: +SKIP
     (3, 6000)
     """
-    seen: dict[Measure, list[NDArray[np.float32]]] = {measure: [] for measure in MEASURES}
+    by_measure: dict[Measure, list[NDArray[np.float32]]] = {measure: [] for measure in MEASURES}
 
-    def witness(outputs: Sequence[Tensor], y: Tensor) -> None:
+    def observer(outputs: Sequence[Tensor], y: Tensor) -> None:
         logits = [Z.float().cpu().numpy() for Z in outputs]
-        for measure, parts in seen.items():
+        for measure, parts in by_measure.items():
             parts.append(np.stack([confidence(z, measure, T) for z, T in zip(logits, temperatures, strict=True)]))
 
-    found: Evaluation = judge(split, witness)
-    sure: Confidences = {measure: np.concatenate(parts, axis=1) for measure, parts in seen.items()}
-    return Samples(tuple(exits), sure, found.scores.numpy() > 0, found.losses.numpy())
+    evaluation: Evaluation = evaluator(split, observer)
+    confidences: Confidences = {measure: np.concatenate(parts, axis=1) for measure, parts in by_measure.items()}
+    return Samples(tuple(exits), confidences, evaluation.scores.numpy() > 0, evaluation.losses.numpy())
 
 
 def search(
@@ -93,8 +94,9 @@ def search(
 ) -> Thresholds:
     """Search the rule of the best accuracy at a mean cost of `mean_flops`, on validation; report it on test.
 
-    The rule spends the budget if that beats the best fixed exit, and may spend less otherwise; where no rule beats the
-    fixed exit, it is the rule. Raises NothingFitsError for a budget below the cheapest exit, and BudgetError.
+    The rule spends the budget if that beats the best fixed exit, and may cost less otherwise; if no rule beats the
+    fixed exit, the rule is to stop there. Raises NothingFitsError for a budget below the cheapest exit, and
+    BudgetError.
 
     >>> search(profile, validation, test, 20e6).at                                            # doctest: +SKIP
     {1: 0.9725, 2: 0.8816, 4: 0.0}
@@ -102,28 +104,28 @@ def search(
     check_positive(mean_flops, "a mean budget")
     fitting = [i for i in validation.exits if profile.cost(i).flops <= mean_flops]
     if not fitting:
-        least = min(validation.exits, key=lambda i: profile.cost(i).flops)
+        cheapest = min(validation.exits, key=lambda i: profile.cost(i).flops)
         raise NothingFitsError(
-            f"Expected a mean budget of at least the cheapest exit, got {show_count(mean_flops)} FLOPs; exit {least} "
-            f"needs {show_count(profile.cost(least).flops)} FLOPs."
+            f"Expected a mean budget of at least the cheapest exit, got {show_count(mean_flops)} FLOPs; exit "
+            f"{cheapest} needs {show_count(profile.cost(cheapest).flops)} FLOPs."
         )
-    fixed = max(fitting, key=lambda i: (validation.right[_row(validation, i)].mean(), -profile.cost(i).flops))
+    fixed = max(fitting, key=lambda i: (validation.correct[_row(validation, i)].mean(), -profile.cost(i).flops))
     rule = _best(profile, validation, mean_flops, measures, fixed)
-    at = _without_idle(validation, rule, _thresholds(validation, rule))
-    return _reported(profile, test, mean_flops, rule.measure, at, fixed)
+    thresholds = _without_unused(validation, rule, _thresholds(validation, rule))
+    return _report(profile, test, mean_flops, rule.measure, thresholds, fixed)
 
 
-def stops(samples: Samples, measure: Measure, at: dict[int, float]) -> NDArray[np.intp]:
+def stopping_rows(samples: Samples, measure: Measure, thresholds: dict[int, float]) -> NDArray[np.intp]:
     """Return, for every sample, the row of the exit where a rule stops it.
 
-    >>> stops(samples, "margin", {1: 0.8, 3: 0.0}).tolist()                                   # doctest: +SKIP
+    >>> stopping_rows(samples, "margin", {1: 0.8, 3: 0.0}).tolist()                           # doctest: +SKIP
     [0, 2, 0, 0]
     """
-    stopped = np.full(samples.right.shape[1], -1)
-    for exit, threshold in at.items():
+    rows = np.full(samples.correct.shape[1], -1)
+    for exit, threshold in thresholds.items():
         row = _row(samples, exit)
-        stopped[(stopped < 0) & (samples.sure[measure][row] >= np.float32(threshold))] = row
-    return stopped
+        rows[(rows < 0) & (samples.confidences[measure][row] >= np.float32(threshold))] = row
+    return rows
 
 
 def stopping_costs(profile: Profile, visited: Iterable[int]) -> tuple[float, ...]:
@@ -136,41 +138,42 @@ def stopping_costs(profile: Profile, visited: Iterable[int]) -> tuple[float, ...
 
 
 def _best(profile: Profile, validation: Samples, budget: float, measures: Sequence[Measure], fixed: int) -> _Candidate:
-    """Return the rule of the best cross-validated accuracy; of equals the first, which is the simpler one.
+    """Return the rule of the best cross-validated accuracy; among equals the first, which is the simplest.
 
-    A rule that spends less must beat the fixed exit by a standard error: there are many such, and one is lucky.
+    A rule that costs less than the budget must beat the fixed exit by a standard error: among many, one is best by
+    chance.
     """
-    fold = np.random.default_rng(0).permutation(validation.right.shape[1]) % FOLDS
-    held = [np.flatnonzero(fold == k) for k in range(FOLDS)]
-    folds = [(_part(validation, np.flatnonzero(fold != k)), _part(validation, held[k])) for k in range(FOLDS)]
+    fold = np.random.default_rng(0).permutation(validation.correct.shape[1]) % FOLDS
+    held_out = [np.flatnonzero(fold == k) for k in range(FOLDS)]
+    folds = [(_subset(validation, np.flatnonzero(fold != k)), _subset(validation, held_out[k])) for k in range(FOLDS)]
     best = _Candidate((fixed,), stopping_costs(profile, (fixed,)), (1.0,), measures[0])
-    alone = validation.right[_row(validation, fixed)]
-    most_right = alone.sum()
+    correct_fixed = validation.correct[_row(validation, fixed)]
+    best_sum = correct_fixed.sum()
     for target in (budget, *(share * budget for share in SHARES_OF_BUDGET)):
         for rule in _rules(profile, validation.exits, target, measures):
             thresholds = _thresholds(validation, rule)
-            if not _keeps(validation, rule, thresholds, target):
+            if not _meets(validation, rule, thresholds, target):
                 continue
-            if _right(validation, rule.measure, thresholds).sum() <= most_right:
-                continue  # no better even on the samples that it was fitted to
-            right = np.zeros_like(alone)
-            for chosen, (others, part) in zip(held, folds, strict=True):
-                right[chosen] = _right(part, rule.measure, _thresholds(others, rule))
-            noise = math.sqrt((right != alone).sum()) if target < budget else 0.0
-            if right.sum() > max(most_right, alone.sum() + noise):
-                best, most_right = rule, right.sum()
+            if _correct(validation, rule.measure, thresholds).sum() <= best_sum:
+                continue  # no better even on the samples that its thresholds come from
+            correct = np.zeros_like(correct_fixed)
+            for indices, (fitting, testing) in zip(held_out, folds, strict=True):
+                correct[indices] = _correct(testing, rule.measure, _thresholds(fitting, rule))
+            noise = math.sqrt((correct != correct_fixed).sum()) if target < budget else 0.0
+            if correct.sum() > max(best_sum, correct_fixed.sum() + noise):
+                best, best_sum = rule, correct.sum()
         if target == budget and len(best.visited) > 1:
             break
     return best
 
 
 def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure]) -> Iterator[_Candidate]:
-    most = MOST_VISITED if len(exits) <= MANY else MOST_VISITED_OF_MANY
-    for visits in range(2, min(most, len(exits)) + 1):
-        for visited in itertools.combinations(exits, visits):
+    max_visited = MAX_VISITED if len(exits) <= MANY else MAX_VISITED_OF_MANY
+    for count in range(2, min(max_visited, len(exits)) + 1):
+        for visited in itertools.combinations(exits, count):
             costs = stopping_costs(profile, visited)
             if costs[0] < budget < costs[-1]:
-                for slope in SLOPES if visits > 2 else SLOPES[:1]:
+                for slope in SLOPES if count > 2 else SLOPES[:1]:
                     shares = _shares(costs, slope, budget)
                     yield from (_Candidate(visited, costs, shares, measure) for measure in measures)
 
@@ -178,100 +181,99 @@ def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequ
 def _shares(costs: Sequence[float], slope: float, budget: float) -> tuple[float, ...]:
     """Return the shares p_k of slope b that cost `budget`: a by bisection, as the cost falls while a grows."""
 
-    def of(a: float) -> list[float]:
-        made, left = [], 1.0
+    def shares_of(a: float) -> list[float]:
+        shares, remaining = [], 1.0
         for k in range(len(costs) - 1):
-            stopping = left / (1 + math.exp(-(a + slope * k)))
-            made.append(stopping)
-            left -= stopping
-        return [*made, left]
+            shares.append(remaining / (1 + math.exp(-(a + slope * k))))
+            remaining -= shares[-1]
+        return [*shares, remaining]
 
     low, high = -60.0, 60.0
     for _ in range(80):
         a = (low + high) / 2
-        dear = sum(p * C for p, C in zip(of(a), costs, strict=True)) > budget
-        low, high = (a, high) if dear else (low, a)
-    return tuple(of(high))
+        too_expensive = sum(p * C for p, C in zip(shares_of(a), costs, strict=True)) > budget
+        low, high = (a, high) if too_expensive else (low, a)
+    return tuple(shares_of(high))
 
 
 def _thresholds(samples: Samples, rule: _Candidate) -> dict[int, float]:
     """Return the thresholds that stop the rule's shares, halfway between the last to stop and the first to pass."""
-    size = samples.right.shape[1]
-    left = np.arange(size)
-    at: dict[int, float] = {}
+    size = samples.correct.shape[1]
+    remaining = np.arange(size)
+    thresholds: dict[int, float] = {}
     passing = 1.0
     for exit, share in zip(rule.visited[:-1], rule.shares, strict=False):
         passing -= share
-        sure = samples.sure[rule.measure][_row(samples, exit)][left]
-        at[exit] = _between(sure, round(passing * size))
-        left = left[sure < np.float32(at[exit])]
-    return at | {rule.visited[-1]: 0.0}
+        confidences = samples.confidences[rule.measure][_row(samples, exit)][remaining]
+        thresholds[exit] = threshold_between(confidences, round(passing * size))
+        remaining = remaining[confidences < np.float32(thresholds[exit])]
+    return thresholds | {rule.visited[-1]: 0.0}
 
 
-def _between(sure: NDArray[np.float32], passing: int) -> float:
-    """Return a threshold, exact in float32, below which lie `passing` confidences, or as near as equals allow."""
-    if passing >= len(sure):
+def threshold_between(confidences: NDArray[np.float32], passing: int) -> float:
+    """Return a threshold, exact in float32, with `passing` confidences below it, or about as many if some are equal."""
+    if passing >= len(confidences):
         return 1.0
     if passing <= 0:
         return 0.0
-    low, high = np.partition(sure, (passing - 1, passing))[[passing - 1, passing]]
+    low, high = np.partition(confidences, (passing - 1, passing))[[passing - 1, passing]]
     middle = np.float32((np.float64(low) + np.float64(high)) / 2)
     if low < middle <= high:
         return float(middle)
     if low < high:
         return float(high)
-    fewer, more = int((sure < low).sum()), int((sure <= low).sum())  # equals stay together, to the nearer side
+    fewer, more = int((confidences < low).sum()), int((confidences <= low).sum())  # equals go to the nearer side
     above = np.nextafter(low, np.float32(2.0))
     return float(above) if more - passing < passing - fewer and above <= 1 else float(low)
 
 
-def _keeps(samples: Samples, rule: _Candidate, at: dict[int, float], budget: float) -> bool:
-    """Tell whether the thresholds come to the budget, which equal confidences can prevent."""
-    stopped = stops(samples, rule.measure, at)
-    cost = sum(C * (stopped == _row(samples, i)).mean() for i, C in zip(rule.visited, rule.costs, strict=True))
-    return abs(cost / budget - 1) <= max(TOLERANCE, rule.costs[-1] / budget / len(stopped))
+def _meets(samples: Samples, rule: _Candidate, thresholds: dict[int, float], budget: float) -> bool:
+    """Return whether the thresholds cost the budget, which equal confidences can prevent."""
+    rows = stopping_rows(samples, rule.measure, thresholds)
+    cost = sum(C * (rows == _row(samples, i)).mean() for i, C in zip(rule.visited, rule.costs, strict=True))
+    return abs(cost / budget - 1) <= max(TOLERANCE, rule.costs[-1] / budget / len(rows))
 
 
-def _right(samples: Samples, measure: Measure, at: dict[int, float]) -> NDArray[np.bool_]:
-    stopped = stops(samples, measure, at)
-    return samples.right[stopped, np.arange(len(stopped))]
+def _correct(samples: Samples, measure: Measure, thresholds: dict[int, float]) -> NDArray[np.bool_]:
+    rows = stopping_rows(samples, measure, thresholds)
+    return samples.correct[rows, np.arange(len(rows))]
 
 
-def _without_idle(samples: Samples, rule: _Candidate, at: dict[int, float]) -> dict[int, float]:
-    """Leave out exits at which no sample stops: their critics would run for nothing."""
-    stopped = stops(samples, rule.measure, at)
-    return {i: t for i, t in at.items() if t == 0.0 or (stopped == _row(samples, i)).any()}
+def _without_unused(samples: Samples, rule: _Candidate, thresholds: dict[int, float]) -> dict[int, float]:
+    """Remove exits at which no sample stops: their critics would run for nothing."""
+    rows = stopping_rows(samples, rule.measure, thresholds)
+    return {i: t for i, t in thresholds.items() if t == 0.0 or (rows == _row(samples, i)).any()}
 
 
-def _reported(
-    profile: Profile, test: Samples, budget: float, measure: Measure, at: dict[int, float], fixed: int
+def _report(
+    profile: Profile, test: Samples, budget: float, measure: Measure, thresholds: dict[int, float], fixed: int
 ) -> Thresholds:
-    """Say what a rule comes to on test data."""
-    stopped = stops(test, measure, at)
-    everyone = np.arange(len(stopped))
-    rows = {i: _row(test, i) for i in at}
-    by_row = dict(zip(rows.values(), stopping_costs(profile, at), strict=True))
-    mean, low, high = statistics.interval(np.array([by_row[row] for row in stopped.tolist()]), "bpc")  # the normal one
+    """Evaluate a rule on test data."""
+    rows = stopping_rows(test, measure, thresholds)
+    columns = np.arange(len(rows))
+    row_of = {i: _row(test, i) for i in thresholds}
+    cost_of = dict(zip(row_of.values(), stopping_costs(profile, thresholds), strict=True))
+    mean, low, high = statistics.interval(np.array([cost_of[row] for row in rows.tolist()]), "bpc")  # the normal one
     return Thresholds(
         mean_flops=budget,
         measure=measure,
-        at=at,
-        shares={i: float((stopped == row).mean()) for i, row in rows.items()},
-        accuracy=_quality(test.right[stopped, everyone], test.losses[stopped, everyone]),
+        at=thresholds,
+        shares={i: float((rows == row).mean()) for i, row in row_of.items()},
+        accuracy=_quality(test.correct[rows, columns], test.losses[rows, columns]),
         cost=MeanCost(flops=mean, low=low, high=high),
         fixed=fixed,
-        fixed_accuracy=_quality(test.right[_row(test, fixed)], test.losses[_row(test, fixed)]),
+        fixed_accuracy=_quality(test.correct[_row(test, fixed)], test.losses[_row(test, fixed)]),
     )
 
 
-def _quality(right: NDArray[np.bool_], losses: NDArray[np.floating]) -> Quality:
-    value, low, high = statistics.interval(right.astype(np.float64), "accuracy")
-    return Quality(value=value, low=low, high=high, loss=float(losses.astype(np.float64).mean()), samples=len(right))
+def _quality(correct: NDArray[np.bool_], losses: NDArray[np.floating]) -> Quality:
+    value, low, high = statistics.interval(correct.astype(np.float64), "accuracy")
+    return Quality(value=value, low=low, high=high, loss=float(losses.astype(np.float64).mean()), samples=len(correct))
 
 
-def _part(samples: Samples, chosen: NDArray[np.integer]) -> Samples:
-    sure: Confidences = {measure: values[:, chosen] for measure, values in samples.sure.items()}
-    return Samples(samples.exits, sure, samples.right[:, chosen], samples.losses[:, chosen])
+def _subset(samples: Samples, indices: NDArray[np.integer]) -> Samples:
+    confidences: Confidences = {measure: values[:, indices] for measure, values in samples.confidences.items()}
+    return Samples(samples.exits, confidences, samples.correct[:, indices], samples.losses[:, indices])
 
 
 def _row(samples: Samples, exit: int) -> int:

@@ -1,1 +1,1 @@
-"""Cutting: where a network can be cut, what groups cost, and the groups that come out."""
+"""Cutting: where a network can be cut, what layer groups cost, and the groups themselves."""

@@ -1,8 +1,8 @@
-"""Where to cut, and which worker gets which groups: the best choice by layers, training cost, time or memory, exactly.
+"""Where to cut, and which worker owns which groups: the optimal choice by layers, training cost, time or memory.
 
-The candidates cut a network into S segments. A group is a run of segments, so that the best choice of N-1 candidates
-follows by dynamic programming from a table of what segments a..b-1 cost as one group (`costs`); so does the best choice
-of which neighbouring groups share a worker.
+The candidates cut a network into S segments. A group is a run of segments, so that dynamic programming finds the best
+N-1 candidates from a table of the costs of segments a..b-1 as one group (`costs`). The same algorithm chooses which
+neighbouring groups share a worker.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 
-from anytime_lct.counting import in_turn
+from anytime_lct.counting import count_in_turn
 from anytime_lct.cutting import costs, seconds
 from anytime_lct.cutting.costs import MakeCritic, Table, measuring
 from anytime_lct.cutting.groups import segments
-from anytime_lct.cutting.seconds import NOBODY, Others
+from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace, listed
 from anytime_lct.errors import PartitionError
 from anytime_lct.recipes.recipe import Strategy
 
-CORRECTIONS = 4  # choices that are run before one is taken
-CLOSE = 1.04  # a machine's pace drifts so much: choices as near to the best are run once more, in turns
+CORRECTIONS = 4  # at most so many choices are measured
+CLOSE = 1.04  # a machine's speed drifts by this factor: choices this close to the best are measured again, in turns
 
 
 def best_cuts(
@@ -33,17 +33,16 @@ def best_cuts(
     by: Strategy,
     critic: MakeCritic,
     weight_copies: int = 0,
-    others: Others = NOBODY,
+    peers: Peers = NO_PEERS,
 ) -> tuple[str, ...]:
     """Choose the N-1 places that cut a network into the best N groups.
 
-    layers: as even as possible in depth, layers with weights on the longest path (least sum of squares).
-    balanced: the smallest possible maximum of multiply-adds in training, each group's critic included.
-    measured: the same for seconds, measured here and now on a batch like `example`, by `others` at the same time, who
-    come to the same choice. memory: the same for the bytes saved for the backward pass, and with `weight_copies` of so
-    many copies of the weights and of what is on its way between workers. Ties go to the more even choice, then to the
-    earlier cuts. `critic` makes the critic of a cut (`costs.MakeCritic`). Raises PartitionError where
-    there are fewer candidates than cuts.
+    layers: as even as possible in depth, layers with weights on the longest path (least sum of squares). balanced: the
+    smallest possible maximum of multiply-adds in training, each group's critic included. measured: the same for
+    seconds, measured now on a batch like `example`; `peers` measure at the same time and make the same choice. memory:
+    the same for the bytes saved for the backward pass; `weight_copies` > 0 adds so many copies of the weights, and the
+    messages between workers. Ties go to the more even choice, then to the earlier cuts. `critic` makes the critic of a
+    cut (`costs.MakeCritic`). Raises PartitionError where there are fewer candidates than cuts.
 
     >>> best_cuts(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda *cut: None)
     ('layer2.0', 'layer3.1')
@@ -59,10 +58,10 @@ def best_cuts(
         table = costs.of_layers(trace)
     else:
         parts = segments(trace, [cut.position for cut in trace.candidates])
-        table = _table(parts, critic, example, by, weight_copies, others)
+        table = _table(parts, critic, example, by, weight_copies, peers)
     bounds = best_bounds(table, num_groups, minimax=by != "layers")
     if by == "measured":
-        bounds = _corrected(trace, example, num_groups, table, bounds, critic, others)
+        bounds = _corrected(trace, example, num_groups, table, bounds, critic, peers)
     return tuple(trace.candidates[k - 1].name for k in bounds)
 
 
@@ -73,32 +72,32 @@ def _corrected(
     table: Table,
     bounds: tuple[int, ...],
     critic: MakeCritic,
-    others: Others,
+    peers: Peers,
 ) -> tuple[int, ...]:
-    """Run the chosen groups as they will be trained, correct the table by what they took, and choose again."""
-    tried: dict[tuple[int, ...], list[int]] = {}
-    while bounds not in tried and len(tried) < CORRECTIONS:
-        tried[bounds], table = seconds.corrected(trace, bounds, table, example, critic, others)
-        chosen = best_bounds(table, num_groups, minimax=True)
-        bounds = _relieved(bounds, tried[bounds], len(table)) if chosen in tried else chosen
-    contenders = _close(tried)
+    """Run the chosen groups as they will be trained, correct the table by their seconds, and choose again."""
+    measured: dict[tuple[int, ...], list[int]] = {}  # bounds: microseconds of each group
+    while bounds not in measured and len(measured) < CORRECTIONS:
+        measured[bounds], table = seconds.correct(trace, bounds, table, example, critic, peers)
+        best = best_bounds(table, num_groups, minimax=True)
+        bounds = _relieved(bounds, measured[bounds], len(table)) if best in measured else best
+    contenders = _close(measured)
     for choice in contenders if len(contenders) > 1 else []:
-        again, _ = seconds.corrected(trace, choice, table, example, critic, others)
-        tried[choice] = [min(times) for times in zip(tried[choice], again, strict=True)]
-    contenders = _close({choice: tried[choice] for choice in contenders})
-    return min(contenders, key=lambda choice: sum(tried[choice]))  # less work leaves more of the memory to the others
+        again, _ = seconds.correct(trace, choice, table, example, critic, peers)
+        measured[choice] = [min(times) for times in zip(measured[choice], again, strict=True)]
+    contenders = _close({choice: measured[choice] for choice in contenders})
+    return min(contenders, key=lambda choice: sum(measured[choice]))  # less work leaves more memory to other workers
 
 
-def _close(tried: dict[tuple[int, ...], list[int]]) -> list[tuple[int, ...]]:
-    """Choices whose slowest group is within the noise of the best."""
-    best = min(max(took) for took in tried.values())
-    return [choice for choice, took in tried.items() if max(took) <= CLOSE * best]
+def _close(measured: dict[tuple[int, ...], list[int]]) -> list[tuple[int, ...]]:
+    """Return the choices whose slowest group is within the noise of the best."""
+    best = min(max(times) for times in measured.values())
+    return [choice for choice, times in measured.items() if max(times) <= CLOSE * best]
 
 
-def _relieved(bounds: tuple[int, ...], took: list[int], end: int) -> tuple[int, ...]:
-    """Give the slowest group's outermost segment to its faster neighbour."""
-    slow = took.index(max(took))
-    before, after = (took[k] if 0 <= k < len(took) else math.inf for k in (slow - 1, slow + 1))
+def _relieved(bounds: tuple[int, ...], times: list[int], end: int) -> tuple[int, ...]:
+    """Move the slowest group's outermost segment to its faster neighbour."""
+    slow = times.index(max(times))
+    before, after = (times[k] if 0 <= k < len(times) else math.inf for k in (slow - 1, slow + 1))
     moved = [0, *bounds, end]
     moved[slow if before < after else slow + 1] += 1 if before < after else -1
     inner = tuple(moved[1:-1])
@@ -108,7 +107,7 @@ def _relieved(bounds: tuple[int, ...], took: list[int], end: int) -> tuple[int, 
 def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, ...]:
     """Return the inner bounds 0 < k_1 < .. < S of the groups with the least sum of squared costs.
 
-    With `minimax` only among the choices whose largest cost is the smallest possible. Ties go to the earlier
+    With `minimax`, only choices whose largest cost is the smallest possible are compared. Ties go to the earlier
     bounds.
     """
     ceiling = _smallest_maximum(table, num_groups) if minimax else math.inf
@@ -121,7 +120,7 @@ def best_bounds(table: Table, num_groups: int, *, minimax: bool) -> tuple[int, .
             for b in range(a + 1, S + 1):
                 if table[a][b] <= ceiling:
                     choices.setdefault(b, []).append((total + table[a][b] ** 2, (*bounds, a)))
-        best = {b: min(several) for b, several in choices.items()}
+        best = {b: min(options) for b, options in choices.items()}
     return best[S][1][1:]
 
 
@@ -133,26 +132,28 @@ def _smallest_maximum(table: Table, num_groups: int) -> float:
     return row[S]
 
 
-def of_workers(
+def worker_costs(
     groups: Sequence[nn.Module], critics: Sequence[nn.Module], example: Tensor, by: Strategy, weight_copies: int = 0
 ) -> Table:
-    """Return the table of what one worker has to do, or hold, that owns groups a..b-1, each with its critic.
+    """Return the table of the cost, or the memory, of a worker that owns groups a..b-1, each with its critic.
 
-    By memory the activations of one group live at a time, but weights always.
+    By memory: the activations of one group are alive at a time, the weights of all groups always.
 
-    >>> of_workers([nn.Linear(7, 6)], [], torch.zeros(3, 7), "balanced")[0][1]  # forward and the weights' gradient
+    >>> worker_costs([nn.Linear(7, 6)], [], torch.zeros(3, 7), "balanced")[0][1]  # forward and the weights' gradient
     252
     """
     N = len(groups)
-    behind = [*critics, *[None] * (N - len(critics))]
-    single = _table(groups, lambda k, hidden, follows: behind[k], example, "balanced" if by == "layers" else by)
+    own_critics = [*critics, *[None] * (N - len(critics))]
+    single = _table(
+        groups, lambda k, hidden, cost_behind: own_critics[k], example, "balanced" if by == "layers" else by
+    )
     alone = [single[k][k + 1] for k in range(N)]
     if by != "memory":
         return [[sum(alone[a:b]) for b in range(N + 1)] for a in range(N)]
-    held = [weight_copies * costs.weight_bytes(group) for group in groups]
+    weights = [weight_copies * costs.weight_bytes(group) for group in groups]
     for k, critic in enumerate(critics):
-        held[k] += weight_copies * costs.weight_bytes(critic)
-    return [[sum(held[a:b]) + max(alone[a:b], default=0) for b in range(N + 1)] for a in range(N)]
+        weights[k] += weight_copies * costs.weight_bytes(critic)
+    return [[sum(weights[a:b]) + max(alone[a:b], default=0) for b in range(N + 1)] for a in range(N)]
 
 
 def _table(
@@ -161,19 +162,19 @@ def _table(
     example: Tensor,
     by: Strategy,
     weight_copies: int = 0,
-    others: Others = NOBODY,
+    peers: Peers = NO_PEERS,
 ) -> Table:
     if by == "measured":
-        return seconds.of_parts(parts, critic, example, others)
+        return seconds.of_parts(parts, critic, example, peers)
     if by == "memory":
         return costs.of_bytes(parts, critic, example, weight_copies)
     return costs.of_multiply_adds(parts, critic, example)
 
 
 def spread(table: Table, workers: int) -> tuple[int, ...]:
-    """Give neighbouring groups to workers so that the largest cost of a worker is the smallest.
+    """Distribute the groups, in order, over workers so that the largest cost of a worker is the smallest possible.
 
-    `table` says what a worker costs that owns groups a..b-1 (`of_workers`). Returns the bounds: worker w owns
+    `table` holds the cost of a worker that owns groups a..b-1 (`worker_costs`). Returns the bounds: worker w owns
     groups bounds[w]+1 .. bounds[w+1]. Raises PartitionError.
 
     >>> spread([[0, 5, 6, 7], [0, 0, 1, 2], [0, 0, 0, 1]], 2)  # groups that cost 5, 1 and 1
@@ -188,44 +189,46 @@ def spread(table: Table, workers: int) -> tuple[int, ...]:
     return (0, *best_bounds(table, workers, minimax=True), num_groups)
 
 
-def at_shares(trace: Trace, example: Tensor, shares: Sequence[float], critics: Sequence[MakeCritic]) -> tuple[str, ...]:
+def cuts_at_shares(
+    trace: Trace, example: Tensor, shares: Sequence[float], critics: Sequence[MakeCritic]
+) -> tuple[str, ...]:
     """Choose for each exit the last place where it costs at most its share of the main network's multiply-adds.
 
-    An exit's cost is that of the groups up to it and of its critic, made by its own of `critics`, as the profile will
-    have it. Raises PartitionError where no place is left within a share.
+    An exit costs the groups up to it and its critic, as in the profile; `critics` has one maker per exit. Raises
+    PartitionError where no place is left within a share.
 
-    >>> at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda *cut: None] * 2)
+    >>> cuts_at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda *cut: None] * 2)
     ('layer1', 'layer3.0')
     """
-    chosen: list[int] = []
+    cuts: list[int] = []
     for share, critic in zip(shares, critics, strict=True):
-        *amounts, whole = of_exits(trace, example, critic)
-        left = range(chosen[-1] + 1 if chosen else 0, len(amounts))
-        fitting = [k for k in left if amounts[k] <= share * whole]
+        *amounts, whole = exit_costs(trace, example, critic)
+        later = range(cuts[-1] + 1 if cuts else 0, len(amounts))
+        fitting = [k for k in later if amounts[k] <= share * whole]
         if not fitting:
-            cheapest = min(left, key=lambda k: amounts[k], default=None)
+            cheapest = min(later, key=lambda k: amounts[k], default=None)
             hint = "the network has no place left to cut after"
             if cheapest is not None:
                 name = trace.candidates[cheapest].name
                 hint = f"the cheapest, after '{name}', takes {amounts[cheapest] / whole:.1%} with its critic"
             raise PartitionError(
-                f"Expected room for exit {len(chosen) + 1} within {share:.1%} of the main network's multiply-adds, but "
+                f"Expected room for exit {len(cuts) + 1} within {share:.1%} of the main network's multiply-adds, but "
                 f"{hint}; raise the share, or choose a cheaper critic, for example slim."
             )
-        chosen.append(fitting[-1])
-    return tuple(trace.candidates[k].name for k in chosen)
+        cuts.append(fitting[-1])
+    return tuple(trace.candidates[k].name for k in cuts)
 
 
-def of_exits(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
-    """Return the multiply-adds of answering one sample at an exit behind each candidate, critic included.
+def exit_costs(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
+    """Return the multiply-adds per sample of an exit behind each candidate, critic included, and of the whole network.
 
-    The last number is that of the whole network. They are those of the profile (`counting`).
+    They are the profile's (`counting`).
     """
     with measuring(example, without_values=False):
-        own, given = in_turn(segments(trace, [cut.position for cut in trace.candidates]), example)
-        reached = list(accumulate(own))
-        behind = [0] * len(own)
-        for k, hidden in enumerate(given[:-1]):
-            probe = critic(k, hidden, reached[-1] - reached[k])
-            behind[k] = 0 if probe is None else in_turn([probe], hidden)[0][0]
-    return [cost + end for cost, end in zip(reached, behind, strict=True)]
+        amounts, outputs = count_in_turn(segments(trace, [cut.position for cut in trace.candidates]), example)
+        totals = list(accumulate(amounts))
+        critic_costs = [0] * len(amounts)
+        for k, hidden in enumerate(outputs[:-1]):
+            module = critic(k, hidden, totals[-1] - totals[k])
+            critic_costs[k] = 0 if module is None else count_in_turn([module], hidden)[0][0]
+    return [total + cost for total, cost in zip(totals, critic_costs, strict=True)]

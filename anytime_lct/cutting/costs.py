@@ -1,7 +1,7 @@
 """What a layer group costs in training: layers, multiply-adds, or bytes of memory, its critic included.
 
-A table holds at [a][b] what segments a..b-1 cost as one group. What training costs is counted on meta tensors, which
-have shapes and no values: multiply-adds forward and backward by torch's own counter, and bytes.
+A table holds at [a][b] the cost of segments a..b-1 as one group. Training costs are counted on meta tensors, which have
+shapes and no values: multiply-adds, forward and backward, by torch's own counter, and bytes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytime_lct.counting import in_turn
-from anytime_lct.cutting.blocks import weighs
+from anytime_lct.counting import count_in_turn
+from anytime_lct.cutting.blocks import is_layer
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError, PartitionError
 
-# Makes the critic of a cut, or None: from the cut's number (from 0), what crosses it, and the multiply-adds of a sample
-# in all that is behind it.
+# Makes the critic of a cut, or None: from the cut's index (from 0), the tensor that crosses it, and the multiply-adds
+# per sample of all groups behind it.
 MakeCritic = Callable[[int, Tensor, int], nn.Module | None]
 Table = list[list[int]]  # [a][b]: cost of the group of segments a..b-1, for a < b
-Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by identity
+Saved = dict[int, int]  # bytes of the storages that are saved for the backward pass, by storage id
 
 
 def of_layers(trace: Trace) -> Table:
@@ -31,35 +31,35 @@ def of_layers(trace: Trace) -> Table:
     recording, depth = trace.recording, dict.fromkeys([trace.recording.input], 0)
     for step in recording.steps:
         before = max((depth.get(source, 0) for source in step.all_input_nodes), default=0)
-        depth[step] = before + weighs(step, recording)
-    ends = [0, *(depth[trace.crossing[cut.position]] for cut in trace.candidates), depth[recording.result]]
-    return [[end - start for end in ends] for start in ends[:-1]]
+        depth[step] = before + is_layer(step, recording)
+    depths = [0, *(depth[trace.crossing[cut.position]] for cut in trace.candidates), depth[recording.result]]
+    return [[end - start for end in depths] for start in depths[:-1]]
 
 
 def of_multiply_adds(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor) -> Table:
     """Return the table of multiply-adds of a training step on a batch like `example`."""
     with measuring(example, without_values=True):
-        amounts, _ = in_turn(parts, example)
-        return _flops_table(*run_through([on_meta(part) for part in parts], meta_like(example), critic, amounts))
+        amounts, _ = count_in_turn(parts, example)
+        return _flops_table(*probe([on_meta(part) for part in parts], meta_like(example), critic, amounts))
 
 
 def of_bytes(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, weight_copies: int = 0) -> Table:
     """Return the table of bytes that are saved for the backward pass of a batch like `example`.
 
-    `weight_copies` counts every weight so often: weight, gradient and the optimizer's slots, where groups do not share
-    a device; then what enters counts once more, as the next minibatch is on its way, and what leaves twice, in flight
-    and as gradient. 0 leaves both out.
+    `weight_copies` counts every weight so many times, for the weight, its gradient and the optimizer's state, where
+    groups do not share a device; then the input counts once more, for the next minibatch, and the output twice, for the
+    message and its gradient. 0 leaves both out.
     """
     with measuring(example, without_values=True):
-        amounts, _ = in_turn(parts, example)
-        stages, behind, entries = run_through([on_meta(part) for part in parts], meta_like(example), critic, amounts)
-        table = _bytes_table(stages, behind, entries)
+        amounts, _ = count_in_turn(parts, example)
+        copies, critics, inputs = probe([on_meta(part) for part in parts], meta_like(example), critic, amounts)
+        table = _bytes_table(copies, critics, inputs)
     if not weight_copies:
         return table
-    held = [weight_copies * weight_bytes(part) for part in parts]
-    moved = [0, *(x.untyped_storage().nbytes() for x in entries[1:]), 0]
+    weights = [weight_copies * weight_bytes(part) for part in parts]
+    messages = [0, *(x.untyped_storage().nbytes() for x in inputs[1:]), 0]
     return [
-        [cost + sum(held[a:b]) + moved[a] + 2 * moved[b] if a < b else 0 for b, cost in enumerate(row)]
+        [cost + sum(weights[a:b]) + messages[a] + 2 * messages[b] if a < b else 0 for b, cost in enumerate(row)]
         for a, row in enumerate(table)
     ]
 
@@ -67,7 +67,7 @@ def of_bytes(parts: Sequence[nn.Module], critic: MakeCritic, example: Tensor, we
 def training_cost(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
     """Return the multiply-adds of a forward and backward pass on `x`, counted by torch on meta tensors.
 
-    `input_grad` False leaves out the gradient by the input, which no layer group computes.
+    With `input_grad` False the gradient of the input is left out, as no layer group computes it.
 
     >>> training_cost(nn.Linear(7, 6), torch.zeros(3, 7))  # 3 x 3 x 7 x 6
     378
@@ -78,8 +78,7 @@ def training_cost(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> i
 def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int:
     """Return the bytes of distinct activations, not weights, that a forward pass saves for backward.
 
-    Counted as torch's own operators save them; fused kernels (cuDNN's recurrent layers) may save other
-    buffers.
+    Counted as torch's own operators save them; fused kernels (cuDNN's recurrent layers) may save other buffers.
 
     >>> saved_bytes(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), torch.zeros(7, 5))  # 4 bytes x 7 x (5 + 4)
     252
@@ -89,7 +88,7 @@ def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int
 
 @contextmanager
 def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
-    """Leave the random state alone, and say in a sentence where a network cannot be measured."""
+    """Keep the random state, and report in one sentence that a network cannot be measured."""
     try:
         with torch.random.fork_rng(devices=[]):
             yield
@@ -103,53 +102,53 @@ def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
         ) from error
 
 
-def run_through(
+def probe(
     parts: list[nn.Module], x: Tensor, critic: MakeCritic, amounts: Sequence[int]
 ) -> tuple[list[nn.Module], list[nn.Module | None], list[Tensor]]:
-    """Return the segments, the critic behind each (the last has None), and what enters each.
+    """Run the segments on `x`; return them, the critic behind each (None for the last), and the input of each.
 
-    `amounts` are the multiply-adds of each for one sample (`counting.in_turn`).
+    `amounts` are the multiply-adds of each for one sample (`counting.count_in_turn`).
     """
-    entries, behind = [x], []
+    inputs, critics = [x], []
     with torch.no_grad():
         for part in parts:
-            entries.append(part(entries[-1]))
-    for k, hidden in enumerate(entries[1:-1]):
+            inputs.append(part(inputs[-1]))
+    for k, hidden in enumerate(inputs[1:-1]):
         with torch.device(hidden.device):
-            probe = critic(k, hidden, sum(amounts[k + 1 :]))
-        if probe is not None:
-            probe = on_meta(probe) if hidden.is_meta else on_device(probe, hidden.device)
-        behind.append(probe)
-    return parts, [*behind, None], entries[:-1]
+            module = critic(k, hidden, sum(amounts[k + 1 :]))
+        if module is not None:
+            module = on_meta(module) if hidden.is_meta else on_device(module, hidden.device)
+        critics.append(module)
+    return parts, [*critics, None], inputs[:-1]
 
 
-def _flops_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
+def _flops_table(parts: Sequence[nn.Module], critics: Sequence[nn.Module | None], inputs: Sequence[Tensor]) -> Table:
     S = len(parts)
-    head = [_count(part, x, False) for part, x in zip(parts, entries, strict=True)]  # a group's first segment
-    inner = [_count(part, x, True) for part, x in zip(parts, entries, strict=True)]
-    end = [0 if c is None else _count(c, x, True) for c, x in zip(behind[:-1], entries[1:], strict=True)] + [0]
-    return [[head[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
+    first = [_count(part, x, False) for part, x in zip(parts, inputs, strict=True)]  # of a group
+    inner = [_count(part, x, True) for part, x in zip(parts, inputs, strict=True)]
+    end = [0 if c is None else _count(c, x, True) for c, x in zip(critics[:-1], inputs[1:], strict=True)] + [0]
+    return [[first[a] + sum(inner[a + 1 : b]) + end[b - 1] if a < b else 0 for b in range(S + 1)] for a in range(S)]
 
 
-def _bytes_table(parts: Sequence[nn.Module], behind: Sequence[nn.Module | None], entries: Sequence[Tensor]) -> Table:
-    """Bytes of every group: what its segments and its critic save, what they share counted once."""
-    S, head, inner, x = len(parts), [], [], entries[0]
-    alive, at_end = [x], []
-    for part, critic in zip(parts, behind, strict=True):
-        first, y, _ = _save(part, x, False)
-        then, hidden, kept = _save(part, x, True)
-        if _storage(y) in first:  # the same tensor at the segment's end, made twice
-            first[_storage(hidden)] = first.pop(_storage(y))
-        head.append(first)
-        inner.append(then)
+def _bytes_table(parts: Sequence[nn.Module], critics: Sequence[nn.Module | None], inputs: Sequence[Tensor]) -> Table:
+    """Return the bytes that every group's segments and critic save; a shared storage counts once."""
+    S, first, inner, x = len(parts), [], [], inputs[0]
+    alive, end = [x], []
+    for part, critic in zip(parts, critics, strict=True):
+        as_first, y, _ = _save(part, x, False)
+        as_inner, hidden, saved = _save(part, x, True)
+        if _storage(y) in as_first:  # the same tensor at the segment's end, made twice
+            as_first[_storage(hidden)] = as_first.pop(_storage(y))
+        first.append(as_first)
+        inner.append(as_inner)
         x = hidden.detach()
-        at_end.append({} if critic is None else _save(critic, x, True)[0])
-        alive += [x, y, *kept]
+        end.append({} if critic is None else _save(critic, x, True)[0])
+        alive += [x, y, *saved]
     table = [[0] * (S + 1) for _ in range(S)]
     for a in range(S):
-        union: Saved = dict(head[a])
+        union: Saved = dict(first[a])
         for b in range(a + 1, S + 1):
-            table[a][b] = sum((union | at_end[b - 1]).values())
+            table[a][b] = sum((union | end[b - 1]).values())
             union |= inner[b] if b < S else {}
     return table
 
@@ -163,18 +162,18 @@ def _count(module: nn.Module, x: Tensor, input_grad: bool) -> int:
 
 
 def _save(module: nn.Module, x: Tensor, input_grad: bool) -> tuple[Saved, Tensor, list[Tensor]]:
-    """Return what a forward pass saves, its result, and the tensors that keep identities taken."""
+    """Return what a forward pass saves, its result, and the saved tensors, which must live while their ids are used."""
     weights = {_storage(value) for value in [*module.parameters(), *module.buffers()]}
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
-            kept.append(tensor.detach())
+            saved.append(tensor.detach())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = module(x.detach().requires_grad_(input_grad and x.is_floating_point()))
-    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in kept}, y, kept
+    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in saved}, y, saved
 
 
 def _storage(tensor: Tensor) -> int:
@@ -185,21 +184,21 @@ def on_meta(module: nn.Module) -> nn.Module:
     """Copy a module, in train mode, without the values of its weights and buffers."""
     memo: dict[int, object] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
-        bare = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo).train()
 
 
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """Copy a module, in train mode, with its values."""
+    """Copy a module to a device, in train mode."""
     return copy.deepcopy(module).to(device).train()
 
 
 def meta_like(x: Tensor) -> Tensor:
-    """Return a batch like `x`, of at least two samples, which batch norm needs in training."""
+    """Return a meta batch like `x`, of at least two samples, which batch norm needs in training."""
     return torch.empty((max(2, x.shape[0]), *x.shape[1:]), dtype=x.dtype, device="meta")
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes of the weights that are trained."""
+    """Return the bytes of the trainable weights."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)

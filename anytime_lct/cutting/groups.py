@@ -1,16 +1,17 @@
-"""The layer groups between cuts, which run, and share, the network's own submodules.
+"""The layer groups between cuts, which run and share the network's own submodules.
 
-The steps between two cuts become a group, an fx.GraphModule over the original submodules: composed groups compute what
-the uncut network computes, to the bit, and parameters keep their names. A network that fx cannot follow is cut by the
-names of its children, where they simply run one after another:
+The steps between two cuts become a group, an fx.GraphModule over the original submodules: the groups in sequence
+compute what the uncut network computes, to the bit, and parameters keep their names. A network that fx cannot follow is
+cut by the names of its children, where they simply run one after another:
 
     forward:  if x.shape[-1] != 32: raise ..       places: ["stem", "blocks.1"]
-              x = self.stem(x)
-              for block in self.blocks: x = block(x)     group 1: stem | group 2: blocks.0, blocks.1 | group 3: the rest
-              return self.head(x)
+              x = self.stem(x)                     group 1: stem
+              for block in self.blocks:            group 2: blocks.0, blocks.1
+                  x = block(x)                     group 3: blocks.2, .., fc
+              return self.fc(x)
 
-That they do is tried, not believed: on random input, in training and in evaluation, the groups must compute what the
-uncut network computes, to the bit.
+This is tested: on random input, in training and in evaluation, the groups must compute what the uncut network computes,
+to the bit.
 """
 
 from __future__ import annotations
@@ -27,118 +28,119 @@ from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 
 
-def cut_groups(traced: Trace, places: Sequence[str]) -> list[fx.GraphModule]:
+def cut_groups(trace: Trace, places: Sequence[str]) -> list[fx.GraphModule]:
     """Cut at the named places into len(places) + 1 groups; group i ends where places[i - 1] does.
 
-    Every name of the network's state_dict is in exactly one group's: weights that the forward pass never uses
-    go to the last group. Raises PartitionError for unknown, illegal or unordered places, tied weights and
-    empty groups.
+    Every name of the network's state_dict is in exactly one group's: weights that the forward pass never uses go to the
+    last group. Raises PartitionError for unknown, illegal or unordered places, tied weights and empty groups.
 
     >>> f1, f2 = cut_groups(Trace.of(torchvision.models.resnet18()), ["layer2"])
     """
-    cuts = [traced.find(name) for name in places]
+    cuts = [trace.find(name) for name in places]
     for before, after in pairwise(cuts):
         if after.position <= before.position:
             raise PartitionError(
                 f"Expected places in the order of execution, each once; '{after.name}' does not come after "
                 f"'{before.name}'."
             )
-    made = segments(traced, [cut.position for cut in cuts])
-    owner = owners(made)
-    for number, group in enumerate(made, start=1):
+    groups = segments(trace, [cut.position for cut in cuts])
+    owner = owners(groups)
+    for number, group in enumerate(groups, start=1):
         if places and not any(p.requires_grad for p in group.parameters()):
             raise PartitionError(
-                f"Layer group {number} of the places {', '.join(places)} has no weights to train; leave a place out."
+                f"Layer group {number} of the places {', '.join(places)} has no weights to train; remove a place."
             )
-    _adopt_unused(traced.model, made, owner)
-    return made
+    _add_unused(trace.model, groups, owner)
+    return groups
 
 
-def segments(traced: Trace, positions: Sequence[int]) -> list[fx.GraphModule]:
-    """Make one GraphModule of the steps between each two neighbouring positions, ends included."""
-    end = len(traced.recording.steps)
-    values = {0: traced.recording.input, **traced.crossing, end: traced.recording.result}
-    made, taken = [], set()
+def segments(trace: Trace, positions: Sequence[int]) -> list[fx.GraphModule]:
+    """Make one GraphModule of the steps between any two neighbouring positions, start and end included."""
+    end = len(trace.recording.steps)
+    values = {0: trace.recording.input, **trace.crossing, end: trace.recording.result}
+    groups, used = [], set()
     for number, (start, stop) in enumerate(pairwise([0, *positions, end]), start=1):
-        group = _subgraph(traced, start, stop, values[start], values[stop], f"Group{number}", taken)
-        taken |= {id(module) for module in group.modules()}
-        made.append(group)
-    return made
+        group = _subgraph(trace, start, stop, values[start], values[stop], f"Group{number}", used)
+        used |= {id(module) for module in group.modules()}
+        groups.append(group)
+    return groups
 
 
 def _subgraph(
-    traced: Trace, start: int, stop: int, entry: fx.Node, result: fx.Node, name: str, taken: set[int]
+    trace: Trace, start: int, stop: int, entry: fx.Node, result: fx.Node, name: str, used: set[int]
 ) -> fx.GraphModule:
     graph, attributes = fx.Graph(), {}
     copies = {entry: graph.placeholder("input")}
 
     def copy_of(node: fx.Node) -> fx.Node:
-        if node in traced.recording.batch_size and node not in copies:
+        if node in trace.recording.batch_size and node not in copies:
             copies[node] = graph.call_method("size", (copies[entry], 0))
-        if node not in copies:  # what is fetched, not computed, comes with the step that needs it
+        if node not in copies:  # weights and constants are fetched where a step needs them
             copies[node] = graph.node_copy(node, copy_of)
             copies[node].meta = {}
         return copies[node]
 
-    for step in traced.recording.steps[start:stop]:
+    for step in trace.recording.steps[start:stop]:
         copy_of(step)
     graph.output(copy_of(result))
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            value = traced.recording.attributes[node.target]
-            if isinstance(value, nn.Module) and id(value) in taken and not value.state_dict():
-                value = copy.deepcopy(value)  # a ReLU or Dropout of several groups: train() of one leaves the others
+            value = trace.recording.attributes[node.target]
+            if isinstance(value, nn.Module) and id(value) in used and not value.state_dict():
+                value = copy.deepcopy(
+                    value
+                )  # a ReLU or Dropout of several groups: train() of one must not change the others
             attributes[node.target] = value
-    made = _Group(attributes, graph, name)
-    modes = {path: module.training for path, module in traced.model.named_modules()}
-    for path, module in made.named_modules():
+    group = _Group(attributes, graph, name)
+    modes = {path: module.training for path, module in trace.model.named_modules()}
+    for path, module in group.named_modules():
         module.training = modes.get(path, module.training)
-    _keep_out_of_state(made, attributes, traced.model.state_dict().keys())
-    return made
+    _keep_out_of_state(group, attributes, trace.model.state_dict().keys())
+    return group
 
 
 class _Group(fx.GraphModule):
-    """A layer group whose copies keep out of their state_dict what it does, which fx forgets before torch 2.14."""
+    """A layer group whose copies have its non-persistent buffers too, which fx makes persistent before torch 2.14."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
-        made = super().__deepcopy__(memo)
-        for own, copied in zip(self.modules(), made.modules(), strict=True):
-            copied._non_persistent_buffers_set = set(own._non_persistent_buffers_set)
-        return made
+        group = super().__deepcopy__(memo)
+        for original, copied in zip(self.modules(), group.modules(), strict=True):
+            copied._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
+        return group
 
 
-def _keep_out_of_state(made: fx.GraphModule, attributes: dict[str, Any], names: Any) -> None:
-    """Constants and non-persistent buffers, which fx makes buffers, stay out of the state_dict."""
+def _keep_out_of_state(group: fx.GraphModule, attributes: dict[str, Any], names: Any) -> None:
+    """Keep constants and non-persistent buffers, which fx registers as buffers, out of the state_dict."""
     for target, value in attributes.items():
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and target not in names:
             path, _, field = target.rpartition(".")
-            made.get_submodule(path)._non_persistent_buffers_set.add(field)
+            group.get_submodule(path)._non_persistent_buffers_set.add(field)
 
 
-def owners(made: Sequence[nn.Module]) -> dict[int, tuple[int, str]]:
-    """Group and name of every weight and buffer; raises PartitionError where two groups hold one."""
+def owners(groups: Sequence[nn.Module]) -> dict[int, tuple[int, str]]:
+    """Return the group and name of every weight and buffer, by id; raises PartitionError where two groups hold one."""
     owner: dict[int, tuple[int, str]] = {}
-    for number, group in enumerate(made, start=1):
+    for number, group in enumerate(groups, start=1):
         for name, value in group.state_dict(keep_vars=True).items():
             first, other = owner.setdefault(id(value), (number, name))
             if first != number:
                 raise PartitionError(
-                    f"Weights tied across a cut cannot be trained apart: '{other}' in layer group {first} "
-                    f"and '{name}' in layer group {number} are the same tensor; cut so that both fall into "
-                    "one group, or untie them."
+                    f"Weights tied across a cut cannot be trained separately: '{other}' in layer group {first} "
+                    f"and '{name}' in layer group {number} are the same tensor; cut so that both are in one "
+                    "group, or untie them."
                 )
     return owner
 
 
-def _adopt_unused(model: nn.Module, made: Sequence[fx.GraphModule], owner: dict[int, tuple[int, str]]) -> None:
-    """Give unused weights to the last group, a weight's second name to the group with its first."""
-    held = {name for group in made for name in group.state_dict()}
+def _add_unused(model: nn.Module, groups: Sequence[fx.GraphModule], owner: dict[int, tuple[int, str]]) -> None:
+    """Add unused weights to the last group, and a weight's second name to the group that has its first."""
+    names = {name for group in groups for name in group.state_dict()}
     for name, value in model.state_dict(keep_vars=True).items():
-        if name in held:
+        if name in names:
             continue
         if not isinstance(value, Tensor):
-            raise PartitionError(f"The state '{name}' of the network is no tensor and no layer's own; it has no group.")
-        holder: nn.Module = made[owner.get(id(value), (len(made), name))[0] - 1]
+            raise PartitionError(f"The state '{name}' of the network is no tensor and belongs to no group.")
+        holder: nn.Module = groups[owner.get(id(value), (len(groups), name))[0] - 1]
         *path, field = name.split(".")
         for part in path:
             if not hasattr(holder, part):
@@ -150,22 +152,22 @@ def _adopt_unused(model: nn.Module, made: Sequence[fx.GraphModule], owner: dict[
             holder.register_buffer(field, value)
 
 
-SEEDS = {False: 0, True: 1}  # of the trial in evaluation, and in training
+SEEDS = {False: 0, True: 1}  # of the test in evaluation, and in training
 
 
 class Children(nn.Module):
-    """Submodules of a network under the names that they have there, run one after another."""
+    """Submodules of a network, under their own names, run one after another."""
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:
         super().__init__()
         self.paths = tuple(parts)
         for path, part in parts.items():
-            *way, name = path.split(".")
+            *parents, name = path.split(".")
             holder: nn.Module = self
-            for step in way:
-                if step not in holder._modules:
-                    holder.add_module(step, nn.Module())
-                holder = holder.get_submodule(step)
+            for parent in parents:
+                if parent not in holder._modules:
+                    holder.add_module(parent, nn.Module())
+                holder = holder.get_submodule(parent)
             holder.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,8 +179,8 @@ class Children(nn.Module):
 def cut_children(model: nn.Module, places: Sequence[str], example: Tensor) -> list[Children]:
     """Cut after the named children into len(places) + 1 groups that share the network's submodules.
 
-    `example` is a batch of inputs, whose shape is tried with random values. Raises PartitionError where a place is
-    unknown or out of order, weights are tied across a cut, or the groups do not compute what the network does.
+    `example` is a batch of inputs; the groups are tested on random values of its shape. Raises PartitionError where a
+    place is unknown or out of order, weights are tied across a cut, or the groups do not compute what the network does.
 
     >>> f1, f2 = cut_children(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["1"], torch.zeros(2, 4))
     """
@@ -195,15 +197,15 @@ def cut_children(model: nn.Module, places: Sequence[str], example: Tensor) -> li
         raise PartitionError(
             f"Expected places in the order of the network's children, each once, not the last, got {', '.join(places)}."
         )
-    made = [Children({name: parts[name] for name in names[start:end]}) for start, end in pairwise(ends)]
-    owners(made)
-    _expect_all(model, made)
-    _try(model, made, example)
-    return made
+    groups = [Children({name: parts[name] for name in names[start:end]}) for start, end in pairwise(ends)]
+    owners(groups)
+    _expect_all(model, groups)
+    _expect_equal(model, groups, example)
+    return groups
 
 
 def _children(module: nn.Module, prefix: str, places: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Children in order; containers that a place lies in, and those that cannot be called, are opened."""
+    """Yield the children in order, opening ModuleLists and the containers that a place lies in."""
     for name, child in module._modules.items():
         path = f"{prefix}{name}"
         if child is None:
@@ -214,34 +216,34 @@ def _children(module: nn.Module, prefix: str, places: Sequence[str]) -> Iterator
             yield path, child
 
 
-def _expect_all(model: nn.Module, made: Sequence[nn.Module]) -> None:
-    held = {name for group in made for name in group.state_dict()}
-    if lost := sorted(model.state_dict().keys() - held):
+def _expect_all(model: nn.Module, groups: Sequence[nn.Module]) -> None:
+    names = {name for group in groups for name in group.state_dict()}
+    if missing := sorted(model.state_dict().keys() - names):
         raise PartitionError(
-            f"The network holds '{lost[0]}' outside of its children, so that they are not all of it, and fx cannot "
-            f"follow it either; put it into a submodule."
+            f"The network holds '{missing[0]}' outside of its children, so that they are not all of it, and fx cannot "
+            f"follow it either; move it into a submodule."
         )
 
 
-def _try(model: nn.Module, made: Sequence[Children], example: Tensor) -> None:
-    """Compare groups and network on copies; batch norms may count and dropout may draw."""
+def _expect_equal(model: nn.Module, groups: Sequence[Children], example: Tensor) -> None:
+    """Compare groups and network on copies, as batch norms update statistics; dropout draws the same numbers."""
     for training, seed in SEEDS.items():
-        whole, groups = copy.deepcopy((model, list(made)))
-        outcomes = []
+        whole, copies = copy.deepcopy((model, list(groups)))
+        outputs = []
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for run in ([whole], groups):
+            for parts in ([whole], copies):
                 torch.manual_seed(seed)
                 x = torch.randn_like(example) if example.is_floating_point() else example
                 try:
-                    for part in run:
+                    for part in parts:
                         x = part.train(training)(x)
-                except (RuntimeError, TypeError, ValueError):  # a child that does not read what the one before it gives
+                except (RuntimeError, TypeError, ValueError):  # a child cannot read the output of the one before it
                     x = None
-                outcomes.append(x)
-        if not all(isinstance(Z, Tensor) for Z in outcomes) or not torch.equal(*outcomes):
+                outputs.append(x)
+        if not all(isinstance(Z, Tensor) for Z in outputs) or not torch.equal(*outputs):
             raise PartitionError(
-                f"The groups between {', '.join(name for group in made[:-1] for name in group.paths[-1:])} do not "
+                f"The groups between {', '.join(name for group in groups[:-1] for name in group.paths[-1:])} do not "
                 f"compute what the network does{' in training' if training else ''}, which runs more than its children "
-                f"one after another, and fx cannot follow it either; put what {type(model).__name__}.forward adds into "
-                f"submodules."
+                f"one after another, and fx cannot follow it either; move what {type(model).__name__}.forward adds "
+                f"into submodules."
             )

@@ -1,4 +1,4 @@
-"""Two recordings of a network, in training and in evaluation mode, joined into one that follows the mode."""
+"""Join two recordings of a network, in training and in evaluation mode, into one whose constants depend on the mode."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ByMode(nn.Module):
 
 
 def join_modes(model: nn.Module, in_training: fx.Graph, in_evaluation: fx.Graph) -> dict[str, ByMode]:
-    """Put a ByMode, beside the module that asks for it, wherever the two graphs hold different constants."""
-    made: dict[str, ByMode] = {}
+    """Insert a ByMode, in the module that uses it, wherever the two graphs hold different constants."""
+    constants: dict[str, ByMode] = {}
     twins = dict(zip(in_training.nodes, in_evaluation.nodes, strict=False))
     for node, twin in twins.items():
         if (node.op, node.target, len(node.args)) != (twin.op, twin.target, len(twin.args)):
@@ -45,8 +45,8 @@ def join_modes(model: nn.Module, in_training: fx.Graph, in_evaluation: fx.Graph)
         if type(a) is type(b) and (a is b or a == b):
             return a
         owner = next((path for path, _ in reversed(calls(node)) if path != target(node)), "")
-        name = f"{owner}._by_mode_{len(made)}".lstrip(".")
-        made[name] = ByMode(a, b).train(model.get_submodule(owner).training)
+        name = f"{owner}._by_mode_{len(constants)}".lstrip(".")
+        constants[name] = ByMode(a, b).train(model.get_submodule(owner).training)
         with in_training.inserting_before(node):
             fetch = in_training.create_node("call_module", name)
         fetch.meta.update(calls=(), returns_tuple=False)
@@ -57,18 +57,20 @@ def join_modes(model: nn.Module, in_training: fx.Graph, in_evaluation: fx.Graph)
         if node.kwargs.keys() != twin.kwargs.keys():
             raise _different(model, node, twin)
         node.args, node.kwargs = args, join(dict(node.kwargs), dict(twin.kwargs), node)
-    return made
+    return constants
 
 
 def _different(model: nn.Module, *nodes: fx.Node) -> Exception:
-    """Blame the innermost module around the first steps that differ between training and evaluation."""
+    """Return the error that names the innermost module around the first steps that differ between the modes."""
     around = [[path for path, _ in calls(node) if path != target(node)] for node in nodes]
-    guilty = max(around, key=len, default=[])
-    if guilty:
-        return UnfollowedError(model.get_submodule(guilty[-1]), "it takes another path in training than in evaluation")
+    innermost = max(around, key=len, default=[])
+    if innermost:
+        return UnfollowedError(
+            model.get_submodule(innermost[-1]), "it takes another path in training than in evaluation"
+        )
     return PartitionError(
         f"{type(model).__name__} takes another path in training than in evaluation (auxiliary outputs, "
-        "perhaps), so that it cannot be cut; switch that off, for example by aux_logits=False."
+        "perhaps), so that it cannot be cut; switch that off, for example with aux_logits=False."
     )
 
 

@@ -1,4 +1,4 @@
-"""What one recorded step of a forward pass is: whose call, and whether its value is a tensor, a number or a shape."""
+"""Facts about a recorded step of a forward pass: which module calls it, whether it is a tensor, a number or a shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
 
 
 class UnfollowedError(Exception):
-    """A module below the network itself has to be one step: fx cannot follow it."""
+    """A submodule that torch.fx cannot follow, and that has to be one step."""
 
     def __init__(self, module: nn.Module, reason: str) -> None:
         super().__init__(reason)
@@ -23,22 +23,22 @@ class UnfollowedError(Exception):
 
 
 def kind(module: nn.Module) -> Any:
-    """All modules of a class are followed or not; torch's own containers one by one."""
+    """Return what decides together whether fx can follow it: a module's class, or a single module of torch itself."""
     return module if type(module).__module__.startswith("torch.nn") else type(module)
 
 
 def calls(node: fx.Node) -> tuple[Call, ...]:
-    """The module calls around a step, from the outermost in, its own module last."""
+    """Return the module calls around a step, from the outermost in, its own module last."""
     return node.meta["calls"]
 
 
 def is_item(node: fx.Node) -> bool:
-    """Tell whether a step takes one item, by number, out of a tuple (or a tensor)."""
+    """Return whether a step takes one item, by number, out of a tuple (or a tensor)."""
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Tell whether a step's value is surely one tensor, no tuple and no number; nothing is run."""
+    """Return whether a step's value is certainly one tensor, no tuple and no number; nothing is run."""
     if node.op == "placeholder":
         return True
     if node.users and all(is_item(user) and user.args[0] is node for user in node.users):
@@ -57,7 +57,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
-    """Tell whether a value depends on weights and constants alone, so that any group can compute it anew."""
+    """Return whether a value depends on weights and constants only, so that any group can recompute it."""
     name = str(getattr(node.target, "__name__", node.target))
     writes = (name.endswith("_") and not name.endswith("__")) or node.target in IN_PLACE
     if writes or node.op not in ("call_function", "call_method"):
@@ -66,14 +66,14 @@ def is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
 
 
 def is_shape(node: fx.Node) -> bool:
-    """Tell whether a step is x.shape, or x.size() without a number."""
+    """Return whether a step is x.shape, or x.size() without a number."""
     if node.target is getattr:
         return bool(node.args[1] == "shape")
     return node.target == "size" and len(node.args) == 1 and not node.kwargs
 
 
 def is_batch_size(node: fx.Node) -> bool:
-    """Tell whether a step is x.size(0), or item 0 of a shape."""
+    """Return whether a step is x.size(0), or item 0 of a shape."""
     source = node.args[0] if node.args else None
     if is_item(node):
         return isinstance(source, fx.Node) and is_shape(source) and bool(node.args[1] == 0)

@@ -3,9 +3,9 @@
 A *legal cut* lies between two steps of the forward pass that exactly one tensor crosses:
 
     conv1 bn1 relu | layer1.0.conv1 ... layer1.0.relu | layer1.1.conv1 ...     | legal, at the end of a block
-                                  ^ not here: the branch and the shortcut are both alive
+                                  ^ illegal: two tensors cross, the shortcut and its block's own
 
-A *candidate* is a legal cut at the end of a block, where what follows begins a block or is a layer with weights.
+A *candidate* is a legal cut at the end of a block, behind which a block or a layer with weights begins.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from anytime_lct.cutting.steps import IN_PLACE, calls, is_tensor
 from anytime_lct.cutting.tracing import Recording, record
 from anytime_lct.errors import PartitionError
 
-SHOWN_PLACES = 12
-ALIASING = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)  # may return their very input, or a view of it
+LISTED_CUTS = 12
+ALIASING = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)  # may return the input itself, or a view of it
 ALIASING_NAMES = {
     "flatten", "unflatten", "view", "view_as", "reshape", "squeeze", "unsqueeze", "transpose", "permute",
     "movedim", "swapaxes", "t", "getattr", "getitem", "expand", "narrow", "select", "contiguous", "to",
@@ -45,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded network, what crosses each legal cut, and the candidates in order of execution."""
+    """A recorded network, the value that crosses each legal cut, and the candidates in order of execution."""
 
     model: nn.Module
     recording: Recording
@@ -54,7 +54,7 @@ class Trace:
 
     @classmethod
     def of(cls, model: nn.Module) -> Trace:
-        """Record a network's steps and find where it can be cut; raises PartitionError where fx cannot.
+        """Record a network's steps and find where it can be cut; raises PartitionError where fx cannot follow it.
 
         >>> [cut.name for cut in Trace.of(torchvision.models.resnet18()).candidates][:3]
         ['maxpool', 'layer1.0', 'layer1']
@@ -69,23 +69,22 @@ class Trace:
             and is_tensor(live[0])
             and not _overwritten(live[0], recording, position)
         }
-        found = cls(model, recording, crossing)
+        trace = cls(model, recording, crossing)
         ends = ends_of_blocks(model, recording, crossing)
-        return replace(found, candidates=tuple(Cut(position, found.name(position)) for position in ends))
+        return replace(trace, candidates=tuple(Cut(position, trace.name(position)) for position in ends))
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Position where each named thing ends: modules by path, other operations by their name in the graph.
+    def positions(self) -> dict[str, int]:
+        """Position where each module ends, by path, and each other operation, by its name in the graph.
 
-        A module called several times also has `path@1`, `path@2`, ..; its plain path is where the last call
-        ends.
+        A module called several times also has `path@1`, `path@2`, ..; its plain path is where the last call ends.
         """
         ends = {call: position for position, step in self._numbered() for call in calls(step)}
         last = {path: n for path, n in sorted(ends)}
-        found = {path: ends[path, n] for path, n in last.items()}
-        found |= {f"{path}@{n}": position for (path, n), position in ends.items() if last[path] > 1}
+        modules = {path: ends[path, n] for path, n in last.items()}
+        modules |= {f"{path}@{n}": position for (path, n), position in ends.items() if last[path] > 1}
         operations = {step.name: position for position, step in self._numbered() if step.op != "call_module"}
-        return operations | found
+        return operations | modules
 
     @property
     def legal(self) -> tuple[Cut, ...]:
@@ -93,18 +92,18 @@ class Trace:
         return tuple(Cut(position, self.name(position)) for position in self.crossing)
 
     def name(self, position: int) -> str:
-        """Name the outermost module that ends after `position` steps, or else the operation itself."""
+        """Return the name of the outermost module that ends after `position` steps, or of the operation itself."""
         step = self.recording.steps[position - 1]
         names = [name for path, n in calls(step) for name in (path, f"{path}@{n}")]
-        return next((name for name in [*names, step.name] if self.places.get(name) == position), step.name)
+        return next((name for name in [*names, step.name] if self.positions.get(name) == position), step.name)
 
     def find(self, name: str) -> Cut:
         """Return the legal cut where the module (or operation) `name` ends; raises PartitionError."""
-        if name not in self.places:
-            near = difflib.get_close_matches(name, self.places, n=3)
-            guess = f"did you mean {' or '.join(near)}?" if near else f"cut after {listed(self.candidates)}."
-            raise PartitionError(f"The network has no place '{name}' to cut after; {guess}")
-        position = self.places[name]
+        if name not in self.positions:
+            near = difflib.get_close_matches(name, self.positions, n=3)
+            remedy = f"did you mean {' or '.join(near)}?" if near else f"cut after {listed(self.candidates)}."
+            raise PartitionError(f"The network has no place '{name}' to cut after; {remedy}")
+        position = self.positions[name]
         if position not in self.crossing:
             raise PartitionError(
                 f"The network cannot be cut after '{name}', {self._objection(position)}; cut at the end of "
@@ -113,12 +112,12 @@ class Trace:
         return Cut(position, name)
 
     def hints(self, name: str) -> dict[str, bool]:
-        """Return what the steps after a legal cut tell of the tensor that crosses it, as `critics.layout` takes it."""
+        """Return what the steps after a legal cut reveal about its tensor, as arguments of `critics.layout`."""
         position = self.find(name).position
         return {"class_token": self._class_token(position), "linear_next": self._linear_next(position)}
 
     def _class_token(self, position: int) -> bool:
-        """Tell whether the first token that crosses is a class token: x[:, 0] is read later, none joined first."""
+        """Return whether the first token that crosses is a class token: x[:, 0] is read, and none prepended before."""
         for step in self.recording.steps[position:]:
             name = getattr(step.target, "__name__", step.target)
             if name in ("cat", "concat") and 1 in (*step.args[1:2], step.kwargs.get("dim")):
@@ -129,7 +128,7 @@ class Trace:
         return False
 
     def _linear_next(self, position: int) -> bool:
-        """Tell whether the first layer that follows is linear, and not a convolution."""
+        """Return whether the next layer is linear, not a convolution."""
         targets = [str(step.target) for step in self.recording.steps[position:] if step.op == "call_module"]
         layers = (inner for name in targets for inner in self.recording.attributes[name].modules())
         first = next((layer for layer in layers if isinstance(layer, nn.Linear | _ConvNd)), None)
@@ -143,15 +142,15 @@ class Trace:
             return "where it ends"
         live = _live(self.recording)[position - 1]
         if len(live) != 1:
-            named = (str(step.target) if step.op == "call_module" else step.name for step in live)
-            return f"where {len(live)} values cross ({', '.join(named)}), not one"
+            names = (str(step.target) if step.op == "call_module" else step.name for step in live)
+            return f"where {len(live)} values cross ({', '.join(names)}), not one"
         if not is_tensor(live[0]):
-            return f"where what crosses ({live[0].name}) is not one tensor"
+            return f"where the value that crosses ({live[0].name}) is not one tensor"
         return "where the next group would overwrite the tensor in place"
 
 
 def _live(recording: Recording) -> list[list[fx.Node]]:
-    """Values known and still needed after 1, 2, .. steps."""
+    """Return the values that are computed and still needed after 1, 2, .. steps."""
     last_use = {source: step for step in recording.steps for source in step.all_input_nodes}
     needed, after = [recording.input], []
     for step in recording.steps:
@@ -163,28 +162,28 @@ def _live(recording: Recording) -> list[list[fx.Node]]:
 
 
 def _overwritten(value: fx.Node, recording: Recording, position: int) -> bool:
-    """Tell whether a later step writes into the tensor, which critic and backward pass still need."""
-    same = {value}
+    """Return whether a later step writes into the tensor, which critic and backward pass still need."""
+    aliases = {value}
     for step in recording.steps[position:]:
         source = step.args[0] if step.args else step.kwargs.get("input")
-        if not isinstance(source, fx.Node) or source not in same:
+        if not isinstance(source, fx.Node) or source not in aliases:
             continue
         module = recording.attributes.get(str(step.target)) if step.op == "call_module" else None
         name = str(getattr(step.target, "__name__", step.target))
         if module is not None and str(step.target) in recording.whole and not isinstance(module, NORMS):
             if any(getattr(inner, "inplace", False) for inner in module.modules()):
-                return True  # perhaps: what it does first is not known
-            same.add(step)
+                return True  # possibly: its first operation is not known
+            aliases.add(step)
         elif getattr(module, "inplace", False) or step.kwargs.get("inplace") or step.target in IN_PLACE:
             return True
         if module is None and name.endswith("_") and not name.endswith("__"):
             return True
         if isinstance(module, ALIASING) or (module is None and name in ALIASING_NAMES):
-            same.add(step)
+            aliases.add(step)
     return False
 
 
 def listed(cuts: Sequence[Cut]) -> str:
-    """Names of the first dozen cuts, for messages."""
+    """Return the names of the first dozen cuts, for messages."""
     names = [cut.name for cut in cuts]
-    return (", ".join(names[:SHOWN_PLACES]) + (" .." if len(names) > SHOWN_PLACES else "")) or "no place"
+    return (", ".join(names[:LISTED_CUTS]) + (" .." if len(names) > LISTED_CUTS else "")) or "no module"

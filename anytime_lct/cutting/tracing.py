@@ -3,10 +3,10 @@
     forward:  x = relu(conv1(x)); return fc(flatten(dropout(x, 0.5, self.training)))
     steps:    conv1, relu, dropout, flatten, fc
 
-Weights used outside modules, constants, and arguments that depend on train or eval mode are not steps: they
-are fetched where a step needs them, so that they need not cross a cut. A module that fx cannot follow (control flow
-that depends on shapes, another path in training than in evaluation) is one step, and runs as it is. The batch size,
-as in x.view(x.size(0), -1), is read anew from whatever tensor a group begins with.
+Weights used outside modules, constants, and arguments that depend on train or eval mode are not steps: they are fetched
+where a step needs them, so that they need not cross a cut. A module that fx cannot follow (control flow that depends on
+shapes, another path in training than in evaluation) is one step, and runs unchanged. The batch size, as in
+x.view(x.size(0), -1), is read again from the input of each group.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from anytime_lct.errors import PartitionError
 
 @dataclass(frozen=True)
 class Recording:
-    """The steps of a forward pass with one input and one result, and what the names in them stand for.
+    """The steps of a forward pass with one input and one result, and the modules and tensors that they name.
 
     `whole` maps the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size`
-    holds what stands for the batch size of the input, the first size of every tensor between two groups.
+    holds the nodes of the input's batch size, the first size of every tensor between two groups.
     """
 
     input: fx.Node
@@ -54,7 +54,7 @@ class Recording:
 
 
 class _OneInput(nn.Module):
-    """Calls a network with one input: its others take their defaults, and fx leaves it unchanged."""
+    """Calls a network with one input: its other inputs take their defaults, and fx leaves it unchanged."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _OneInput(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Recurrent layers are leaves wherever they are defined, as torch's modules are; buffers stay names."""
+    """Recurrent layers are leaves, as torch's own modules are, wherever their class is defined; buffers stay names."""
 
     proxy_buffer_attributes = True
 
@@ -90,7 +90,7 @@ class _Tracer(fx.Tracer):
 
 
 def record(model: nn.Module) -> Recording:
-    """Record a network in train and in eval mode at once; the network is left as it was.
+    """Record a network in train and in eval mode; the network is unchanged.
 
     Raises PartitionError where fx cannot follow the forward pass, where the two modes take different paths,
     and where the network has not one input and one tensor as its result.
@@ -101,8 +101,8 @@ def record(model: nn.Module) -> Recording:
         try:
             in_training, attributes, twins = _record_both(model, whole)
             break
-        except UnfollowedError as found:  # once more with that kind of module as one step
-            whole[found.kind] = str(found)
+        except UnfollowedError as unfollowed:  # again, with that kind of module as one step
+            whole[unfollowed.kind] = str(unfollowed)
     for name, value in attributes.items():
         if isinstance(value, Tensor) and value is not twins[name] and not torch.equal(value, twins[name]):
             raise PartitionError(
@@ -114,12 +114,12 @@ def record(model: nn.Module) -> Recording:
     if not isinstance(result, fx.Node):
         raise PartitionError(
             f"Expected a network that returns one tensor, got one that returns a {type(result).__name__}; "
-            "cut the part of it that returns one."
+            "cut the part that returns one."
         )
     for node in nodes:
         source = node.args[0] if is_item(node) else None
         if isinstance(source, fx.Node) and not is_tensor(source):
-            node.meta["calls"] = calls(source)  # an LSTM ends where its output has left the tuple
+            node.meta["calls"] = calls(source)  # an LSTM ends where its output is taken from the tuple
     fetched: set[fx.Node] = set()
     for node in in_training.nodes:
         if node.op == "get_attr" or isinstance(attributes.get(target(node)), ByMode) or is_constant(node, fetched):
@@ -134,7 +134,7 @@ def record(model: nn.Module) -> Recording:
 
 
 def _record_both(model: nn.Module, whole: dict[Any, str]) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
-    """Record in train and in eval mode and join the two; raises UnfollowedError for a module not in `whole`."""
+    """Record in train and in eval mode and join the two; raises UnfollowedError for a module that is not in `whole`."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         in_training, attributes = _record_mode(model, whole, training=True)
@@ -152,7 +152,8 @@ def _check_signature(model: nn.Module) -> None:
         signature.bind(object())
     except TypeError as error:
         raise PartitionError(
-            f"Expected a network with one input, others having defaults, got {type(model).__name__}.forward{signature}."
+            f"Expected a network with one input, or defaults for the others, got "
+            f"{type(model).__name__}.forward{signature}."
         ) from error
 
 
@@ -162,9 +163,8 @@ def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> 
     root = _OneInput(model)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                int(training)
-            )  # two seeds: random constants differ between the modes, and are found
+            # Two seeds: random constants differ between the modes, and are detected.
+            torch.default_generator.manual_seed(int(training))
             graph = _Tracer(root, whole).trace(root)
     except UnfollowedError:
         raise
@@ -184,17 +184,17 @@ def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> 
             value: Any = root
             for part in node.target.split("."):
                 value = getattr(value, part)
-            named = node.target.startswith("model.")  # else a constant, which fx has put on the root
-            node.target = node.target.removeprefix("model.") if named else f"_recorded{node.target}"
+            of_model = node.target.startswith("model.")  # else a constant that fx stores on the root
+            node.target = node.target.removeprefix("model.") if of_model else f"_recorded{node.target}"
             node.meta["returns_tuple"] = getattr(type(value), "forward", None) in RETURN_TUPLES
             attributes[node.target] = value
     return graph, attributes
 
 
 def _where(error: Exception) -> str:
-    """Say what went wrong, and at which line of the user's code."""
-    inside = (f"{Path(torch.__file__).parent}{os.sep}", __file__, "<")
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    """Return the reason of an error, and the line of the user's code where it occurs."""
+    foreign = (f"{Path(torch.__file__).parent}{os.sep}", __file__, "<")
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(foreign)]
     where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return f"{reason}{where}"

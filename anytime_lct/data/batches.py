@@ -1,4 +1,4 @@
-"""Data sets as minibatches: the same for a seed, in whatever process, wherever in an epoch they start."""
+"""Data sets as minibatches: equal for equal seeds, in any process and from any start within an epoch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Share = tuple[int, int]
 
 
 class Dataset(Protocol):
-    """What training and analysis ask of data; images and text answer alike.
+    """The interface of a data set, images or text, for training and analysis.
 
-    `batches("train", epoch, start)` follows from the seed and the epoch alone, augmentation included: never
-    from the number of worker processes, from `start` (minibatches skipped without being made) or from torch's
-    random state. `share` (k, n) takes the k-th (from 0) of n parts of every minibatch, whose rows `num_rows` counts.
-    `num_samples` counts images, or the characters predicted. `augment` is what "auto" became.
+    `batches("train", epoch, start)` depends on the seed and the epoch alone, augmentation included: not on the number
+    of worker processes, on `start` (the number of minibatches to skip, which are never made) or on torch's random
+    state. `share` (k, n) takes the k-th (from 0) of n parts of every minibatch; `num_rows` counts the rows of the whole
+    minibatch. `num_samples` counts images, or the characters predicted. `augment` is never "auto".
     """
 
     @property
@@ -51,10 +51,10 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` read when asked for.
+    """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` that are read on demand.
 
-    `shape` is what a network gets, (C, H, W). Files of another size have their shorter side brought to `resize`, and
-    their centre cut out; without `resize` there may be none of another size.
+    `shape` is that of the network's input, (C, H, W). Files of another size are resized to a shorter side of `resize`
+    and cropped at their centre; without `resize`, all files have the same size.
     """
 
     labels: Tensor
@@ -71,13 +71,13 @@ class Images:
         if self.pixels is not None:
             return self.pixels[indices]
         size = (self.shape[1], self.shape[2])
-        made = [self.original(index) for index in indices.tolist()]
+        images = [self.original(index) for index in indices.tolist()]
         if self.resize is not None:
-            fitted = [fit(image.permute(1, 2, 0).numpy(), *size, self.resize) for image in made]
-            return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous()
-        for index, image in zip(indices.tolist(), made, strict=True):
+            resized = [fit(image.permute(1, 2, 0).numpy(), *size, self.resize) for image in images]
+            return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+        for index, image in zip(indices.tolist(), images, strict=True):
             expect_size(str(self.files[index]), image, size)
-        return torch.stack(made)
+        return torch.stack(images)
 
 
 @dataclass(frozen=True)
@@ -101,34 +101,36 @@ class ImageBatches:
         return min(self.batch_size, self.num_samples(split) - number * self.batch_size)
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
-        images, chosen = self.parts[split]
+        images, indices = self.parts[split]
         if split == "train":
             order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
-            chosen = chosen[torch.randperm(len(chosen), generator=order)]
-        luck = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
-        made = _OneEpoch(
+            indices = indices[torch.randperm(len(indices), generator=order)]
+        augmentation = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
+        dataset = _OneEpoch(
             images,
-            [part.tensor_split(share[1])[share[0]] for part in chosen.split(self.batch_size)] if len(chosen) else (),
+            [part.tensor_split(share[1])[share[0]] for part in indices.split(self.batch_size)] if len(indices) else (),
             self.augment if split == "train" else "none",
-            torch.rand(3, len(images.labels), generator=luck),
+            torch.rand(3, len(images.labels), generator=augmentation),
             mix(self.seed, epoch, 2),
             torch.tensor(self.facts.mean).view(-1, 1, 1) * 255,
             torch.tensor(self.facts.std).view(-1, 1, 1) * 255,
         )
-        numbers = range(start, len(made.chosen))
-        found = (made[number] for number in numbers) if self.workers == 0 else self._in_workers(made, numbers)
-        for batch in found:
+        numbers = range(start, len(dataset.indices))
+        minibatches = (
+            (dataset[number] for number in numbers) if self.workers == 0 else self._in_workers(dataset, numbers)
+        )
+        for batch in minibatches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
-    def _in_workers(self, made: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
+    def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(
-            made,
+            dataset,
             batch_size=None,
             sampler=numbers,
             num_workers=self.workers,
-            generator=torch.Generator(),  # or else the loader draws a seed from torch's random state
+            generator=torch.Generator(),  # without one, the loader draws a seed from torch's random state
         )
         with _without_interrupts():
             return iter(loader)
@@ -136,22 +138,22 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class _OneEpoch(data.Dataset["Batch | DataError"]):
-    """The minibatches of an epoch by number; column i of `luck` befalls image i, in whichever batch."""
+    """The minibatches of an epoch by number; column i of `draws` augments image i, whichever minibatch it is in."""
 
     images: Images
-    chosen: Sequence[Tensor]
+    indices: Sequence[Tensor]
     augment: Augment
-    luck: Tensor
+    draws: Tensor
     seed: int
     mean: Tensor
     std: Tensor
 
     def __getitem__(self, number: int) -> Batch | DataError:
-        indices = self.chosen[number]
+        indices = self.indices[number]
         try:
             x = self._augmented(indices)
         except DataError as error:
-            return error  # a loader's worker would wrap what is raised in its traceback
+            return error  # a loader's worker would wrap a raised error in its traceback
         return x.float().sub_(self.mean).div_(self.std), self.images.labels[indices]
 
     def _augmented(self, indices: Tensor) -> Tensor:
@@ -159,10 +161,10 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
             size = (self.images.shape[1], self.images.shape[2])
             zoomed = (zoom(self.images.original(i), size, mix(self.seed, i)) for i in indices.tolist())
             return torch.stack(list(zoomed))
-        x, luck = self.images.view(indices), self.luck[:, indices]
+        x, draws = self.images.view(indices), self.draws[:, indices]
         if self.augment in ("crop", "crop-flip"):
-            x = move(x, luck[:2])
-        return mirror(x, luck[2]) if self.augment in ("flip", "crop-flip") else x
+            x = move(x, draws[:2])
+        return mirror(x, draws[2]) if self.augment in ("flip", "crop-flip") else x
 
 
 def decode(path: str) -> Tensor:
@@ -180,15 +182,15 @@ def expect_size(path: str, image: Tensor, size: tuple[int, int]) -> None:
     if tuple(image.shape[1:]) != size:
         raise DataError(
             f"Expected images of {size[1]}x{size[0]} like the first, but '{path}' is "
-            f"{image.shape[2]}x{image.shape[1]}; bring all of a folder of small images to one size."
+            f"{image.shape[2]}x{image.shape[1]}; resize all images of the folder to one size."
         )
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Hold SIGINT back, for good in processes started meanwhile: the one that trains decides what Ctrl-C means."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Block SIGINT, permanently in processes started inside: only the training process handles Ctrl-C."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

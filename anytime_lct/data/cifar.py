@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torchvision import datasets
 
-from anytime_lct.data.images import ImageSet, Statistics, in_memory, missing
+from anytime_lct.data.images import ImageSet, Statistics, in_memory, missing_error
 from anytime_lct.data.torchvision_sets import open_set
 from anytime_lct.recipes.recipe import DataRecipe
 
@@ -28,7 +28,7 @@ def read_cifar100(recipe: DataRecipe, root: Path) -> ImageSet:
 
 def _read(kind: Any, recipe: DataRecipe, root: Path, statistics: Statistics) -> ImageSet:
     if not recipe.download and not (root / kind.base_folder).is_dir():
-        raise missing(recipe.name, root)
+        raise missing_error(recipe.name, root)
     train, test = (open_set(kind, recipe.name, root, train=part, download=recipe.download) for part in (True, False))
     images = [
         in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))

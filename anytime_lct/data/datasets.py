@@ -1,4 +1,4 @@
-"""Data sets by name: images, text, and the two that need nothing (digits and pydoc)."""
+"""Data sets by name: images, text, and two that need no download (digits and pydoc)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
 
 
 def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
-    """Load a data set by name; raises DataError where it is missing, damaged or asked for wrongly.
+    """Load a data set by name; raises DataError where it is missing or damaged, or where its options are wrong.
 
-    `root` is the folder that holds it, in torchvision's layout; without one, that of the environment variable
-    ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, under `root` where that is given.
+    `root` is the folder of the data set, in torchvision's layout; without one, that of the environment variable
+    ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, relative to `root` where there is one.
     `validation` is the share of the training images held out by `seed`, or of a text before its test part.
-    With `image_size`, an image folder of any sizes becomes squares of that side. `mean` and `std` of each channel, on
-    pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read one by one.
+    With `image_size`, images of any sizes in a folder become squares of that side. `mean` and `std` of each channel, on
+    pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read on demand.
 
     >>> load(DataRecipe(name="digits", batch_size=64)).num_batches("train")
     21
@@ -42,9 +42,9 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
 
 
 def from_recipe(recipe: Recipe, root: str | None = None) -> Dataset:
-    """Load the data that a recipe names, or the same in `root`, where it has moved; raises DataError as `load` does."""
-    moved = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
-    return load(moved, recipe.train.seed)
+    """Load the data of a recipe, from `root` where it has moved; raises DataError as `load` does."""
+    data = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
+    return load(data, recipe.train.seed)
 
 
 def expect_known(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn brings: 1,797 pictures of 8x8, which need no download."""
+"""The digits that scikit-learn ships: 1,797 images of 8x8 pixels, which need no download."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ TEST, SPLIT_SEED = 360, 0
 
 
 def read(recipe: DataRecipe, root: Path) -> ImageSet:
-    """Read the digits, of which 360 are the test part, an even share of every class."""
+    """Read the digits; 360 of them are the test part, with every class in proportion."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    found: Any = load_digits()
-    pixels = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(found.target).long()
+    digits: Any = load_digits()
+    pixels = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST, random_state=SPLIT_SEED, stratify=labels.numpy()
     )
     images = [in_memory(pixels[part], labels[part]) for part in (train, test)]
-    return ImageSet(images[0], images[1], tuple(map(str, range(10))), augment="crop")  # a mirrored digit is none
+    return ImageSet(images[0], images[1], tuple(map(str, range(10))), augment="crop")  # mirrored digits are no digits

@@ -1,4 +1,4 @@
-"""What every image set shares: a validation split by seed, statistics of its channels, what is missing or damaged."""
+"""What all image sets share: the validation split, the statistics of channels, errors for missing or damaged files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class ImageSet:
-    """An image set as it was read: training and test part, and the names of the classes.
+    """An image set: training and test part, and the names of the classes.
 
-    `statistics` None has those of the training pixels computed; `augment` is what "auto" becomes.
+    Where `statistics` is None, those of the training pixels are computed; `augment` is used for "auto".
     """
 
     train: Images
@@ -35,32 +35,31 @@ class ImageSet:
     augment: Augment = "crop-flip"
 
 
-Read = Callable[[DataRecipe, Path], ImageSet]
+Reader = Callable[[DataRecipe, Path], ImageSet]
 
 
-def load_images(read: Read, recipe: DataRecipe, seed: int) -> ImageBatches:
-    """Read an image set and hold a validation split out of its training part by seed; raises DataError."""
+def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
+    """Read an image set and split validation images from its training part by `seed`; raises DataError."""
     if (recipe.mean is None) != (recipe.std is None):
-        raise DataError("Expected data.mean and data.std together; leave both out, or name the other.")
-    made = read(recipe, Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser())
-    order = torch.randperm(len(made.train.labels), generator=torch.Generator().manual_seed(seed))
-    held = round(recipe.validation * len(order))
-    if held == len(order):
+        raise DataError("Expected data.mean and data.std together, got one of them; set both or leave both out.")
+    images = read(recipe, Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser())
+    order = torch.randperm(len(images.train.labels), generator=torch.Generator().manual_seed(seed))
+    num_validation = round(recipe.validation * len(order))
+    if num_validation == len(order):
         raise DataError(
-            f"A validation share of {recipe.validation} leaves none of {held} training images to train on; lower it."
+            f"A validation share of {recipe.validation} leaves none of {len(order)} training images to train on; lower "
+            f"it."
         )
-    trained = order[held:].sort().values
+    train_indices = order[num_validation:].sort().values
     parts: dict[Split, tuple[Images, Tensor]] = {
-        "train": (made.train, trained),
-        "validation": (made.train, order[:held].sort().values),
-        "test": (made.test, torch.arange(len(made.test.labels))),
+        "train": (images.train, train_indices),
+        "validation": (images.train, order[:num_validation].sort().values),
+        "test": (images.test, torch.arange(len(images.test.labels))),
     }
-    mean, deviation = _statistics(recipe, made, trained)
-    shape = made.train.shape
-    facts = Facts(
-        recipe.name, "classification", shape, len(made.classes), made.classes, mean, deviation, made.train.resize
-    )
-    augment = made.augment if recipe.augment == "auto" else recipe.augment
+    mean, deviation = _statistics(recipe, images, train_indices)
+    shape, classes = images.train.shape, images.classes
+    facts = Facts(recipe.name, "classification", shape, len(classes), classes, mean, deviation, images.train.resize)
+    augment = images.augment if recipe.augment == "auto" else recipe.augment
     return ImageBatches(facts, augment, parts, recipe.batch_size, seed, recipe.workers)
 
 
@@ -69,42 +68,42 @@ def in_memory(pixels: Tensor, labels: Tensor) -> Images:
     return Images(labels, tuple(pixels.shape[1:]), pixels)
 
 
-def missing(name: str, root: Path, elsewhere: str = "", remedy: str = "") -> DataError:
-    """Return the error of a data set that is not there; the other two say where else it was looked for, and help."""
+def missing_error(name: str, root: Path, other_folders: str = "", remedy: str = "") -> DataError:
+    """Return the error for a data set that is missing in `root` and `other_folders`, with another remedy if any."""
     return DataError(
-        f"The data set '{name}' was looked for in '{root.absolute()}'{elsewhere} and is not there; name its "
-        f"folder with --data-root, or let it be fetched with --set data.download=true{remedy}."
+        f"Expected the data set '{name}' in '{root.absolute()}'{other_folders}, but it is missing; name its folder "
+        f"with --data-root, or download it with --set data.download=true{remedy}."
     )
 
 
-def damaged(name: str, path: Path, reason: str) -> DataError:
-    """Return the error of a data set whose files are not what they should be."""
+def damage_error(name: str, path: Path, reason: str) -> DataError:
+    """Return the error for a data set whose files are damaged or incomplete."""
     return DataError(
         f"The data set '{name}' in '{path.absolute()}' is damaged or incomplete ({reason}); remove it "
-        f"there and get it anew, for instance with --set data.download=true."
+        f"and get it again, for example with --set data.download=true."
     )
 
 
-def _statistics(recipe: DataRecipe, made: ImageSet, trained: Tensor) -> Statistics:
-    """The recipe's statistics, the set's own, or those of its training pixels; raises DataError."""
+def _statistics(recipe: DataRecipe, images: ImageSet, train_indices: Tensor) -> Statistics:
+    """Return the recipe's statistics, the set's own, or those of its training pixels; raises DataError."""
     if recipe.mean is not None and recipe.std is not None:
         statistics = (recipe.mean, recipe.std)
-    elif made.statistics is None and made.train.pixels is not None:
-        statistics = _mean_and_std(made.train.pixels[trained])
+    elif images.statistics is None and images.train.pixels is not None:
+        statistics = _mean_and_std(images.train.pixels[train_indices])
     else:
-        statistics = made.statistics or IMAGENET
-    channels = made.train.shape[0]
-    for what, values, above in (("mean", statistics[0], -np.inf), ("std, all above 0", statistics[1], 0.0)):
+        statistics = images.statistics or IMAGENET
+    channels = images.train.shape[0]
+    for key, values, above in (("mean", statistics[0], -np.inf), ("std, all above 0", statistics[1], 0.0)):
         if len(values) != channels or not all(above < value < np.inf for value in values):
             raise DataError(
-                f"Expected a number for each channel of '{recipe.name}', {channels}, as data.{what}, "
+                f"Expected a number for each channel of '{recipe.name}', {channels}, as data.{key}, "
                 f"got {', '.join(map(str, values)) or 'none'}."
             )
     return statistics
 
 
 def _mean_and_std(images: Tensor) -> Statistics:
-    """Mean and deviation of every channel on [0, 1], exactly, from counts of the 256 levels."""
+    """Return mean and deviation of every channel on [0, 1], exactly, from counts of the 256 levels."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in range(images.shape[1]):

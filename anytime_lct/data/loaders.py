@@ -1,4 +1,4 @@
-"""Minibatches of one's own, a DataLoader or a list, asked as a data set of the toolkit is."""
+"""The user's own minibatches, a DataLoader or a list, behind the interface of a data set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class LoadedBatches:
-    """Training minibatches that are gone through once an epoch, and those of validation, which may be none.
+    """Training minibatches, iterated once per epoch, and those of validation, which may be none.
 
-    What makes them keeps the random state of torch to itself: whatever training draws is put back before it goes on.
+    A loader does not see what training draws from torch's random state: it is restored before every next minibatch.
     Raises DataError for training data without a length.
     """
 
@@ -28,24 +28,24 @@ class LoadedBatches:
         if not _length(train):
             raise DataError("Expected data with a length, at least one minibatch: a DataLoader, or a list of (x, y).")
         if isinstance(validation, Iterator):
-            raise DataError("Expected validation data that every epoch can go through, got an iterator; give a list.")
+            raise DataError("Expected validation data that every epoch can iterate, got an iterator; pass a list.")
         self._splits: dict[Split, Batches] = {"train": train, "validation": validation}
         self.facts = Facts("own", task, (), 0, ())
 
     def num_batches(self, split: Split) -> int:
-        """Count minibatches; of validation data without a length, 1 where there are any."""
+        """Count minibatches; for validation data without a length, return 1 where there are any."""
         length = _length(self._splits[split])
         return int(any(True for _ in self._splits[split])) if length is None else length
 
     def num_samples(self, split: Split) -> int:
-        """Tell whether a split has any samples, by a number above 0: they are not counted."""
+        """Return a number above 0 where a split has samples, which are not counted."""
         return self.num_batches(split)
 
     def num_rows(self, split: Split, number: int) -> int:
-        raise DataError("Expected one process for data of one's own, got replicas; train into a run folder.")
+        raise DataError("Expected one process for your own minibatches, got replicas; train into a run folder.")
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
-        """Yield the minibatches of one pass, in the order of whoever made them."""
+        """Yield the minibatches of one pass, in the loader's order."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         for batch in self._splits[split]:
             cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
@@ -56,7 +56,7 @@ class LoadedBatches:
 
 
 def _length(batches: Batches) -> int | None:
-    """Return how many minibatches there are, None where they do not say: a DataLoader may have none of its own."""
+    """Return the number of minibatches, None where it is unknown, as for a DataLoader of an iterable data set."""
     try:
         return len(batches) if isinstance(batches, Sized) else None
     except TypeError:

@@ -27,11 +27,11 @@ PARTS: dict[Split, tuple[str, ...]] = {
 class TextBatches:
     """A text as B parallel streams in windows of T characters; x and y int64 (B, T), y the next character.
 
-        stream 1   | window 1 | window 2 | ..      row 1 of minibatch k+1 goes on where row 1 of
+        stream 1   | window 1 | window 2 | ..      row 1 of minibatch k+1 starts where row 1 of
         stream 2   | window 1 | window 2 | ..      minibatch k ended: hidden state can be carried
 
-    Training drops the remainder of each stream; evaluation divides the streams into equal windows of at most
-    T instead, and takes fewer streams where the text is short.
+    Training drops the remainder of each stream. Evaluation divides the streams into equal windows of at most T
+    instead, and has fewer streams where the text is short.
     """
 
     facts: Facts
@@ -59,8 +59,8 @@ class TextBatches:
         x = ids[: streams * length].view(streams, length).tensor_split(share[1])[share[0]]
         y = ids[1 : streams * length + 1].view(streams, length).tensor_split(share[1])[share[0]]
         for k in range(start, windows):
-            place = slice(k * window, (k + 1) * window)
-            yield x[:, place].long().contiguous(), y[:, place].long().contiguous()
+            columns = slice(k * window, (k + 1) * window)
+            yield x[:, columns].long().contiguous(), y[:, columns].long().contiguous()
 
     def _layout(self, split: Split) -> tuple[int, int, int]:
         """Return the number of streams, the characters of a window and the number of windows."""
@@ -73,7 +73,7 @@ class TextBatches:
 
 
 def load_pydoc(recipe: DataRecipe, seed: int) -> TextBatches:
-    """Load CPython's own help texts, which need no download; raises DataError."""
+    """Load the help texts of CPython, which need no download; raises DataError."""
     from pydoc_data.topics import topics
 
     return _as_batches(recipe, _split("\n".join(topics[key] for key in sorted(topics)), recipe.validation))
@@ -83,8 +83,8 @@ def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
     """Load a text as characters; raises DataError.
 
     `path` is a file, whose last 5% are the test part and the `validation` share before them the validation
-    part, or a folder with train.txt, valid.txt and test.txt (the Penn Treebank's names too; valid.txt is left
-    out where `validation` is 0). UTF-8, or else one character a byte (Latin-1).
+    part, or a folder with train.txt, valid.txt and test.txt (or the Penn Treebank's names; valid.txt is not read
+    where `validation` is 0). UTF-8, or else one character per byte (Latin-1).
     """
     if recipe.path is None:
         raise DataError("The data set 'text' needs a file; name it with --set data.path=FILE.")
@@ -101,7 +101,7 @@ def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
 def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
     """Number the symbols of the whole text, sorted, so that none is unknown in the test part."""
     if recipe.mean is not None or recipe.std is not None:
-        raise DataError("Expected data.mean and data.std for images alone, got them for a text; leave them out.")
+        raise DataError("Expected data.mean and data.std for images only, got them for a text; leave them out.")
     codes: dict[Split, np.ndarray] = {
         split: np.frombuffer(parts[split].encode("utf-32-le"), np.uint32) for split in PARTS
     }
@@ -112,14 +112,14 @@ def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
     number = (np.cumsum(present) - 1).astype(np.int32)
     ids: dict[Split, Tensor] = {split: torch.from_numpy(number[code]) for split, code in codes.items()}
     facts = Facts(recipe.name, "language-model", (recipe.sequence_length,), len(symbols), symbols)
-    made = TextBatches(facts, ids, recipe.batch_size, recipe.sequence_length)
+    batches = TextBatches(facts, ids, recipe.batch_size, recipe.sequence_length)
     for split in PARTS:
-        if made.num_batches(split) < 1 and (split != "validation" or recipe.validation > 0):
+        if batches.num_batches(split) < 1 and (split != "validation" or recipe.validation > 0):
             raise DataError(
                 f"The text has {len(ids[split])} characters for {split}, too few for {recipe.batch_size} streams "
                 f"of {recipe.sequence_length}; lower data.batch_size or data.sequence_length."
             )
-    return made
+    return batches
 
 
 def _split(text: str, validation: float) -> dict[Split, str]:
@@ -133,8 +133,8 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"The text was looked for in '{path.absolute()}', which cannot be read ({error.strerror}); name "
-            f"a file with --set data.path=FILE."
+            f"Expected a text in '{path.absolute()}', which cannot be read ({error.strerror}); name a file with "
+            f"--set data.path=FILE."
         ) from None
     try:
         return content.decode("utf-8")
@@ -146,4 +146,6 @@ def _part(folder: Path, split: Split) -> Path:
     for name in PARTS[split]:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', found none of them.")
+    raise DataError(
+        f"Expected a file {' or '.join(PARTS[split])} in '{folder.absolute()}', which has none of them; add it."
+    )

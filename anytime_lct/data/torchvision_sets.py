@@ -1,4 +1,4 @@
-"""Data sets of torchvision, which checks their files and fetches them where asked."""
+"""Data sets of torchvision, which checks their files and downloads them on request."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from anytime_lct.data.images import damaged
+from anytime_lct.data.images import damage_error
 from anytime_lct.errors import DataError
 
 
 def open_set(kind: Any, name: str, root: Path, *, train: bool = True, download: bool = False) -> Any:
-    """Let torchvision check, and fetch where asked, the files of a data set."""
+    """Open a data set by torchvision, which checks its files, and downloads them with `download`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -23,4 +23,4 @@ def open_set(kind: Any, name: str, root: Path, *, train: bool = True, download: 
                 f"The data set '{name}' could not be downloaded to '{root.absolute()}' ({reason}); "
                 f"put torchvision's files there, or name a folder that has them with --data-root."
             ) from None
-        raise damaged(name, root, reason) from None
+        raise damage_error(name, root, reason) from None

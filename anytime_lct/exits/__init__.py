@@ -1,1 +1,1 @@
-"""Exits: what they cost and are worth, budgets, the choice among them, and the exported bundle; needs no torch."""
+"""Exits: their costs and qualities, budgets, the choice among them, and the exported bundle; needs no torch."""

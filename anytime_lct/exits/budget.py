@@ -1,4 +1,4 @@
-"""What an answer may cost, what a request asks, and reading (and writing) amounts such as 20M, 5ms and 93%."""
+"""What an answer may cost, what a request asks for, and amounts such as 20M, 5ms and 93% as text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from anytime_lct.errors import BudgetError
 from anytime_lct.exits.thresholds import Measure, Thresholds
 
 Mode = Literal["anytime", "fixed"]
-Stopped = Literal["budget", "confident", "deadline", "load", "last"]
-"""Why no deeper exit answered: the budget's exit was reached, the samples were sure, time was short, others waited
-whose time was short, or there is no deeper exit."""
+StopReason = Literal["budget", "confident", "deadline", "load", "last"]
+"""Why no deeper exit answered: the budget's exit was reached, every sample was confident enough, the deadline was near,
+other requests waited, or no deeper exit is better."""
 
 COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
@@ -25,7 +25,7 @@ _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[eE][+-]?\d{1,3})?)\s*([A-Za-z%Â
 class Budget:
     """Upper bounds on a sub-model, for one sample: multiply-adds, parameters, seconds, and the deepest exit.
 
-    None leaves a bound out. Raises BudgetError for a bound that is not a positive finite number.
+    None is no bound. Raises BudgetError for a bound that is not a positive finite number.
 
     >>> Budget(flops=parse_count("20M"), latency=parse_seconds("5ms"))
     Budget(flops=20000000.0, params=None, latency=0.005, exit=None)
@@ -46,23 +46,23 @@ class Budget:
             )
 
 
-ANY = Budget()
+UNLIMITED = Budget()  # no bounds
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks: what its answer may cost, by when it is due, and when a sample may stop before.
+    """What a request asks for: what its answer may cost, when it is due, and when a sample may stop early.
 
-    `budget` bounds the exit. `timeout` are seconds from the request's arrival until its answer is due. A sample stops
-    early in one way at most: at the first exit that is so sure, by `min_confidence` of (0, 1] and `measure`; by a
-    `rule`; or by the bundle's rule for a mean cost of `mean_flops` over many requests. In the mode "fixed" the exit
-    that the budget names answers, whatever the load. Raises BudgetError.
+    `budget` bounds the exit. `timeout` is the time in seconds from the request's arrival until its answer is due. A
+    sample stops early in one way at most: at the first exit whose confidence, by `measure`, is at least
+    `min_confidence`, of (0, 1]; by a `rule`; or by the bundle's rule for a mean cost of `mean_flops` over many
+    requests. In the mode "fixed" the exit that the budget names answers, whatever the load. Raises BudgetError.
 
     >>> Ask(Budget(flops=20e6), timeout=0.02).mode
     'anytime'
     """
 
-    budget: Budget = ANY
+    budget: Budget = UNLIMITED
     timeout: float | None = None
     min_confidence: float | None = None
     measure: Measure = "max-probability"
@@ -77,18 +77,18 @@ class Ask:
             check_positive(self.mean_flops, "a mean budget")
         if self.min_confidence is not None:
             check_confidence(self.min_confidence)
-        ways = {
+        is_set = {
             "'min_confidence'": self.min_confidence is not None,
             "'mean_flops'": self.mean_flops is not None,
             "a rule": self.rule is not None,
             'the mode "fixed", which goes to one exit': self.mode == "fixed",
         }
-        given = [words for words, is_given in ways.items() if is_given]
-        if len(given) > 1:
-            raise BudgetError(f"Expected one way to stop, got both {' and '.join(given)}; leave one out.")
+        ways = [way for way, is_chosen in is_set.items() if is_chosen]
+        if len(ways) > 1:
+            raise BudgetError(f"Expected one way to stop, got both {' and '.join(ways)}; leave one out.")
 
 
-FREELY = Ask()  # no bounds, no deadline
+DEFAULT_ASK = Ask()  # no bounds, no deadline, no early stop
 
 
 def check_confidence(number: object) -> None:
@@ -98,7 +98,7 @@ def check_confidence(number: object) -> None:
 
 
 def check_positive(number: object, what: str) -> None:
-    """Raise BudgetError unless `number` is a positive finite number."""
+    """Raise BudgetError, which names the number by `what`, unless it is a positive finite number."""
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise BudgetError(f"Expected {what} that is a positive finite number, got {number!r}; give another.")
 
@@ -145,7 +145,7 @@ def parse_quality(text: str) -> float:
 
 
 def show_count(count: float) -> str:
-    """Write a count with four digits and its unit.
+    """Format a count with four digits and its unit.
 
     >>> show_count(40_812_345)
     '40.81M'
@@ -157,7 +157,7 @@ def show_count(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """Write a time in the unit that suits it.
+    """Format a time in the unit that suits it.
 
     >>> show_seconds(0.00512)
     '5.12ms'

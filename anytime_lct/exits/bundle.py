@@ -1,10 +1,10 @@
-"""The exported folder: everything a device needs to answer, with the sums to know that it is whole.
+"""The exported folder: everything a device needs to answer, with checksums of every file.
 
 BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
-BUNDLE/critic_1.onnx ..                 "input" -> "logits", what turns a hidden tensor into an answer
-BUNDLE/anytime.onnx                     where asked for: all exits, "input" and "thresholds" -> "logits" and "exit"
+BUNDLE/critic_1.onnx ..                 "input" -> "logits", from a hidden tensor to an answer
+BUNDLE/anytime.onnx                     optional: all exits, "input" and "thresholds" -> "logits" and "exit"
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 
 class File(Record):
-    """A file of the bundle, by its plain name, its sum and its size."""
+    """A file of the bundle: its plain name, checksum and size."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(onnx|json)$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -36,9 +36,9 @@ class File(Record):
 class Preprocessing(Record):
     """How raw inputs become network inputs.
 
-    Images of another size than (height, width) are brought to it: with `resize`, their shorter side becomes that long
-    and their centre is cut out, without it they are stretched. Then they are scaled to [0, 1], lessened by `mean` and
-    divided by `std`, each per channel. Character k of `symbols` is number k of a text.
+    Images of another size than (height, width) are resized: with `resize`, their shorter side becomes that long and
+    their centre is cropped; without it they are stretched. Pixels x of [0, 1] become (x - mean) / std, per channel.
+    Character k of `symbols` is number k of a text.
     """
 
     kind: Literal["image", "text"]
@@ -61,15 +61,15 @@ class Preprocessing(Record):
         elif any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std)) or 0.0 in self.std:
             raise ValueError("an image needs a mean and a std, not zero, for every channel")
         elif self.resize is not None and self.resize < max(self.height or 0, self.width or 0):
-            raise ValueError("an image cannot be cut out of one that was resized to less")
+            raise ValueError("resize must be at least the height and the width of the image")
         return self
 
 
 class Manifest(Record):
-    """What is in the bundle. `served` are the exits it can answer with; keys and numbers count from 1.
+    """What is in the bundle. `served` are the exits that it can answer with; indices count from 1.
 
-    All graphs are of one `precision`. `largest_difference` of logits is that from torch's, or, for int8, that of the
-    chain of groups from the whole exits.
+    All graphs have one `precision`. `largest_difference` is between the graphs' logits and torch's or, for int8,
+    between those of the chain of groups and of the whole exits.
     """
 
     format: Literal[1] = 1
@@ -103,7 +103,7 @@ class Manifest(Record):
             # A bundle with groups chains them to every exit, and one without has every exit whole.
             chained = len(self.groups) >= i and (i == self.num_groups or i in self.critics)
             if not 1 <= i <= self.num_groups or not (chained if self.groups else i in self.exits):
-                raise ValueError(f"exit {i} is said to be served but has no files")
+                raise ValueError(f"exit {i} is listed as served but has no files")
         return self
 
     def files(self) -> list[File]:
@@ -115,7 +115,7 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported folder that was found whole; `thresholds` are its rules for stopping, where it has any."""
+    """An exported folder whose files have been checked; `thresholds` are its rules for stopping, where it has any."""
 
     path: Path
     manifest: Manifest
@@ -124,22 +124,22 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
-        """Open a bundle and, unless told otherwise, compare every file with its sum; raises BundleError."""
+        """Open a bundle, compare every file with its size and, with `verify`, its checksum; raises BundleError."""
         folder = Path(path)
         manifest = _read_manifest(folder)
         for file in manifest.files():
-            found = folder / file.name
-            if not found.is_file():
+            stored = folder / file.name
+            if not stored.is_file():
                 raise BundleError(f"The bundle '{folder}' lacks '{file.name}'; copy or export it again.")
             try:
-                whole = found.stat().st_size == file.bytes and (not verify or describe_file(found) == file)
+                is_whole = stored.stat().st_size == file.bytes and (not verify or describe_file(stored) == file)
             except OSError as error:
                 raise BundleError(
-                    f"The bundle's file '{found}' cannot be read: {error.strerror or error}; export it again."
+                    f"The bundle's file '{stored}' cannot be read: {error.strerror or error}; export it again."
                 ) from None
-            if not whole:
+            if not is_whole:
                 raise BundleError(
-                    f"The bundle's file '{found}' is truncated or altered; copy or export the bundle again."
+                    f"The bundle's file '{stored}' is truncated or altered; copy or export the bundle again."
                 )
         try:
             profile = Profile.load(folder / manifest.profile.name)
@@ -167,7 +167,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a bundle is to hold: `exits` (None: all), `only` whole exits or only groups, and a `single` file beside."""
+    """What a bundle holds: which `exits` (None: all), `only` whole exits or only groups, and a `single` file."""
 
     exits: Sequence[int] | None = None
     only: Literal["exits", "groups"] | None = None
@@ -178,12 +178,12 @@ ALL = Contents()
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell whether a folder looks like a bundle."""
+    """Return whether a folder looks like a bundle."""
     return (path / MANIFEST).is_file()
 
 
 def describe_file(path: Path) -> File:
-    """Return a file's name, sum and size."""
+    """Return a file's name, checksum and size."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -192,7 +192,7 @@ def describe_file(path: Path) -> File:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json; it is there whole or not at all."""
+    """Write manifest.json, whole or not at all."""
     write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
 
 

@@ -52,14 +52,14 @@ class Latency(Record):
 
 
 class CalibrationGap(Record):
-    """Expected calibration error on test data, of 0 to 1, of the logits as they are and divided by the temperature."""
+    """Expected calibration error on test data, from 0 to 1, before and after dividing the logits by the temperature."""
 
     before: Annotated[float, Field(ge=0.0, le=1.0)]
     after: Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Exit(Record):
-    """What was measured of sub-model `index`; its logits divided by `temperature` give probabilities that hold."""
+    """What was measured of sub-model `index`; its logits divided by `temperature` give calibrated probabilities."""
 
     index: Annotated[int, Field(ge=1)]
     validation: Quality | None
@@ -73,8 +73,8 @@ class Profile(Record):
     """Costs of N groups and N-1 critics, kept apart, and quality of N exits, all in order from 1.
 
     `p_worse[i-1][j-1]` is the one-sided p-value of "exit i is not worse than exit j" on the same samples of
-    `split`: small where i is significantly worse. `split` is the one that choices are made on. `weights` is the sum of
-    the weights that were measured, where they lay in a run folder.
+    `split`: small where i is significantly worse. `split` is the one that choices are made on. `weights` is the
+    checksum of the measured weights, where they come from a run folder.
     """
 
     format: Literal[1] = 1
@@ -98,7 +98,7 @@ class Profile(Record):
         if len(self.p_worse) != N or any(len(row) != N for row in self.p_worse):
             raise ValueError(f"p_worse needs {N} rows of {N} p-values")
         if self.split == "validation" and any(exit.validation is None for exit in self.exits):
-            raise ValueError("choices are to be made on the validation split, but an exit has no quality there")
+            raise ValueError("choices are made on the validation split, but an exit has no quality there")
         return self
 
     @property
@@ -107,47 +107,47 @@ class Profile(Record):
 
     def cost(self, index: int) -> Cost:
         """Cost of sub-model i alone: f_1 + .. + f_i + c_i."""
-        total = sum(self.groups[: self._known(index)], start=Cost(flops=0, params=0))
+        total = sum(self.groups[: self._checked(index)], start=Cost(flops=0, params=0))
         return total + self.critics[index - 1] if index < self.num_groups else total
 
     def quality(self, index: int) -> Quality:
         """Quality of exit i on the split that choices are made on."""
-        exit = self.exits[self._known(index) - 1]
+        exit = self.exits[self._checked(index) - 1]
         return exit.test if self.split == "test" or exit.validation is None else exit.validation
 
     def merit(self, index: int) -> float:
-        """Quality of exit i as a number of which more is better, whatever the metric."""
+        """Quality of exit i as a number where higher is better, whatever the metric."""
         value = self.quality(index).value
         return value if self.metric == "accuracy" else -value
 
     def save(self, path: Path) -> None:
-        """Write the profile as JSON; the file is there whole or not at all."""
+        """Write the profile as JSON, whole or not at all."""
         write(path, self.model_dump_json(indent=1) + "\n", ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> Profile:
         """Read a profile.json, or the one in a folder.
 
-        Raises ProfileError where it is missing or damaged, or of other weights than those that lie beside it.
+        Raises ProfileError where it is missing or damaged, or was measured on other weights than those beside it.
         """
         path = path / NAME if path.is_dir() else path
         text = read_text(path, ProfileError, "write it with: anytime-lct analyze RUN")
-        found = parse(cls, text, path, ProfileError, "write it anew with: anytime-lct analyze RUN")
-        if found.weights and (path.parent / WEIGHTS[0]).exists() and weights_sum(path.parent) != found.weights:
+        profile = parse(cls, text, path, ProfileError, "write it again with: anytime-lct analyze RUN")
+        if profile.weights and (path.parent / WEIGHTS[0]).exists() and weights_sum(path.parent) != profile.weights:
             raise ProfileError(
-                f"Expected the profile of the weights in '{path.parent}', got that of earlier ones; measure them with: "
+                f"Expected a profile of the weights in '{path.parent}', got one of earlier weights; measure them with: "
                 f"anytime-lct analyze {path.parent}."
             )
-        return found
+        return profile
 
-    def _known(self, index: int) -> int:
+    def _checked(self, index: int) -> int:
         if not 1 <= index <= self.num_groups:
             raise ProfileError(f"Expected an exit of 1 to {self.num_groups}, got {index}; choose one of the profile.")
         return index
 
 
 def weights_sum(run: Path) -> str:
-    """Return the sha256 sum of a run folder's weights; raises ProfileError where they cannot be read."""
+    """Return the sha256 checksum of a run folder's weights; raises ProfileError where they cannot be read."""
     digest = hashlib.sha256()
     try:
         for name in WEIGHTS:

@@ -35,13 +35,13 @@ def select(
     within_noise: bool = False,
     exits: Iterable[int] | None = None,
 ) -> Selection:
-    """Choose an exit on `profile.split`; of conditions given together, all must hold.
+    """Choose an exit by its quality on `profile.split`; several conditions must all hold.
 
-    Bounds alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below
+    Budget alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below
     the best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
     `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means
     fewer FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget.
-    `exits` are those to choose from.
+    `exits` limits the choice to these.
 
     Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
 
@@ -52,7 +52,7 @@ def select(
     floors = _floors(profile, min_accuracy, max_bpc, max_drop)
     allowed = _allowed(profile, exits)
     bounds = _bounds(profile, budget, allowed)
-    fitting = [i for i in allowed if all(need(i) <= bound for _, bound, need, _ in bounds)]
+    fitting = [i for i in allowed if all(need(i) <= limit for _, limit, need, _ in bounds)]
     if not fitting:
         raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
     best = min(fitting, key=lambda i: (-profile.merit(i), *_price(profile, i)))
@@ -63,16 +63,16 @@ def select(
         row = [p[best - 1] for p in profile.p_worse]
         reaching = [i for i in reaching if i == best or row[i - 1] >= SIGNIFICANCE]
     cheapest = bool(floors) or within_noise
-    chosen = min(reaching, key=lambda i: _price(profile, i)) if cheapest else best
-    wishes = [says for _, says in floors]
+    exit = min(reaching, key=lambda i: _price(profile, i)) if cheapest else best
+    conditions = [condition for _, condition in floors]
     if within_noise:
-        wishes.append(f"is not significantly worse than exit {best} (p >= {SIGNIFICANCE})")
-    reason = _reason(profile, cheapest, wishes, bounds)
-    return Selection(chosen, profile.cost(chosen), profile.quality(chosen), reason)
+        conditions.append(f"is not significantly worse than exit {best} (p >= {SIGNIFICANCE})")
+    reason = _reason(profile, cheapest, conditions, bounds)
+    return Selection(exit, profile.cost(exit), profile.quality(exit), reason)
 
 
 def pareto_front(profile: Profile) -> tuple[int, ...]:
-    """Exits that no other beats in FLOPs and quality, by rising FLOPs: all that budgets of FLOPs choose."""
+    """Return the exits that no other beats in FLOPs and quality, by rising FLOPs: all that FLOPs budgets choose."""
     front: list[int] = []
     cheapest_first = sorted(
         range(1, profile.num_groups + 1),
@@ -85,7 +85,7 @@ def pareto_front(profile: Profile) -> tuple[int, ...]:
 
 
 def show_quality(profile: Profile, value: float) -> str:
-    """Write a metric's value as people read it.
+    """Format a metric's value for people.
 
     >>> show_quality(profile, 0.9312)  # doctest: +SKIP
     '93.12%'
@@ -93,9 +93,9 @@ def show_quality(profile: Profile, value: float) -> str:
     return f"{100 * value:.2f}%" if profile.metric == "accuracy" else f"{value:.3f} BPC"
 
 
-# A bound: what it is called, how much is allowed, what an exit needs of it, and how amounts are written.
+# A bound: its name, its limit, what an exit needs of it, and how amounts are formatted.
 Bound = tuple[str, float, Callable[[int], float], Callable[[float], str]]
-# A floor: the least merit (Profile.merit), and what an exit that reaches it does.
+# A floor: the lowest merit (Profile.merit) that is allowed, and the condition in words.
 Floor = tuple[float, str]
 
 
@@ -105,9 +105,9 @@ def _price(profile: Profile, i: int) -> tuple[int, int, int]:
 
 
 def _allowed(profile: Profile, exits: Iterable[int] | None) -> list[int]:
-    everything = range(1, profile.num_groups + 1)
-    allowed = list(everything) if exits is None else sorted(set(exits))
-    if not allowed or not set(allowed) <= set(everything):
+    indices = range(1, profile.num_groups + 1)
+    allowed = list(indices) if exits is None else sorted(set(exits))
+    if not allowed or not set(allowed) <= set(indices):
         raise BudgetError(f"Expected exits to choose from among 1 to {profile.num_groups}, got {allowed}; name others.")
     return allowed
 
@@ -135,14 +135,14 @@ def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]
 
 
 def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None) -> list[Floor]:
-    wanted = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
-    for name, number in wanted.items():
+    conditions = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
+    for name, number in conditions.items():
         if number is not None and not (math.isfinite(number) and number >= 0):
             raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
     other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
-    if wanted[other] is not None:
+    if conditions[other] is not None:
         raise BudgetError(
-            f"Expected a condition on {profile.metric}, which this profile holds, got {other}; ask for "
+            f"Expected a condition on {profile.metric}, which this profile holds, got {other}; use "
             f"{'min_accuracy' if other == 'max_bpc' else 'max_bpc'} or max_drop."
         )
     floors: list[Floor] = []
@@ -159,33 +159,33 @@ def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None,
     return floors
 
 
-def _reason(profile: Profile, cheapest: bool, wishes: list[str], bounds: list[Bound]) -> str:
-    says = " and ".join(wishes + [f"fits {within}" for within in _within(bounds)])
-    if not says:
+def _reason(profile: Profile, cheapest: bool, conditions: list[str], bounds: list[Bound]) -> str:
+    all_conditions = " and ".join(conditions + [f"fits {limit}" for limit in _limits(bounds)])
+    if not all_conditions:
         return f"the most accurate exit on the {profile.split} split"
-    return f"the {'cheapest' if cheapest else 'most accurate'} exit on the {profile.split} split that {says}"
+    return f"the {'cheapest' if cheapest else 'most accurate'} exit on the {profile.split} split that {all_conditions}"
 
 
-def _within(bounds: list[Bound]) -> list[str]:
+def _limits(bounds: list[Bound]) -> list[str]:
     return [
-        f"a depth of {show(bound)}" if name == "depth" else f"{show(bound)} {name}" for name, bound, _, show in bounds
+        f"a depth of {show(limit)}" if name == "depth" else f"{show(limit)} {name}" for name, limit, _, show in bounds
     ]
 
 
 def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> str:
-    """Name, for every bound, the exit that needs least of it."""
+    """Name, for every bound, the exit that needs the least of it."""
     nearest: list[str] = []
     for name, _, need, show in bounds:
         least = min(allowed, key=lambda i: (need(i), *_price(profile, i)))
-        is_nearest = "is the first" if name == "depth" else f"needs the least with {show(need(least))} {name}"
-        nearest.append(f"exit {least} {is_nearest} ({_quality(profile, least)})")
-    return f"No exit fits {' and '.join(_within(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
+        reason = "is the first" if name == "depth" else f"needs the least with {show(need(least))} {name}"
+        nearest.append(f"exit {least} {reason} ({_quality(profile, least)})")
+    return f"No exit fits {' and '.join(_limits(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
 
 
 def _nothing_reaches(profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int) -> str:
     """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
-    who = f"No exit that fits {' and '.join(_within(bounds))}" if bounds else "No exit"
-    says = " and ".join(says for _, says in floors)
+    subject = f"No exit that fits {' and '.join(_limits(bounds))}" if bounds else "No exit"
+    conditions = " and ".join(condition for _, condition in floors)
     nearest = f"the best is exit {best} with {_quality(profile, best)}"
     reaching = [i for i in allowed if all(profile.merit(i) >= floor for floor, _ in floors)]
     if reaching:
@@ -193,7 +193,7 @@ def _nothing_reaches(profile: Profile, floors: list[Floor], bounds: list[Bound],
         cost = profile.cost(cheapest)
         needs = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
         nearest += f", and exit {cheapest} would do, with {needs}"
-    return f"{who} {says}; {nearest}."
+    return f"{subject} {conditions}; {nearest}."
 
 
 def _quality(profile: Profile, i: int) -> str:

@@ -1,6 +1,6 @@
-"""How sure an exit must be for a sample to stop there: found on validation data, kept beside the profile.
+"""How confident an exit must be for a sample to stop there: searched on validation data, stored beside the profile.
 
-RUN/thresholds.json, BUNDLE/thresholds.json: one entry for each mean budget that was asked for
+RUN/thresholds.json, BUNDLE/thresholds.json: one rule per mean budget
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEASURES: tuple[Measure, ...] = ("max-probability", "margin", "entropy")
 
 
 class MeanCost(Record):
-    """Multiply-adds that a sample took on average, with the 95% interval of the mean."""
+    """Mean multiply-adds of a sample, with the 95% interval of the mean."""
 
     flops: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     low: float
@@ -31,10 +31,10 @@ class MeanCost(Record):
 class Thresholds(Record):
     """A rule for stopping: a sample stops at the first visited exit whose confidence is at least its threshold.
 
-    `at` has the thresholds of the visited exits by rising index; the deepest of them is 0 and stops all. An exit that
-    is not in it is passed without running its critic. `shares` are the parts of the test samples that stopped at each,
-    `accuracy` and `cost` what the rule came to on test data, which had no say in it; `fixed` is the most accurate
-    single exit, by validation, that costs no more than `mean_flops`.
+    `at` has the thresholds of the visited exits by rising index; that of the deepest is 0, which stops every sample. An
+    exit that is not in it is skipped without running its critic. `shares` are the fractions of the test samples that
+    stop at each; `accuracy` and `cost` are measured on test data, which the search does not see. `fixed` is the most
+    accurate single exit, by validation, that costs no more than `mean_flops`.
     """
 
     mean_flops: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -57,7 +57,7 @@ class Thresholds(Record):
 class ThresholdTable(Record):
     """The rules of a network, by rising mean cost.
 
-    `network` is a sum of the weights and temperatures that they hold for (`run_folder.fingerprint`).
+    `network` is a checksum of the weights and temperatures that they were searched for (`run_folder.fingerprint`).
     """
 
     format: Literal[1] = 1
@@ -65,14 +65,14 @@ class ThresholdTable(Record):
     rules: tuple[Thresholds, ...]
 
     def extended(self, rules: Iterable[Thresholds]) -> ThresholdTable:
-        """Return the table with more rules; one for a budget that was there already takes the other's place."""
+        """Return the table with more rules; a rule for the same budget replaces the earlier one."""
         merged = {rule.mean_flops: rule for rule in (*self.rules, *rules)}
         return self.model_copy(update={"rules": tuple(merged[flops] for flops in sorted(merged))})
 
     def of_exits(self, served: Iterable[int]) -> ThresholdTable:
-        """Return the table with only those rules whose visited exits are all among `served`."""
-        known = set(served)
-        return self.model_copy(update={"rules": tuple(rule for rule in self.rules if known >= rule.at.keys())})
+        """Return the table with only the rules whose visited exits are all among `served`."""
+        exits = set(served)
+        return self.model_copy(update={"rules": tuple(rule for rule in self.rules if exits >= rule.at.keys())})
 
     def within(self, mean_flops: float) -> Thresholds:
         """Return the rule of the largest mean budget up to `mean_flops`; raises NothingFitsError and BudgetError.
@@ -84,19 +84,19 @@ class ThresholdTable(Record):
             raise BudgetError(f"Expected a mean budget that is a positive number, got {mean_flops!r}; give another.")
         fitting = [rule for rule in self.rules if rule.mean_flops <= mean_flops * (1 + 1e-9)]
         if not fitting:
-            least = f"{min(rule.mean_flops for rule in self.rules):.4g}" if self.rules else "none"
+            lowest = f"one for {min(rule.mean_flops for rule in self.rules):.4g}" if self.rules else "none"
             raise NothingFitsError(
-                f"Expected thresholds for a mean of at most {mean_flops:.4g} FLOPs, the least that were searched are "
-                f"for {least}; search with: anytime-lct thresholds RUN --mean-flops {mean_flops:.4g}."
+                f"Expected a rule for a mean of at most {mean_flops:.4g} FLOPs, got {lowest} at the lowest; search one "
+                f"with: anytime-lct thresholds RUN --mean-flops {mean_flops:.4g}."
             )
         return max(fitting, key=lambda rule: rule.mean_flops)
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON; the file is there whole or not at all."""
+        """Write the table as JSON, whole or not at all."""
         write(path, self.model_dump_json(indent=1) + "\n", ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> ThresholdTable:
         """Read a thresholds.json; raises ProfileError where it is missing or damaged."""
         text = read_text(path, ProfileError, "search thresholds with: anytime-lct thresholds RUN --mean-flops 20M")
-        return parse(cls, text, path, ProfileError, "search thresholds anew with: anytime-lct thresholds RUN")
+        return parse(cls, text, path, ProfileError, "search thresholds again with: anytime-lct thresholds RUN")

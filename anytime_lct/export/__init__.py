@@ -1,1 +1,1 @@
-"""Export: a trained network as ONNX files, held against torch."""
+"""Export: a trained network as ONNX files, compared with torch."""

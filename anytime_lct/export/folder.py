@@ -1,4 +1,4 @@
-"""The bundle's folder while it is written: it takes its name when all went well, and vanishes otherwise."""
+"""The folder of a bundle while it is written: it gets its name when it is complete, and is deleted on an error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from anytime_lct.exits.bundle import is_bundle
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """Give a folder beside `out` that becomes `out`, or replaces a bundle there with `force`; raises ExportError."""
+    """Yield a folder beside `out` that becomes `out`, or with `force` replaces a bundle there; raises ExportError."""
     out = out.resolve() if out.name in ("", "..") else out
-    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
     if out.exists() and not (force and is_bundle(out)):
-        known = is_bundle(out)
-        holds = "a bundle already; replace it with --force or" if known else "something else than a bundle;"
-        raise ExportError(f"The path '{out}' holds {holds} choose another --out.")
+        problem = "a bundle already; replace it with --force or" if is_bundle(out) else "something else than a bundle;"
+        raise ExportError(f"The path '{out}' holds {problem} choose another --out.")
     try:
         part.mkdir(parents=True)
         yield part
@@ -40,12 +39,12 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
             old.rename(out)
         if old.is_symlink():
             old.unlink()
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, flushed to the disk; raises ExportError where it is larger than ONNX files can be."""
+    """Write a graph and flush it to the disk; raises ExportError where it is too large for an ONNX file."""
     try:
         content = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:

@@ -1,14 +1,14 @@
-"""ONNX graphs of layer groups, critics and whole sub-models, out of one call of torch's exporter.
+"""ONNX graphs of layer groups, critics and whole sub-models, from one call of torch's exporter.
 
-Groups and critics are exported side by side, each from an input of its own, into one graph, the sheet.
-Nothing connects them there, so that each is cut out cleanly, and an exit is the chain of its parts:
+Groups and critics are exported side by side, each with its own input, into one graph, the sheet. Nothing connects them
+there, so that each can be cut out of it, and an exit is the chain of its parts:
 
     the sheet   input -> group_1    hidden_1 -> group_2    hidden_2 -> group_3
                                     hidden_1 -> critic_1   hidden_2 -> critic_2
     exit 2      input -> group_1 =  hidden_1 -> group_2 =  hidden_2 -> critic_2
 
-So an exit and the chain of its groups consist of the same nodes (but see `_enter_once`), and one call takes a third
-of the time of seven.
+So an exit and the chain of its groups have the same nodes (but see `_read_input_once`), and one call of the exporter
+takes a third of the time of seven.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from anytime_lct.errors import ExportError
 
 OPSET = 18
 RESERVED = ("input", "input_once", "hidden", "logits")
-TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 PROTOBUF_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What was exported: groups 1..`num_groups` of a network and some critics, none connected to another.
+    """Groups 1..`num_groups` of a network and some critics, exported side by side and not connected.
 
-    `dynamic` names the leading dimensions of every tensor, which are free: ("batch",) or ("batch", "time").
+    `dynamic` names the leading dimensions of every tensor, which are dynamic: ("batch",) or ("batch", "time").
+    `complete` is whether the last group ends the network.
     """
 
     model: onnx.ModelProto
@@ -51,9 +52,9 @@ class Sheet:
     def group(self, i: int) -> onnx.ModelProto:
         """Return layer group i, "input" -> "hidden", or "logits" where it is the network's last."""
         is_last = self.complete and i == self.num_groups
-        made = _chain(self, f"group_{i}", [_group(i)], "logits" if is_last else "hidden")
-        _enter_once(made.graph)
-        return made
+        model = _chain(self, f"group_{i}", [_group(i)], "logits" if is_last else "hidden")
+        _read_input_once(model.graph)
+        return model
 
     def critic(self, i: int) -> onnx.ModelProto:
         """Return critic i, "input" -> "logits"."""
@@ -77,16 +78,16 @@ def export_sheet(
 ) -> Sheet:
     """Export f_1..f_G and the critics {i: c_i} behind them; `complete` says that f_G ends the network.
 
-    The modules are in evaluation mode on the CPU; `example` is an input of group 1, of sizes of at least 2
-    where `dynamic` leaves them free. Batch norms become part of a convolution, or a product and a sum. Raises
-    ExportError, naming the part that cannot be exported.
+    The modules must be in evaluation mode on the CPU; `example` is an input of group 1, with sizes of at least 2 in its
+    `dynamic` dimensions. Batch norms become part of a convolution, or a product and a sum. Raises ExportError, which
+    names the part that cannot be exported.
     """
     modules = nn.ModuleList([*groups, *critics.values()])
     weights = sum(p.numel() * p.element_size() for p in modules.parameters())
     if weights > PROTOBUF_LIMIT:
         raise ExportError(
-            f"Expected at most 2 GB of weights, the limit of an ONNX file, got {weights / 1e9:.1f} GB; "
-            f"export fewer exits."
+            f"Expected at most 2 GB of weights, the limit of an ONNX file, got {weights / 1e9:.1f} GB; export fewer "
+            f"exits."
         )
     inputs = {"input": example}
     with torch.no_grad():
@@ -104,7 +105,7 @@ def export_sheet(
 
 
 class _SideBySide(nn.Module):
-    """Run every part on the input of its number."""
+    """Runs every part on one of the inputs, `reads` by index."""
 
     def __init__(self, parts: Sequence[nn.Module], reads: Sequence[int]) -> None:
         super().__init__()
@@ -112,23 +113,23 @@ class _SideBySide(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part(inputs[number]) for part, number in zip(self.parts, self.reads, strict=True))
+        return tuple(part(inputs[index]) for part, index in zip(self.parts, self.reads, strict=True))
 
 
 def _translate(
     parts: Mapping[str, tuple[nn.Module, str]], inputs: Mapping[str, Tensor], dynamic: Sequence[str]
 ) -> onnx.ModelProto:
-    used = [name for name in inputs if any(name == reads for _, reads in parts.values())]
-    sizes = tuple({d: torch.export.Dim(f"{word}_{n}") for d, word in enumerate(dynamic)} for n in range(len(used)))
+    names = [name for name in inputs if any(name == reads for _, reads in parts.values())]
+    sizes = tuple({d: torch.export.Dim(f"{label}_{n}") for d, label in enumerate(dynamic)} for n in range(len(names)))
     with _quiet():
         program = torch.onnx.export(
-            _SideBySide([part for part, _ in parts.values()], [used.index(reads) for _, reads in parts.values()]),
-            tuple(inputs[name] for name in used),
+            _SideBySide([part for part, _ in parts.values()], [names.index(reads) for _, reads in parts.values()]),
+            tuple(inputs[name] for name in names),
             dynamo=True,
             dynamic_shapes=(sizes,),
             opset_version=OPSET,
             external_data=False,
-            input_names=used,
+            input_names=names,
             output_names=list(parts),
             verbose=False,
         )
@@ -142,25 +143,25 @@ def _explain(
     inputs: Mapping[str, Tensor],
     dynamic: Sequence[str],
 ) -> str:
-    """Find the part that fails by exporting each alone."""
-    guilty = "The network"
+    """Return a message that names the part that fails, which is found by exporting each alone."""
+    part_name = "The network"
     for name, (part, reads) in parts.items():
         try:
             _translate({name: (part, reads)}, inputs, dynamic)
-        except Exception as own:
+        except Exception as cause:
             kind, _, number = name.partition("_")
-            guilty, error = f"{'Layer group' if kind == 'group' else 'Critic'} {number}", own
+            part_name, error = f"{'Layer group' if kind == 'group' else 'Critic'} {number}", cause
             break
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{guilty} cannot be exported to ONNX: {lines[0] if lines else type(error).__name__}"
+    return f"{part_name} cannot be exported to ONNX: {lines[0] if lines else type(error).__name__}"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch's exporter prints, warns and logs about itself off the user's screen."""
-    loggers = [(logger, logger.level) for logger in map(logging.getLogger, TALKATIVE)]
+    """Hide the prints, warnings and logs of torch's exporter."""
+    loggers = [(logger, logger.level) for logger in map(logging.getLogger, NOISY_LOGGERS)]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger, _ in loggers:
@@ -173,11 +174,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _group(i: int) -> tuple[str, str]:
+    """Return the names of what group i reads and writes in the sheet."""
     return ("input" if i == 1 else f"hidden_{i - 1}", f"group_{i}")
 
 
 def _chain(sheet: Sheet, name: str, parts: Sequence[tuple[str, str]], result: str) -> onnx.ModelProto:
-    """Cut the parts (source, sink) out of the sheet, each reading what the one before it ends in."""
+    """Cut the parts (source, sink) out of the sheet and connect them, each reading the sink of the one before."""
     graph = sheet.model.graph
     nodes = [graph.node[k] for k in dict.fromkeys(k for part in parts for k in _between(graph, *part))]
     used = {value for node in nodes for value in (*node.input, *node.output)}
@@ -185,15 +187,15 @@ def _chain(sheet: Sheet, name: str, parts: Sequence[tuple[str, str]], result: st
     renamed = {value: f"{value}_inner" for value in RESERVED if value in used}
     renamed |= {source: sink for (source, _), (_, sink) in zip(parts[1:], parts, strict=False)}
     renamed |= {parts[0][0]: "input", parts[-1][1]: result}
-    graph_of_part = helper.make_graph(
+    chain = helper.make_graph(
         [_copy(node, renamed) for node in nodes],
         name,
-        [_describe(graph.input, parts[0][0], "input", sheet.dynamic)],
-        [_describe(graph.output, parts[-1][1], result, sheet.dynamic)],
+        [_value_info(graph.input, parts[0][0], "input", sheet.dynamic)],
+        [_value_info(graph.output, parts[-1][1], result, sheet.dynamic)],
         [numpy_helper.from_array(numpy_helper.to_array(t), renamed.get(t.name, t.name)) for t in weights],
     )
     model = helper.make_model(
-        graph_of_part,
+        chain,
         opset_imports=sheet.model.opset_import,
         functions=sheet.model.functions,
         ir_version=sheet.model.ir_version,
@@ -205,10 +207,10 @@ def _chain(sheet: Sheet, name: str, parts: Sequence[tuple[str, str]], result: st
 
 
 def _between(graph: onnx.GraphProto, source: str, sink: str) -> list[int]:
-    """Return the numbers of the nodes on which `sink` depends, from `source` on, in the graph's order."""
-    maker = {value: k for k, node in enumerate(graph.node) for value in node.output if value}
+    """Return the indices of the nodes on which `sink` depends, from `source` on, in the graph's order."""
+    makers = {value: k for k, node in enumerate(graph.node) for value in node.output if value}
     entries = {value.name for value in graph.input} - {source}
-    found: set[int] = set()
+    indices: set[int] = set()
     open_values = [sink]
     while open_values:
         value = open_values.pop()
@@ -216,41 +218,41 @@ def _between(graph: onnx.GraphProto, source: str, sink: str) -> list[int]:
             raise ExportError(
                 f"Expected {sink} to depend on {source} alone, but it reads {value}; report this as a bug."
             )
-        if value in maker and maker[value] not in found:
-            found.add(maker[value])
-            open_values.extend(name for name in graph.node[maker[value]].input if name)
-    return sorted(found)
+        if value in makers and makers[value] not in indices:
+            indices.add(makers[value])
+            open_values.extend(name for name in graph.node[makers[value]].input if name)
+    return sorted(indices)
 
 
 def _copy(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto:
-    """Copy a node without the exporter's notes, which hold source code and paths of this machine."""
-    made = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
-    made.input.extend(renamed.get(value, value) for value in node.input)
-    made.output.extend(renamed.get(value, value) for value in node.output)
-    made.attribute.extend(node.attribute)
-    return made
+    """Copy a node without the exporter's metadata, which holds source code and paths of this machine."""
+    copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+    copy.input.extend(renamed.get(value, value) for value in node.input)
+    copy.output.extend(renamed.get(value, value) for value in node.output)
+    copy.attribute.extend(node.attribute)
+    return copy
 
 
-def _enter_once(graph: onnx.GraphProto) -> None:
-    """Let a map that enters by several doors (a convolution and the sum around it) enter by one: a pooling of 1x1.
+def _read_input_once(graph: onnx.GraphProto) -> None:
+    """Let a feature map that several nodes read (a convolution and the sum around it) enter through a 1x1 max pooling.
 
-    onnxruntime keeps maps in blocks of channels from the first convolution or pooling on, and fuses a sum into the
-    convolution before it only where both its terms are in blocks. A map that comes from outside is not: without the
-    pooling every sum of the group stays apart, with two conversions each (ResNet-50: 4% of a group's time), and rounds
-    otherwise than in the whole exit. Where only convolutions read the map they share one conversion anyway.
+    onnxruntime stores maps in blocks of channels from the first convolution or pooling on, and fuses a sum into the
+    convolution before it only where both terms are in blocks. An input of the graph is not: without the pooling no sum
+    of the group is fused, each needs two conversions (ResNet-50: 4% of a group's time), and rounding differs from the
+    whole exit. Where only convolutions read the map, they share one conversion anyway.
     """
     readers = [node for node in graph.node if "input" in node.input]
     only_convolutions = all(node.op_type == "Conv" for node in readers)
     if len(readers) < 2 or only_convolutions or len(graph.input[0].type.tensor_type.shape.dim) != 4:
         return
     for node in readers:
-        for place, value in enumerate(node.input):
+        for index, value in enumerate(node.input):
             if value == "input":
-                node.input[place] = "input_once"
+                node.input[index] = "input_once"
     graph.node.insert(0, helper.make_node("MaxPool", ["input"], ["input_once"], "enter_once", kernel_shape=[1, 1]))
 
 
-def _describe(
+def _value_info(
     values: Sequence[onnx.ValueInfoProto], name: str, renamed: str, dynamic: Sequence[str]
 ) -> onnx.ValueInfoProto:
     tensor = next(value for value in values if value.name == name).type.tensor_type

@@ -1,4 +1,4 @@
-"""Exported graphs held against torch: the same inputs, the same logits."""
+"""Exported graphs compared with torch: the same inputs must give the same logits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def largest_difference(
 ) -> float:
     """Return the largest difference of any logit of any engine from torch's, over batches of 1, 3 and 64.
 
-    An engine maps an input to the logits of its exits. Raises ExportError where a difference exceeds 1e-4 or,
-    with logits beyond 10, 1e-5 of the largest: float32 knows seven digits, not seven decimals.
+    An engine maps an input to the logits of its exits. Raises ExportError where a difference exceeds 1e-4 or, for
+    logits beyond 10, 1e-5 of the largest: float32 has seven significant digits, not seven decimals.
     """
     largest = 0.0
     for x in samples(facts):
@@ -37,9 +37,9 @@ def largest_difference(
 
 
 def largest_disagreement(engines: Sequence[Engine], facts: Facts) -> float:
-    """Return the largest difference of any logit between engines, over the same batches; 0 is the same bits.
+    """Return the largest difference of any logit between engines, over the same batches; 0 if they agree to the bit.
 
-    This is what int8 graphs are asked, which cannot agree with torch: whether the chain says what the whole exits say.
+    It is the check of int8 graphs, which cannot agree with torch: the chain of groups must equal the whole exits.
     """
     largest = 0.0
     for x in samples(facts):
@@ -54,7 +54,7 @@ def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
         raise ExportError(f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written.")
     difference = float(np.abs(logits - expected).max())
     allowed = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
-    if not difference <= allowed:  # nan is not below anything
+    if not difference <= allowed:  # also for nan
         raise ExportError(
             f"Expected the {what} to agree with torch within {allowed:.1e}, but logits of shape "
             f"{expected.shape} differ by {difference:.1e}; nothing was written."
@@ -63,42 +63,36 @@ def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
 
 
 def samples(facts: Facts) -> Iterator[NDArray]:
-    """Yield the inputs to compare on, always the same: normal noise, or random symbols of two lengths."""
+    """Yield the inputs of the comparison, always the same: normal noise, or random symbols of two lengths."""
     generator = np.random.default_rng(0)
     if facts.task == "language-model":
         (length,) = facts.input_shape
         short = length // 3 + 1
-        for batch, steps in (
-            (1, length),
-            (3, length),
-            (3, short),
-            (64, short),
-        ):
+        for batch, steps in ((1, length), (3, length), (3, short), (64, short)):
             yield generator.integers(0, facts.outputs, (batch, steps), dtype=np.int64)
     else:
         for batch in (1, 3, 64):
             yield generator.standard_normal((batch, *facts.input_shape), dtype=np.float32)
 
 
-def chain(folder: Path, num_groups: int, critics: Sequence[int]) -> Engine:
-    """Open the groups and critics of a folder as an engine that runs them one after the other."""
-    of_groups = [_open(folder / f"group_{i}.onnx") for i in range(1, num_groups + 1)]
-    of_critics = {i: _open(folder / f"critic_{i}.onnx") for i in critics}
+def chain_engine(folder: Path, num_groups: int, critics: Sequence[int]) -> Engine:
+    """Open the groups and critics of a folder as an engine that runs them one after another."""
+    group_sessions = [_open(folder / f"group_{i}.onnx") for i in range(1, num_groups + 1)]
+    critic_sessions = {i: _open(folder / f"critic_{i}.onnx") for i in critics}
 
     def run(x: NDArray) -> dict[int, NDArray]:
         answers = {}
-        for i, group in enumerate(of_groups, start=1):
+        for i, group in enumerate(group_sessions, start=1):
             x = _run(group, x)
-            if i in of_critics:
-                answers[i] = _run(of_critics[i], x)
-        ends = num_groups not in of_critics
-        return answers | ({num_groups: x} if ends else {})
+            if i in critic_sessions:
+                answers[i] = _run(critic_sessions[i], x)
+        return answers if num_groups in critic_sessions else answers | {num_groups: x}
 
     return run
 
 
-def whole(folder: Path, exits: Sequence[int]) -> Engine:
-    """Open the whole exits of a folder, one at a time, as an engine."""
+def exits_engine(folder: Path, exits: Sequence[int]) -> Engine:
+    """Return an engine that opens and runs the whole exits of a folder one at a time."""
 
     def run(x: NDArray) -> dict[int, NDArray]:
         return {i: _run(_open(folder / f"exit_{i}.onnx"), x) for i in exits}
@@ -106,17 +100,17 @@ def whole(folder: Path, exits: Sequence[int]) -> Engine:
     return run
 
 
-def chosen(path: Path, exits: Sequence[int]) -> Engine:
-    """Open the single file as an engine that is led to each exit by its thresholds, the exits before it skipped.
+def single_file_engine(path: Path, exits: Sequence[int]) -> Engine:
+    """Open the single file as an engine that reaches each exit by thresholds which skip those before it.
 
-    Raises ExportError where another exit than the one that was asked for answers.
+    The engine raises ExportError where another exit answers.
     """
     session = _open(path)
 
     def run(x: NDArray) -> dict[int, NDArray]:
         answers = {}
-        for number, i in enumerate(exits):
-            thresholds = np.where(np.arange(len(exits) - 1) < number, 2.0, 0.0).astype(np.float32)
+        for k, i in enumerate(exits):
+            thresholds = np.where(np.arange(len(exits) - 1) < k, 2.0, 0.0).astype(np.float32)
             logits, exit_ = session.run(None, {"input": x, "thresholds": thresholds})
             if int(np.asarray(exit_)) != i:
                 raise ExportError(f"Expected exit {i} of '{path.name}' to answer, got {exit_}; report this as a bug.")
@@ -138,7 +132,7 @@ def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Ten
 
 def _open(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would burn the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would occupy the cores
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

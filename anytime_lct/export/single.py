@@ -1,4 +1,4 @@
-"""All exits in one ONNX file: nested If, and the thresholds as an input.
+"""All exits in one ONNX file: nested If nodes, with the thresholds as an input.
 
     input -> group 1 -> critic 1 -> confident? -- yes -> logits
                  |                      no
@@ -6,9 +6,9 @@
                                          |                      no
                                       hidden 2 ------------> group 3 -> logits
 
-A batch ends at an exit where the largest probability of every sample reaches the exit's threshold; a threshold above 1
-skips the exit, and its critic is not computed. Weights lie in the branch that needs them: outside, onnxruntime would
-not prepare them for their kernels.
+A batch stops at an exit where the largest probability of every sample reaches the exit's threshold; a threshold above 1
+skips the exit without running its critic. Weights are in the branch that needs them: outside of it, onnxruntime would
+not pack them for their kernels.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ NAME = "anytime.onnx"
 
 
 def single_file(sheet: Sheet, served: Sequence[int]) -> onnx.ModelProto:
-    """Return one graph: "input" and "thresholds" (E - 1,) to "logits" and "exit", the number of the exit that answered.
+    """Return one graph: "input" and "thresholds" (E - 1,) to "logits" and "exit", the index of the exit that answered.
 
-    E are the served exits, in rising order, at least two; the last answers whoever comes to it, and has no threshold.
+    E is the number of served exits, in rising order and at least two. The last answers every batch that reaches it, and
+    has no threshold.
     """
     groups = {i: sheet.group(i).graph for i in range(1, served[-1] + 1)}
-    whole = sheet.complete and served[-1] == sheet.num_groups
-    critics = {i: sheet.critic(i).graph for i in served if not (whole and i == served[-1])}
+    ends_network = sheet.complete and served[-1] == sheet.num_groups
+    critics = {i: sheet.critic(i).graph for i in served if not (ends_network and i == served[-1])}
     body = _from_exit(0, served, groups, critics, "input")
     body.node("Identity", [body.logits], "logits")
     body.node("Identity", [body.exit], "exit")
-    answer = onnx.ValueInfoProto()
-    answer.CopyFrom((critics.get(served[-1]) or groups[served[-1]]).output[0])
+    logits = onnx.ValueInfoProto()
+    logits.CopyFrom((critics.get(served[-1]) or groups[served[-1]]).output[0])
     model = helper.make_model(
         helper.make_graph(
             body.nodes,
             "anytime",
             [groups[1].input[0], helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(served) - 1])],
-            [answer, helper.make_tensor_value_info("exit", TensorProto.INT64, [])],
+            [logits, helper.make_tensor_value_info("exit", TensorProto.INT64, [])],
             body.weights,
         ),
         opset_imports=sheet.model.opset_import,
@@ -61,7 +62,7 @@ def single_file(sheet: Sheet, served: Sequence[int]) -> onnx.ModelProto:
 
 @dataclass
 class _Body:
-    """Nodes and weights of a graph in the making, and the values that hold its answer."""
+    """The nodes and weights of a graph that is being built, and the values that hold its answer."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[TensorProto] = field(default_factory=list)
@@ -77,59 +78,61 @@ class _Body:
         return name
 
     def part(self, graph: onnx.GraphProto, prefix: str, source: str) -> str:
-        """Take a group or critic in, reading `source`, every other value under a name of its own; return its result."""
+        """Copy a group or critic into the graph, reading `source` and with prefixed names; return its output's name."""
         names = {"": "", graph.input[0].name: source}
 
-        def of(value: str) -> str:
+        def prefixed(value: str) -> str:
             return names.get(value, f"{prefix}/{value}")
 
         for node in graph.node:
-            made = onnx.NodeProto()
-            made.CopyFrom(node)
-            made.name = f"{prefix}/{node.name}"
-            made.input[:], made.output[:] = map(of, node.input), map(of, node.output)
-            self.nodes.append(made)
+            node_copy = onnx.NodeProto()
+            node_copy.CopyFrom(node)
+            node_copy.name = f"{prefix}/{node.name}"
+            node_copy.input[:], node_copy.output[:] = map(prefixed, node.input), map(prefixed, node.output)
+            self.nodes.append(node_copy)
         for weight in graph.initializer:
-            kept = TensorProto()
-            kept.CopyFrom(weight)
-            kept.name = of(weight.name)
-            self.weights.append(kept)
-        return of(graph.output[0].name)
+            weight_copy = TensorProto()
+            weight_copy.CopyFrom(weight)
+            weight_copy.name = prefixed(weight.name)
+            self.weights.append(weight_copy)
+        return prefixed(graph.output[0].name)
 
     def branch(self, name: str, outputs: Mapping[str, int]) -> onnx.GraphProto:
-        """Return it as a branch of an If; `outputs` are values and their element types."""
-        described = [helper.make_tensor_value_info(value, kind, None) for value, kind in outputs.items()]
-        return helper.make_graph(self.nodes, name, [], described, self.weights)
+        """Return the graph as a branch of an If; `outputs` are names of values with their element types."""
+        infos = [helper.make_tensor_value_info(value, kind, None) for value, kind in outputs.items()]
+        return helper.make_graph(self.nodes, name, [], infos, self.weights)
 
 
 def _from_exit(
-    at: int,
+    k: int,
     served: Sequence[int],
     groups: Mapping[int, onnx.GraphProto],
     critics: Mapping[int, onnx.GraphProto],
     hidden: str,
 ) -> _Body:
-    """Return the graph from behind the exit before served[at] to the end."""
-    body, i = _Body(), served[at]
-    for k in range(served[at - 1] + 1 if at else 1, i + 1):
-        hidden = body.part(groups[k], f"group_{k}", hidden)
-    if at == len(served) - 1:
+    """Return the graph from behind exit served[k - 1], or from the input, to the end of the network."""
+    body, i = _Body(), served[k]
+    for j in range(served[k - 1] + 1 if k else 1, i + 1):
+        hidden = body.part(groups[j], f"group_{j}", hidden)
+    if k == len(served) - 1:
         body.logits = body.part(critics[i], f"critic_{i}", hidden) if i in critics else hidden
         body.exit = body.node("Identity", [body.constant(i, np.int64, f"number_{i}")], f"last_{i}")
         return body
-    place = body.constant(at, np.int64, f"place_{i}")
-    threshold = body.node("Gather", ["thresholds", place], f"threshold_{i}", axis=0)
+    index = body.constant(k, np.int64, f"index_{i}")
+    threshold = body.node("Gather", ["thresholds", index], f"threshold_{i}", axis=0)
     possible = body.node("LessOrEqual", [threshold, body.constant(1.0, np.float32, f"one_{i}")], f"possible_{i}")
-    asked, skipped = (
-        _asked(i, critics[i], hidden, threshold),
-        _skipped(i, len(critics[i].output[0].type.tensor_type.shape.dim)),
-    )
+    rank = len(critics[i].output[0].type.tensor_type.shape.dim)
     body.nodes.append(
         helper.make_node(
-            "If", [possible], [f"logits_{i}", f"sure_{i}"], f"look_{i}", then_branch=asked, else_branch=skipped
+            "If",
+            [possible],
+            [f"logits_{i}", f"sure_{i}"],
+            f"look_{i}",
+            then_branch=_critic_branch(i, critics[i], hidden, threshold),
+            else_branch=_skip_branch(i, rank),
         )
     )
-    stop, on = _Body(), _from_exit(at + 1, served, groups, critics, hidden)
+    stop, deeper = _Body(), _from_exit(k + 1, served, groups, critics, hidden)
     stop.node("Identity", [f"logits_{i}"], f"given_{i}")
     stop.node("Identity", [stop.constant(i, np.int64, f"number_{i}")], f"exit_{i}")
     body.logits, body.exit = f"answer_{i}", f"answered_{i}"
@@ -140,27 +143,29 @@ def _from_exit(
             [body.logits, body.exit],
             f"stop_{i}",
             then_branch=stop.branch(f"stop_at_{i}", {f"given_{i}": TensorProto.FLOAT, f"exit_{i}": TensorProto.INT64}),
-            else_branch=on.branch(f"go_on_from_{i}", {on.logits: TensorProto.FLOAT, on.exit: TensorProto.INT64}),
+            else_branch=deeper.branch(
+                f"go_on_from_{i}", {deeper.logits: TensorProto.FLOAT, deeper.exit: TensorProto.INT64}
+            ),
         )
     )
     return body
 
 
-def _asked(i: int, critic: onnx.GraphProto, hidden: str, threshold: str) -> onnx.GraphProto:
-    """Critic i, and whether every sample's largest probability reaches the threshold."""
+def _critic_branch(i: int, critic: onnx.GraphProto, hidden: str, threshold: str) -> onnx.GraphProto:
+    """Return the branch that runs critic i: its logits, and whether every sample reaches the threshold."""
     body = _Body()
     logits = body.part(critic, f"critic_{i}", hidden)
     probabilities = body.node("Softmax", [logits], f"probabilities_{i}", axis=-1)
-    last = body.constant([-1], np.int64, f"last_axis_{i}")
-    largest = body.node("ReduceMax", [probabilities, last], f"largest_{i}", keepdims=0)
+    axis = body.constant([-1], np.int64, f"last_axis_{i}")
+    largest = body.node("ReduceMax", [probabilities, axis], f"largest_{i}", keepdims=0)
     least = body.node("ReduceMin", [largest], f"least_{i}", keepdims=0)
     confident = body.node("GreaterOrEqual", [least, threshold], f"confident_{i}")
     return body.branch(f"ask_{i}", {logits: TensorProto.FLOAT, confident: TensorProto.BOOL})
 
 
-def _skipped(i: int, rank: int) -> onnx.GraphProto:
-    """No logits, and go on."""
+def _skip_branch(i: int, rank: int) -> onnx.GraphProto:
+    """Return the branch that skips critic i: logits of zeros, and False."""
     body = _Body()
-    nothing = body.node("Identity", [body.constant(np.zeros((1,) * rank), np.float32, f"none_{i}")], f"nothing_{i}")
-    going = body.node("Identity", [body.constant(False, np.bool_, f"false_{i}")], f"going_{i}")
-    return body.branch(f"skip_{i}", {nothing: TensorProto.FLOAT, going: TensorProto.BOOL})
+    zeros = body.node("Identity", [body.constant(np.zeros((1,) * rank), np.float32, f"none_{i}")], f"nothing_{i}")
+    confident = body.node("Identity", [body.constant(False, np.bool_, f"false_{i}")], f"going_{i}")
+    return body.branch(f"skip_{i}", {zeros: TensorProto.FLOAT, confident: TensorProto.BOOL})

@@ -1,4 +1,4 @@
-"""Export a trained network as a bundle: ONNX files of exits, layer groups and critics, held against torch."""
+"""Export a trained network as a bundle: ONNX files of exits, layer groups and critics, compared with torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
-from anytime_lct.evaluation import Answers
+from anytime_lct.evaluation import Predictor
 from anytime_lct.exits.bundle import ALL, Bundle, Contents, Manifest, Preprocessing, describe_file, write_manifest
 from anytime_lct.exits.profile import NAME as PROFILE
 from anytime_lct.exits.profile import Latency, Profile
@@ -54,58 +54,58 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle folder, and return it opened.
 
-    It holds every exit whole, and layer groups and critics for resumable execution; `contents.only` leaves one of the
-    two out. With `contents.single`, anytime.onnx has all exits in one graph too, behind thresholds (export/single.py).
+    It holds every exit whole, and layer groups and critics for resumable execution; `contents.only` omits one of the
+    two. With `contents.single`, anytime.onnx has all exits in one graph too, with thresholds (export/single.py).
     Onnxruntime's logits are compared with torch's, and every exit is timed. Of the rules it takes those that visit
     exported exits only, and none without groups. With `int8` the graphs are quantised, and quality, temperatures and
-    rules are measured on them. The folder appears under its name when it is complete, or not at all; `force` replaces
+    rules are measured on them. The folder gets its name when it is complete, or is not written at all; `force` replaces
     an existing bundle. Raises ExportError.
 
-    >>> write_bundle(Trained(network, facts, profile, "resnet"), Path("bundle"))        # doctest: +SKIP
+    >>> write_bundle(Trained(network, facts, profile, "resnet"), Path("bundle"))  # doctest: +SKIP
     """
     network, facts, profile, thresholds = trained.network, trained.facts, trained.profile, trained.thresholds
-    say = progress or (lambda what: None)
-    asked = _Asked.check(network, profile, contents)
+    report = progress or (lambda step: None)
+    scope = _Scope.of(network, profile, contents)
     if int8 is not None:
         check(facts)
     if any(p.device.type != "cpu" for p in network.parameters()):
         network = copy.deepcopy(network).cpu()
-    groups = list(network.groups)[: asked.num_groups]
-    critics = {i: network.critics[i - 1] for i in asked.critics}
+    groups = list(network.groups)[: scope.num_groups]
+    critics = {i: network.critics[i - 1] for i in scope.critics}
     with new_folder(out, force) as folder, probing(network):
-        say(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
+        report(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
         dynamic = ("batch",) if facts.task == "classification" else ("batch", "time")
-        sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=asked.complete)
+        sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=scope.complete)
         if int8 is not None:
-            say("quantising them to int8")
+            report("quantising them to int8")
             sheet = quantise(sheet, groups, int8.inputs)
-        _write_graphs(folder, sheet, asked)
+        _write_graphs(folder, sheet, scope)
         engines = {}
-        if asked.with_groups:
-            engines["chain of exported groups"] = parity.chain(folder, asked.num_groups, asked.critics)
-        if asked.with_exits:
-            engines["exported sub-model"] = parity.whole(folder, asked.served)
-        if asked.single:
-            engines["single file"] = parity.chosen(folder / SINGLE, asked.served)
+        if scope.with_groups:
+            engines["chain of exported groups"] = parity.chain_engine(folder, scope.num_groups, scope.critics)
+        if scope.with_exits:
+            engines["exported sub-model"] = parity.exits_engine(folder, scope.served)
+        if scope.single:
+            engines["single file"] = parity.single_file_engine(folder / SINGLE, scope.served)
         if int8 is None:
-            say("comparing every exit with torch")
+            report("comparing every exit with torch")
             difference = parity.largest_difference(groups, critics, engines, facts)
         else:
-            say("measuring every exit in int8")
+            report("measuring every exit in int8")
             difference = parity.largest_disagreement(list(engines.values()), facts)
-            profile, thresholds = int8.measure(_answers(next(iter(engines.values())), asked.served), asked.served)
-        say("timing every exit")
-        rules = thresholds.of_exits(asked.served) if thresholds is not None and asked.with_groups else None
-        written = partial(_write_records, folder, facts, asked, trained.model_name, difference, int8 is not None, rules)
-        written(profile)
-        written(_timed(folder, facts, profile, asked))
+            profile, thresholds = int8.measure(_predictor(next(iter(engines.values())), scope.served), scope.served)
+        report("timing every exit")
+        rules = thresholds.of_exits(scope.served) if thresholds is not None and scope.with_groups else None
+        write = partial(_write_records, folder, facts, scope, trained.model_name, difference, int8 is not None, rules)
+        write(profile)  # the session that times the exits opens a complete bundle
+        write(_timed(folder, facts, profile, scope))
         Bundle.open(folder)
     return Bundle.open(out, verify=False)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is to be written, of a network with `network_groups` groups."""
+class _Scope:
+    """What is written, of a network with `network_groups` groups."""
 
     network_groups: int
     served: tuple[int, ...]
@@ -114,12 +114,12 @@ class _Asked:
     single: bool
 
     @classmethod
-    def check(cls, network: LCTNetwork, profile: Profile, contents: Contents) -> _Asked:
+    def of(cls, network: LCTNetwork, profile: Profile, contents: Contents) -> _Scope:
         n, only, single = network.num_groups, contents.only, contents.single
         if profile.num_groups != n:
             raise ExportError(
-                f"Expected a profile of the same network, with {n} exits, got one with {profile.num_groups}; "
-                f"analyze the run again."
+                f"Expected a profile of the same network, with {n} exits, got one with {profile.num_groups}; analyze "
+                f"the run again."
             )
         served = tuple(sorted(set(range(1, n + 1) if contents.exits is None else contents.exits)))
         if not served or served[0] < 1 or served[-1] > n:
@@ -135,42 +135,47 @@ class _Asked:
 
     @property
     def num_groups(self) -> int:
+        """The number of groups that are exported."""
         return self.served[-1]
 
     @property
     def complete(self) -> bool:
+        """Whether the last exported group ends the network."""
         return self.num_groups == self.network_groups
 
     @property
     def critics(self) -> tuple[int, ...]:
+        """The indices of the critics that are exported."""
         return tuple(i for i in self.served if i < self.network_groups)
 
 
-def _write_graphs(folder: Path, sheet: Sheet, asked: _Asked) -> None:
-    if asked.with_groups:
-        for i in range(1, asked.num_groups + 1):
+def _write_graphs(folder: Path, sheet: Sheet, scope: _Scope) -> None:
+    if scope.with_groups:
+        for i in range(1, scope.num_groups + 1):
             save(sheet.group(i), folder / f"group_{i}.onnx")
-        for i in asked.critics:
+        for i in scope.critics:
             save(sheet.critic(i), folder / f"critic_{i}.onnx")
-    if asked.with_exits:
-        for i in asked.served:
+    if scope.with_exits:
+        for i in scope.served:
             save(sheet.exit(i), folder / f"exit_{i}.onnx")
-    if asked.single:
-        save(single_file(sheet, asked.served), folder / SINGLE)
+    if scope.single:
+        save(single_file(sheet, scope.served), folder / SINGLE)
 
 
-def _answers(engine: parity.Engine, served: tuple[int, ...]) -> Answers:
-    def answers(x: Tensor) -> list[Tensor]:
-        found = engine(x.numpy())
-        return [torch.from_numpy(found[i]) for i in served]
+def _predictor(engine: parity.Engine, served: tuple[int, ...]) -> Predictor:
+    """Return what an engine answers, as torch tensors of the served exits in order."""
 
-    return answers
+    def predict(x: Tensor) -> list[Tensor]:
+        logits = engine(x.numpy())
+        return [torch.from_numpy(logits[i]) for i in served]
+
+    return predict
 
 
 def _write_records(
     folder: Path,
     facts: Facts,
-    asked: _Asked,
+    scope: _Scope,
     model_name: str,
     difference: float,
     int8: bool,
@@ -180,24 +185,24 @@ def _write_records(
     profile.save(folder / PROFILE)
     if rules is not None and rules.rules:
         rules.save(folder / THRESHOLDS)
-    text = facts.task == "language-model"
-    groups = range(1, asked.num_groups + 1) if asked.with_groups else ()
+    is_text = facts.task == "language-model"
+    groups = range(1, scope.num_groups + 1) if scope.with_groups else ()
     manifest = Manifest(
         toolkit=__version__,
         task=facts.task,
         model=model_name,
-        num_groups=asked.network_groups,
-        input_shape=("batch", "time") if text else ("batch", *facts.input_shape),
-        input_dtype="int64" if text else "float32",
+        num_groups=scope.network_groups,
+        input_shape=("batch", "time") if is_text else ("batch", *facts.input_shape),
+        input_dtype="int64" if is_text else "float32",
         outputs=facts.outputs,
         classes=facts.classes,
         preprocessing=preprocessing(facts),
         opset=OPSET,
-        exits={i: describe_file(folder / f"exit_{i}.onnx") for i in asked.served if asked.with_exits},
+        exits={i: describe_file(folder / f"exit_{i}.onnx") for i in scope.served if scope.with_exits},
         groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
-        critics={i: describe_file(folder / f"critic_{i}.onnx") for i in asked.critics if asked.with_groups},
-        single=describe_file(folder / SINGLE) if asked.single else None,
-        served=asked.served,
+        critics={i: describe_file(folder / f"critic_{i}.onnx") for i in scope.critics if scope.with_groups},
+        single=describe_file(folder / SINGLE) if scope.single else None,
+        served=scope.served,
         largest_difference=difference,
         precision="int8" if int8 else "float32",
         profile=describe_file(folder / PROFILE),
@@ -207,7 +212,7 @@ def _write_records(
 
 
 def preprocessing(facts: Facts) -> Preprocessing:
-    """Return how raw inputs become those that the network was measured on."""
+    """Return the preprocessing of raw inputs that the network was measured with."""
     if facts.task == "language-model":
         return Preprocessing(kind="text", symbols="".join(facts.classes))
     channels, height, width = facts.input_shape
@@ -217,23 +222,23 @@ def preprocessing(facts: Facts) -> Preprocessing:
     )  # fmt: skip
 
 
-def _timed(folder: Path, facts: Facts, profile: Profile, asked: _Asked) -> Profile:
-    """Measure one sample on one thread the way a device answers it: groups 1..i, then critic i.
+def _timed(folder: Path, facts: Facts, profile: Profile, scope: _Scope) -> Profile:
+    """Measure one sample on one thread as a device answers it: groups 1..i, then critic i.
 
-    Exits that are not served keep no latency: one measured by torch would be no match for these.
+    Exits that are not served have no latency: one measured by torch is not comparable with these.
     """
     session, x = AnytimeSession(folder), next(parity.samples(facts))
-    seconds = median_seconds([partial(session.run_to, i, x) for i in asked.served])
-    found = {
+    seconds = median_seconds([partial(session.run_to, i, x) for i in scope.served])
+    latencies = {
         i: Latency(seconds=s, engine="onnxruntime", machine=machine())
-        for i, s in zip(asked.served, seconds, strict=True)
+        for i, s in zip(scope.served, seconds, strict=True)
     }
-    exits = tuple(e.model_copy(update={"latency": found.get(e.index)}) for e in profile.exits)
+    exits = tuple(exit.model_copy(update={"latency": latencies.get(exit.index)}) for exit in profile.exits)
     return profile.model_copy(update={"exits": exits})
 
 
 def _example(facts: Facts) -> Tensor:
-    """Two samples: torch takes a size of 1 for a constant."""
+    """Two samples: torch treats a size of 1 as a constant."""
     if facts.task == "language-model":
         return torch.zeros(2, max(3, facts.input_shape[0]), dtype=torch.int64)
     return torch.zeros(2, *facts.input_shape)

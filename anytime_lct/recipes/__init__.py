@@ -1,1 +1,1 @@
-"""Recipes: what a training run is asked to do, read, completed and checked; needs no torch."""
+"""Recipes: every value of a training run, read, completed and checked; needs no torch."""

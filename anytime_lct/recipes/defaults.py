@@ -1,13 +1,13 @@
-"""What a recipe that leaves keys out gets: the paper's values for its task, or those of the built-in data sets."""
+"""The defaults of a recipe: the paper's values for its task, or those of the built-in data sets."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Section V-B of the paper: ResNets on CIFAR (80,000 minibatches of 128 are some 205 epochs) and LSTMs on the Penn
-# Treebank; but critics learn what measured best, their own loss: those of images are residual and trained like the
-# groups, those of text have three layers (benchmarks/results/critics_small.md, table5_small.md). The built-in data sets
-# are small and get short runs.
+# Section V-B of the paper: ResNets on CIFAR (80,000 minibatches of 128 are about 205 epochs) and LSTMs on the Penn
+# Treebank. Only critics differ, because their own cross-entropy measured best: those of images are residual and trained
+# like the groups, those of text have three layers (benchmarks/results/critics_small.md, table5_small.md). The built-in
+# data sets are small and get short runs.
 PAPER_IMAGES: dict[str, Any] = {
     "model": {"name": "resnet20"},
     "train": {"epochs": 205},
@@ -47,5 +47,5 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "train": {"epochs": 3, "clip_norm": 1.0},
     },
 }
-# torchvision's weights of these were trained on inputs of another scale, to which they turn theirs themselves.
+# torchvision trained the weights of these networks on inputs of another scale; `transform_input` converts to it.
 SCALED_INPUTS = ("torchvision:googlenet", "torchvision:inception_v3")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from anytime_lct.errors import RecipeError
 
-# Every closed choice is typed here, once.
+# Every closed choice has its type here, once.
 Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
 Strategy = Literal["layers", "balanced", "measured", "memory"]
 CriticKind = Literal["slim", "residual", "paper", "paper-imagenet"]
@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """One table of the file; unknown keys are refused."""
+    """One table of the file; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 class DataRecipe(Section):
-    """The data set by name, where it lies, and how it becomes minibatches (`data.datasets.load`)."""
+    """The data set by name, where it is stored, and how it is made into minibatches (`data.datasets.load`)."""
 
     name: str = "digits"
     root: str | None = None
@@ -67,8 +67,8 @@ class ModelRecipe(Section):
 class CutRecipe(Section):
     """Where a network is cut: into `groups` by a strategy, after named `places`, or for exits at `shares` of its cost.
 
-    Places and shares say themselves how many groups there are. `spread` is what is evened out between workers; by
-    default what `by` says, and training cost where that is layers.
+    Places and shares determine the number of groups. `spread` is the cost that is balanced between workers; by default
+    that of `by`, or training cost where `by` is layers.
 
     >>> CutRecipe(shares=(0.4, 0.7)).groups
     3
@@ -82,37 +82,37 @@ class CutRecipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _count_groups(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "groups" in given:
-            return cast(Any, given)
-        table = cast("dict[str, Any]", given)
+    def _count_groups(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "groups" in value:
+            return cast(Any, value)
+        table = cast("dict[str, Any]", value)
         cuts = table.get("places") or table.get("shares") or ()
-        named = len(cast("list[Any]", cuts)) if isinstance(cuts, list | tuple) else 0
-        return {**table, "groups": named + 1} if named else table
+        num_cuts = len(cast("list[Any]", cuts)) if isinstance(cuts, list | tuple) else 0
+        return {**table, "groups": num_cuts + 1} if num_cuts else table
 
     @model_validator(mode="after")
-    def _agree(self) -> CutRecipe:
+    def _check_cuts(self) -> CutRecipe:
         if self.places and self.shares:
             raise ValueError("places and shares both say where to cut; leave one of them out")
         if list(self.shares) != sorted(set(self.shares)):
             raise ValueError("shares rise from exit to exit, as in [0.2, 0.4, 0.7]")
-        for what, cuts in (("places", self.places), ("shares", self.shares)):
+        for key, cuts in (("places", self.places), ("shares", self.shares)):
             if cuts and self.groups != len(cuts) + 1:
                 raise ValueError(
-                    f"{len(cuts)} {what} make {len(cuts) + 1} groups, but groups = {self.groups}; leave one of them out"
+                    f"{len(cuts)} {key} make {len(cuts) + 1} groups, but groups = {self.groups}; leave one of them out"
                 )
         return self
 
 
 class CriticRecipe(Section):
-    """What stands behind every cut: a kind of critic, and its depth, one for all or one for each."""
+    """The critics behind the cuts: their kind, and their depth, one for all or one for each."""
 
     kind: CriticKind = "slim"
     depth: Count | tuple[Count, ...] | None = None
 
 
 class RuleRecipe(Section):
-    """How critics learn (lct.Rule): the form of (5), its l, what they minimise, and the weight of L_i when mixed."""
+    """How critics learn (lct.Rule): the form of (5), its l, the loss they minimise, and the weight of L_i if mixed."""
 
     form: Form = "per-sample"
     matching: Matching = "l1"
@@ -121,7 +121,7 @@ class RuleRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """An optimizer and its rate, before the schedule."""
+    """An optimizer and its learning rate, before the schedule."""
 
     name: OptimizerName
     lr: Positive
@@ -131,7 +131,7 @@ class OptimizerRecipe(Section):
 
 
 class ScheduleRecipe(Section):
-    """Learning rate over the run; milestones are shares of it, warm-up is counted in epochs."""
+    """The learning rate over the run; milestones are shares of the run, warm-up is in epochs."""
 
     name: ScheduleName = "constant"
     milestones: tuple[Fraction, ...] = ()
@@ -140,7 +140,7 @@ class ScheduleRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """The run: its method by name, its length, and how it computes."""
+    """The run: its method by name, its length, its precision, device and checkpoints."""
 
     method: str = "lct"
     exit: Count | None = None
@@ -164,8 +164,8 @@ class TrainRecipe(Section):
 class Recipe(Section):
     """A whole run. `groups` and `critics` are the two optimizers, each with its schedule.
 
-    Any other table is one that a training method brings; it is checked where methods are known
-    (`training.methods.table.checked`), and read with `section`.
+    Any other table holds the options of a training method; `training.methods.table.checked` checks it, `section` reads
+    it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -181,39 +181,39 @@ class Recipe(Section):
     critics_schedule: ScheduleRecipe
 
     def section(self, name: str, kind: type[SectionT]) -> SectionT:
-        """Return a table that a training method brings, completed; raises RecipeError naming the first wrong key."""
-        given = (self.model_extra or {}).get(name, {})
+        """Return the table of a training method, completed; raises RecipeError naming the first wrong key."""
+        table = (self.model_extra or {}).get(name, {})
         try:
-            return kind.model_validate(given)
+            return kind.model_validate(table)
         except ValidationError as error:
             raise RecipeError(sentence(error, kind, name)) from None
 
 
 def sentence(error: ValidationError, kind: type[BaseModel], *above: str) -> str:
-    """Say the first thing that is wrong with a table: where, what was expected, what came.
+    """Describe the first error of a table in a sentence: which key, what was expected, what came.
 
-    `kind` is what was validated, `above` the names of the tables around it.
+    `kind` is the model that was validated, `above` the names of the tables around it.
     """
     errors = error.errors()
-    wrong = _keys(errors[0]["loc"])[:2]  # of a key that takes several types, the type that came nearest
-    first = max((each for each in errors if _keys(each["loc"])[:2] == wrong), key=lambda each: len(each["loc"]))
+    key = _keys(errors[0]["loc"])[:2]  # where it may have several types, the error of the type that came nearest
+    first = max((entry for entry in errors if _keys(entry["loc"])[:2] == key), key=lambda entry: len(entry["loc"]))
     path = [*above, *_keys(first["loc"])]
-    where = ".".join(path) or "the recipe"
+    name = ".".join(path) or "the recipe"
     if first["type"] == "extra_forbidden":
         known = _keys_beside(kind, _keys(first["loc"]))
         near = difflib.get_close_matches(path[-1], known, n=3)
-        return f"The recipe has an unknown key '{where}'; did you mean {' or '.join(near or known)}?"
+        return f"The recipe has an unknown key '{name}'; did you mean {' or '.join(near or known)}?"
     if first["type"] == "missing":
-        return f"The recipe needs a value for '{where}'; set it in the file or with --set {where}=VALUE."
-    wanted = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # entries that do not go together
-        return f"The recipe contradicts itself: {wanted}."
-    return f"The recipe's '{where}' is {first['input']!r}: {wanted[0].lower()}{wanted[1:]}."
+        return f"The recipe needs a value for '{name}'; set it in the file or with --set {name}=VALUE."
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # entries that contradict each other
+        return f"The recipe contradicts itself: {reason}."
+    return f"The recipe's '{name}' is {first['input']!r}: {reason[0].lower()}{reason[1:]}."
 
 
-def _keys(place: tuple[int | str, ...]) -> list[str]:
-    """Name a place in a table by its keys alone: pydantic puts the types that a key may have in between."""
-    return [str(part) for part in place if isinstance(part, int) or not set(part) & set("-[")]
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of a pydantic location, without the types that it puts between them."""
+    return [str(part) for part in location if isinstance(part, int) or not set(part) & set("-[")]
 
 
 def _keys_beside(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -1,16 +1,16 @@
-"""The tables and figures of the paper by name, at the paper's size and at one that two CPU cores can carry."""
+"""The tables and figures of the paper by name, at the paper's scale and at one for two CPU cores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from anytime_lct.errors import RecipeError
 from anytime_lct.reproduce import paper, settings
-from anytime_lct.reproduce.plan import Cell, Experiment, Given, Run, Scale, merged
+from anytime_lct.reproduce.plan import Cell, Experiment, Run, Scale, Tables, merged
 from anytime_lct.reproduce.settings import Setting
 
-NAMES = {
+TITLES = {
     "table1": "Test accuracy of backprop, DNI and LCT",
     "table2": "A larger network",
     "table3": "A multilayer perceptron: backprop, ADMM, DNI and LCT",
@@ -29,56 +29,58 @@ NAMES = {
 
 
 def experiment(name: str, scale: Scale) -> Experiment:
-    """Return an experiment by name; raises RecipeError where there is none such.
+    """Return an experiment by name; raises RecipeError for an unknown name.
 
     >>> experiment("table3", "small").cells[0].paper
     98.05
     """
-    if name not in MADE:
-        raise RecipeError(f"Expected one of {', '.join(NAMES)}, got '{name}'; see anytime-lct reproduce list.")
-    return MADE[name](scale)
+    if name not in EXPERIMENTS:
+        raise RecipeError(f"Expected one of {', '.join(TITLES)}, got '{name}'; see anytime-lct reproduce list.")
+    return EXPERIMENTS[name](scale)
 
 
-def run(setting: Setting, method: str, groups: int = 1, given: Given | None = None, tag: str = "", **keys: Any) -> Run:
-    """Make a run of a setting, named by what tells it from the others."""
+def make_run(
+    setting: Setting, method: str, groups: int = 1, overrides: Tables | None = None, tag: str = "", **fields: Any
+) -> Run:
+    """Make a run of a setting, named by setting, method, number of critics and `tag`."""
     parts = [setting.key, method, *([f"n{groups - 1}"] if groups > 1 else []), *([tag] if tag else [])]
-    own: dict[str, dict[str, Any]] = {"train": {"method": method}}
+    method_tables: dict[str, dict[str, Any]] = {"train": {"method": method}}
     if groups > 1:
-        own["cut"] = {"groups": groups, "places": setting.papers_places if groups == 4 else ()}
-    layers = [setting.given, setting.methods.get(method, {}), own, given or {}]
-    return Run("-".join(parts), merged(*layers), **keys)
+        method_tables["cut"] = {"groups": groups, "places": setting.paper_places if groups == 4 else ()}
+    layers = [setting.tables, setting.methods.get(method, {}), method_tables, overrides or {}]
+    return Run("-".join(parts), merged(*layers), **fields)
 
 
 def _experiment(
     name: str,
     kind: Any,
-    made: Iterable[tuple[Cell, Run]],
+    pairs: Sequence[tuple[Cell, Run]],
     scale: Scale,
-    more: Sequence[str] = (),
+    differences: Sequence[str] = (),
     *,
-    general: bool = True,
-    **keys: Any,
+    with_general: bool = True,
+    **fields: Any,
 ) -> Experiment:
-    pairs = list(made)
+    """Make an experiment of its cells, each with its run; `with_general` adds the differences of the scale."""
     runs = {run.name: run for _, run in pairs}
     return Experiment(
-        name, NAMES[name], kind, tuple(runs.values()), tuple(cell for cell, _ in pairs),
-        differs=(*(settings.DIFFERS[scale] if general else ()), *more), **keys,
+        name, TITLES[name], kind, tuple(runs.values()), tuple(cell for cell, _ in pairs),
+        differences=(*(settings.DIFFERENCES[scale] if with_general else ()), *differences), **fields,
     )  # fmt: skip
 
 
-def _of_methods(table: paper.Table, chosen: Sequence[Setting], columns: Any) -> list[tuple[Cell, Run]]:
-    made = []
-    for setting in chosen:
+def _method_pairs(table: paper.Table, row_settings: Sequence[Setting], columns: Any) -> list[tuple[Cell, Run]]:
+    pairs = []
+    for setting in row_settings:
         for column, (method, groups) in columns.items():
-            figure = table.get(setting.of_paper, {}).get(column)
-            it = run(setting, method, groups)
-            made.append((Cell(setting.name, column, it.name, paper=figure), it))
+            figure = table.get(setting.paper_row, {}).get(column)
+            run = make_run(setting, method, groups)
+            pairs.append((Cell(setting.name, column, run.name, paper=figure), run))
             if method == "dni":
-                without = merged(setting.methods.get("dni-no-labels", {}), {"dni": {"labels": False}})
-                blind = run(setting, method, groups, without, "no-labels")
-                made.append((Cell(setting.name, f"{column}, no labels", blind.name, paper=figure), blind))
-    return made
+                no_labels = merged(setting.methods.get("dni-no-labels", {}), {"dni": {"labels": False}})
+                run = make_run(setting, method, groups, no_labels, "no-labels")
+                pairs.append((Cell(setting.name, f"{column}, no labels", run.name, paper=figure), run))
+    return pairs
 
 
 METHODS = {
@@ -89,130 +91,132 @@ METHODS = {
 
 
 def _table1(scale: Scale) -> Experiment:
-    return _experiment("table1", "quality", _of_methods(paper.TABLE_1, settings.images(scale), METHODS), scale)
+    return _experiment("table1", "quality", _method_pairs(paper.TABLE_1, settings.images(scale), METHODS), scale)
 
 
 def _table2(scale: Scale) -> Experiment:
     columns = {column: METHODS[column] for column in ("BP", "LCT_n1", "LCT_n2", "LCT_n3")}
-    return _experiment("table2", "quality", _of_methods(paper.TABLE_2, settings.large(scale), columns), scale)
+    return _experiment("table2", "quality", _method_pairs(paper.TABLE_2, settings.large(scale), columns), scale)
 
 
 def _table3(scale: Scale) -> Experiment:
     columns = {"BP": ("bp", 1), "ADMM": ("admm", 1), "DNI_n1": ("dni", 2), "LCT_n1": ("lct", 2)}
-    made = _of_methods(paper.TABLE_3, settings.perceptrons(scale), columns)
+    pairs = _method_pairs(paper.TABLE_3, settings.perceptrons(scale), columns)
     for setting in settings.perceptrons(scale):
-        own = run(setting, "lct", 2, settings.OWN, "own")
-        made.append((Cell(setting.name, "LCT_n1, own loss", own.name), own))
-    return _experiment("table3", "quality", made, scale, settings.OF_PERCEPTRONS, general=False)
+        run = make_run(setting, "lct", 2, settings.OWN_LOSS, "own")
+        pairs.append((Cell(setting.name, "LCT_n1, own loss", run.name), run))
+    return _experiment("table3", "quality", pairs, scale, settings.PERCEPTRON_DIFFERENCES, with_general=False)
 
 
 def _table4(scale: Scale) -> Experiment:
     columns = {"Joint losses": ("joint", 4), "BP": ("bp", 1)}
-    return _experiment("table4", "quality", _of_methods(paper.TABLE_4, settings.images(scale), columns), scale)
+    return _experiment("table4", "quality", _method_pairs(paper.TABLE_4, settings.images(scale), columns), scale)
 
 
-# What critics of text learn, and by how many layers, beside the paper's rule with the paper's linear critics.
-TEXT_CRITICS = (("own loss", "own", settings.OWN), ("default", "default", settings.TEXT_DEFAULT))
+# Critics of text beside those of the paper's rule, which are linear: label, tag, tables.
+TEXT_CRITICS = (("own loss", "own", settings.OWN_LOSS), ("default", "default", settings.TEXT_DEFAULT))
 
 
 def _table5(scale: Scale) -> Experiment:
-    made = []
+    pairs = []
     for corpus, by_layers in settings.texts(scale).items():
         for layers, setting in by_layers.items():
             for method, groups in (("bp", 1), ("lct", layers)):
                 row, column = f"{method.upper()}, {corpus}", f"{layers} layers"
-                it = run(setting, method, groups)
-                figure = paper.TABLE_5.get(f"{method.upper()}, {setting.of_paper}", {}).get(column)
-                made.append((Cell(row, column, it.name, paper=figure), it))
-            for words, tag, given in TEXT_CRITICS:
-                own = run(setting, "lct", layers, given, tag)
-                made.append((Cell(f"LCT, {words}, {corpus}", f"{layers} layers", own.name), own))
-    return _experiment("table5", "quality", made, scale, unit="test BPC")
+                run = make_run(setting, method, groups)
+                figure = paper.TABLE_5.get(f"{method.upper()}, {setting.paper_row}", {}).get(column)
+                pairs.append((Cell(row, column, run.name, paper=figure), run))
+            for label, tag, tables in TEXT_CRITICS:
+                run = make_run(setting, "lct", layers, tables, tag)
+                pairs.append((Cell(f"LCT, {label}, {corpus}", f"{layers} layers", run.name), run))
+    return _experiment("table5", "quality", pairs, scale, unit="test BPC")
 
 
-ONE_EPOCH: Given = {"train": {"epochs": 1, "track_descent": 0}}
+ONE_EPOCH: Tables = {"train": {"epochs": 1, "track_descent": 0}}
 
 
 def _table6(scale: Scale) -> Experiment:
-    made = []
+    pairs = []
     for setting in (*settings.memory(scale), settings.deepest_text(scale)):
         for method, groups, tag in (("bp", 1, "BP"), ("lct", 4, "LCT_n3")):
             row = f"{tag}, {setting.name}"
-            it = run(setting, method, groups, ONE_EPOCH, "memory", workers=groups)
-            figures = paper.TABLE_6.get(f"{tag}, {setting.of_memory}", {})
+            run = make_run(setting, method, groups, ONE_EPOCH, "memory", workers=groups)
+            figures = paper.TABLE_6.get(f"{tag}, {setting.memory_row}", {})
             for worker in range(1, groups + 1):
                 column = f"worker {worker}"
-                made.append((Cell(row, column, it.name, worker=worker, paper=figures.get(f"GPU {worker}")), it))
-    return _experiment("table6", "memory", made, scale, unit="peak memory, MiB")
+                pairs.append((Cell(row, column, run.name, worker=worker, paper=figures.get(f"GPU {worker}")), run))
+    return _experiment("table6", "memory", pairs, scale, unit="peak memory, MiB")
 
 
 def _table7(scale: Scale) -> Experiment:
-    made: list[tuple[Cell, Run]] = []
+    pairs: list[tuple[Cell, Run]] = []
     for setting in settings.images(scale):
-        bp = run(setting, "bp")
+        bp = make_run(setting, "bp")
         for groups in (4,) if scale == "paper" else (4, 2, 3):
-            ends = "" if groups == 4 else f", N = {groups}"
-            rows = {
-                f"LCT_n{groups - 1}": run(setting, "lct", groups),
-                f"joint losses{ends}": run(setting, "joint", groups),
-                f"post-hoc exits behind BP{ends}": run(setting, "posthoc", groups, after=bp.name),
+            suffix = "" if groups == 4 else f", N = {groups}"
+            image_runs = {
+                f"LCT_n{groups - 1}": make_run(setting, "lct", groups),
+                f"joint losses{suffix}": make_run(setting, "joint", groups),
+                f"post-hoc exits behind BP{suffix}": make_run(setting, "posthoc", groups, after=bp.name),
             }
             columns = (*paper.EXITS[: groups - 1], "Main")
-            for words, it in rows.items():
-                figures = paper.TABLE_7.get(f"{words}, {setting.of_paper}", {}) if groups == 4 else {}
+            for label, run in image_runs.items():
+                figures = paper.TABLE_7.get(f"{label}, {setting.paper_row}", {}) if groups == 4 else {}
                 for exit_, column in enumerate(columns, start=1):
-                    made.append((Cell(f"{words}, {setting.name}", column, it.name, exit_, figures.get(column)), it))
+                    pairs.append((Cell(f"{label}, {setting.name}", column, run.name, exit_, figures.get(column)), run))
         alone = paper.TABLE_7["alone by BP, preliminary version, CIFAR-10"] if setting.is_cifar10 else {}
         for exit_, column in enumerate(paper.EXITS[:-1], start=1):
-            it = run(setting, "alone", 4, {"train": {"exit": exit_}}, f"exit{exit_}")
-            made.append((Cell(f"alone by BP, {setting.name}", column, it.name, 1, alone.get(column)), it))
-        made.append((Cell(f"alone by BP, {setting.name}", "Main", bp.name, 0), bp))
+            run = make_run(setting, "alone", 4, {"train": {"exit": exit_}}, f"exit{exit_}")
+            pairs.append((Cell(f"alone by BP, {setting.name}", column, run.name, 1, alone.get(column)), run))
+        pairs.append((Cell(f"alone by BP, {setting.name}", "Main", bp.name, 0), bp))
     for corpus, by_layers in settings.texts(scale).items():
         for layers, setting in by_layers.items():
-            of_text = {f"LCT_n{layers - 1}": run(setting, "lct", layers)}
-            for words, tag, given in TEXT_CRITICS:
-                of_text[f"LCT_n{layers - 1}, {words}"] = run(setting, "lct", layers, given, tag)
-            for words, it in of_text.items():
-                figures = paper.TABLE_9.get(f"{words}, {setting.of_paper}", {}) if layers == 4 else {}
+            text_runs = {f"LCT_n{layers - 1}": make_run(setting, "lct", layers)}
+            for label, tag, tables in TEXT_CRITICS:
+                text_runs[f"LCT_n{layers - 1}, {label}"] = make_run(setting, "lct", layers, tables, tag)
+            for label, run in text_runs.items():
+                figures = paper.TABLE_9.get(f"{label}, {setting.paper_row}", {}) if layers == 4 else {}
                 for exit_ in range(1, layers + 1):
                     column = paper.EXITS[exit_ - 1] if exit_ < layers else "Main"
-                    row = f"{words}, LSTM, {corpus} (BPC)"
-                    made.append((Cell(row, column, it.name, exit_, figures.get(column)), it))
-    return _experiment("table7", "quality", made, scale, unit="test accuracy, % (LSTM: test BPC)")
+                    row = f"{label}, LSTM, {corpus} (BPC)"
+                    pairs.append((Cell(row, column, run.name, exit_, figures.get(column)), run))
+    return _experiment("table7", "quality", pairs, scale, unit="test accuracy, % (LSTM: test BPC)")
 
 
 def _table8(scale: Scale) -> Experiment:
-    made = []
-    for setting in (*settings.sized(scale), settings.deepest_text("paper")):
-        it = run(setting, "lct", 4, {"critic": {"kind": setting.papers_critic}}, "paper-critics")
-        figures = {**paper.TABLE_8, **paper.TABLE_10}.get(setting.of_complexity, {})
+    pairs = []
+    for setting in (*settings.complexity(scale), settings.deepest_text("paper")):
+        run = make_run(setting, "lct", 4, {"critic": {"kind": setting.paper_critic}}, "paper-critics")
+        figures = {**paper.TABLE_8, **paper.TABLE_10}.get(setting.complexity_row, {})
         for exit_, column in enumerate(paper.EXITS, start=1):
-            made.append((Cell(setting.name, column, it.name, exit_, figures.get(column)), it))
-    more = (
+            pairs.append((Cell(setting.name, column, run.name, exit_, figures.get(column)), run))
+    differences = (
         "The paper's FLOP columns are twice its parameters, without the reuse of weights over positions; ours are true "
         "counts of multiply-adds, so that only parameters can be compared.",
         "The paper's ResNet-101 has 21 blocks in layer3 on CIFAR and extra projections; ours is the true one.",
     )
-    return _experiment("table8", "complexity", made, scale, more, unit="parameters, M")
+    return _experiment("table8", "complexity", pairs, scale, differences, unit="parameters, M")
 
 
 def _descent(name: str, scale: Scale, setting: Setting) -> Experiment:
-    made = []
+    pairs = []
     for groups in (2, 4):
-        it = run(setting, "lct", groups)
-        made += [(Cell(setting.name, f"LCT_n{groups - 1}, group {i}", it.name, i), it) for i in range(1, groups)]
-    return _experiment(name, "descent", made, scale, unit="smallest sigma, (16)")
+        run = make_run(setting, "lct", groups)
+        pairs += [(Cell(setting.name, f"LCT_n{groups - 1}, group {i}", run.name, i), run) for i in range(1, groups)]
+    return _experiment(name, "descent", pairs, scale, unit="smallest sigma, (16)")
 
 
-def _time(name: str, scale: Scale, chosen: Sequence[Setting], columns: dict[str, tuple[str, int]]) -> Experiment:
-    made = []
-    for setting in chosen:
+def _time(name: str, scale: Scale, row_settings: Sequence[Setting], columns: dict[str, tuple[str, int]]) -> Experiment:
+    pairs = []
+    for setting in row_settings:
         for column, (method, groups) in columns.items():
-            it = run(setting, method, groups, settings.timed(scale), "timed", workers=settings.workers(scale, groups))
-            saved = paper.TIME_SAVED.get(setting.of_paper, {}).get(column)
-            made.append((Cell(setting.name, column, it.name, paper=None if saved is None else 1 - saved / 100), it))
-    more = ("Time is that of the training loop, validation left out; run these one at a time (--jobs 1).",)
-    return _experiment(name, "time", made, scale, more, unit="training time, as a share of backprop's")
+            run = make_run(
+                setting, method, groups, settings.timing(scale), "timed", workers=settings.workers(scale, groups)
+            )
+            saved = paper.TIME_SAVED.get(setting.paper_row, {}).get(column)
+            pairs.append((Cell(setting.name, column, run.name, paper=None if saved is None else 1 - saved / 100), run))
+    differences = ("Time is that of the training loop, validation left out; run these one at a time (--jobs 1).",)
+    return _experiment(name, "time", pairs, scale, differences, unit="training time, as a share of backprop's")
 
 
 TIMED = {"BP": ("bp", 1), "LCT_n1": ("lct", 2), "LCT_n3": ("lct", 4)}
@@ -221,23 +225,23 @@ PIPELINED = {"BP": ("bp", 1), "GPipe, 2 workers": ("gpipe", 2), "LCT_n1": ("lct"
 
 
 def _critics(scale: Scale) -> Experiment:
-    setting = settings.short(scale)
-    bp = run(setting, "bp")
-    made: list[tuple[Cell, Run]] = []
-    for words, (tag, given) in settings.CRITICS.items():
-        it = run(setting, "lct", 4, given, tag)
-        made += [(Cell(words, column, it.name, exit_), it) for exit_, column in enumerate(paper.EXITS, start=1)]
-    made.append((Cell("backprop", "Main", bp.name), bp))
-    more = (
+    setting = settings.critic_setting(scale)
+    bp = make_run(setting, "bp")
+    pairs: list[tuple[Cell, Run]] = []
+    for label, (tag, tables) in settings.CRITICS.items():
+        run = make_run(setting, "lct", 4, tables, tag)
+        pairs += [(Cell(label, column, run.name, exit_), run) for exit_, column in enumerate(paper.EXITS, start=1)]
+    pairs.append((Cell("backprop", "Main", bp.name), bp))
+    differences = (
         f"{setting.name}, {'4 epochs, ' if scale == 'small' else ''}N = 4. The paper has no such table; its own rule "
         f"is (5) per sample with the paper's critics.",
         "Where a row does not say otherwise, residual critics step as the groups do, by SGD with a rate up to 0.1, "
         "slim and the paper's by Adam, 1e-3.",
     )
-    return _experiment("critics", "quality", made, scale, more)
+    return _experiment("critics", "quality", pairs, scale, differences)
 
 
-MADE: dict[str, Callable[[Scale], Experiment]] = {
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "table1": _table1,
     "table2": _table2,
     "table3": _table3,

@@ -1,7 +1,7 @@
 """The figures of the paper (Lee, Hsieh and Lee, IEEE TNNLS 2021): percent, BPC, MiB, millions of parameters.
 
 Each table is {row: {column: figure}}. LCT_n3 means three local critics, N = 4 layer groups. Rows of the preliminary
-version (IJCNN 2019), whose network is its own, say so.
+version (IJCNN 2019), which has another network, are named so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ EXITS = ("Sub_1", "Sub_2", "Sub_3", "Main")
 
 
 def _rows(columns: tuple[str, ...], rows: dict[str, str]) -> Table:
-    """Read rows of figures; `-` where the paper has none."""
+    """Parse rows of figures; `-` where the paper has none."""
     return {
         name: {column: float(cell) for column, cell in zip(columns, cells.split(), strict=True) if cell != "-"}
         for name, cells in rows.items()
@@ -86,7 +86,7 @@ TABLE_7 = _rows(
         "alone by BP, preliminary version, CIFAR-10": "74.46 88.03 92.05 -",
     },
 )
-TABLE_8 = _rows(  # parameters; the FLOP columns are twice these, which no convolution takes
+TABLE_8 = _rows(  # parameters; the FLOP columns are twice these, which is not the cost of a convolution
     EXITS,
     {
         "ResNet-50, CIFAR-10": "1.82 2.35 9.79 23.82",

@@ -15,11 +15,11 @@ from anytime_lct.reproduce.plan import Experiment
 
 COLOURS = ("#1f5fa8", "#c8553d", "#3a7d44", "#8a5fa8", "#b8860b", "#22282f", "#5b8e9d", "#9aa3ad")
 INK, GREY = "#22282f", "#9aa3ad"
-SMOOTHED = 9
+SMOOTHING_WINDOW = 9
 
 
 def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
-    """Write the picture as PNG, whole or not at all; raises AnalysisError where the disk refuses."""
+    """Write the picture as PNG, whole or not at all; raises AnalysisError if that fails."""
     kind = experiment.kind
     panels = 2 if kind in ("descent", "time") else 1
     rows = len({figure.cell.row for figure in figures})
@@ -37,16 +37,16 @@ def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
 
 
 def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None:
-    """A line a row: ours as filled marks with the deviation over seeds, the paper's as open ones."""
-    shown = [figure for figure in figures if figure.values or figure.cell.paper is not None]
-    rows = list(dict.fromkeys(figure.cell.row for figure in shown))
+    """A line per row: ours as filled marks with the deviation over seeds, the paper's as open marks."""
+    visible = [figure for figure in figures if figure.values or figure.cell.paper is not None]
+    rows = list(dict.fromkeys(figure.cell.row for figure in visible))
     columns = list(dict.fromkeys(figure.cell.column for figure in figures))
     for k, column in enumerate(columns):
         offset = (k - (len(columns) - 1) / 2) * 0.7 / max(1, len(columns))
         colour = COLOURS[k % len(COLOURS)]
-        mine = [figure for figure in shown if figure.cell.column == column]
-        ours = [(f.mean, rows.index(f.cell.row) + offset, f.deviation or 0.0) for f in mine if f.mean is not None]
-        theirs = [(f.cell.paper, rows.index(f.cell.row) + offset) for f in mine if f.cell.paper is not None]
+        in_column = [figure for figure in visible if figure.cell.column == column]
+        ours = [(f.mean, rows.index(f.cell.row) + offset, f.deviation or 0.0) for f in in_column if f.mean is not None]
+        theirs = [(f.cell.paper, rows.index(f.cell.row) + offset) for f in in_column if f.cell.paper is not None]
         if ours:
             x, y, error = zip(*ours, strict=True)
             axes.errorbar(x, y, xerr=error, fmt="o", color=colour, markersize=5, capsize=2, label=column)
@@ -59,50 +59,49 @@ def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None
     axes.set_xlabel(f"{experiment.unit}: filled ours, open the paper's")
     if experiment.kind == "complexity":
         axes.set_xscale("log")
-    _tidy(axes)
+    _style(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _descent(panels: Any, figures: Sequence[Figure]) -> None:
-    """Sigma (16) and cosine over epochs, medians of neighbouring measurements; a curve a layer group.
+    """Sigma (16) and cosine over epochs, medians of neighbouring measurements; a curve per layer group.
 
-    The axes are those of the medians: single measurements, where the true gradient is small, may lie far outside.
+    The axes show the range of the medians: single measurements can be far outside where the true gradient is small.
     """
-    drawn: tuple[list[float], list[float]] = ([], [])
+    medians: tuple[list[float], list[float]] = ([], [])
     for k, figure in enumerate(figures):
         for detail in figure.detail[:1]:
-            for axes, what, values in zip(panels, ("sigma", "cosine"), drawn, strict=True):
-                x, y = _smooth(detail["epochs"], detail[what])
+            for axes, key, values in zip(panels, ("sigma", "cosine"), medians, strict=True):
+                x, y = _smooth(detail["epochs"], detail[key])
                 values += y
                 axes.plot(x, y, color=COLOURS[k % len(COLOURS)], linewidth=1.4, label=figure.cell.column)
-                axes.plot(
-                    detail["epochs"], detail[what], ".", color=COLOURS[k % len(COLOURS)], alpha=0.18, markersize=3
-                )
-    for axes, words, values in zip(panels, ("sigma, ratio (16)", "cosine with the true gradient"), drawn, strict=True):
+                axes.plot(detail["epochs"], detail[key], ".", color=COLOURS[k % len(COLOURS)], alpha=0.18, markersize=3)
+    labels = ("sigma, ratio (16)", "cosine with the true gradient")
+    for axes, label, values in zip(panels, labels, medians, strict=True):
         low, high = min([0.0, *values]), max([1.0, *values])
         axes.set_ylim(low - 0.15 * (high - low), high + 0.1 * (high - low))
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(words)
-        _tidy(axes)
+        axes.set_ylabel(label)
+        _style(axes)
     if any(figure.detail for figure in figures):
         panels[0].legend(fontsize=7, frameon=False)
 
 
 def _time(panels: Any, figures: Sequence[Figure]) -> None:
-    """Loss of the main exit over the seconds of training, of training and of validation data."""
+    """Loss of the main exit over the seconds of training, on training and on validation data."""
     for k, figure in enumerate(figures):
         for detail in figure.detail[:1]:
             label = f"{figure.cell.column}, {figure.cell.row}"
-            for axes, what in zip(panels, ("train_loss", "validation_loss"), strict=True):
-                if detail[what]:
-                    axes.plot(detail["seconds"], detail[what], "o-", color=COLOURS[k % len(COLOURS)], markersize=3,
+            for axes, key in zip(panels, ("train_loss", "validation_loss"), strict=True):
+                if detail[key]:
+                    axes.plot(detail["seconds"], detail[key], "o-", color=COLOURS[k % len(COLOURS)], markersize=3,
                               linewidth=1.3, label=label)  # fmt: skip
-    for axes, words in zip(panels, ("training loss, nats", "validation loss, nats"), strict=True):
+    for axes, label in zip(panels, ("training loss, nats", "validation loss, nats"), strict=True):
         axes.set_xlabel("seconds of training")
-        axes.set_ylabel(words)
-        _tidy(axes)
+        axes.set_ylabel(label)
+        _style(axes)
     if any(figure.detail for figure in figures):
         panels[0].legend(fontsize=7, frameon=False)
 
@@ -110,10 +109,10 @@ def _time(panels: Any, figures: Sequence[Figure]) -> None:
 def _smooth(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     from statistics import median
 
-    half = SMOOTHED // 2
+    half = SMOOTHING_WINDOW // 2
     return list(x), [median(y[max(0, k - half) : k + half + 1]) for k in range(len(y))]
 
 
-def _tidy(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

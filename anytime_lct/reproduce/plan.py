@@ -1,4 +1,4 @@
-"""What an experiment consists of: runs of `anytime-lct train`, and which number of which run stands in which cell."""
+"""An experiment: its runs of `anytime-lct train`, and which number of which run fills each cell of its table."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 
 Scale = Literal["small", "paper"]
 Kind = Literal["quality", "complexity", "memory", "descent", "time"]
-Given = Mapping[str, Mapping[str, Any]]
+Tables = Mapping[str, Mapping[str, Any]]  # of a recipe
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run but for its seed. `after` names the run whose weights it starts from, of the same seed."""
+    """One training run, without its seed. `after` names the run whose weights it starts from, with the same seed."""
 
     name: str
-    given: Given
+    tables: Tables
     after: str | None = None
     workers: int = 1
 
     def recipe(self, seed: int, data_root: str, weights: str | None = None) -> Recipe:
-        """Return the completed recipe; a `root` of the data is taken as below `data_root`."""
-        given = {table: dict(keys) for table, keys in self.given.items()}
-        place = given["data"].get("root")
-        given["data"]["root"] = f"{data_root}/{place}" if place else data_root
-        train = given.setdefault("train", {})
+        """Return the completed recipe; a `root` in the data table is a subfolder of `data_root`."""
+        tables = {table: dict(keys) for table, keys in self.tables.items()}
+        subfolder = tables["data"].get("root")
+        tables["data"]["root"] = f"{data_root}/{subfolder}" if subfolder else data_root
+        train = tables.setdefault("train", {})
         train["seed"] = seed
         if weights is not None:
             train["weights"] = weights
-        return recipes.complete(given)
+        return reading.complete(tables)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: exit `exit` of a run (from 1; 0 is the main network), beside the paper's, where that has one."""
+    """One figure: exit `exit` of a run (from 1; 0 is the main network), and the paper's figure if it has one."""
 
     row: str
     column: str
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure. `differs` says in which ways the setting is not the paper's."""
+    """A table or figure. `differences` are sentences on how the setting differs from the paper's."""
 
     name: str
     title: str
@@ -57,13 +57,13 @@ class Experiment:
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
     unit: str = "test accuracy, %"
-    differs: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
 
-def merged(*layers: Given) -> dict[str, dict[str, Any]]:
-    """Lay tables of recipe keys over each other, the later ones on top."""
-    found: dict[str, dict[str, Any]] = {}
+def merged(*layers: Tables) -> dict[str, dict[str, Any]]:
+    """Merge tables of recipe keys; a later layer overrides an earlier one."""
+    tables: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for table, keys in layer.items():
-            found[table] = {**found.get(table, {}), **keys}
-    return found
+            tables[table] = {**tables.get(table, {}), **keys}
+    return tables

@@ -1,4 +1,4 @@
-"""What an experiment came to: a Markdown table with the paper's figures beside ours, and the same as JSON."""
+"""The report of an experiment: a Markdown table with the paper's figures beside ours, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from anytime_lct import disk
 from anytime_lct.errors import CheckpointError, RecipeError
-from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
-from anytime_lct.reproduce.figures import Figure, Known
+from anytime_lct.reproduce.figures import Figure, KnownValues
 from anytime_lct.reproduce.plan import Experiment, Scale
 from anytime_lct.reproduce.runner import SeededRun, comparable
 from anytime_lct.run_folder import folder as run_folder
@@ -25,13 +25,13 @@ def as_json(
     figures: Sequence[Figure],
     jobs: Sequence[SeededRun],
     seeds: int,
-    before: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything there is to say: figures, recipes of the runs, and the machines that they ran on.
+    """Return the whole report: figures, recipes of the runs, and the machines that they ran on.
 
-    Recipes and machines of the report `before` are kept, since its figures are.
+    It includes the recipes and machines of the report `earlier`, as it has its figures.
     """
-    before = before or {}
+    earlier = earlier or {}
     done = [job for job in jobs if experiment.kind != "complexity" and job.state() == "done"]
     return {
         "command": f"anytime-lct reproduce {experiment.name} --scale {scale} --seeds {seeds}",
@@ -39,7 +39,7 @@ def as_json(
         "title": experiment.title,
         "scale": scale,
         "unit": experiment.unit,
-        "differs": list(experiment.differs),
+        "differs": list(experiment.differences),
         "figures": [
             {
                 "row": figure.cell.row,
@@ -55,35 +55,38 @@ def as_json(
             }
             for figure in figures
         ],
-        "recipes": {**before.get("recipes", {}), **{job.run.name: _recipe(job) for job in done}},
-        "environments": _environments(done, before.get("environments", [])),
+        "recipes": {**earlier.get("recipes", {}), **{job.run.name: _recipe(job) for job in done}},
+        "environments": _environments(done, earlier.get("environments", [])),
     }
 
 
-def known(path: Path, experiment: Experiment, jobs: Sequence[SeededRun]) -> tuple[Known, set[str], dict[str, Any]]:
-    """Return what an earlier report at `path` has of these runs, by the same recipes: figures, jobs, and the report.
+def read_earlier(
+    path: Path, experiment: Experiment, jobs: Sequence[SeededRun]
+) -> tuple[KnownValues, set[str], dict[str, Any]]:
+    """Read the earlier report at `path`: figures of runs with the same recipes, names of complete jobs, the report.
 
-    A job is known when all its cells are. Nothing is known where there is no such report, or none that can be read.
+    A job is complete if all its cells have figures. All are empty if there is no report, or it cannot be read.
     """
-    before = next(iter(_object(path)), {})
+    earlier = next(iter(_read_objects(path)), {})
     figures: dict[tuple[str, str], dict[int, tuple[float, dict[str, Any]]]] = {}
-    then = {name: _completed(tables) for name, tables in before.get("recipes", {}).items()}
+    earlier_recipes = {name: _completed(tables) for name, tables in earlier.get("recipes", {}).items()}
 
-    def is_same(job: SeededRun) -> bool:  # what it starts from included
-        return then.get(job.run.name) == _recipe(job) and (job.after is None or is_same(job.after))
+    def is_same(job: SeededRun) -> bool:  # and so is the run that it starts from
+        return earlier_recipes.get(job.run.name) == _recipe(job) and (job.after is None or is_same(job.after))
 
-    same = {job.run.name for job in jobs if is_same(job)}
-    for figure in before.get("figures", []):
-        if figure["run"] in same:
+    same_runs = {job.run.name for job in jobs if is_same(job)}
+    for figure in earlier.get("figures", []):
+        if figure["run"] in same_runs:
             entries = zip(figure["seeds"], figure["values"], figure["detail"], strict=True)
             figures[figure["row"], figure["column"]] = {seed: (value, detail) for seed, value, detail in entries}
-    whole = {
+    complete = {
         job.name
         for job in jobs
-        if job.run.name in same
+        if job.run.name in same_runs
         and all(job.seed in figures.get((c.row, c.column), {}) for c in experiment.cells if c.run == job.run.name)
     }
-    return figures, whole, {**before, "recipes": {name: before["recipes"][name] for name in same}}
+    recipes = {name: tables for name, tables in earlier.get("recipes", {}).items() if name in same_runs}
+    return figures, complete, {**earlier, "recipes": recipes}
 
 
 def markdown(experiment: Experiment, scale: Scale, figures: Sequence[Figure], seeds: int) -> str:
@@ -101,15 +104,15 @@ def markdown(experiment: Experiment, scale: Scale, figures: Sequence[Figure], se
         "|---" * (len(columns) + 1) + "|",
     ]
     for row in rows:
-        shown = [show(cells[row, column], experiment) if (row, column) in cells else "" for column in columns]
-        text.append(f"| {row} | " + " | ".join(shown) + " |")
-    text += ["", "What differs from the paper's setting:", "", *(f"- {line}" for line in experiment.differs), ""]
+        row_cells = [show_cell(cells[row, column], experiment) if (row, column) in cells else "" for column in columns]
+        text.append(f"| {row} | " + " | ".join(row_cells) + " |")
+    text += ["", "What differs from the paper's setting:", "", *(f"- {line}" for line in experiment.differences), ""]
     text += [f"Made by `anytime-lct reproduce {experiment.name} --scale {scale} --seeds {seeds}`.", ""]
     return "\n".join(text)
 
 
-def show(figure: Figure, experiment: Experiment) -> str:
-    """Write a cell: ours, then the paper's."""
+def show_cell(figure: Figure, experiment: Experiment) -> str:
+    """Format a cell: our figure, then the paper's."""
     digits = 2
     if experiment.kind == "memory":
         digits = 0
@@ -129,18 +132,19 @@ def show(figure: Figure, experiment: Experiment) -> str:
 
 
 def _descent(figure: Figure) -> str:
-    """Say more of the first seed's measurements: the median, when sigma was not positive, what they cost."""
-    told = figure.detail[0]
-    odd = [str(step) for step in told["not_positive"]]
-    when = f"never <= 0 in {told['measurements']} measurements"
-    if odd:
-        when = f"<= 0 at {len(odd)} of {told['measurements']}, minibatch {', '.join(odd[:6])}{' ..' * (len(odd) > 6)}"
-    cost = f"{100 * told['share_of_training']:.1f}% of training time"
-    return f" (median {told['median_sigma']:.2f}, cosine {told['median_cosine']:.2f}; {when}; {cost})"
+    """Format the first seed's measurements: medians, the steps where sigma was not positive, and the cost."""
+    detail = figure.detail[0]
+    steps = [str(step) for step in detail["not_positive"]]
+    signs = f"never <= 0 in {detail['measurements']} measurements"
+    if steps:
+        minibatches = f"{', '.join(steps[:6])}{' ..' * (len(steps) > 6)}"
+        signs = f"<= 0 at {len(steps)} of {detail['measurements']}, minibatch {minibatches}"
+    cost = f"{100 * detail['share_of_training']:.1f}% of training time"
+    return f" (median {detail['median_sigma']:.2f}, cosine {detail['median_cosine']:.2f}; {signs}; {cost})"
 
 
-def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Path, Path]:
-    """Write NAME.md and NAME.json, each whole or not at all; raises CheckpointError where the disk refuses."""
+def write(folder: Path, name: str, text: str, summary: dict[str, Any]) -> tuple[Path, Path]:
+    """Write NAME.md and NAME.json, each whole or not at all; raises CheckpointError if that fails."""
     remedy = "choose another --out"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,7 @@ def write(folder: Path, name: str, text: str, found: dict[str, Any]) -> tuple[Pa
         raise CheckpointError(f"Could not make the folder '{folder}': {error.strerror or error}; {remedy}.") from None
     page, data = folder / f"{name}.md", folder / f"{name}.json"
     disk.write(page, text, CheckpointError, remedy)
-    disk.write(data, json.dumps(found, indent=1) + "\n", CheckpointError, remedy)
+    disk.write(data, json.dumps(summary, indent=1) + "\n", CheckpointError, remedy)
     return page, data
 
 
@@ -157,31 +161,31 @@ def _recipe(job: SeededRun) -> dict[str, Any]:
 
 
 def _completed(tables: dict[str, Any]) -> dict[str, Any]:
-    """Complete a recipe of an earlier report, which may not know every key of today; {} where it is none any more."""
-    if tables.get("train", {}).get("method") == "posthoc":  # which needs weights, and a report does not say whose
+    """Complete a recipe of an earlier report, which may lack new keys; {} if it is no longer valid."""
+    if tables.get("train", {}).get("method") == "posthoc":  # which requires weights, and a report has no paths
         tables = {**tables, "train": {**tables["train"], "weights": "elsewhere"}}
     try:
-        return _seedless(recipes.complete(tables))
+        return _seedless(reading.complete(tables))
     except RecipeError:
         return {}
 
 
 def _seedless(recipe: Recipe) -> dict[str, Any]:
-    """Return what the results of a run depend on, whatever its seed."""
+    """Return the keys that the results of a run depend on, without the seed."""
     tables = comparable(recipe)
     return {table: {key: v for key, v in keys.items() if key != "seed"} for table, keys in tables.items()}
 
 
-def _environments(jobs: Sequence[SeededRun], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = list(before)
+def _environments(jobs: Sequence[SeededRun], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    environments = list(earlier)
     for job in jobs:
-        for environment in _object(job.folder / run_folder.ENVIRONMENT):
-            if environment not in found:
-                found.append(environment)
-    return found
+        for environment in _read_objects(job.folder / run_folder.ENVIRONMENT):
+            if environment not in environments:
+                environments.append(environment)
+    return environments
 
 
-def _object(path: Path) -> list[dict[str, Any]]:
+def _read_objects(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
-"""Run what an experiment needs, each run by the shipped command in a process of its own, several side by side.
+"""Run what an experiment needs, each run by the `anytime-lct` command in its own process, several at once.
 
     RUNS/cifar10-jpeg-resnet20-lct-n3-seed0/         the run folder: recipe, metrics, weights, profile.json
-    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.toml     the recipe that the command was given
-    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.log      what it said
+    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.toml     the recipe that the command reads
+    RUNS/cifar10-jpeg-resnet20-lct-n3-seed0.log      its output
 
-Runs are shared between experiments: one that is finished, with the recipe that is wanted, is never run again.
+Runs are shared between experiments: a finished run with the same recipe is not run again.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from types import FrameType
 from typing import Any, Literal
 
 from anytime_lct.errors import CheckpointError, LCTError
-from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.reproduce.plan import Run
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
 from anytime_lct.training.methods.table import checked, row_of
 
-State = Literal["missing", "begun", "trained", "done"]
-# Where and how a run was made, which is no part of what it is; a figure says its precision beside its value.
-ELSEWHERE = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes", "precision"}}
+State = Literal["missing", "unfinished", "trained", "done"]
+# Keys that say where and how a run trains, and do not identify it; a figure has its precision in `detail`.
+IGNORED_KEYS = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes", "precision"}}
 WAIT_SECONDS, INTERRUPTED = 0.5, 130
 PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 
 
 @dataclass(frozen=True)
 class SeededRun:
-    """A run with a seed, and where it lies; `after` is the job whose weights it starts from."""
+    """A run with a seed and a folder; `after` is the job whose weights it starts from."""
 
     run: Run
     seed: int
@@ -55,56 +55,56 @@ class SeededRun:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def state(self) -> State:
-        """Say how far it is; raises CheckpointError where the folder holds a run of another recipe."""
+        """Return how far the run is; raises CheckpointError if the folder holds a run of another recipe."""
         if not (self.folder / run_folder.RECIPE).exists():
             return "missing"
-        there = recipes.read(self.folder / run_folder.RECIPE)
-        if comparable(there) != comparable(self.recipe):
+        stored = reading.read(self.folder / run_folder.RECIPE)
+        if comparable(stored) != comparable(self.recipe):
             raise CheckpointError(
-                f"Expected in '{self.folder}' the run that this experiment asks for, got one with another recipe "
-                f"({_first_difference(there, self.recipe)}); move it away or name another --runs."
+                f"Expected in '{self.folder}' the run that this experiment needs, got one with another recipe "
+                f"({_first_difference(stored, self.recipe)}); move it away or name another --runs."
             )
         if epochs(self.folder) < self.recipe.train.epochs or not (self.folder / run_folder.MAIN).exists():
-            return "begun"
+            return "unfinished"
         return "done" if (self.folder / run_folder.PROFILE).exists() else "trained"
 
     def commands(self, state: State) -> list[list[str]]:
-        """Return what is to be run, one after the other; a recipe travels in a file that the run copies."""
-        told: list[list[str]] = []
+        """Return the commands to run in order; the recipe is in a file that the run folder copies."""
+        commands: list[list[str]] = []
         if state == "missing":
-            told.append(["train", "--recipe", str(_written(self)), "--run-dir", str(self.folder), "--json"])
-        elif state == "begun":
-            told.append(["train", "--resume", "--run-dir", str(self.folder), "--json"])
-        if told and self.run.workers > 1:
-            told[0] += ["--workers", str(self.run.workers)]
-        return [*told, ["analyze", str(self.folder), "--json"]]
+            commands.append(["train", "--recipe", str(_write_recipe(self)), "--run-dir", str(self.folder), "--json"])
+        elif state == "unfinished":
+            commands.append(["train", "--resume", "--run-dir", str(self.folder), "--json"])
+        if commands and self.run.workers > 1:
+            commands[0] += ["--workers", str(self.run.workers)]
+        return [*commands, ["analyze", str(self.folder), "--json"]]
 
 
 def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
-    """Lay out every run for every seed, those that others start from first."""
-    made: dict[tuple[str, int], SeededRun] = {}
+    """Return every run with every seed, those that others start from first."""
+    by_name: dict[tuple[str, int], SeededRun] = {}
     for seed in range(seeds):
         for run in sorted(runs, key=lambda run: run.after is not None):
-            after = made[run.after, seed] if run.after is not None else None
+            after = by_name[run.after, seed] if run.after is not None else None
             weights = str(after.folder) if after is not None else None
             recipe = run.recipe(seed, data_root, weights)
-            made[run.name, seed] = SeededRun(run, seed, folder / f"{run.name}-seed{seed}", recipe, after)
-    return list(made.values())
+            by_name[run.name, seed] = SeededRun(run, seed, folder / f"{run.name}-seed{seed}", recipe, after)
+    return list(by_name.values())
 
 
-def with_starts(todo: Sequence[SeededRun]) -> list[SeededRun]:
-    """Return the jobs and those whose weights they start from, where these are not at hand: figures alone may be."""
-    made = list(todo)
+def with_predecessors(todo: Sequence[SeededRun]) -> list[SeededRun]:
+    """Return the jobs, and those that they start from if the weights are missing: a report may have the figures."""
+    extended = list(todo)
     for job in todo:
-        if job.after is not None and job.after not in made and job.after.state() in ("missing", "begun"):
-            made.append(job.after)
-    return made
+        if job.after is not None and job.after not in extended and job.after.state() in ("missing", "unfinished"):
+            extended.append(job.after)
+    return extended
 
 
-def work(todo: Sequence[SeededRun], side_by_side: int, threads: int, tell: Callable[[str], None]) -> dict[str, str]:
-    """Run jobs, `side_by_side` at once with so many threads each; return why those that failed did, by name.
+def run_jobs(todo: Sequence[SeededRun], parallel: int, threads: int, report: Callable[[str], None]) -> dict[str, str]:
+    """Run jobs, `parallel` at once with `threads` each; return the reasons of those that failed, by name.
 
-    On SIGINT and SIGTERM every process writes its checkpoint first; KeyboardInterrupt is raised when all have ended.
+    On SIGINT and SIGTERM every process writes its checkpoint; KeyboardInterrupt is raised when all have ended.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting, failed = list(todo), dict[str, str]()
@@ -112,18 +112,18 @@ def work(todo: Sequence[SeededRun], side_by_side: int, threads: int, tell: Calla
 
     def start(job: SeededRun, commands: list[list[str]], since: float) -> None:
         with job.log.open("ab") as log:
-            # A session of its own: a terminal's Ctrl-C is for `work` to pass on, and a second one would kill.
+            # A new session: a Ctrl-C in the terminal reaches only this process, which forwards it once.
             process = subprocess.Popen(
                 [*PROGRAM, *commands[0]], stdout=log, stderr=log, env=environment, start_new_session=True
             )
         running[job.name] = (job, commands[1:], process, since)
 
-    before = None
+    previous_handler = None
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
-            while len(running) < side_by_side:
+            while len(running) < parallel:
                 ready = next((job for job in waiting if _may_start(job, waiting, running)), None)
                 if ready is None:
                     break
@@ -132,7 +132,7 @@ def work(todo: Sequence[SeededRun], side_by_side: int, threads: int, tell: Calla
                     failed[ready.name] = f"it starts from {ready.after.name}, which failed"
                     continue
                 ready.folder.parent.mkdir(parents=True, exist_ok=True)
-                tell(f"{ready.name}: {'goes on' if ready.state() != 'missing' else 'starts'}")
+                report(f"{ready.name}: {'continues' if ready.state() != 'missing' else 'starts'}")
                 start(ready, ready.commands(ready.state()), time.monotonic())
             time.sleep(WAIT_SECONDS)
             for name, (job, commands, process, since) in list(running.items()):
@@ -143,23 +143,23 @@ def work(todo: Sequence[SeededRun], side_by_side: int, threads: int, tell: Calla
                     raise KeyboardInterrupt
                 if process.returncode != 0:
                     failed[name] = _last_line(job.log)
-                    tell(f"{name}: failed: {failed[name]}")
+                    report(f"{name}: failed: {failed[name]}")
                 elif commands:
                     start(job, commands, since)
                 else:
-                    tell(f"{name}: done in {(time.monotonic() - since) / 60:.1f} min")
-    finally:  # some still run only where this was interrupted, or failed
+                    report(f"{name}: done in {(time.monotonic() - since) / 60:.1f} min")
+    finally:  # processes still run only after an interrupt or an error
         for _, _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
         for _, _, process, _ in running.values():
             process.wait()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if previous_handler is not None:
+            signal.signal(signal.SIGTERM, previous_handler)
     return failed
 
 
 def epochs(folder: Path) -> int:
-    """Return how many epochs a run has behind it."""
+    """Return the number of epochs that a run has finished."""
     return len(journal.read(folder / run_folder.METRICS))
 
 
@@ -172,43 +172,43 @@ def _may_start(job: SeededRun, waiting: Sequence[SeededRun], running: Collection
 
 
 def comparable(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return what a result depends on: not where it came about, nor what its method and schedule do not look at."""
+    """Return the keys that a result depends on: those that its method and schedule read, without IGNORED_KEYS."""
     recipe = checked(recipe)
-    reads, tables = row_of(recipe.train.method).reads, dict[str, dict[str, Any]]()
+    used, tables = row_of(recipe.train.method).reads, dict[str, dict[str, Any]]()
     for table, keys in recipe.model_dump(mode="json").items():
-        if table in reads:
-            stepped = not table.endswith("_schedule") or keys["name"] == "step"
-            left_out = {*ELSEWHERE.get(table, ()), *(() if stepped else ("milestones", "gamma"))}
-            tables[table] = {key: v for key, v in keys.items() if key not in left_out and v is not None}
+        if table in used:
+            has_steps = not table.endswith("_schedule") or keys["name"] == "step"
+            ignored = {*IGNORED_KEYS.get(table, ()), *(() if has_steps else ("milestones", "gamma"))}
+            tables[table] = {key: v for key, v in keys.items() if key not in ignored and v is not None}
     return tables
 
 
-def _first_difference(there: Recipe, wanted: Recipe) -> str:
-    one, other = comparable(there), comparable(wanted)
-    for table in {**one, **other}:
-        first, second = one.get(table, {}), other.get(table, {})
-        for key in {**first, **second}:
-            if first.get(key) != second.get(key):
-                return f"{table}.{key} is {first.get(key)!r}, wanted {second.get(key)!r}"
+def _first_difference(stored: Recipe, expected: Recipe) -> str:
+    stored_tables, expected_tables = comparable(stored), comparable(expected)
+    for table in {**stored_tables, **expected_tables}:
+        old, new = stored_tables.get(table, {}), expected_tables.get(table, {})
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
+                return f"{table}.{key} is {old.get(key)!r}, expected {new.get(key)!r}"
     return "no difference"
 
 
-def _written(job: SeededRun) -> Path:
+def _write_recipe(job: SeededRun) -> Path:
     path = job.folder.with_name(f"{job.name}.toml")
-    recipes.write(job.recipe, path)
+    reading.write(job.recipe, path)
     return path
 
 
 def _last_line(log: Path) -> str:
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return said[-1] if said else "it said nothing"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "its log is empty"
 
 
-def expect_unbegun(todo: Sequence[SeededRun]) -> None:
-    """Raise LCTError where a run was begun and not finished, which is gone on with only when asked for."""
+def expect_none_unfinished(todo: Sequence[SeededRun]) -> None:
+    """Raise LCTError if a run has started and is not finished; only --resume continues it."""
     for job in todo:
-        if job.state() == "begun":
+        if job.state() == "unfinished":
             raise LCTError(
-                f"The run '{job.folder}' was begun and is not finished; go on with it by --resume, or name another "
+                f"The run '{job.folder}' has started and is not finished; continue it with --resume, or name another "
                 f"--runs."
             )

@@ -1,4 +1,4 @@
-"""Facts of data sets that need not be there: enough to build and count a network that is never trained."""
+"""Facts of data sets without their files: enough to build and count a network that is not trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYMBOLS = 50  # of the Penn Treebank, by Table X
 
 
 def facts_of(recipe: Recipe) -> Facts:
-    """Return the facts of a recipe's data from its name alone: ImageNet's of a sized image folder, else CIFAR-10's."""
+    """Return the facts of a recipe's data by name: an image folder with `image_size` is ImageNet, else CIFAR-10."""
     name = recipe.data.name
     if name == "text":
         symbols = tuple(chr(33 + k) for k in range(SYMBOLS))

@@ -1,1 +1,1 @@
-"""The run folder: what a training run leaves behind, and what starts from it."""
+"""The run folder: the files that a training run writes, and the weights it starts from."""

@@ -16,7 +16,7 @@ WHOLE = CutRecipe(groups=1)
 def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False) -> LCTNetwork:
     """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
 
-    `whole` leaves it uncut, a network of one group. With `train.exit`, it is the sub-network of that exit alone.
+    With `whole` it stays uncut, a network of one group. With `train.exit` it is the sub-network of that exit alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)

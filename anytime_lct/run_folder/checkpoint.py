@@ -1,9 +1,9 @@
-"""Checkpoints: one safetensors file a layer group, so that a run can go on with another number of workers.
+"""Checkpoints: one safetensors file per layer group, so that a run can resume with another number of workers.
 
     RUN/checkpoints/step-00000320/group_1.safetensors .. group_N.safetensors, progress.json
 
-A checkpoint is written under another name, flushed to the disk and renamed when it is whole; the two newest are kept.
-progress.json holds the sums of the files and where in the run they stand.
+A checkpoint is written under another name, flushed to the disk and renamed when it is complete; the two newest stay.
+progress.json holds the sha256 sums of the files and the position in the run.
 """
 
 from __future__ import annotations
@@ -24,67 +24,67 @@ from torch import Tensor
 from anytime_lct import disk
 from anytime_lct.errors import CheckpointError
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 PROGRESS = "progress.json"
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make the folder that the layer groups of a checkpoint are written into, and clear what failed before it."""
+    """Make the folder that the layer groups of a checkpoint are written into, and remove those of failed attempts."""
     part = folder / f".step-{step:08d}.part"
-    with _or_nothing(part):
-        for left in folder.glob(".step-*.part"):
-            shutil.rmtree(left, ignore_errors=True)
+    with _removing_on_error(part):
+        for stale in folder.glob(".step-*.part"):
+            shutil.rmtree(stale, ignore_errors=True)
         part.mkdir(parents=True)
     return part
 
 
 def write_group(part: Path, index: int, tensors: dict[str, Tensor]) -> str:
-    """Write one layer group and return its sha256 sum; whatever fails, the checkpoints before it stay whole."""
-    with _or_nothing(part):
-        return disk.flush(part / _group(index), _bytes(tensors))
+    """Write one layer group and return its sha256 sum; where that fails, earlier checkpoints stay complete."""
+    with _removing_on_error(part):
+        return disk.flush(part / _file_name(index), _bytes(tensors))
 
 
 def commit(part: Path, step: int, sums: Mapping[int, str], progress: dict[str, Any]) -> Path:
-    """Give a whole checkpoint its name, once every group is written, and drop the oldest; `sums` are by group."""
+    """Rename a checkpoint once every group is written, and remove the oldest; `sums` are the sha256 sums by group."""
     folder, final = part.parent, part.parent / f"step-{step:08d}"
-    named = {_group(index): digest for index, digest in sums.items()}
-    with _or_nothing(part):
-        disk.flush(part / PROGRESS, json.dumps({"step": step, "sha256": named, **progress}, indent=1).encode())
+    digests = {_file_name(index): digest for index, digest in sums.items()}
+    with _removing_on_error(part):
+        disk.flush(part / PROGRESS, json.dumps({"step": step, "sha256": digests, **progress}, indent=1).encode())
         disk.sync(part)
         if final.exists():
             shutil.rmtree(final)
         part.rename(final)
         disk.sync(folder)
-    for old in _all(folder)[:-KEPT]:
+    for old in _checkpoints(folder)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def weights(folder: Path, num_groups: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read the weights of the main network and of the critics out of a checkpoint's folder, finished or not."""
+    """Read the weights of the main network and of the critics from a checkpoint's folder, renamed yet or not."""
     main: dict[str, Tensor] = {}
     critics: dict[str, Tensor] = {}
     for index in range(1, num_groups + 1):
-        with safe_open(folder / _group(index), "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                kind, _, rest = name.partition(".")
+        with safe_open(folder / _file_name(index), "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                kind, _, name = key.partition(".")
                 if kind == "main":
-                    main[rest] = file.get_tensor(name)
+                    main[name] = file.get_tensor(key)
                 elif kind == "critic":
-                    critics[f"critic_{index}.{rest}"] = file.get_tensor(name)
+                    critics[f"critic_{index}.{name}"] = file.get_tensor(key)
     return main, critics
 
 
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint below `folder`, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
+    checkpoints = _checkpoints(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def load(
-    path: Path, num_groups: int, wanted: Iterable[int] | None = None
+    path: Path, num_groups: int, indices: Iterable[int] | None = None
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
-    """Read the tensors of the `wanted` layer groups (from 1; default: all) and the progress of a checkpoint.
+    """Read the tensors of the layer groups `indices` (from 1; default: all) and the progress of a checkpoint.
 
     Raises CheckpointError where it is damaged or has another number of groups.
     """
@@ -92,18 +92,18 @@ def load(
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
         sums = progress["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(_damaged(path, PROGRESS)) from None
+        raise _damage_error(path, PROGRESS) from None
     if len(sums) != num_groups:
         raise CheckpointError(f"The checkpoint '{path}' holds {len(sums)} layer groups, but the run has {num_groups}.")
     groups = {}
-    for index in range(1, num_groups + 1) if wanted is None else wanted:
-        name = _group(index)
+    for index in range(1, num_groups + 1) if indices is None else indices:
+        name = _file_name(index)
         try:
             content = (path / name).read_bytes()
         except OSError:
-            raise CheckpointError(_damaged(path, name)) from None
+            raise _damage_error(path, name) from None
         if hashlib.sha256(content).hexdigest() != sums.get(name):
-            raise CheckpointError(_damaged(path, name))
+            raise _damage_error(path, name)
         groups[index] = parse_safetensors(content)
     return groups, progress
 
@@ -123,44 +123,44 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, ValueError):
         raise CheckpointError(
-            f"The weights '{path}' are truncated or no safetensors file; copy them again or train again."
+            f"The weights '{path}' are truncated or not a safetensors file; copy them again or train again."
         ) from None
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:
-    """Format tensors; those that share memory, as tied weights do, each get their own, which the format asks for."""
-    apart, seen = dict[str, Tensor](), set[int]()
+    """Format tensors; those that share memory, such as tied weights, are copied, because the format needs it."""
+    separate, addresses = dict[str, Tensor](), set[int]()
     for name, value in tensors.items():
         value = value.detach().cpu().contiguous()
-        at = value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if at in seen else value
-        seen.add(at)
-    return format_safetensors(apart)
+        address = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if address in addresses else value
+        addresses.add(address)
+    return format_safetensors(separate)
 
 
-def _group(index: int) -> str:
+def _file_name(index: int) -> str:
     return f"group_{index}.safetensors"
 
 
 @contextmanager
-def _or_nothing(part: Path) -> Iterator[None]:
-    """Leave nothing half-written behind where the disk refuses."""
+def _removing_on_error(part: Path) -> Iterator[None]:
+    """Remove the unfinished checkpoint, and raise CheckpointError, where writing fails."""
     try:
         yield
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"Could not write the checkpoint '{part}': {error.strerror or error}; the earlier ones are whole, "
-            f"so make room and go on with --resume."
+            f"Could not write the checkpoint '{part}': {error.strerror or error}; the earlier ones are complete, "
+            f"so make room and continue with --resume."
         ) from None
 
 
-def _all(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def _damaged(path: Path, name: str) -> str:
-    return (
-        f"The checkpoint '{path}' is damaged: '{name}' is missing, truncated or altered; remove that folder to go on "
+def _damage_error(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint '{path}' is damaged: '{name}' is missing, truncated or altered; remove that folder to resume "
         f"from the checkpoint before it, if there is one."
     )

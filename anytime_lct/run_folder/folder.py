@@ -1,10 +1,10 @@
-"""The run folder: what a training run leaves behind, and the network it gives back.
+"""The run folder: the files that a training run writes, and the trained network read from them.
 
-RUN/recipe.toml  facts.json  environment.json     what was asked, of which data, on which machine
-RUN/checkpoints/  metrics.jsonl  tensorboard/     how it went, and where to go on
-RUN/main.safetensors  critics.safetensors         what came out
+RUN/recipe.toml  facts.json  environment.json     the recipe, the facts of the data, the machine
+RUN/checkpoints/  metrics.jsonl  tensorboard/     progress, and what a run resumes from
+RUN/main.safetensors  critics.safetensors         the trained weights
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
-RUN/profile.json  exits.png  descent.png          what it is worth (analyze)
+RUN/profile.json  exits.png  descent.png          cost and quality of every exit (analyze)
 RUN/thresholds.json                               where samples stop within a mean budget (thresholds)
 """
 
@@ -28,7 +28,7 @@ from anytime_lct.errors import CheckpointError, ProfileError
 from anytime_lct.exits import profile
 from anytime_lct.exits.profile import Profile
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.run_folder.checkpoint import load_tensors, save_tensors
@@ -42,7 +42,7 @@ DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
 
 @dataclasses.dataclass(frozen=True)
 class OpenedRun:
-    """A run folder opened: its recipe, the facts of its data, and the network with the weights that came out."""
+    """The contents of a run folder: its recipe, the facts of its data, and the network with its trained weights."""
 
     path: Path
     recipe: Recipe
@@ -51,7 +51,7 @@ class OpenedRun:
 
 
 def create(path: Path, recipe: Recipe, facts: Facts) -> None:
-    """Make a new run folder; raises CheckpointError where one with a run in it stands already."""
+    """Make a new run folder; raises CheckpointError where the folder has a run already."""
     if (path / RECIPE).exists():
         raise CheckpointError(
             f"The folder '{path}' holds a run already; continue it with --resume or choose another --run-dir."
@@ -62,13 +62,13 @@ def create(path: Path, recipe: Recipe, facts: Facts) -> None:
         raise CheckpointError(
             f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
         ) from None
-    for name, told in ((FACTS, dataclasses.asdict(facts)), (ENVIRONMENT, environment())):
-        disk.write(path / name, json.dumps(told, indent=1) + "\n", CheckpointError, "choose another --run-dir")
-    recipes.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
+    for name, record in ((FACTS, dataclasses.asdict(facts)), (ENVIRONMENT, environment())):
+        disk.write(path / name, json.dumps(record, indent=1) + "\n", CheckpointError, "choose another --run-dir")
+    reading.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
 
 
 def open_run(path: Path) -> OpenedRun:
-    """Open a run folder with the weights that training left; raises CheckpointError where it is not whole."""
+    """Open a run folder with its trained weights; raises CheckpointError where it is incomplete."""
     recipe, facts = read(path)
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
@@ -85,15 +85,17 @@ def read(path: Path) -> tuple[Recipe, Facts]:
     """Read a run folder's recipe and the facts of its data."""
     if not (path / RECIPE).exists():
         raise CheckpointError(
-            f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a train."
+            f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a training run."
         )
     try:
-        raw = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-        facts = Facts(**given)
+        record = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        facts = Facts(**fields)
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
-    return recipes.read(path / RECIPE), facts
+    return reading.read(path / RECIPE), facts
 
 
 def read_profile(path: Path) -> Profile:
@@ -110,18 +112,18 @@ def save_weights(path: Path, main: dict[str, Tensor], critics: dict[str, Tensor]
 
 
 def fingerprint(path: Path, temperatures: Sequence[float]) -> str:
-    """Return a sum of a run's weights and its exits' temperatures, which rules for stopping hold for."""
+    """Return the sha256 sum of a run's weights and its exits' temperatures, which its rules for stopping belong to."""
     rounded = " ".join(f"{T:.4g}" for T in temperatures)
     return hashlib.sha256(f"{profile.weights_sum(path)} {rounded}".encode()).hexdigest()
 
 
-def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the weights of a run's main network, and of its critics where it has any; raises CheckpointError."""
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
             raise CheckpointError(
                 f"Expected a run folder with weights to start from, got '{path}', which has no {name}; name the "
-                f"--run-dir of a finished train."
+                f"--run-dir of a finished training run."
             )
     return load_tensors(path / MAIN), load_tensors(path / CRITICS)
 
@@ -141,17 +143,17 @@ def environment() -> dict[str, object]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the run folder for one process; raises CheckpointError while another trains in it."""
+    """Lock the run folder for this process; raises CheckpointError while another process trains in it."""
     try:
         import fcntl
-    except ImportError:  # a system without flock: nothing to hold
+    except ImportError:  # a system without flock
         yield
         return
     try:
         lock = (path / ".lock").open("w")
     except OSError as error:
         raise CheckpointError(
-            f"Expected a run folder that can be written to, got '{path}': {error.strerror or error}; fix its rights."
+            f"Expected a run folder that can be written, got '{path}': {error.strerror or error}; fix its permissions."
         ) from None
     with lock as file:
         try:

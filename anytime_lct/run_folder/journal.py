@@ -1,4 +1,4 @@
-"""A journal: what a run writes down on its way, one JSON object a line; the process may end in the middle of one."""
+"""A journal: a file of one JSON object per line, which a run appends to; a last line that is cut off is ignored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def append(path: Path, line: Line) -> None:
 
 def read(path: Path) -> list[Line]:
     """Return the lines up to one that is cut off; none where there is no such file."""
-    found: list[Line] = []
+    lines: list[Line] = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
@@ -37,12 +37,12 @@ def read(path: Path) -> list[Line]:
             break
         if not isinstance(line, dict):
             break
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
-def keep(path: Path, is_kept: Callable[[Line], bool]) -> None:
-    """Drop the other lines, such as those of steps that will be run again."""
+def keep(path: Path, predicate: Callable[[Line], bool]) -> None:
+    """Keep the lines that satisfy the predicate; the others, such as those of steps that run again, are removed."""
     if path.exists():
-        lines = (json.dumps(line) + "\n" for line in read(path) if is_kept(line))
+        lines = (json.dumps(line) + "\n" for line in read(path) if predicate(line))
         disk.write(path, "".join(lines), CheckpointError, "make room and use --resume")

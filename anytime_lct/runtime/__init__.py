@@ -1,4 +1,4 @@
-"""All that a device needs to answer from a bundle: numpy and onnxruntime, no torch."""
+"""What a device needs to answer from a bundle: numpy and onnxruntime, no torch."""
 
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.session import AnytimeSession

@@ -1,4 +1,4 @@
-"""What a batch was told, by which exits, and at what cost."""
+"""The answer to a batch: its logits, the exits that gave them, and their cost."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.exits.budget import Stopped
+from anytime_lct.exits.budget import StopReason
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a batch was told: `logits` float32, (B, K) for images and (B, T, K) for text.
+    """The answer to a batch: `logits` float32, (B, K) for images and (B, T, K) for text.
 
-    `exit` is the deepest exit that answered; `exits` (B,) says which answered each sample, where samples stop one by
-    one. `flops` are the multiply-adds paid per sample (for text: per character), groups and visited critics together;
-    the mean of the batch where samples differ. `exits_run` counts the exits that were computed on the way, `stopped`
-    says why no deeper exit answered.
+    `exit` is the deepest exit that answered, and `exits` (B,) the one that answered each sample. `flops` are the
+    multiply-adds per sample (for text: per character) of groups and visited critics together; the mean over the batch
+    where samples differ. `exits_run` counts the exits that were computed; `stopped` is why no deeper exit answered.
     """
 
     exit: int
@@ -25,7 +24,7 @@ class Answer:
     flops: float
     exits: NDArray[np.int64]
     exits_run: int = 1
-    stopped: Stopped = "budget"
+    stopped: StopReason = "budget"
 
     @property
     def probabilities(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Measure what every group and critic of a bundle takes on this machine."""
+"""Measure how long every group and critic of a bundle takes on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from anytime_lct.runtime.timings import Quantiles, Times, Timings, bundle_sum
 from anytime_lct.stopwatch import machine
 
 SIZES = (1, 4, 16)
-STEPS = 32  # characters a sample, where a network on text is measured
-WARMUP, LEAST, MOST = 2, 5, 200
-WORTH = 0.05  # the share of time that more threads have to save
+CHARACTERS = 32  # characters a sample, where a network on text is times
+WARMUP, MIN_ROUNDS, MAX_ROUNDS = 2, 5, 200
+TOLERANCE = 0.05  # more threads must save at least this fraction of the time
 
 
 def calibrate(
@@ -26,7 +26,7 @@ def calibrate(
     seconds: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Timings:
-    """Measure every group and critic for batches of `sizes` samples, about `seconds` each size, as requests run them.
+    """Measure every group and critic for batches of `sizes` samples, as requests run them, about `seconds` per size.
 
     Raises BundleError for a bundle of whole exits only, and LCTError for sizes below 1.
     """
@@ -36,57 +36,58 @@ def calibrate(
             f"only; export it again without --only exits."
         )
     if not sizes or min(sizes) < 1:
-        raise LCTError(f"Expected sizes of batches from 1 on, got {list(sizes)}; name others.")
-    measured: dict[int, Times] = {}
+        raise LCTError(f"Expected sizes of batches from 1 on, got {list(sizes)}; choose others.")
+    times: dict[int, Times] = {}
     for size in sorted(set(sizes)):
         if progress is not None:
             progress(f"measuring batches of {size}")
         try:
             x = _example(session, size)
         except MemoryError:
-            raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; name smaller ones.") from None
-        measured[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
+            raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; choose smaller.") from None
+        times[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
     return Timings(
         bundle=bundle_sum(session.bundle),
         machine=machine(),
         onnxruntime=ort.__version__,
         threads=session.threads,
-        sizes=measured,
+        sizes=times,
     )
 
 
 def fastest_threads(sessions: Sequence[AnytimeSession], seconds: float = 1.0) -> int:
-    """Measure one sample at full depth by sessions that differ in their threads, in turns; return the best number.
+    """Measure one sample at full depth with sessions of different numbers of threads, in turns; return the best number.
 
-    That is the fewest whose median is within `WORTH` of the smallest: a thread that brings less is better left to
+    That is the smallest whose median is within `TOLERANCE` of the shortest: a thread that saves less is better used by
     another request.
     """
     calls = [partial(session.run_to, session.served[-1], _example(session, 1)) for session in sessions]
-    taken: list[list[float]] = [[] for _ in calls]
-    until = 0.0
-    for turn in range(WARMUP + MOST):
-        if turn == WARMUP:
-            taken, until = [[] for _ in calls], time.perf_counter() + seconds * len(calls)
-        if turn >= WARMUP + LEAST and time.perf_counter() > until:
+    times: list[list[float]] = [[] for _ in calls]
+    end = 0.0
+    for round_ in range(WARMUP + MAX_ROUNDS):
+        if round_ == WARMUP:
+            times, end = [[] for _ in calls], time.perf_counter() + seconds * len(calls)
+        if round_ >= WARMUP + MIN_ROUNDS and time.perf_counter() > end:
             break
-        for times, call in zip(taken, calls, strict=True):
-            times.append(_timed(call))
-    return fewest({session.threads: float(np.median(times)) for session, times in zip(sessions, taken, strict=True)})
+        for row, call in zip(times, calls, strict=True):
+            row.append(_timed(call))
+    medians = {session.threads: float(np.median(row)) for session, row in zip(sessions, times, strict=True)}
+    return fewest_threads(medians)
 
 
-def fewest(seconds: Mapping[int, float]) -> int:
-    """Return the fewest threads that take at most `WORTH` more than the fastest, of seconds by number of threads.
+def fewest_threads(seconds: Mapping[int, float]) -> int:
+    """Return the smallest number of threads that takes at most `TOLERANCE` longer than the fastest.
 
-    >>> fewest({1: 1.0, 2: 0.6, 4: 0.58})
+    >>> fewest_threads({1: 1.0, 2: 0.6, 4: 0.58})
     2
     """
-    return min(threads for threads, taken in seconds.items() if taken <= (1 + WORTH) * min(seconds.values()))
+    return min(number for number, s in seconds.items() if s <= (1 + TOLERANCE) * min(seconds.values()))
 
 
 def _example(session: AnytimeSession, size: int) -> np.ndarray:
     generator = np.random.default_rng(0)
     if session.manifest.task == "language-model":
-        return generator.integers(0, session.manifest.outputs, (size, STEPS), dtype=np.int64)
+        return generator.integers(0, session.manifest.outputs, (size, CHARACTERS), dtype=np.int64)
     shape = [int(side) for side in session.manifest.input_shape[1:]]
     return generator.standard_normal((size, *shape), dtype=np.float32)
 
@@ -94,11 +95,11 @@ def _example(session: AnytimeSession, size: int) -> np.ndarray:
 def _measure(session: AnytimeSession, x: np.ndarray, seconds: float) -> Times:
     groups: dict[int, list[float]] = {}
     critics: dict[int, list[float]] = {}
-    until = 0.0
-    for turn in range(WARMUP + MOST):
-        if turn == WARMUP:
-            groups, critics, until = {}, {}, time.perf_counter() + seconds
-        if turn >= WARMUP + LEAST and time.perf_counter() > until:
+    end = 0.0
+    for round_ in range(WARMUP + MAX_ROUNDS):
+        if round_ == WARMUP:
+            groups, critics, end = {}, {}, time.perf_counter() + seconds
+        if round_ >= WARMUP + MIN_ROUNDS and time.perf_counter() > end:
             break
         with session.walk(x) as walk:
             while walk.depth < session.served[-1]:

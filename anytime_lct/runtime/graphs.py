@@ -1,4 +1,4 @@
-"""The bundle's ONNX graphs in onnxruntime: each loaded once, when it is first needed, all from one pool of memory."""
+"""The bundle's ONNX graphs in onnxruntime: each loaded once, when it is first needed, all in one pool of memory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Graphs:
 
     @property
     def loaded(self) -> set[str]:
-        """Names of the files that were loaded so far."""
+        """Names of the files that are loaded."""
         return set(self._loaded)
 
     def load(self, name: str) -> ort.InferenceSession:
+        """Return a graph by its file's name, loaded on the first call; raises BundleError."""
         if (graph := self._loaded.get(name)) is None:
             with self._lock:
                 if (graph := self._loaded.get(name)) is None:
@@ -37,11 +38,12 @@ class Graphs:
         return graph
 
     def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Run a graph on a batch and return its output; raises BundleError."""
         graph = self.load(name)
         try:
             return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x})[0])
         except Exception as error:
-            raise failed(name, error) from None
+            raise run_error(name, error) from None
 
     def _open(self, name: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -49,18 +51,17 @@ class Graphs:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         _share_memory(options)
-        options.log_severity_level = 4  # errors come as exceptions; nothing is printed
+        options.log_severity_level = 4  # errors are raised; nothing is printed
         if self._threads > 1:
-            # Every graph has a pool of its own: those that wait must not burn the cores of the one that runs.
+            # Every graph has its own threads: those that wait must not spin on the cores of the one that runs.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self._folder / name
         try:
             graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BundleError(
-                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load "
-                f"({_first_line(error)}); "
-                f"export the bundle again."
+                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load ({_first_line(error)}); export "
+                f"the bundle again."
             ) from None
         if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
             raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
@@ -68,11 +69,11 @@ class Graphs:
 
 
 def _share_memory(options: ort.SessionOptions) -> None:
-    """Let a graph work in the memory that the one before it left, still warm in cache, instead of a pool of its own.
+    """Let a graph use the memory of the one before it, which is still in the cache, instead of its own pool.
 
-    One pool for the process: less memory, and `stream` is a percent faster (benchmarks/overhead.py).
+    One pool for the process needs less memory, and makes `stream` 1% faster (benchmarks/overhead.py).
     """
-    with contextlib.suppress(Exception):  # refused where the host program has registered one of its own: share that
+    with contextlib.suppress(Exception):  # refused where the host program has registered its own: use that
         _register_pool()
     options.add_session_config_entry("session.use_env_allocators", "1")
 
@@ -83,7 +84,8 @@ def _register_pool() -> None:
     ort.create_and_register_allocator(cpu, None)
 
 
-def failed(name: str, error: Exception) -> BundleError:
+def run_error(name: str, error: Exception) -> BundleError:
+    """Return the error of a graph that fails when it runs."""
     return BundleError(f"The bundle's graph '{name}' cannot run ({_first_line(error)}); export the bundle again.")
 
 

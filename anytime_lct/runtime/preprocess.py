@@ -1,4 +1,4 @@
-"""Raw inputs become network inputs, as a bundle's manifest says: image files, arrays of pixels, and text."""
+"""Preprocessing of raw inputs, image files, arrays of pixels and text, as a bundle's manifest says."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from anytime_lct.pixels import fit
 
 
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
-    """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 of images, (1, T) int64 of text.
+    """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 for images, (1, T) int64 for text.
 
-    A .npy file is an array as `from_array` takes it, any other an image file or, for a network on text, a
+    A .npy file holds an array as `from_array` takes it; any other is an image file or, for a network on text, a
     UTF-8 text. Raises InputError for a file that is missing, damaged or of the wrong kind.
 
     >>> read_input(Path("digit.png"), session.manifest).shape  # doctest: +SKIP
@@ -30,7 +30,7 @@ def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
     if size is None:
         raise InputError(f"Expected an input file, got the folder '{path}'; name the files in it.")
     if size == 0:
-        raise InputError(f"Expected an input file, got '{path}', which is empty; name another.")
+        raise InputError(f"Expected an input file, got '{path}', which is empty; name another one.")
     rules = manifest.preprocessing
     try:
         if rules.kind == "text":
@@ -39,13 +39,14 @@ def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
             return from_array(_read_array(path), rules)
         return normalise(_read_image(path, rules)[None], rules)
     except InputError as error:
-        # The rules do not know which of many files they look at.
-        told = str(error)
-        raise InputError(told if str(path) in told else f"In '{path}': {told[0].lower()}{told[1:]}") from None
+        # Some messages do not name the file, as what raises them sees only its content.
+        message = str(error)
+        named = message if str(path) in message else f"In '{path}': {message[0].lower()}{message[1:]}"
+        raise InputError(named) from None
 
 
 def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
-    """Number the characters of a text: (1, T); raises InputError for an unknown symbol or no text.
+    """Turn a text into numbers of symbols, (1, T); raises InputError for an unknown symbol or an empty text.
 
     >>> from_text("abba", Preprocessing(kind="text", symbols="ab"))
     array([[0, 1, 1, 0]])
@@ -53,14 +54,13 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
     if rules.kind != "text":
         raise InputError("Expected images for this network, got text; name image files or .npy arrays.")
     if not text:
-        raise InputError("Expected at least one character of text, got none; give some text to go on from.")
+        raise InputError("Expected at least one character of text, got none; give some text to continue.")
     number = {symbol: k for k, symbol in enumerate(rules.symbols)}
-    for place, symbol in enumerate(text, start=1):
+    for position, symbol in enumerate(text, start=1):
         if symbol not in number:
             raise InputError(
-                f"Expected the {len(number)} symbols that the network knows, got {symbol!r} as character "
-                f"{place}; "
-                f"leave it out or write it otherwise."
+                f"Expected the {len(number)} symbols that the network knows, got {symbol!r} as character {position}; "
+                f"remove or replace it."
             )
     return np.array([[number[symbol] for symbol in text]], dtype=np.int64)
 
@@ -68,12 +68,12 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
 def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
     """Make a batch (B, C, H, W) float32 of an array.
 
-    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are brought to size and normalised;
-    float32 and float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
+    uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised; float32 and
+    float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
     """
     channels, height, width = _image_shape(rules)
     if array.size == 0:
-        raise InputError(f"Expected at least one image, got an array of shape {array.shape}; fill it.")
+        raise InputError(f"Expected at least one image, got an array of shape {array.shape}; add one.")
     if array.dtype == np.uint8:
         pixels = _batch_of_pixels(array, channels, (height, width))
         return normalise(np.stack([fit(image, height, width, rules.resize) for image in pixels]), rules)
@@ -84,9 +84,8 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
     batch = array[None] if array.ndim == 3 else array
     if batch.shape[1:] != (channels, height, width):
         raise InputError(
-            f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch "
-            "before, "
-            f"got {array.shape}; give raw pixels as uint8."
+            f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch dimension "
+            f"before, got {array.shape}; give raw pixels as uint8."
         )
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(batch, dtype=np.float32)
@@ -96,9 +95,9 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
 
 
 def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
-    """Return a batch as the network takes it: C-contiguous float32 or int64; raises InputError for any other.
+    """Return a batch as the network takes it, C-contiguous float32 or int64.
 
-    Takes float32 and float64 of any byte order, or for text whole numbers below that of symbols.
+    Takes float32 and float64 of any byte order, or for text integers below the number of symbols. Raises InputError.
     """
     expected = manifest.input_shape
     if not isinstance(x, np.ndarray):
@@ -107,16 +106,16 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
         )
     x = cast("NDArray[Any]", x)
     matches = x.ndim == len(expected) and all(
-        isinstance(want, str) or want == came for want, came in zip(expected, x.shape, strict=True)
+        isinstance(size, str) or size == actual for size, actual in zip(expected, x.shape, strict=True)
     )
     if not matches:
         raise InputError(
-            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first "
-            "dimension is the batch."
+            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first dimension is the "
+            f"batch."
         )
     if x.size == 0:
         raise InputError(
-            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; fill it."
+            f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; add one."
         )
     return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
 
@@ -130,20 +129,19 @@ def normalise(pixels: NDArray[np.uint8], rules: Preprocessing) -> NDArray[np.flo
 
 
 def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Bring pixels to (B, H, W, C). Three dimensions are one image where the last counts the channels."""
+    """Reshape pixels to (B, H, W, C). Three dimensions are one image where the last is the number of channels."""
     if array.ndim == 3 and array.shape[-1] == channels and not (channels == 1 and array.shape[1:] == size):
         return array[None]
     if array.ndim == 4 and array.shape[-1] == channels:
         return array
-    # (28, 28, 3) is a picture in colour, and must not pass for 28 pictures three pixels wide.
+    # (28, 28, 3) is a colour image, and must not be read as 28 images three pixels wide.
     colour = array.ndim == 3 and array.shape[-1] in (2, 3, 4) and array.shape[1:] != size
     if channels == 1 and array.ndim in (2, 3) and not colour:
         return array.reshape(-1, *array.shape[-2:], 1)
     shapes = "(H, W), (B, H, W), (H, W, 1) or (B, H, W, 1)" if channels == 1 else "(H, W, {0}) or (B, H, W, {0})"
     raise InputError(
-        f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, "
-        "got an array of "
-        f"shape {array.shape}; convert its channels."
+        f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, got an array "
+        f"of shape {array.shape}; convert its channels."
     )
 
 
@@ -153,8 +151,8 @@ def _read_array(path: Path) -> NDArray[Any]:
             array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError, BadZipFile):
         raise InputError(
-            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it "
-            "again with numpy.save."
+            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it again with "
+            f"numpy.save."
         ) from None
     if not isinstance(array, np.ndarray):
         array.close()
@@ -167,7 +165,7 @@ def _read_text(path: Path, rules: Preprocessing) -> str:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"Expected '{path}' to hold UTF-8 text, got other bytes; save it as UTF-8.") from None
-    # Editors end files by a line feed, which is no part of the text where the network knows none.
+    # Editors end files with a line feed, which is not part of the text unless the network knows that symbol.
     return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
 
 
@@ -187,9 +185,8 @@ def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"Expected '{path}' to be an image file or a .npy array, got something damaged or of another "
-            "kind; "
-            f"save it anew, as PNG for instance."
+            f"Expected '{path}' to be an image file or a .npy array, got a damaged file or one of another kind; save "
+            f"it again, for instance as PNG."
         ) from None
     return fit(pixels.reshape(*pixels.shape[:2], channels), height, width, rules.resize)
 
@@ -205,7 +202,7 @@ def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
         raise InputError(
             f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
         )
-    # A sum is finite only if every number is, and costs a fraction of looking at each.
+    # A sum is finite only if every number is, and is much cheaper than checking each.
     with np.errstate(over="ignore", invalid="ignore"):
         floats = np.ascontiguousarray(x, dtype=np.float32)
         finite = np.isfinite(floats.sum()) or np.isfinite(floats).all()
@@ -220,11 +217,11 @@ def _as_ids(x: NDArray[Any], outputs: int) -> NDArray[np.int64]:
     low, high = x.min(), x.max()
     if low < 0 or high >= outputs:
         raise InputError(
-            f"Expected symbols of 0 to {outputs - 1}, got {low if low < 0 else high}; encode the text anew."
+            f"Expected symbols of 0 to {outputs - 1}, got {low if low < 0 else high}; encode the text again."
         )
     return np.ascontiguousarray(x, dtype=np.int64)
 
 
 def show_shape(shape: tuple[int | str, ...]) -> str:
-    """Write a shape as numpy does, without quotes around named dimensions."""
+    """Format a shape as numpy does, without quotes around named dimensions."""
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

@@ -1,4 +1,4 @@
-"""Answers from a bundle: the best exit a budget allows, or every exit in turn, computing nothing twice."""
+"""Answers from a bundle: by the best exit that a budget allows, or by every exit in turn, computing nothing twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.exits.budget import ANY, FREELY, Ask, Budget, Stopped
+from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, StopReason
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.selector import select
@@ -24,28 +24,28 @@ from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.preprocess import check_batch, show_shape
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.runtime.timings import Timings
-from anytime_lct.runtime.walk import Order, Stopping, Walk, steps
+from anytime_lct.runtime.walk import Order, StoppingRule, Walk, steps
 
-KNOWN_BUDGETS = 256
-MOST_THREADS = 256
+MAX_CACHED_BUDGETS = 256
+MAX_THREADS = 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How deep a request goes at most, which samples stop before, and what an answer there says of why it stopped."""
+    """How deep a request goes at most, which samples stop earlier, and why an answer there stops."""
 
-    most: int
-    stopping: Stopping | None
-    ended: Stopped
+    deepest: int
+    stopping: StoppingRule | None
+    stop_reason: StopReason
 
 
 class AnytimeSession:
     """A bundle ready to answer; safe to use from many threads, and by many streams at once.
 
-    `threads` are those that onnxruntime uses inside one request: with one worker thread a core, 1 is best. None takes
-    as many as the timings that `anytime-lct calibrate` left beside the bundle, and 1 where there are none.
-    `calibrated` False leaves those timings alone. Graphs are loaded when first needed, or by `warm`. Raises BundleError
-    for a bundle that is not whole.
+    `threads` is how many onnxruntime uses inside one request: with one worker thread per core, 1 is best. None takes
+    the number of the timings that `anytime-lct calibrate` stored beside the bundle, and 1 where there are none.
+    `calibrated` False ignores those timings. Graphs are loaded when first needed, or by `warm`. Raises BundleError for
+    a bundle that is not whole.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
     >>> session.run(x, Ask(Budget(flops=20e6), timeout=0.02)).classes                   # doctest: +SKIP
@@ -54,34 +54,34 @@ class AnytimeSession:
     """
 
     def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1, *, calibrated: bool = True) -> None:
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
             raise InputError(
-                f"Expected a positive number of threads up to {MOST_THREADS}, got {threads!r}; 1 suits overlapping "
+                f"Expected a positive number of threads up to {MAX_THREADS}, got {threads!r}; 1 suits overlapping "
                 f"requests."
             )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        known = timings.load(self.bundle, threads) if calibrated else None
-        self.threads = threads or (known.threads if known else 1)
+        measured = timings.load(self.bundle, threads) if calibrated else None
+        self.threads = threads or (measured.threads if measured else 1)
         self.timing: Timing | None = None
         self.graphs = Graphs(self.bundle.path, self.threads)
         self.chains = ChainPool(self.graphs, self.manifest)
         self._exit_of: dict[Budget, int] = {}
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
-        if known is not None:
-            self.use(known)
+        if measured is not None:
+            self.use_timings(measured)
 
-    def use(self, known: Timings) -> None:
-        """Take timings of this machine, for budgets of latency and for timeouts.
+    def use_timings(self, timings: Timings) -> None:
+        """Use timings of this machine for latency budgets and timeouts.
 
-        A session finds the ones that `anytime-lct calibrate` left beside the bundle by itself.
+        A session loads those that `anytime-lct calibrate` stored beside the bundle by itself.
         """
-        self.timing = Timing(known)
+        self.timing = Timing(timings)
         self._exit_of.clear()
 
     def warm(self) -> None:
-        """Load all graphs, by running every exit once: no timed answer waits for one, or gets one written since."""
+        """Load all graphs, by running every exit once, so that no later answer waits for one."""
         shape = [size if isinstance(size, int) else 1 for size in self.manifest.input_shape]
         for exit in self.served:
             self.run_to(exit, np.zeros(shape, self.manifest.input_dtype))
@@ -89,31 +89,31 @@ class AnytimeSession:
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.
 
-        A latency is held against this machine's timings where there are any, and else against the profile's.
+        A latency is compared with this machine's timings where there are any, and with the profile's otherwise.
         Raises NothingFitsError, and BudgetError for a latency budget where neither has latencies.
         """
-        budget = budget or ANY
+        budget = budget or UNLIMITED
         if (exit := self._exit_of.get(budget)) is None:
             profile = self.profile if budget.latency is None else self._profile_here()
             exit = select(profile, budget, exits=self.served).exit
-            if len(self._exit_of) >= KNOWN_BUDGETS:
+            if len(self._exit_of) >= MAX_CACHED_BUDGETS:
                 self._exit_of.clear()
-            if budget.latency is None:  # what takes how long changes
+            if budget.latency is None:  # timings change
                 self._exit_of[budget] = exit
         return exit
 
     def plan(self, ask: Ask) -> Plan:
         """Return how deep a request goes, and where its samples stop; raises NothingFitsError and BudgetError."""
         rule = ask.rule if ask.mean_flops is None else self.rule(ask.mean_flops)
-        most = self._deepest(ask, rule)
+        deepest = self._deepest(ask, rule)
         if rule is not None:
-            at, measure = {i: threshold for i, threshold in rule.at.items() if i < most}, rule.measure
+            at, measure = {i: threshold for i, threshold in rule.at.items() if i < deepest}, rule.measure
         elif ask.min_confidence is not None:
-            at, measure = dict.fromkeys((i for i in self.served if i < most), float(ask.min_confidence)), ask.measure
+            at, measure = dict.fromkeys((i for i in self.served if i < deepest), float(ask.min_confidence)), ask.measure
         else:
-            return Plan(most, None, self._ended(most))
-        stopping = Stopping(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
-        return Plan(most, stopping, self._ended(most))
+            return Plan(deepest, None, self._stop_reason(deepest))
+        stopping = StoppingRule(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
+        return Plan(deepest, stopping, self._stop_reason(deepest))
 
     def run(
         self,
@@ -128,21 +128,21 @@ class AnytimeSession:
     ) -> Answer:
         """Answer a batch once, as `ask` says; the keywords are those of an Ask, for convenience.
 
-        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. A budget alone is answered by groups 1..i and critic
-        i only, i = `choose(budget)`. Where samples may stop before, each does at the first exit that is so sure, at the
-        temperatures of the profile. With a timeout, in seconds from this call, the deepest exit in time answers, by
-        this machine's timings; too short a timeout is answered by the first exit. `warm` the session before: loading
-        graphs takes its time too. Raises InputError, BudgetError, NothingFitsError and BundleError.
+        `x` is (B, C, H, W) float32 or float64, or (B, T) integers. A budget alone runs groups 1..i and critic i only,
+        i = `choose(budget)`. With a minimum confidence or thresholds, each sample stops at the first exit that reaches
+        them, its logits divided by the profile's temperature. With a timeout, in seconds from this call, the deepest
+        exit in time answers, by this machine's timings; if none is in time, the first exit answers. Call `warm` before:
+        loading graphs takes time too. Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
-        began = time.perf_counter()
-        keywords = Ask(budget or ANY, timeout, min_confidence, measure, rule=thresholds)
-        if (isinstance(ask, Ask) and keywords != FREELY) or (ask is not None and budget is not None):
-            raise BudgetError("Expected an Ask, or keywords, got both; say all of it in one of them.")
+        start = time.perf_counter()
+        keywords = Ask(budget or UNLIMITED, timeout, min_confidence, measure, rule=thresholds)
+        if (isinstance(ask, Ask) and keywords != DEFAULT_ASK) or (ask is not None and budget is not None):
+            raise BudgetError("Expected an Ask, or keywords, got both; put everything into one of them.")
         if not isinstance(ask, Ask):
             ask = keywords if ask is None else replace(keywords, budget=ask)
         plan = self.plan(ask)
         if ask.mode == "fixed" or (ask.timeout is None and plan.stopping is None):
-            return self.run_to(plan.most, x)
+            return self.run_to(plan.deepest, x)
         timing = self.timing
         if ask.timeout is not None and timing is None:
             raise BudgetError(
@@ -150,43 +150,43 @@ class AnytimeSession:
                 f"anytime-lct calibrate {self.bundle.path}."
             )
         with self.walk(x) as walk:
-            way = steps(walk, plan.most, plan.stopping, plan.ended)
+            orders = steps(walk, plan.deepest, plan.stopping, plan.stop_reason)
             try:
-                next(way)
+                next(orders)
                 while True:
                     order: Order = "deeper"
                     if ask.timeout is not None and timing is not None:
-                        left = began + ask.timeout - time.perf_counter()
-                        order = deadline.order(timing, walk, left, ask.timeout)
-                    way.send(order)
+                        remaining = start + ask.timeout - time.perf_counter()
+                        order = deadline.order(timing, walk, remaining, ask.timeout)
+                    orders.send(order)
             except StopIteration as end:
-                return walk.so_far(end.value)
+                return walk.answer_so_far(end.value)
 
     def run_to(self, exit: int, x: NDArray[Any]) -> Answer:
         """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""
         if exit not in self.served:
             raise InputError(
-                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose among them."
+                f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose one of them."
             )
-        ended = self._ended(exit)
+        stop_reason = self._stop_reason(exit)
         if not self.manifest.groups:
             x = self.check(x)
             logits = self.graphs.run(self.manifest.exits[exit].name, x)
-            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, ended)
+            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stop_reason)
         with self.walk(x) as walk:
             while walk.depth < exit:
                 walk.advance()
             walk.answer()
-            return walk.so_far(ended)
+            return walk.answer_so_far(stop_reason)
 
     def stream(self, x: NDArray[Any]) -> Iterator[Answer]:
-        """Answer a batch by every served exit in turn, each paying only for what lies behind the one before.
+        """Answer a batch by every served exit in turn, each computing only what the one before has not.
 
-        The input is checked and copied at once; nothing runs until the first answer is asked for, and leaving
-        the loop early pays nothing more. An answer stays valid.
-        Raises InputError, and BundleError for a bundle without groups.
+        The input is checked and copied at once; nothing runs until the first answer is requested, and leaving the loop
+        early computes nothing more. An answer stays valid. Raises InputError, and BundleError for a bundle without
+        groups.
         """
-        self._need_groups()
+        self._require_groups()
         return self._stream(np.array(self.check(x)))
 
     def _stream(self, x: NDArray[Any]) -> Iterator[Answer]:
@@ -195,14 +195,14 @@ class AnytimeSession:
                 while walk.depth < exit:
                     walk.advance()
                 walk.answer()
-                yield walk.so_far("last" if exit == self.served[-1] else "budget")
+                yield walk.answer_so_far("last" if exit == self.served[-1] else "budget")
 
     def walk(self, x: NDArray[Any]) -> Walk:
-        """Set a batch on its way through the groups, to be taken where one likes; close it in the end.
+        """Return a walk of a batch through the groups, which the caller advances and closes.
 
         Raises InputError, and BundleError for a bundle without groups.
         """
-        self._need_groups()
+        self._require_groups()
         return Walk(self.check(x), self.chains, self.profile, self.timing)
 
     def check(self, x: NDArray[Any]) -> NDArray[Any]:
@@ -210,7 +210,7 @@ class AnytimeSession:
         return check_batch(x, self.manifest)
 
     def rule(self, mean_flops: float) -> Thresholds:
-        """Return the bundle's rule for stopping whose mean cost is the largest up to `mean_flops` a sample.
+        """Return the bundle's rule for stopping with the largest mean cost up to `mean_flops` per sample.
 
         Raises NothingFitsError, and BudgetError for a bundle without rules.
         """
@@ -222,19 +222,19 @@ class AnytimeSession:
         return self.bundle.thresholds.within(mean_flops)
 
     def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
-        """The exit to go to at most: the budget's, a rule's, or in the mode "fixed" the very one that is named."""
-        named = ask.budget.exit
-        if ask.mode == "fixed" and named is not None and ask.budget == Budget(exit=named):
-            if named not in self.served:
-                known = ", ".join(map(str, self.served))
-                raise BudgetError(f"Expected a fixed exit among those served, {known}, got {named}; name one of them.")
-            return named
+        """The deepest exit of a request: the budget's, a rule's, or in the mode "fixed" the one that is named."""
+        exit = ask.budget.exit
+        if ask.mode == "fixed" and exit is not None and ask.budget == Budget(exit=exit):
+            if exit not in self.served:
+                served = ", ".join(map(str, self.served))
+                raise BudgetError(f"Expected a fixed exit among those served, {served}, got {exit}; name one of them.")
+            return exit
         if rule is None:
             return self.choose(ask.budget)
-        return max(rule.at) if ask.budget == ANY else min(max(rule.at), self.choose(ask.budget))
+        return max(rule.at) if ask.budget == UNLIMITED else min(max(rule.at), self.choose(ask.budget))
 
-    def _ended(self, exit: int) -> Stopped:
-        """Say why an answer went no deeper than the exit that it was to go to: is any deeper one better?"""
+    def _stop_reason(self, exit: int) -> StopReason:
+        """Why an answer goes no deeper than its planned exit: whether any deeper one is better."""
         return "last" if exit in (self.served[-1], self.choose()) else "budget"
 
     def _profile_here(self) -> Profile:
@@ -242,18 +242,20 @@ class AnytimeSession:
         if self.timing is None:
             return self.profile
         exits = [
-            e.model_copy(
-                update={"latency": Latency(seconds=self.timing.to_exit(e.index, 1), engine="onnxruntime", machine="")}
-                if e.index in self.served
-                else {"latency": None}
+            each.model_copy(
+                update={
+                    "latency": Latency(seconds=self.timing.to_exit(each.index, 1), engine="onnxruntime", machine="")
+                    if each.index in self.served
+                    else None
+                }
             )
-            for e in self.profile.exits
+            for each in self.profile.exits
         ]
         return self.profile.model_copy(update={"exits": tuple(exits)})
 
-    def _need_groups(self) -> None:
+    def _require_groups(self) -> None:
         if not self.manifest.groups:
             raise BundleError(
-                f"Expected a bundle with layer groups to go through, got '{self.bundle.path}', which has whole exits "
-                f"only; export it again without --only exits."
+                f"Expected a bundle with layer groups to run one by one, got '{self.bundle.path}', which has whole "
+                f"exits only; export it again without --only exits."
             )

@@ -1,9 +1,9 @@
-"""What the next part of a request will take: the calibrated time, corrected by what was seen since.
+"""Predicted times of a request's next parts: the calibrated times, corrected by what is observed since.
 
-Every group and critic carries one ratio, seen over calibrated time, which follows what happens: a slower clock, a
-second request on the other core, a stage that has become slow. What a request takes beside its parts, to be fetched,
-decided on and handed over, is the overhead: little, but everyone in a queue has it. What neither can foresee, a core
-lent to another process for some milliseconds, is the overshoot of a prediction: the slack remembers the worst of late.
+Every group and critic has a ratio of observed to calibrated time, which follows changes: a slower clock, a second
+request on the other core, a group that has become slow. The overhead is what a request takes besides its parts, to be
+queued, scheduled and answered: little, but paid by every request in a queue. What neither predicts, for instance a core
+that another process takes for some milliseconds, is the overshoot of a prediction: the slack is the worst recent one.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from bisect import bisect_left
 
 from anytime_lct.runtime.timings import Timings
 
-# A ratio moves by a tenth of the way at a time, and faster where a part turns out slow than where it turns out quick.
-SLOWER, QUICKER = 0.2, 0.05
-LEAST_OVERHEAD = 0.0001
-# The slack falls by half in some 7,000 predictions that hold: in seconds, on a busy server, which loses a time slice
-# about as often.
-FORGET = 0.9999
+# The fraction by which an estimate moves towards an observation: faster up, where a part is slow, than down.
+RATE_UP, RATE_DOWN = 0.2, 0.05
+MIN_OVERHEAD = 0.0001
+# The slack halves in some 7,000 predictions that hold: in seconds on a busy server, which loses a time slice about as
+# often.
+DECAY = 0.9999
 
 
 class Timing:
     """Predicts seconds of groups and critics for a batch of `size` samples (of text: characters).
 
     Sizes between calibrated ones are interpolated, larger ones extrapolated in proportion. Safe to use from many
-    threads: a reading may be one observation old.
+    threads: a value may be one observation old.
 
-    >>> timing = Timing(timings)                    # doctest: +SKIP
-    >>> timing.to_exit(2, size=1)                       # doctest: +SKIP
+    >>> timing = Timing(timings)   # doctest: +SKIP
+    >>> timing.to_exit(2, size=1)  # doctest: +SKIP
     0.00231
     """
 
@@ -35,61 +35,61 @@ class Timing:
         self._sizes = list(timings.sizes)
         self._times = [timings.sizes[size] for size in self._sizes]
         self._ratios: dict[str, float] = {}
-        self._known: dict[tuple[str, int], float] = {}
+        self._cache: dict[tuple[str, int], float] = {}
         parts = [*self._times[0].groups, *self._times[0].critics.values()]
         self.slack = max(part.p99 - part.p50 for part in parts)
         self.overhead = 0.0
 
     def group(self, i: int, size: int) -> float:
-        """Seconds of layer group i."""
+        """Return the predicted seconds of layer group i."""
         return self._calibrated(f"group {i}", size) * self._ratios.get(f"group {i}", 1.0)
 
     def critic(self, i: int, size: int) -> float:
-        """Seconds of critic i; 0 behind the last group, which has none."""
+        """Return the predicted seconds of critic i; 0 behind the last group, which has none."""
         return self._calibrated(f"critic {i}", size) * self._ratios.get(f"critic {i}", 1.0)
 
     def to_exit(self, exit: int, size: int, depth: int = 0) -> float:
-        """Seconds from behind group `depth` to the answer of exit `exit`: the groups between, and its critic."""
+        """Return the predicted seconds from behind group `depth` to the answer of `exit`: the groups and its critic."""
         return sum(self.group(i, size) for i in range(depth + 1, exit + 1)) + self.critic(exit, size)
 
-    def saw_group(self, i: int, size: int, seconds: float) -> None:
-        """Learn what a run of group i took."""
-        self._saw(f"group {i}", size, seconds)
+    def observe_group(self, i: int, size: int, seconds: float) -> None:
+        """Learn from the seconds of a run of group i."""
+        self._observe(f"group {i}", size, seconds)
 
-    def saw_critic(self, i: int, size: int, seconds: float) -> None:
-        """Learn what a run of critic i took."""
-        self._saw(f"critic {i}", size, seconds)
+    def observe_critic(self, i: int, size: int, seconds: float) -> None:
+        """Learn from the seconds of a run of critic i."""
+        self._observe(f"critic {i}", size, seconds)
 
-    def saw_overhead(self, seconds: float) -> None:
-        """Learn what a request took beside its groups and critics."""
+    def observe_overhead(self, seconds: float) -> None:
+        """Learn from the seconds that a request took besides its groups and critics."""
         self.slack = max(self.slack, seconds - self.overhead)
-        seen = min(max(seconds, 0.0), 2.0 * self.overhead + LEAST_OVERHEAD)  # one lost time slice is none
-        self.overhead += (seen - self.overhead) * (SLOWER if seen > self.overhead else QUICKER)
+        observed = min(max(seconds, 0.0), 2.0 * self.overhead + MIN_OVERHEAD)  # a single lost time slice counts little
+        self.overhead += (observed - self.overhead) * (RATE_UP if observed > self.overhead else RATE_DOWN)
 
-    def _saw(self, part: str, size: int, seconds: float) -> None:
+    def _observe(self, part: str, size: int, seconds: float) -> None:
         calibrated = self._calibrated(part, size)
         if calibrated <= 0.0:
             return
         ratio = self._ratios.get(part, 1.0)
         overshoot = seconds - ratio * calibrated
-        self.slack = max(self.slack * FORGET, overshoot)
-        seen = min(seconds / calibrated, 2.0 * ratio)  # one lost time slice is no slow stage
-        self._ratios[part] = ratio + (seen - ratio) * (SLOWER if seen > ratio else QUICKER)
+        self.slack = max(self.slack * DECAY, overshoot)
+        observed = min(seconds / calibrated, 2.0 * ratio)  # a single lost time slice counts little
+        self._ratios[part] = ratio + (observed - ratio) * (RATE_UP if observed > ratio else RATE_DOWN)
 
     def _calibrated(self, part: str, size: int) -> float:
         key = (part, size)
-        if (seconds := self._known.get(key)) is None:
+        if (seconds := self._cache.get(key)) is None:
             seconds = self._interpolated(part, size)
-            if len(self._known) < 4096:
-                self._known[key] = seconds
+            if len(self._cache) < 4096:
+                self._cache[key] = seconds
         return seconds
 
     def _interpolated(self, part: str, size: int) -> float:
         kind, number = part.split()
         medians = []
         for times in self._times:
-            found = times.critics.get(int(number)) if kind == "critic" else times.groups[int(number) - 1]
-            medians.append(found.p50 if found else 0.0)
+            quantiles = times.critics.get(int(number)) if kind == "critic" else times.groups[int(number) - 1]
+            medians.append(quantiles.p50 if quantiles else 0.0)
         right = bisect_left(self._sizes, size)
         if right == len(self._sizes):
             return medians[-1] * size / self._sizes[-1]

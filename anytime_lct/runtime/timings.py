@@ -1,6 +1,6 @@
-"""What every group and critic of a bundle takes on this machine: measured once, kept beside the bundle.
+"""How long every group and critic of a bundle takes on this machine: measured once, stored beside the bundle.
 
-BUNDLE.calibration.json stands beside the folder BUNDLE, not in it: a bundle travels, its timings do not.
+BUNDLE.calibration.json is beside the folder BUNDLE, not in it: a bundle is copied to other machines, its timings not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class Quantiles(Record):
-    """Seconds of one part: half, nine tenths and 99 in 100 of its runs took at most so long."""
+    """Quantiles of the seconds of one group or critic: the median, 90% and 99%."""
 
     p50: Seconds
     p90: Seconds
@@ -29,14 +29,14 @@ class Quantiles(Record):
 
 
 class Times(Record):
-    """Seconds of all parts for batches of one size: groups from 1 on, and the critics by number."""
+    """Seconds of all groups, from 1 on, and of the critics by index, for batches of one size."""
 
     groups: tuple[Quantiles, ...]
     critics: dict[int, Quantiles]
 
 
 class Timings(Record):
-    """Times by size of batch, in samples (of text: characters), on `machine`, with `threads` threads a request."""
+    """Times by batch size, in samples (for text: characters), on `machine`, with `threads` threads per request."""
 
     format: int = 1
     bundle: str
@@ -48,41 +48,41 @@ class Timings(Record):
     @model_validator(mode="after")
     def _sizes_rise(self) -> Timings:
         if not self.sizes or list(self.sizes) != sorted(self.sizes) or next(iter(self.sizes)) < 1:
-            raise ValueError("sizes need to be positive and in rising order, one at least")
+            raise ValueError("there must be at least one size, and sizes must be positive and in rising order")
         return self
 
     def fits(self, bundle: Bundle, threads: int | None) -> bool:
-        """Tell whether these are the times of this very bundle on this machine, with so many threads (None: any)."""
+        """Return whether these are times of this bundle on this machine, with this number of threads (None: any)."""
         here = (bundle_sum(bundle), machine(), ort.__version__, threads or self.threads)
         return (self.bundle, self.machine, self.onnxruntime, self.threads) == here
 
 
 def timings_path(bundle: Path) -> Path:
-    """Return where a bundle's timings stand: beside its folder.
+    """Return the path of a bundle's timings, beside its folder.
 
     >>> timings_path(Path("bundles/digits"))
     PosixPath('bundles/digits.calibration.json')
     """
-    whole = bundle.resolve() if bundle.name in ("", "..") else bundle
-    return whole.with_name(f"{whole.name}.calibration.json")
+    folder = bundle.resolve() if bundle.name in ("", "..") else bundle
+    return folder.with_name(f"{folder.name}.calibration.json")
 
 
 def bundle_sum(bundle: Bundle) -> str:
-    """Return the sum of the manifest, which holds the sums of all other files."""
+    """Return the checksum of the manifest, which holds the checksums of all other files."""
     return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def load(bundle: Bundle, threads: int | None) -> Timings | None:
-    """Read the timings beside a bundle; None where there are none, or they are of another machine, bundle or kind.
+    """Read the timings beside a bundle; None where there are none, or only ones of another bundle or machine.
 
-    `threads` None takes those of any number of threads.
+    With `threads`, timings of another number of threads count as none.
     """
     path = timings_path(bundle.path)
     if not path.is_file():
         return None
-    remedy = f"measure anew with: anytime-lct calibrate {bundle.path}"
-    found = parse(Timings, read_text(path, BundleError, remedy), path, BundleError, remedy)
-    return found if found.fits(bundle, threads) else None
+    remedy = f"measure again with: anytime-lct calibrate {bundle.path}"
+    timings = parse(Timings, read_text(path, BundleError, remedy), path, BundleError, remedy)
+    return timings if timings.fits(bundle, threads) else None
 
 
 def save(timings: Timings, bundle: Bundle) -> Path:

@@ -1,8 +1,8 @@
-"""A batch on its way through the layer groups: one group at a time, answered where one likes, left by who is sure.
+"""A batch on its way through the layer groups: one group at a time, with an answer at any exit.
 
-Where some samples stop, the rest is put together into a smaller batch and goes on:
+Where some samples are confident enough to stop, the others go on as a smaller batch:
 
-    4 samples -> group 1 -> critic 1: two are sure -> 2 samples -> group 2 -> critic 2 ..
+    4 samples -> group 1 -> critic 1: two stop -> 2 samples -> group 2 -> critic 2 ..
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anytime_lct.exits.budget import Stopped
+from anytime_lct.exits.budget import StopReason
 from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import Measure
 from anytime_lct.runtime.answer import Answer
@@ -23,28 +23,29 @@ from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.timing import Timing
 
 Order = Literal["deeper", "answer and deeper", "deadline", "load", "late"]
-"""What to do behind a group: go on; have an answer first that will do in need; answer here and say why; or, when there
-is no time even for that, be content with the last answer."""
+"""What to do behind a group: go on; compute an answer as a fallback, then go on; answer here, with the reason; or,
+where there is no time even for that, return the last answer."""
 
 
-class Stopping(NamedTuple):
-    """Samples stop at the first visited exit whose confidence reaches its threshold; `at` is by exit."""
+class StoppingRule(NamedTuple):
+    """Samples stop at the first visited exit whose confidence reaches its threshold, `at[exit]`."""
 
     at: dict[int, float]
     measure: Measure
     temperatures: dict[int, float]
 
-    def sure(self, exit: int, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Tell which samples stop here: (B,)."""
+    def is_confident(self, exit: int, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which samples stop at an exit: (B,)."""
         return confidence(logits, self.measure, self.temperatures[exit]) >= self.at[exit]
 
 
 class Walk:
-    """One batch on its way; a context manager, which gives its buffers back.
+    """A batch on its way; a context manager, which gives its buffers back.
 
-    `rows` are the numbers of the samples that are still on the way. `logits` (B, K) or (B, T, K) and `exits` (B,) hold
-    what each sample was last told, and by which exit; `paid` counts multiply-adds of all samples together, `seconds`
-    what groups and critics took. Chains come from `pool`, costs from `profile`; `timing` learns what parts take.
+    `rows` are the indices of the samples that are still on the way. `logits` (B, K) or (B, T, K) and `exits` (B,) hold
+    the latest answer of each sample and the exit that gave it; `flops` counts the multiply-adds of all samples
+    together, `seconds` the time of groups and critics. Chains come from `pool`, costs from `profile`; `timing` learns
+    from the times of the parts.
     """
 
     def __init__(self, x: NDArray[Any], pool: ChainPool, profile: Profile, timing: Timing | None = None) -> None:
@@ -52,7 +53,7 @@ class Walk:
         self.exits = np.zeros(len(x), np.int64)
         self.logits: NDArray[np.float32] | None = None
         self.exits_run = 0
-        self.paid = 0
+        self.flops = 0
         self.seconds = 0.0
         self.served = pool.manifest.served
         self._pool, self._profile, self._timing = pool, profile, timing
@@ -63,78 +64,78 @@ class Walk:
 
     @property
     def depth(self) -> int:
-        """Groups that were run."""
+        """Number of groups that have run."""
         assert self._chain is not None
         return self._chain.depth
 
     @property
     def is_answered(self) -> bool:
-        """Whether every sample was told something."""
+        """Whether every sample has an answer."""
         return bool(self.exits.all())
 
     @property
     def is_answered_here(self) -> bool:
-        """Whether the exit where the batch has come to has answered already."""
+        """Whether the exit at the current depth has answered."""
         return self._answered
 
     @property
     def size(self) -> int:
-        """Samples still on the way; of text, characters."""
+        """Samples still on the way (for text: characters)."""
         return len(self.rows) * (self._shape[1] if len(self._shape) == 2 else 1)
 
     def advance(self) -> None:
         """Run the next group."""
         assert self._chain is not None
         start = time.perf_counter()
-        is_usual = self._chain.advance()
+        was_bound = self._chain.advance()
         seconds = time.perf_counter() - start
         self.seconds += seconds
         depth = self._chain.depth
         self._answered = False
-        self.paid += len(self.rows) * self._profile.groups[depth - 1].flops
-        if self._timing is not None and is_usual:
-            self._timing.saw_group(depth, self.size, seconds)
+        self.flops += len(self.rows) * self._profile.groups[depth - 1].flops
+        if self._timing is not None and was_bound:
+            self._timing.observe_group(depth, self.size, seconds)
 
     def answer(self) -> NDArray[np.float32]:
-        """Tell the samples on the way what the exit here says, and return it: (len(rows), ..)."""
+        """Answer the samples on the way by the exit at the current depth; return their logits, (len(rows), ..)."""
         assert self._chain is not None
         depth = self._chain.depth
         if not self._answered:
-            is_usual, start = self._chain.has_asked, time.perf_counter()
+            was_bound, start = self._chain.is_critic_bound, time.perf_counter()
             logits = self._chain.logits()
             seconds = time.perf_counter() - start
             self.seconds += seconds
             if len(self.rows) == len(self.exits):
                 self.logits = logits
             else:
-                assert self.logits is not None  # those who left were told something
+                assert self.logits is not None  # the samples that stopped have answers
                 self.logits[self.rows] = logits
             self.exits[self.rows] = depth
             self.exits_run += 1
             self._answered = True
             critics = self._profile.critics
             if depth <= len(critics):
-                self.paid += len(self.rows) * critics[depth - 1].flops
-                if self._timing is not None and is_usual:
-                    self._timing.saw_critic(depth, self.size, seconds)
+                self.flops += len(self.rows) * critics[depth - 1].flops
+                if self._timing is not None and was_bound:
+                    self._timing.observe_critic(depth, self.size, seconds)
         assert self.logits is not None
         return self.logits if len(self.rows) == len(self.exits) else self.logits[self.rows]
 
-    def keep(self, going: NDArray[np.bool_]) -> None:
-        """Let only these of the samples on the way go on, as a smaller batch; `going` is (len(rows),), some true."""
-        if going.all():
+    def keep(self, mask: NDArray[np.bool_]) -> None:
+        """Let only these of the samples on the way go on, as a smaller batch; `mask` is (len(rows),), not all False."""
+        if mask.all():
             return
         assert self._chain is not None
-        rest, depth = self._chain.hidden()[going], self._chain.depth
-        smaller = self._pool.take((len(rest), *self._shape[1:]))
-        smaller.start(rest, depth)
+        hidden, depth = self._chain.hidden()[mask], self._chain.depth
+        chain = self._pool.take((len(hidden), *self._shape[1:]))
+        chain.start(hidden, depth)
         self._pool.give_back((len(self.rows), *self._shape[1:]), self._chain)
-        self._chain, self.rows = smaller, self.rows[going]
+        self._chain, self.rows = chain, self.rows[mask]
 
-    def so_far(self, stopped: Stopped) -> Answer:
-        """Return what the samples were told, every one something; `stopped` says why no deeper exit answered."""
+    def answer_so_far(self, stopped: StopReason) -> Answer:
+        """Return the latest answers, one for every sample; `stopped` is why no deeper exit answered."""
         assert self.logits is not None
-        flops = self.paid / len(self.exits)
+        flops = self.flops / len(self.exits)
         return Answer(
             int(self.exits.max()),
             self.logits,
@@ -145,7 +146,7 @@ class Walk:
         )
 
     def close(self) -> None:
-        """Give the buffers back; what was told stays."""
+        """Give the buffers back; the answers stay."""
         if self._chain is not None:
             self._pool.give_back((len(self.rows), *self._shape[1:]), self._chain)
             self._chain = None
@@ -158,23 +159,23 @@ class Walk:
 
 
 def steps(
-    walk: Walk, most: int, stopping: Stopping | None = None, ended: Stopped = "budget"
-) -> Generator[int, Order, Stopped]:
-    """Take a batch to exit `most` at the deepest; behind each served exit on the way, yield it and take an order.
+    walk: Walk, deepest: int, stopping: StoppingRule | None = None, stop_reason: StopReason = "budget"
+) -> Generator[int, Order, StopReason]:
+    """Take a batch to exit `deepest` at most; at each served exit on the way, yield its index and take an order.
 
-    Returns why it stopped, `ended` behind exit `most`; every sample then was told something.
+    Returns why it stopped, `stop_reason` at exit `deepest`; every sample then has an answer.
     """
     while True:
         walk.advance()
         depth = walk.depth
-        if stopping is not None and depth in stopping.at and depth < most:
-            sure = stopping.sure(depth, walk.answer())
-            if sure.all():
+        if stopping is not None and depth in stopping.at and depth < deepest:
+            is_confident = stopping.is_confident(depth, walk.answer())
+            if is_confident.all():
                 return "confident"
-            walk.keep(~sure)
-        if depth == most:
+            walk.keep(~is_confident)
+        if depth == deepest:
             walk.answer()
-            return ended
+            return stop_reason
         if depth in walk.served:
             order = yield depth
             if order == "late" and walk.is_answered:

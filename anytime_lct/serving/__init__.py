@@ -1,1 +1,1 @@
-"""Answers to many clients at once, each within its budget and deadline; no torch."""
+"""Serving: answers to many clients at once, each within its budget and deadline; no torch."""

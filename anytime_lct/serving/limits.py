@@ -1,4 +1,4 @@
-"""What one request, and all of them together, may take of the server."""
+"""Limits on the memory and time that one request, and all requests together, may use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ MEGA = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds in bytes, samples and seconds, so that no client takes memory or time without end.
+    """Bounds in bytes, samples and seconds, so that no client uses memory or time without limit.
 
-    `body` bounds a body, compressed and not; `json` its JSON part, which costs twenty times its size to read;
-    `in_flight` all bodies being read or answered, and the answers. `images` or `characters` are what one request may
-    bring. A body has `read_seconds` to arrive, its answer as long to be taken, the headers `header_seconds`.
+    `body` bounds a body, compressed and uncompressed; `json` its JSON part, which takes twenty times its size to parse;
+    `in_flight` the bodies and answers of all requests together. `images` or `characters` bound the input of a request.
+    A body must arrive within `read_seconds`, its answer be read within the same time, and headers arrive within
+    `header_seconds`.
     """
 
     body: int = 64 * MEGA
@@ -31,46 +32,46 @@ class Limits:
     connections: int = 4096
 
 
-USUAL = Limits()
+DEFAULT_LIMITS = Limits()
 
 
 class Allowance:
-    """Bytes that all requests may hold together; used from the event loop alone."""
+    """The memory that all requests may use together, `limit` bytes; used from the event loop alone."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.held = 0
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
 
     @contextmanager
     def hold(self) -> Iterator[Holding]:
-        """Give a request something to take bytes with; they are given back at the end."""
+        """Give a request a holding to take bytes with; they are given back at the end."""
         holding = Holding(self)
         try:
             yield holding
         finally:
-            self.held -= holding.held
+            self.used -= holding.used
 
 
 class Holding:
-    """The bytes that one request holds."""
+    """The memory that one request uses."""
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
-        self.held = 0
+        self.used = 0
 
     def take(self, size: int) -> None:
-        """Hold so many bytes more; raises Overloaded where all requests together hold too many."""
+        """Take `size` more bytes; raises Overloaded where all requests together would use too many."""
         allowance = self._allowance
-        if allowance.held + size > allowance.most:
+        if allowance.used + size > allowance.limit:
             raise Overloaded(
-                f"Expected at most {allowance.most} bytes of requests at a time, got more; try again later.", 1.0
+                f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later.", 1.0
             )
-        allowance.held += size
-        self.held += size
+        allowance.used += size
+        self.used += size
 
 
 def too_large(limit: int) -> Refusal:
-    """The error of a body beyond a limit."""
+    """Return the refusal of a body beyond a limit."""
     return Refusal(
         f"Expected a body of at most {limit} bytes, got a larger one; send fewer samples at a time.", "large"
     )

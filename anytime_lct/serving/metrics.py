@@ -1,7 +1,7 @@
-"""What the server counts, for Prometheus and for its own page; all worker processes count into one set.
+"""The metrics of the server, for Prometheus and for its own page; all worker processes share one set.
 
-With several workers the environment variable PROMETHEUS_MULTIPROC_DIR names a folder before this is imported,
-and every process reads the sums of all.
+With several workers the environment variable PROMETHEUS_MULTIPROC_DIR must name a folder before this is imported; every
+process then reports the sums of all.
 """
 
 from __future__ import annotations
@@ -16,120 +16,120 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from anytime_lct.serving.request import Reply
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
 OUTCOMES = ("answered", "refused", "shed", "gone", "failed")
 
 
 @dataclass(frozen=True, eq=False)
-class Counted:
-    """The counters of one model, looked up once."""
+class ModelCounters:
+    """The counters of one model, each looked up once."""
 
     outcomes: dict[str, Counter]
     latency: Histogram
     queued: Histogram
     computed: Histogram
-    kept: Counter
-    missed: Counter
+    deadlines_kept: Counter
+    deadlines_missed: Counter
     exits: dict[int, Counter]
     stopped: Counter
     model: str
     version: str
 
-    def answered(self, reply: Reply, seconds: float, timeout: float | None) -> None:
-        """Count an answer that was written so many seconds after its request came, with or without a timeout."""
+    def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
+        """Count a reply that was written `seconds` after its request arrived."""
         self.outcomes["answered"].inc()
         self.latency.observe(seconds)
         self.queued.observe(reply.queued)
         self.computed.observe(reply.computed)
         self.stopped.labels(self.model, self.version, reply.answer.stopped).inc()
         if timeout is not None:
-            (self.kept if seconds <= timeout else self.missed).inc()
+            (self.deadlines_kept if seconds <= timeout else self.deadlines_missed).inc()
         for exit in reply.answer.exits.tolist():
             self.exits[exit].inc()
 
 
 class Metrics:
-    """Counters of the server, labelled by model and version.
+    """The counters of the server, labelled by model and version.
 
     >>> metrics = Metrics()
-    >>> metrics.of("digits", "1", (1, 2)).outcomes["shed"].inc()
+    >>> metrics.counters("digits", "1", (1, 2)).outcomes["shed"].inc()
     """
 
     def __init__(self) -> None:
         own = CollectorRegistry()
-        self._registry = CollectorRegistry() if SHARED in os.environ else own
+        self._registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else own
         if self._registry is not own:
             MultiProcessCollector(self._registry)
 
-        def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f"anytime_lct_{name}", what, ("model", "version", *labels), registry=own)
+        def counter(name: str, description: str, *labels: str) -> Counter:
+            return Counter(f"anytime_lct_{name}", description, ("model", "version", *labels), registry=own)
 
-        def histogram(name: str, what: str) -> Histogram:
+        def histogram(name: str, description: str) -> Histogram:
             labels = ("model", "version")
-            return Histogram(f"anytime_lct_{name}_seconds", what, labels, buckets=SECONDS, registry=own)
+            return Histogram(f"anytime_lct_{name}_seconds", description, labels, buckets=SECONDS, registry=own)
 
         self._requests = counter("requests", f"Requests by outcome: {', '.join(OUTCOMES)}.", "outcome")
         self._latency = histogram("request", "Seconds from a request's arrival until its answer is written.")
         self._queued = histogram("queue", "Seconds that an answered request waited.")
-        self._computed = histogram("compute", "Seconds in which an answer was computed.")
+        self._computed = histogram("compute", "Seconds of computing an answer.")
         self._deadlines = counter("deadlines", "Answers to requests with a deadline, by whether it was kept.", "kept")
         self._exits = counter("exits", "Samples by the exit that answered them.", "exit")
-        self._stopped = counter("stopped", "Answers by why no deeper exit was computed.", "why")
+        self._stopped = counter("stopped", "Answers by the reason why no deeper exit was computed.", "why")
         self.queue = Gauge(
-            "anytime_lct_queue_length", "Requests admitted and not begun.", registry=own, multiprocess_mode="livesum"
+            "anytime_lct_queue_length", "Requests admitted and not started.", registry=own, multiprocess_mode="livesum"
         )
         self.in_flight = Gauge(
             "anytime_lct_in_flight", "Requests being read or answered.", registry=own, multiprocess_mode="livesum"
         )
-        self._known: dict[tuple[str, str, tuple[int, ...]], Counted] = {}
+        self._counters: dict[tuple[str, str, tuple[int, ...]], ModelCounters] = {}
 
-    def of(self, model: str, version: str, exits: tuple[int, ...]) -> Counted:
+    def counters(self, model: str, version: str, exits: tuple[int, ...]) -> ModelCounters:
         """Return the counters of a model that serves these exits."""
-        if (found := self._known.get((model, version, exits))) is None:
-            own = (model, version)
-            found = self._known[model, version, exits] = Counted(
-                {outcome: self._requests.labels(*own, outcome) for outcome in OUTCOMES},
-                self._latency.labels(*own),
-                self._queued.labels(*own),
-                self._computed.labels(*own),
-                self._deadlines.labels(*own, "true"),
-                self._deadlines.labels(*own, "false"),
-                {exit: self._exits.labels(*own, str(exit)) for exit in exits},
+        if (counters := self._counters.get((model, version, exits))) is None:
+            labels = (model, version)
+            counters = self._counters[model, version, exits] = ModelCounters(
+                {outcome: self._requests.labels(*labels, outcome) for outcome in OUTCOMES},
+                self._latency.labels(*labels),
+                self._queued.labels(*labels),
+                self._computed.labels(*labels),
+                self._deadlines.labels(*labels, "true"),
+                self._deadlines.labels(*labels, "false"),
+                {exit: self._exits.labels(*labels, str(exit)) for exit in exits},
                 self._stopped,
-                *own,
+                *labels,
             )
-        return found
+        return counters
 
     def text(self) -> bytes:
-        """Write all of them as Prometheus reads them."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def sums(self) -> Sums:
-        """Return what was counted so far, of all processes."""
-        found: Sums = defaultdict(float)
+        """Return the values of all metrics, summed over the processes."""
+        sums: Sums = defaultdict(float)
         for metric in self._registry.collect():
             for sample in metric.samples:
                 if not sample.name.endswith(("_bucket", "_created")):
-                    found[(sample.name, *(sample.labels[key] for key in sorted(sample.labels)))] += sample.value
-        return found
+                    sums[(sample.name, *(sample.labels[key] for key in sorted(sample.labels)))] += sample.value
+        return sums
 
     def statistics(self, model: str, version: str, exits: tuple[int, ...]) -> dict[str, Any]:
-        """Return a model's counts as the protocol's statistics extension has them, and behind them our own."""
-        found = self.sums()
+        """Return a model's counts in the form of the protocol's statistics extension, with ours under "anytime"."""
+        sums = self.sums()
 
         def spent(name: str) -> dict[str, int]:
-            of = f"anytime_lct_{name}_seconds"
-            count, seconds = found[f"{of}_count", model, version], found[f"{of}_sum", model, version]
+            metric = f"anytime_lct_{name}_seconds"
+            count, seconds = sums[f"{metric}_count", model, version], sums[f"{metric}_sum", model, version]
             return {"count": int(count), "ns": round(seconds * 1e9)}
 
         def requests(outcome: str) -> int:
-            return int(found["anytime_lct_requests_total", model, outcome, version])
+            return int(sums["anytime_lct_requests_total", model, outcome, version])
 
-        nothing = {"count": 0, "ns": 0}
-        answered = {str(exit): int(found["anytime_lct_exits_total", str(exit), model, version]) for exit in exits}
-        kept, missed = (int(found["anytime_lct_deadlines_total", word, model, version]) for word in ("true", "false"))
+        zero = {"count": 0, "ns": 0}
+        answered = {str(exit): int(sums["anytime_lct_exits_total", str(exit), model, version]) for exit in exits}
+        kept, missed = (int(sums["anytime_lct_deadlines_total", value, model, version]) for value in ("true", "false"))
         return {
             "name": model,
             "version": version,
@@ -139,20 +139,20 @@ class Metrics:
                 "success": spent("request"),
                 "fail": {"count": sum(map(requests, OUTCOMES[1:])), "ns": 0},
                 "queue": spent("queue"),
-                "compute_input": nothing,
+                "compute_input": zero,
                 "compute_infer": spent("compute"),
-                "compute_output": nothing,
+                "compute_output": zero,
             },
             "batch_stats": [],
             "anytime": {
                 "requests": {outcome: requests(outcome) for outcome in OUTCOMES},
                 "deadlines": {"kept": kept, "missed": missed},
                 "exits": answered,
-                "queue_length": int(found["anytime_lct_queue_length",]),
-                "in_flight": int(found["anytime_lct_in_flight",]),
+                "queue_length": int(sums["anytime_lct_queue_length",]),
+                "in_flight": int(sums["anytime_lct_in_flight",]),
             },
         }
 
 
-# Values by the sample's name and its labels' values, labels in alphabetical order.
+# Values by the sample's name and the values of its labels, which are in alphabetical order.
 Sums = defaultdict[tuple[str, ...], float]

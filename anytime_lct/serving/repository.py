@@ -1,7 +1,7 @@
-"""The bundles in service: one, or a folder of them; read again without dropping a request.
+"""The bundles in service: one, or a folder of them; reloaded without dropping a request.
 
 FOLDER/digits/manifest.json          model "digits", version "1"
-FOLDER/digits.bundle/manifest.json   the same name
+FOLDER/digits.bundle/manifest.json   model "digits" too
 FOLDER/digits/2/manifest.json        model "digits", version "2"; without a version the highest answers
 """
 
@@ -24,38 +24,38 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Key = tuple[str, str]  # name and version
 
 
-class InService(Protocol):
-    """What the engine makes of a session: a model that it can answer with."""
+class ServedModel(Protocol):
+    """What a repository needs of the bundles that an engine serves."""
 
     manifest: Manifest
     profile: Profile
 
 
-ServedT = TypeVar("ServedT", bound=InService)
+BundleT = TypeVar("BundleT", bound=ServedModel)
 
 
 @dataclass(frozen=True, eq=False)
-class Model(Generic[ServedT]):
-    """A bundle in service; `content` is its manifest, byte for byte. A request keeps the one that it began with."""
+class Model(Generic[BundleT]):
+    """A bundle in service; `content` is its manifest, byte for byte. A request keeps the one that it started with."""
 
     name: str
     version: str
     path: Path
     content: bytes
-    served: ServedT
+    bundle: BundleT
 
 
-class Repository(Generic[ServedT]):
-    """The models by name and version, opened and found whole; used from the event loop alone.
+class Repository(Generic[BundleT]):
+    """The models by name and version, opened and checked; used from the event loop alone.
 
-    `serve` makes of a session what the engine answers with. Raises BundleError.
+    `serve` turns a session into the bundle that the engine serves. Raises BundleError.
 
-    >>> repository = Repository(Path("bundles"), Served)  # doctest: +SKIP
+    >>> repository = Repository(Path("bundles"), ServedBundle)  # doctest: +SKIP
     >>> repository.find("digits").version                 # doctest: +SKIP
     '1'
     """
 
-    def __init__(self, path: Path, serve: Callable[[AnytimeSession], ServedT]) -> None:
+    def __init__(self, path: Path, serve: Callable[[AnytimeSession], BundleT]) -> None:
         self.path = path
         self._serve = serve
         self._lock = asyncio.Lock()
@@ -67,54 +67,54 @@ class Repository(Generic[ServedT]):
         return sorted(self._highest)
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, rising; raises Refusal for an unknown one."""
-        found = [version for known, version in self._models if known == name]
-        if not found:
+        """Return a model's versions, rising; raises Refusal for an unknown model."""
+        versions = [version for key, version in self._models if key == name]
+        if not versions:
             raise Refusal(
-                f"Expected a model of {', '.join(self.names())}, got {show(name)}; ask for one of them.", "unknown"
+                f"Expected a model of {', '.join(self.names())}, got {show(name)}; choose one of them.", "unknown"
             )
-        return sorted(found, key=int)
+        return sorted(versions, key=int)
 
-    def find(self, name: str, version: str | None = None) -> Model[ServedT]:
-        """Return a model, of the highest version unless told otherwise; raises Refusal."""
+    def find(self, name: str, version: str | None = None) -> Model[BundleT]:
+        """Return a model of this version, by default the highest; raises Refusal."""
         model = self._models.get((name, version or self._highest.get(name, "")))
         if model is None:
             versions = ", ".join(self.versions(name))
             raise Refusal(
-                f"Expected a version of {versions} of '{name}', got {show(version)}; ask for one of them.", "unknown"
+                f"Expected a version of {versions} of '{name}', got {show(version)}; choose one of them.", "unknown"
             )
         return model
 
     async def reload(self, name: str | None = None) -> list[str]:
-        """Read the folder again, or one model of it; returns the names that changed, were added or went away.
+        """Read the folder again, or one model of it; returns the names that were changed, added or removed.
 
-        A bundle is opened and its sums compared before it takes the place of the one in service. Raises
-        BundleError, and Refusal for an unknown name; what is in service then stays.
+        A bundle is opened and checked before it replaces the one in service. Raises BundleError, and Refusal for an
+        unknown name; the bundles in service then stay.
         """
         async with self._lock:
-            found = {key: path for key, path in scan(self.path).items() if name in (None, key[0])}
-            gone = {key for key in self._models if name in (None, key[0]) and key not in found}
-            if not found and not gone:
+            paths = {key: path for key, path in scan(self.path).items() if name in (None, key[0])}
+            removed = {key for key in self._models if name in (None, key[0]) and key not in paths}
+            if not paths and not removed:
                 raise Refusal(
                     f"Expected the name of a bundle in '{self.path}', got {show(name)}; copy it there.", "unknown"
                 )
-            changed = {key: path for key, path in found.items() if self._differs(key, path)}
-            fresh = await asyncio.to_thread(self._open, changed)
-            self._models = {key: model for key, model in self._models.items() if key not in gone} | fresh
+            changed = {key: path for key, path in paths.items() if self._differs(key, path)}
+            models = await asyncio.to_thread(self._open, changed)
+            self._models = {key: model for key, model in self._models.items() if key not in removed} | models
             self._highest = highest(self._models)
-            return sorted({name for name, _ in gone | fresh.keys()})
+            return sorted({name for name, _ in removed | models.keys()})
 
     def _differs(self, key: Key, path: Path) -> bool:
-        known = self._models.get(key)
-        return known is None or known.path != path or known.content != _manifest(path)
+        model = self._models.get(key)
+        return model is None or model.path != path or model.content != _manifest(path)
 
-    def _open(self, paths: dict[Key, Path]) -> dict[Key, Model[ServedT]]:
-        opened: dict[Key, Model[ServedT]] = {}
+    def _open(self, paths: dict[Key, Path]) -> dict[Key, Model[BundleT]]:
+        models: dict[Key, Model[BundleT]] = {}
         for key, path in paths.items():
             content, session = _manifest(path), AnytimeSession(Bundle.open(path))
             session.warm()
-            opened[key] = Model(*key, path, content, self._serve(session))
-        return opened
+            models[key] = Model(*key, path, content, self._serve(session))
+        return models
 
 
 def highest(keys: Iterable[Key]) -> dict[str, str]:
@@ -134,28 +134,28 @@ def scan(path: Path) -> dict[Key, Path]:
     """
     if is_bundle(path):
         return {(_name(path.resolve()), "1"): path}
-    found: dict[Key, Path] = {}
+    paths: dict[Key, Path] = {}
     for folder in _folders(path):
         versions = {"1": folder} if is_bundle(folder) else _versions(folder)
         for version, bundle in versions.items():
             key = (_name(folder), version)
-            if key in found:
+            if key in paths:
                 raise BundleError(
-                    f"Expected one bundle named '{key[0]}', got '{found[key]}' and '{bundle}'; rename one."
+                    f"Expected one bundle named '{key[0]}', got '{paths[key]}' and '{bundle}'; rename one."
                 )
-            found[key] = bundle
-    if not found:
+            paths[key] = bundle
+    if not paths:
         raise BundleError(
             f"Expected a bundle or a folder of bundles, got '{path}', which has none; write one with: "
             "anytime-lct export RUN."
         )
-    return found
+    return paths
 
 
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    try:  # names with a dot before are of bundles that are just being written
+    try:  # names that start with a dot are of bundles that are being written
         return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
     except OSError as error:
         raise BundleError(f"The folder '{path}' cannot be read: {error.strerror or error}; fix its rights.") from None

@@ -1,4 +1,4 @@
-"""What a request gets: a reply, or a refusal of some kind; the words that protocols, service and engine share."""
+"""What a request gets, a reply or a refusal of some kind: the types that protocols, service and engine share."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from anytime_lct.errors import BundleError, LCTError
 from anytime_lct.runtime.answer import Answer
 
 Kind = Literal["invalid", "unknown", "large", "slow", "encoding", "overloaded", "failed"]
-"""Why a request is not answered: it cannot be understood, names what is not there, brings too much, comes too slowly,
-is packed in another way, came while others had all the time or memory, or met a fault of the server's own."""
+"""Why a request is not answered: it is wrong, names an unknown model, is too large, arrives too slowly, has an unknown
+encoding, finds no time or memory left, or the server fails."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
     """An answer to a batch, and its times.
 
-    `queued` and `computed` are seconds; `on_time` is None without a deadline; `finished` is a reading of
-    time.monotonic().
+    `queued` and `computed` are seconds; `on_time` is None without a deadline; `finished` is the value of
+    time.monotonic() when the answer was ready.
     """
 
     answer: Answer
@@ -28,8 +28,8 @@ class Reply:
     finished: float = 0.0
 
 
-class Overloaded(LCTError):  # noqa: N818 - named by what the server is, as its answer says
-    """Too busy to answer in time; `retry_after` are seconds after which it may be tried again."""
+class Overloaded(LCTError):  # noqa: N818 - the state of the server
+    """The server is too busy to answer in time; a client may try again after `retry_after` seconds."""
 
     def __init__(self, message: str = "", retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -37,19 +37,19 @@ class Overloaded(LCTError):  # noqa: N818 - named by what the server is, as its 
 
 
 class Refusal(LCTError, ValueError):  # noqa: N818
-    """A request that cannot be answered as it is; `kind` says why, and a protocol what that is in its own codes."""
+    """A request cannot be answered as it is; `kind` says why, and a protocol translates it into its own codes."""
 
     def __init__(self, message: str, kind: Kind = "invalid") -> None:
         super().__init__(message)
         self.kind: Kind = kind
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
-    """The client hung up before its request was whole, or before its answer was."""
+class ClientGone(Exception):  # noqa: N818 - no error: there is no client to report it to
+    """The client closed the connection before its request or its answer was complete."""
 
 
 def kind_of(error: LCTError) -> Kind:
-    """Return the kind of any error that a request met.
+    """Return the kind of refusal that an error becomes.
 
     >>> kind_of(Overloaded("later"))
     'overloaded'
@@ -58,13 +58,13 @@ def kind_of(error: LCTError) -> Kind:
         return error.kind
     if isinstance(error, Overloaded):
         return "overloaded"
-    return "failed" if isinstance(error, BundleError) else "invalid"  # a file of the server's own, whatever was asked
+    return "failed" if isinstance(error, BundleError) else "invalid"  # a broken bundle is not the client's fault
 
 
 def show(value: object) -> str:
-    """Write what came, cut short: nobody wants megabytes back."""
+    """Format a value of a request for a message, cut to 60 characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or lists within lists
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deeply nested lists
         return "something else"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""One process that serves: every protocol on its socket, until a signal has it finish what it began."""
+"""One process that serves: every protocol on its socket, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Protocol
 
 from anytime_lct.errors import BudgetError, InputError, LCTError
-from anytime_lct.exits.budget import FREELY, Ask
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask
 from anytime_lct.serving.engine.engine import Engine
-from anytime_lct.serving.engine.job import Served
+from anytime_lct.serving.engine.job import ServedBundle
 from anytime_lct.serving.http.listener import BACKLOG, HTTPListener
-from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.service import Service
 
-# How long a thread of Python may keep the others waiting: a twentieth of what is usual, as answers have milliseconds.
+# How long a Python thread may make the others wait: a twentieth of the default, as answers take milliseconds.
 SWITCH_SECONDS = 0.00025
 
 
 class Listener(Protocol):
-    """What a protocol brings: it runs until it is told to stop, and calls `started` when it answers."""
+    """What a protocol provides: it runs until `stop` is called, and calls `started` when it answers."""
 
     async def run(self, started: Callable[[], None]) -> None: ...
 
@@ -41,16 +41,16 @@ PROTOCOLS: tuple[Callable[[Service, socket.socket, Callable[[], None]], Listener
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server serves. `threads` compute answers in one process; `default` is what requests ask for."""
+    """What a server serves. `threads` threads compute answers; `default` fills in what requests leave out."""
 
     bundle: Path
     threads: int = 1
-    limits: Limits = USUAL
-    default: Ask = FREELY
+    limits: Limits = DEFAULT_LIMITS
+    default: Ask = DEFAULT_ASK
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the socket that clients find; port 0 takes a free one. Raises InputError."""
+    """Open the socket that clients connect to; port 0 takes a free port. Raises InputError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -67,7 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    """Write where a socket is found.
+    """Return the URL of a listening socket.
 
     >>> address(listen("127.0.0.1", 8000))  # doctest: +SKIP
     'http://127.0.0.1:8000'
@@ -82,34 +82,34 @@ def serve(
     started: Callable[[], None],
     on_reload: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP has the bundles read again. Raises BundleError before it begins.
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the bundles. Raises BundleError before it starts.
 
-    `started` is called when every protocol answers, `on_reload` when a client had bundles read again.
+    `started` is called when every protocol answers, `on_reload` when a client has reloaded bundles.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    repository = Repository(settings.bundle, Served)
-    check_default(settings.default, {name: repository.find(name).served.manifest.served for name in repository.names()})
+    repository = Repository(settings.bundle, ServedBundle)
+    check_default(settings.default, {name: repository.find(name).bundle.manifest.served for name in repository.names()})
     service = Service(repository, Engine(settings.threads), Metrics(), settings.limits, settings.default)
     listeners = [make(service, listener, on_reload) for make in PROTOCOLS]
     waiting = list(listeners)
 
-    def one_started() -> None:
+    def count_started() -> None:
         waiting.pop()
         if not waiting:
             started()
 
     async def run() -> None:
-        async with signals(listeners, service):
-            await asyncio.gather(*(each.run(one_started) for each in listeners))
+        async with signal_handlers(listeners, service):
+            await asyncio.gather(*(each.run(count_started) for each in listeners))
         await service.close()
 
-    keep_loaded()
-    with asyncio.Runner(loop_factory=new_loop()) as runner:
+    freeze_loaded()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run())
 
 
-def new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: uvloop's, where the system has it."""
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return the function that makes the event loop: uvloop's, where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -117,35 +117,36 @@ def new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def keep_loaded() -> None:
-    """Have the garbage collector leave alone what is loaded by now: models and modules, which stay to the end.
+def freeze_loaded() -> None:
+    """Exclude the loaded models and modules, which stay to the end, from garbage collection.
 
-    To search them stops every thread for tens of milliseconds, which would come once a minute under load.
+    Searching them would stop every thread for tens of milliseconds, about once a minute under load.
     """
     gc.collect()
     gc.freeze()
 
 
 def check_default(default: Ask, served: dict[str, tuple[int, ...]]) -> None:
-    """Raise BudgetError where every request would be refused, as a model lacks the fixed exit."""
+    """Raise BudgetError where a model lacks the fixed exit, and so would refuse every request."""
     for name, exits in served.items():
         if default.mode == "fixed" and default.budget.exit not in (None, *exits):
-            known = ", ".join(map(str, exits))
+            served_exits = ", ".join(map(str, exits))
             raise BudgetError(
-                f"Expected --fixed among the exits of '{name}', {known}, got {default.budget.exit}; name another."
+                f"Expected --fixed among the exits of '{name}', {served_exits}, got {default.budget.exit}; choose one "
+                "of them."
             )
 
 
 @asynccontextmanager
-async def signals(listeners: Sequence[Listener], service: Service) -> AsyncIterator[None]:
-    """Stop on SIGTERM and SIGINT, at once on the second; read bundles again on SIGHUP."""
+async def signal_handlers(listeners: Sequence[Listener], service: Service) -> AsyncIterator[None]:
+    """Stop on SIGTERM and SIGINT, at once on the second; reload bundles on SIGHUP."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
-        again, service.draining = service.draining, True
+        is_second, service.draining = service.draining, True
         for listener in listeners:
-            listener.stop(now=again)
+            listener.stop(now=is_second)
 
     def reload() -> None:
         tasks.add(task := loop.create_task(_reload(service)))
@@ -164,5 +165,5 @@ async def signals(listeners: Sequence[Listener], service: Service) -> AsyncItera
 async def _reload(service: Service) -> None:
     try:
         await service.repository.reload()
-    except LCTError as error:  # what was in service stays there
+    except LCTError as error:  # the bundles in service stay
         print(error, file=sys.stderr, flush=True)

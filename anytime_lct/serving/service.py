@@ -1,10 +1,10 @@
-"""The service behind every protocol: a model, an input and an Ask come in, a Reply goes out, or an error of some kind.
+"""The service behind every protocol: a model, an input and an Ask come in; a Reply or an error goes out.
 
 protocol                            service
-a request arrives    ->  find       which model
-                     ->  take       memory is held, and how the request ends is counted
+a request arrives    ->  find       its model
+                     ->  exchange   holds memory, and counts how the request ends
 it is read           ->  answer     admitted, scheduled, computed; cancelled when its client is gone
-the reply is written ->  Request.written
+the reply is written ->  Exchange.count_reply
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from anytime_lct.errors import LCTError
 from anytime_lct.exits.budget import Ask
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.serving.limits import Allowance, Holding, Limits
-from anytime_lct.serving.metrics import Counted, Metrics
+from anytime_lct.serving.metrics import Metrics, ModelCounters
 from anytime_lct.serving.repository import Model, Repository
 from anytime_lct.serving.request import ClientGone, Reply, kind_of
 
 DRAIN_SECONDS = 30.0
-OUTCOME = {"overloaded": "shed", "failed": "failed"}  # how an error of these kinds is counted; any other is "refused"
+OUTCOME = {"overloaded": "shed", "failed": "failed"}  # of errors of these kinds; any other is "refused"
 
 
-class Answering(Protocol):
+class EngineInterface(Protocol):
     """What the service needs of an engine."""
 
-    def submit(self, served: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
-        """Admit a checked batch that came at `arrived`, of time.monotonic(); raises Overloaded."""
+    def submit(self, bundle: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
+        """Admit a checked batch that arrived at `arrived`, of time.monotonic(); raises Overloaded."""
         ...
 
-    def sent(self, reply: Reply) -> None:
-        """Be told that a reply has just been written for its client."""
+    def record_sent(self, reply: Reply) -> None:
+        """Record that a reply has just been written for its client."""
         ...
 
     def queue_length(self) -> int:
-        """Count what is admitted and not begun."""
+        """Return the number of requests that are admitted and not started."""
         ...
 
     def drain(self, seconds: float) -> bool:
-        """Admit no more and wait for what is admitted."""
+        """Admit no more requests and wait for the admitted ones."""
         ...
 
     def close(self) -> None:
@@ -56,26 +56,26 @@ class Answering(Protocol):
 
 
 @dataclass(eq=False)
-class Request:
-    """A request while it is read, answered and written: its model, the memory that it holds, and what it asked."""
+class Exchange:
+    """A request while it is read, answered and written: its model, the memory that it uses, and its counters."""
 
     model: Model[Any]
     holding: Holding
-    counted: Counted
+    counters: ModelCounters
 
-    def written(self, reply: Reply, seconds: float, timeout: float | None) -> None:
-        """Count a reply that went out so many seconds after its request came."""
-        self.counted.answered(reply, seconds, timeout)
+    def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
+        """Count a reply that was written `seconds` after its request arrived."""
+        self.counters.count_reply(reply, seconds, timeout)
 
 
 class Service:
     """Answers for every protocol; used from the event loop alone.
 
-    `default` is what a request asks where it says nothing. While `draining`, no new requests are to be taken.
+    `default` fills in what a request leaves out. While `draining`, no new requests may be accepted.
     """
 
     def __init__(
-        self, repository: Repository[Any], engine: Answering, metrics: Metrics, limits: Limits, default: Ask
+        self, repository: Repository[Any], engine: EngineInterface, metrics: Metrics, limits: Limits, default: Ask
     ) -> None:
         self.repository, self.engine, self.metrics = repository, engine, metrics
         self.limits, self.default = limits, default
@@ -83,30 +83,30 @@ class Service:
         self.draining = False
 
     async def close(self) -> None:
-        """Take no more requests, wait for those that are admitted, and end the engine's threads."""
+        """Accept no more requests, wait for those that are admitted, and end the engine's threads."""
         self.draining = True
         await asyncio.to_thread(self.engine.drain, DRAIN_SECONDS)
         self.engine.close()
 
     def find(self, name: str, version: str | None = None) -> Model[Any]:
-        """Return a model, of the highest version unless told otherwise; raises Refusal."""
+        """Return a model of this version, by default the highest; raises Refusal."""
         return self.repository.find(name, version)
 
     @contextmanager
-    def take(self, model: Model[Any]) -> Iterator[Request]:
-        """Hold what a request needs while it is in hand, and count how it ends; a client that is gone is no error."""
-        counted = self.metrics.of(model.name, model.version, model.served.manifest.served)
+    def exchange(self, model: Model[Any]) -> Iterator[Exchange]:
+        """Yield the exchange of a request, free its memory and count how it ends; a client that is gone is no error."""
+        counters = self.metrics.counters(model.name, model.version, model.bundle.manifest.served)
         self.metrics.in_flight.inc()
         try:
             with self.allowance.hold() as holding:
-                yield Request(model, holding, counted)
+                yield Exchange(model, holding, counters)
         except ClientGone:
-            counted.outcomes["gone"].inc()
+            counters.outcomes["gone"].inc()
         except LCTError as error:
-            counted.outcomes[OUTCOME.get(kind_of(error), "refused")].inc()
+            counters.outcomes[OUTCOME.get(kind_of(error), "refused")].inc()
             raise
         except Exception:
-            counted.outcomes["failed"].inc()
+            counters.outcomes["failed"].inc()
             raise
         finally:
             self.metrics.in_flight.dec()
@@ -115,11 +115,11 @@ class Service:
     async def answer(
         self, model: Model[Any], x: NDArray[Any], ask: Ask, arrived: float, gone: Callable[[], Awaitable[object]]
     ) -> Reply:
-        """Answer a checked batch that came at `arrived`, of time.monotonic(); `gone` ends when its client does.
+        """Answer a checked batch that arrived at `arrived` (time.monotonic()); `gone` returns when the client is gone.
 
         Raises Overloaded, NothingFitsError, BudgetError, BundleError and ClientGone.
         """
-        future = self.engine.submit(model.served, x, ask, arrived)
+        future = self.engine.submit(model.bundle, x, ask, arrived)
         self.metrics.queue.set(self.engine.queue_length())
         watch = asyncio.create_task(_cancel_when(gone, future))
         try:
@@ -133,7 +133,7 @@ class Service:
 
 
 def num_logits(x: NDArray[Any], manifest: Manifest) -> int:
-    """Count the logits of an answer: a class each of every sample, or of every step of it."""
+    """Return the number of logits of an answer: one per class, of every sample or of every step of it."""
     return math.prod(x.shape[: 1 if manifest.task == "classification" else 2]) * manifest.outputs
 
 

@@ -2,11 +2,11 @@
 
             listening socket, made by the parent
              |            |            |
-parent ->  worker 1    worker 2    worker 3        each with models and engine of its own
+parent ->  worker 1    worker 2    worker 3        each with its own models and engine
              \\____________|____________/
-                folder of counters, read by whom Prometheus asks
+                folder of counters, read by the worker that Prometheus asks
 
-All take connections from the same socket, so that those not yet taken by a worker that dies go to the others.
+All workers accept connections from the same socket: those that a dying worker has not accepted go to the others.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from types import FrameType
 from prometheus_client.multiprocess import mark_process_dead
 
 from anytime_lct.errors import LCTError, WorkerLostError
-from anytime_lct.serving.metrics import SHARED
+from anytime_lct.serving.metrics import FOLDER_VARIABLE
 from anytime_lct.serving.server import Settings, serve
 
-PAUSE = 1.0  # seconds between two beginnings of a worker that does not live longer
+PAUSE = 1.0  # the least seconds between two starts of a worker
 READY, RELOADED = "ready", "reloaded"
 
 
 @dataclass(eq=False)
 class ServerProcess:
-    """A process, the parent's end of its pipe, and when it began."""
+    """A worker process, the parent's end of its pipe, and when it started."""
 
     process: BaseProcess
     pipe: Connection
-    began: float
+    started: float
     is_ready: bool = False
-    is_ending: bool = False  # was told to
-    is_to_reload: bool = False  # was to be told, and does not listen yet
+    is_ending: bool = False  # it has got SIGTERM
+    must_reload: bool = False  # it gets SIGHUP when it is ready
 
 
 class Workers:
-    """The parent of `number` processes: replaces those that die, and passes signals on.
+    """The parent of `number` processes: it replaces those that die, and passes signals on.
 
     >>> Workers(listen("127.0.0.1", 8000), Settings(Path("bundles")), number=2).run(lambda: None)  # doctest: +SKIP
     """
@@ -62,47 +62,47 @@ class Workers:
     def run(self, started: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT; `started` is called when all workers answer.
 
-        Raises the error that keeps a worker from beginning, and WorkerLostError for one that dies before it does.
+        Raises the error that keeps a worker from starting, and WorkerLostError for one that dies before it serves.
         """
         with self._signals(), tempfile.TemporaryDirectory(prefix="anytime-lct-metrics-") as counters:
-            os.environ[SHARED] = counters
+            os.environ[FOLDER_VARIABLE] = counters
             try:
-                # The first measures this machine where nobody has yet; the others, in peace, use what it found.
-                self._begin(1)
+                # The first worker calibrates the bundles, where needed, undisturbed; the others use its timings.
+                self._add(1)
                 while self._workers:
                     self._watch(started)
             finally:
                 self._stop()
                 for worker in self._workers:
                     worker.process.join()
-                del os.environ[SHARED]
+                del os.environ[FOLDER_VARIABLE]
 
     def _watch(self, started: Callable[[], None]) -> None:
         wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)], PAUSE)
         for worker in list(self._workers):
-            self._listen(worker)
+            self._read_messages(worker)
             if not worker.process.is_alive():
                 self._replace(worker)
         if not self._has_started and self._workers and all(worker.is_ready for worker in self._workers):
-            self._begin(self._number - len(self._workers))
+            self._add(self._number - len(self._workers))
             if all(worker.is_ready for worker in self._workers):
                 self._has_started = True
                 started()
 
-    def _listen(self, worker: ServerProcess) -> None:
-        """Hear what a worker has to say, until it has no more to say."""
+    def _read_messages(self, worker: ServerProcess) -> None:
+        """Handle all messages that a worker has sent."""
         try:
             while worker.pipe.poll():
-                word = worker.pipe.recv()
-                if isinstance(word, LCTError):
+                message = worker.pipe.recv()
+                if isinstance(message, LCTError):
                     if not self._has_started:
-                        raise word
-                    print(word, file=sys.stderr, flush=True)
-                elif word == READY:
+                        raise message
+                    print(message, file=sys.stderr, flush=True)
+                elif message == READY:
                     worker.is_ready = True
-                    if worker.is_to_reload:
+                    if worker.must_reload:
                         self._send(signal.SIGHUP, [worker])
-                elif word == RELOADED:
+                elif message == RELOADED:
                     self._send(signal.SIGHUP, [other for other in self._workers if other is not worker])
         except (EOFError, OSError):
             worker.process.join(PAUSE)
@@ -115,14 +115,14 @@ class Workers:
         if not self._has_started:
             raise WorkerLostError(
                 f"Expected {self._number} processes that serve, but one ended (exit code {worker.process.exitcode}) "
-                "before it could; look at what it wrote, and at the memory that is free."
+                "before it could; look at its output, and at the free memory."
             )
-        print(f"A worker ended (exit code {worker.process.exitcode}); another takes its place.", file=sys.stderr)
-        time.sleep(max(0.0, worker.began + PAUSE - time.monotonic()))
-        self._begin(1)
+        print(f"A worker ended (exit code {worker.process.exitcode}); another replaces it.", file=sys.stderr)
+        time.sleep(max(0.0, worker.started + PAUSE - time.monotonic()))
+        self._add(1)
 
-    def _begin(self, number: int) -> None:
-        """Start workers, unless the end has come meanwhile; one that had no place yet when it came is told now."""
+    def _add(self, number: int) -> None:
+        """Start workers, unless the parent stops; one that is started at that moment is stopped here."""
         for _ in range(number):
             if self._is_stopping:
                 return
@@ -134,7 +134,7 @@ class Workers:
     def _start(self) -> ServerProcess:
         spawn = multiprocessing.get_context("spawn")
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=work, args=(self._listener, self._settings, theirs))
+        process = spawn.Process(target=run_worker, args=(self._listener, self._settings, theirs))
         process.start()
         theirs.close()
         return ServerProcess(process, ours, time.monotonic())
@@ -147,12 +147,12 @@ class Workers:
         def reload(number: int, frame: FrameType | None) -> None:
             self._send(signal.SIGHUP, self._workers)
 
-        old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        old[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
         try:
             yield
         finally:
-            for number, handler in old.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
@@ -163,16 +163,16 @@ class Workers:
         for worker in workers:
             if number == signal.SIGTERM:
                 worker.is_ending = True
-            elif not worker.is_ready:  # it would end by a signal that it does not listen to yet
-                worker.is_to_reload = True
+            elif not worker.is_ready:  # without its handler the signal would end it
+                worker.must_reload = True
                 continue
             if worker.process.is_alive():
                 os.kill(worker.process.pid or 0, number)
 
 
-def work(listener: socket.socket, settings: Settings, pipe: Connection) -> None:
-    """Be a worker: serve on the parent's socket, and end when it does."""
-    os.setsid()  # Ctrl-C is the parent's to hear
+def run_worker(listener: socket.socket, settings: Settings, pipe: Connection) -> None:
+    """Serve on the parent's socket in a worker process, and end with the parent."""
+    os.setsid()  # Ctrl-C reaches the parent alone
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         serve(listener, settings, lambda: pipe.send(READY), lambda: pipe.send(RELOADED))

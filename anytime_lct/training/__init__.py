@@ -1,1 +1,1 @@
-"""Training: the run and what a minibatch does on its way through the layer groups."""
+"""Training: the run, its loop over minibatches, the training methods and the processes."""

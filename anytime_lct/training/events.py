@@ -1,4 +1,4 @@
-"""What a run yields on its way: progress within an epoch, finished epochs, and notes before it begins."""
+"""The events that a run yields: progress within an epoch, finished epochs, and notes before the first one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands within an epoch: `losses` are means over the epoch so far, one an exit, in nats."""
+    """Progress within an epoch: `losses` are means over the epoch so far, one per exit, in nats."""
 
     epoch: int
     epochs: int
@@ -19,7 +19,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to, one number an exit; `scores` is the metric on the validation split, () without one."""
+    """The result of an epoch, one number per exit; `scores` is the metric on the validation split, () without one."""
 
     epoch: int
     step: int
@@ -48,7 +48,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to tell before a run begins."""
+    """A message for the user before a run starts."""
 
     text: str
 
@@ -58,7 +58,7 @@ Event = Progress | Epoch | Note
 
 @dataclass
 class Position:
-    """Where the next minibatch stands, and what was counted on the way; `best` is the score of the kept weights."""
+    """The position of the next minibatch in the run, and counts so far; `best` is the score of the saved weights."""
 
     epoch: int = 0
     batch: int = 0

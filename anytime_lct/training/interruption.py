@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, turned into a flag."""
+"""Signals that stop a run, turned into a flag."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, so that no minibatch is cut in half; the second one kills."""
-    asked = threading.Event()
+    """Turn the first SIGINT or SIGTERM into a flag, so that the minibatch in progress ends; the second one kills."""
+    flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield flag
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+    def set_flag(number: int, frame: object) -> None:
+        if flag.is_set():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked.set()
+        flag.set()
 
-    for number in before:
-        signal.signal(number, ask)
+    for number in old_handlers:
+        signal.signal(number, set_flag)
     try:
-        yield asked
+        yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What every way of training shares: a module with its optimizer, its schedule, its precision and its flat state."""
+"""What all training methods share: a module with its optimizer, its schedule, its precision and its flat state."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.o
 
 
 def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
-    """Return the seed of what is random in layer group `index` (from 1) at a step (from 0) of a run.
+    """Return the seed of all random numbers in layer group `index` (from 1) at a step (from 0) of a run.
 
-    It depends on nothing else, so that a group may be trained in any process, and a run may stop and go on, without a
-    number changing. Replicas drop other units.
+    It depends on nothing else: a group may be trained in any process, and a run may be resumed, with equal results.
+    Replicas draw different numbers, for dropout for instance.
     """
     return (seed * 1_000_003 + step) * 1_009 + index + replica * 2**40
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How many steps the run has in all, and in one epoch."""
+    """The number of steps of the run, in total and per epoch."""
 
     total: int
     per_epoch: int
 
 
 class Learner:
-    """A module in training: `step(k)` moves its weights along their gradients by the schedule's rate of step k.
+    """A module with its optimizer: `step(k)` moves its weights along their gradients by the schedule's rate at step k.
 
-    The random numbers of training are no part of it: a state holds weights, buffers, optimizer slots and the hidden
-    state carried between minibatches, under flat names.
+    Its state holds weights, buffers, optimizer slots and the hidden state carried between minibatches, under flat
+    names, but no random state.
     """
 
     def __init__(self, module: nn.Module, optimizer: OptimizerRecipe, schedule: ScheduleRecipe, clock: Clock) -> None:
@@ -53,7 +53,7 @@ class Learner:
         self._optimizer.zero_grad()
 
     def step(self, step: int, clip_norm: float | None = None) -> None:
-        """Step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
+        """Take step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
         rate = self._recipe.lr * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
@@ -62,12 +62,12 @@ class Learner:
         self._optimizer.step()
 
     def start_epoch(self) -> None:
-        """Forget the hidden state carried over, and carry it from here on."""
+        """Reset the hidden state that is carried between minibatches, and carry it from now on."""
         for _, module in carriers(self.module):
             module.carry, module.state = True, None
 
     def state(self, kind: str) -> dict[str, Tensor]:
-        """Return everything that training goes on from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
+        """Return everything that training resumes from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
         flat = module_state(kind, self.module)
         for number, slots in self._optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
@@ -76,28 +76,28 @@ class Learner:
         return flat
 
     def load(self, kind: str, flat: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned; raises CheckpointError where it is of another module."""
+        """Load what `state` returned; raises CheckpointError where it belongs to another module."""
         load_module(kind, self.module, flat)
         try:
-            self._load_slots(_under(f"{kind}_optimizer.", flat))
+            self._load_slots(_without_prefix(f"{kind}_optimizer.", flat))
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            raise _foreign(error) from None
+            raise _mismatch_error(error) from None
 
     def _load_slots(self, flat: dict[str, Tensor]) -> None:
-        whole = self._optimizer.state_dict()
+        state_dict = self._optimizer.state_dict()
         parameters = self._optimizer.param_groups[0]["params"]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
             number, _, slot = name.partition(".")
             owner = parameters[int(number)]
-            if value.shape == owner.shape:  # fused kernels take it that weights and slots lie alike in memory
+            if value.shape == owner.shape:  # fused kernels need the same memory layout for weights and slots
                 value = torch.empty_like(owner, requires_grad=False).copy_(value)
             slots.setdefault(int(number), {})[slot] = value
-        self._optimizer.load_state_dict({**whole, "state": slots})
+        self._optimizer.load_state_dict({**state_dict, "state": slots})
 
 
 def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
-    """Return weights, buffers and the hidden state carried, as `kind.NAME`, `kind_carried.NAME.NUMBER`."""
+    """Return weights, buffers and the carried hidden state, as `kind.NAME`, `kind_carried.NAME.NUMBER`."""
     flat = {f"{kind}.{name}": value for name, value in module.state_dict().items()}
     for name, carrier in carriers(module):
         if carrier.state is not None:
@@ -106,36 +106,36 @@ def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def is_carried(name: str) -> bool:
-    """Tell whether a tensor of `module_state` is hidden state, (layers, B, units), and no weight."""
+    """Whether a tensor of `module_state` is hidden state, (layers, B, units), rather than a weight."""
     return name.partition(".")[0].endswith("_carried")
 
 
 def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:
-    """Give a module what `module_state` returned; raises CheckpointError where it is of another module."""
+    """Load what `module_state` returned; raises CheckpointError where it belongs to another module."""
     try:
-        module.load_state_dict(_under(f"{kind}.", flat))
+        module.load_state_dict(_without_prefix(f"{kind}.", flat))
     except RuntimeError as error:
-        raise _foreign(error) from None
+        raise _mismatch_error(error) from None
     device = next(module.parameters()).device
     for name, carrier in carriers(module):
-        parts = _under(f"{kind}_carried.{name}.", flat)
+        parts = _without_prefix(f"{kind}_carried.{name}.", flat)
         carrier.carry = True
         carrier.state = tuple(parts[str(k)].to(device) for k in range(len(parts))) if parts else None
 
 
-def _foreign(error: Exception) -> CheckpointError:
-    first = str(error).strip().splitlines()[-1].strip()
-    return CheckpointError(f"The checkpoint does not belong to this network: {first}")
+def _mismatch_error(error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[-1].strip()
+    return CheckpointError(f"The checkpoint does not belong to this network: {reason}")
 
 
 def forward_pass(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
-    """Return the module's forward pass under the recipe's precision, compiled where the recipe says so."""
+    """Return the module's forward pass in the recipe's precision, compiled where the recipe says so."""
     module = torch.compile(module) if train.compile and compiled else module  # type: ignore[assignment]
     return _Autocast(module) if train.precision == "bfloat16" else module
 
 
 class _Autocast(nn.Module):
-    """A module whose forward pass, and that alone, runs under bfloat16 autocast."""
+    """A module whose forward pass, and nothing else, runs under bfloat16 autocast."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -146,7 +146,8 @@ class _Autocast(nn.Module):
             return self.module(x)
 
 
-def _under(prefix: str, flat: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, flat: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
 
 
@@ -156,10 +157,10 @@ ONE_CYCLE_END = 1e-4 / 25
 
 
 def factor(schedule: ScheduleRecipe, step: int, total: int, steps_per_epoch: int) -> float:
-    """Return the share of the base learning rate that step `step` of `total` (from 0) takes.
+    """Return the factor of the base learning rate at step `step` of `total` (from 0).
 
     step: times gamma at each milestone; cosine: half a cosine from 1 to 0; one-cycle: cosine from 1/25 up to 1 over
-    the first 30%, then down to 4e-6, as torch's OneCycleLR. A warm-up rises linearly over its epochs beforehand.
+    the first 30%, then down to 4e-6, like torch's OneCycleLR. A warm-up rises linearly over its epochs before that.
     """
     rise = round(schedule.warmup * steps_per_epoch)
     if step < rise:
@@ -178,4 +179,5 @@ def factor(schedule: ScheduleRecipe, step: int, total: int, steps_per_epoch: int
 
 
 def _between(start: float, end: float, share: float) -> float:
+    """Interpolate from start (share 0) to end (share 1) along half a cosine."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -1,4 +1,4 @@
-"""The loop: epochs of minibatches through a training method, in a run folder or within one's own program."""
+"""The loop: epochs of minibatches through a training method, in a run folder or in the user's own program."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from anytime_lct.training.method import Method
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.prepare import device_of
-from anytime_lct.training.processes.links import News
-from anytime_lct.training.processes.team import Team, alone
+from anytime_lct.training.processes.links import Status
+from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
 
 REPORT_SECONDS = 0.2
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
-OF_TRAIN = ("clip_norm", "label_smoothing", "precision", "compile")
+TRAIN_KEYS = ("clip_norm", "label_smoothing", "precision", "compile")
 
 
 def train(
@@ -45,39 +45,39 @@ def train(
     report: Callable[[Epoch], object] | None = None,
     **tables: dict[str, Any],
 ) -> list[Epoch]:
-    """Train a network by local critic training; return what every epoch came to, losses and metric of each exit.
+    """Train a network by local critic training; return the result of every epoch, losses and metric of each exit.
 
-    `data` is gone through once an epoch, and has a length: a DataLoader, a list of minibatches (x, y); classification
+    `data` is iterated once per epoch and has a length: a DataLoader, a list of minibatches (x, y); classification
     takes y (B,), a language model x and y (B, T). `tables` are those of a recipe (`groups={"lr": 0.05}`, `critics`,
-    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), by default the toolkit's for
-    images or for text; what else a recipe has, the network and the data say themselves. `report` is called after every
-    epoch. The network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
+    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), with the toolkit's defaults for images
+    or for text; the rest of a recipe follows from the network and the data. `report` is called after every epoch. The
+    network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
 
     >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
     >>> train(network, loader, epochs=10, validation=held_out)[-1].scores               # doctest: +SKIP
     """
     batches = LoadedBatches(data, validation, task)
-    recipe = complete(_given(tables, task, {"epochs": epochs, "seed": seed, "device": device}))
+    recipe = complete(_recipe_tables(tables, task, {"epochs": epochs, "seed": seed, "device": device}))
     per_epoch = batches.num_batches("train")
-    team, clock = alone(device_of(device)), Clock(epochs * per_epoch, per_epoch)
+    team, clock = Team(device_of(device)), Clock(epochs * per_epoch, per_epoch)
     network.to(team.device).train()
-    method, done = Worker.of(network, recipe, task, clock, team), list[Epoch]()
+    method, history = Worker.of(network, recipe, task, clock, team), list[Epoch]()
     try:
         for event in Loop(method, batches, recipe.train, clock, team, network.num_groups).events():
             if isinstance(event, Epoch):
-                done.append(event)
+                history.append(event)
                 if report is not None:
                     report(event)
     finally:
         network.eval()
-    return done
+    return history
 
 
 class Loop:
-    """One call of a run's loop, of `num_exits` exits; `events` reads from top to bottom as what happens.
+    """The epochs of a run with `num_exits` exits; `events` runs them, and reads from top to bottom in their order.
 
-    With `saving`, it goes on from a checkpoint and leaves behind what a run folder holds. Once `interrupted` is set,
-    the minibatch under way is finished, a checkpoint written, and KeyboardInterrupt raised.
+    With `saving`, the loop can resume from a checkpoint, and writes the run folder. Once `interrupted` is set, the
+    minibatch in progress is finished, a checkpoint written, and KeyboardInterrupt raised.
     """
 
     def __init__(
@@ -93,25 +93,25 @@ class Loop:
     ) -> None:
         self.method, self.data, self.recipe, self.clock, self.team = method, data, train, clock, team
         self.saving, self.interrupted = saving, interrupted or threading.Event()
-        self.at = Position()
+        self.position = Position()
         # Losses times samples, and samples, of every exit; those of other workers' exits stay 0 here.
         self.sums = torch.zeros(2, num_exits, dtype=torch.float64, device=team.device)
         self.columns = [exit_ - 1 for exit_ in method.exits]
         for edge in (team.previous, team.next):
             if edge is not None:
-                edge.news = News(torch.zeros_like(self.sums))
+                edge.status = Status(torch.zeros_like(self.sums))
 
     def events(self, resume: bool = False) -> Iterator[Progress | Epoch]:
-        """Train to the end; the leader of a team alone yields."""
+        """Train to the end; only the leader of a team yields."""
         if resume and self.saving is not None:
             self._resume(self.saving)
-        while self.at.epoch < self.recipe.epochs:
+        while self.position.epoch < self.recipe.epochs:
             yield from self._epoch()
             epoch = self._evaluate()
-            self.at = Position(epoch=epoch.epoch, best=self.at.best)
+            self.position = Position(epoch=epoch.epoch, best=self.position.best)
             self.sums.zero_()
             if self.saving is not None:
-                self.saving.checkpoint(self.at, torch.zeros_like(self.sums), epoch)
+                self.saving.checkpoint(self.position, torch.zeros_like(self.sums), epoch)
             if self.team.leads:
                 if self.saving is not None:
                     self.saving.show(epoch)
@@ -120,84 +120,85 @@ class Loop:
             self.saving.finish()
 
     def _resume(self, saving: Saving) -> None:
-        self.at, sums = saving.resume()
+        self.position, sums = saving.resume()
         if sums is not None and self.team.replica == 0:
             self.sums[:, self.columns] = sums[:, self.columns].to(self.team.device)
 
     def _epoch(self) -> Iterator[Progress]:
-        at, start, shown = self.at, time.monotonic(), 0.0
-        before = at.seconds
-        if at.batch == 0:
+        position, start, last_report = self.position, time.monotonic(), 0.0
+        earlier_seconds = position.seconds
+        if position.batch == 0:
             self.method.start_epoch()
         for batch in self._minibatches():
             if self.saving is not None:
                 start += self.saving.track(batch)
-            self._pass_news_up()
+            self._set_status()
             losses = self.method.step(batch)
             self.sums[0, self.columns] += losses * len(batch.y)
             self.sums[1, self.columns] += len(batch.y)
-            at.batch, at.samples = at.batch + 1, at.samples + batch.joint
+            position.batch, position.samples = position.batch + 1, position.samples + batch.joint
             now = time.monotonic()
-            at.seconds = before + now - start
-            last = at.batch == self.clock.per_epoch
+            position.seconds = earlier_seconds + now - start
+            last = position.batch == self.clock.per_epoch
             if batch.save:
                 self._checkpoint()
                 if batch.last and not last:
                     raise KeyboardInterrupt
-            if self.team.leads and (last or now - shown > REPORT_SECONDS):
-                shown = now
-                yield Progress(at.epoch + 1, self.recipe.epochs, at.batch, self.clock.per_epoch, _means(self._so_far()))
+            if self.team.leads and (last or now - last_report > REPORT_SECONDS):
+                last_report, means = now, _means(self._received_sums())
+                yield Progress(position.epoch + 1, self.recipe.epochs, position.batch, self.clock.per_epoch, means)
         if self.team.sum(torch.tensor([int(self.interrupted.is_set())])) > 0:
             self._checkpoint()
             raise KeyboardInterrupt
 
     def _minibatches(self) -> Iterator[Minibatch]:
-        """Yield what is left of the epoch: from the data, or from the worker before; a stop comes with a checkpoint."""
-        at, team, first = self.at, self.team, self.at.epoch * self.clock.per_epoch
+        """Yield the remaining minibatches of the epoch, from the data or from the previous worker.
+
+        A requested stop ends them after one that saves a checkpoint.
+        """
+        position, team, first = self.position, self.team, self.position.epoch * self.clock.per_epoch
         if team.previous is not None:
-            if at.batch < self.clock.per_epoch:
-                yield from team.previous.minibatches(first + at.batch)
+            if position.batch < self.clock.per_epoch:
+                yield from team.previous.minibatches(first + position.batch)
             return
-        share = (team.replica, team.replicas)
-        for number, (x, y) in enumerate(self.data.batches("train", at.epoch, at.batch, share), start=at.batch):
+        remaining = self.data.batches("train", position.epoch, position.batch, (team.replica, team.replicas))
+        for number, (x, y) in enumerate(remaining, start=position.batch):
             x, y = x.to(team.device, non_blocking=True), y.to(team.device, non_blocking=True)
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             end = number == self.clock.per_epoch - 1
-            asked = self.interrupted.is_set() or (team.next is not None and team.next.news.interrupted)
-            asked, due = team.agree(
-                asked, self.saving is not None and self.saving.is_due
-            )  # at one step for all replicas
-            stop = asked and not end
+            interrupted = self.interrupted.is_set() or (team.next is not None and team.next.status.interrupted)
+            due = self.saving is not None and self.saving.is_due
+            interrupted, due = team.agree(interrupted, due)  # all replicas stop, or save, at the same step
+            stop = interrupted and not end
             rows = self.data.num_rows("train", number) if team.replicas > 1 else len(y)
             yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows)
             if stop:
                 return
 
-    def _pass_news_up(self) -> None:
-        """Have the losses that go up next bring what is known here and below."""
-        below, above = self.team.next, self.team.previous
-        if above is not None:
-            above.news = News(
-                self._so_far(), self.interrupted.is_set() or (below is not None and below.news.interrupted)
-            )
+    def _set_status(self) -> None:
+        """Set the status that goes up with the next losses, of this worker and the later ones."""
+        next, previous = self.team.next, self.team.previous
+        if previous is not None:
+            interrupted = self.interrupted.is_set() or (next is not None and next.status.interrupted)
+            previous.status = Status(self._received_sums(), interrupted)
 
-    def _so_far(self) -> Tensor:
-        """Sums of losses times samples and their counts, (2, N): as far as the workers below have told."""
-        return self.sums if self.team.next is None else self.sums + self.team.next.news.sums
+    def _received_sums(self) -> Tensor:
+        """Return sums of losses times samples and their counts, (2, N), of this worker and the last ones received."""
+        return self.sums if self.team.next is None else self.sums + self.team.next.status.sums
 
     def _evaluate(self) -> Epoch:
         means = self._finite(_means(self.team.sum(self.sums)))
         losses: tuple[float, ...] = ()
         scores: tuple[float, ...] = ()
         if self.data.num_samples("validation"):
-            judged = torch.zeros_like(self.sums, device="cpu")
+            results = torch.zeros_like(self.sums, device="cpu")
             if self.team.replica == 0:
-                judged[:, self.columns] = self.method.evaluate(self._validation())
-            judged = self.team.sum(judged)
-            losses, scores = tuple(judged[0].tolist()), tuple(judged[1].tolist())
-        step = (self.at.epoch + 1) * self.clock.per_epoch
-        return Epoch(self.at.epoch + 1, step, self.at.seconds, means, losses, scores)
+                results[:, self.columns] = self.method.evaluate(self._validation())
+            results = self.team.sum(results)
+            losses, scores = tuple(results[0].tolist()), tuple(results[1].tolist())
+        epoch = self.position.epoch + 1
+        return Epoch(epoch, epoch * self.clock.per_epoch, self.position.seconds, means, losses, scores)
 
     def _validation(self) -> Iterator[Minibatch]:
         if self.team.previous is not None:
@@ -211,13 +212,13 @@ class Loop:
         sums = self.team.sum(self.sums)
         self._finite(_means(sums))
         if self.saving is not None:
-            self.saving.checkpoint(self.at, sums)
+            self.saving.checkpoint(self.position, sums)
 
     def _finite(self, means: tuple[float, ...]) -> tuple[float, ...]:
         for exit_, loss in enumerate(means, start=1):
             if not math.isfinite(loss):
                 raise DivergenceError(
-                    f"The loss of exit {exit_} became {loss} in epoch {self.at.epoch + 1}; lower groups.lr or "
+                    f"The loss of exit {exit_} became {loss} in epoch {self.position.epoch + 1}; lower groups.lr or "
                     f"critics.lr, or set train.clip_norm, and resume from the last checkpoint or start again."
                 )
         return means
@@ -227,14 +228,14 @@ def _means(sums: Tensor) -> tuple[float, ...]:
     return tuple((sums[0] / sums[1].clamp(min=1)).tolist())
 
 
-def _given(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[str, Any]) -> dict[str, Any]:
-    """Return what a recipe is completed from; raises RecipeError for what the network and the data say themselves."""
+def _recipe_tables(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[str, Any]) -> dict[str, Any]:
+    """Return tables to complete to a recipe; raises RecipeError for keys that the network and the data determine."""
     train = tables.get("train", {})
-    asked = [*(f"train.{key}" for key in train), *(table for table in tables if table != "train")]
-    known = [*TABLES, *(f"train.{key}" for key in OF_TRAIN)]
-    if odd := next((key for key in asked if key not in known), None):
+    keys = [*(f"train.{key}" for key in train), *(table for table in tables if table != "train")]
+    known = [*TABLES, *(f"train.{key}" for key in TRAIN_KEYS)]
+    if unknown := next((key for key in keys if key not in known), None):
         raise RecipeError(
-            f"Expected {', '.join(known)} of a recipe, got '{odd}', which the network and the data say themselves; "
+            f"Expected {', '.join(known)} of a recipe, got '{unknown}', which follows from the network and the data; "
             f"leave it out, or train into a run folder."
         )
     name = "cifar10" if task == "classification" else "text"

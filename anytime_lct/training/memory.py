@@ -1,8 +1,8 @@
-"""Memory of a training process: what is freed is kept for the next step, and the peak is told.
+"""Memory of a training process: freed blocks are kept for the next step, and the peak is measured.
 
-Training frees its activations and asks for the very same ones a step later. glibc hands blocks of over 32 MiB, and the
-free end of the heap, back to the system at once, which then clears every page anew: on CPUs, an eighth of the time of
-a training step of a ResNet-50 (benchmarks/workers.py measures with it).
+Training frees its activations and allocates equal ones a step later. glibc returns blocks of over 32 MiB, and the free
+end of the heap, to the system at once, which then has to clear every page again: on CPUs, an eighth of the time of a
+training step of a ResNet-50 (benchmarks/workers.py measures with it).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed for the next request; return whether it took it.
+    """Make glibc keep freed memory for the next allocation; return whether it agreed.
 
-    The process then holds its peak of memory to its end. On systems with another C library nothing changes.
+    The process then holds its peak of memory until it ends. On systems with another C library nothing changes.
     """
     if sys.platform != "linux":
         return False
@@ -40,29 +40,29 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Counts from when it is made, so that the interpreter, its libraries and the data are left out.
+    """The peak of memory since this object was made, without the interpreter, its libraries and the data.
 
-    On a CPU what was freed until then is given back to the system first, or else it would be used again for nothing,
-    and the system's own peak begins anew.
+    On a CPU, freed memory is first returned to the system, because training would reuse it without being counted, and
+    the peak that the system records is reset.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before = 0
+        self._baseline = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
             if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
                 trim(0)
-            with contextlib.suppress(OSError):  # a system that does not let: its peak is of the whole process
+            with contextlib.suppress(OSError):  # without permission, the peak is that of the whole process
                 RESET.write_text("5", encoding="ascii")
-            self._before = _resident("VmRSS")
+            self._baseline = _resident("VmRSS")
 
     def bytes(self) -> int:
-        """Return the peak in bytes: torch's allocator on a GPU, else resident; 0 where the system does not say."""
+        """Return the peak in bytes: torch's allocator on a GPU, else resident memory; 0 where it is not known."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return max(0, _resident("VmHWM") - self._before)
+        return max(0, _resident("VmHWM") - self._baseline)
 
 
 def write_peaks(path: Path, memory: PeakMemory, team: Team) -> None:
@@ -71,11 +71,11 @@ def write_peaks(path: Path, memory: PeakMemory, team: Team) -> None:
     peaks[team.rank] = memory.bytes()
     peaks = team.sum(peaks)
     if team.leads:
-        told = {"peak_bytes": [int(peak) for peak in peaks.tolist()]}
-        disk.write(path / run_folder.MEMORY, json.dumps(told), CheckpointError, "make room and use --resume")
+        record = {"peak_bytes": [int(peak) for peak in peaks.tolist()]}
+        disk.write(path / run_folder.MEMORY, json.dumps(record), CheckpointError, "make room and use --resume")
 
 
 def _resident(field: str) -> int:
-    """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it began."""
+    """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it started."""
     lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

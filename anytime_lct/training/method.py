@@ -1,4 +1,4 @@
-"""What a training method does with minibatches; `methods/table.py` names them."""
+"""The interface of a training method; `methods/table.py` lists the methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Method(Protocol):
     def exits(self) -> tuple[int, ...]: ...
 
     def start_epoch(self) -> None:
-        """Forget the hidden state carried through the last epoch."""
+        """Reset the hidden state that was carried through the last epoch."""
         ...
 
     def step(self, batch: Minibatch) -> Tensor:
@@ -29,9 +29,9 @@ class Method(Protocol):
         ...
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Return what training goes on from: flat tensors of the layer groups owned here, by index from 1."""
+        """Return what training resumes from: flat tensors of the layer groups owned here, by index from 1."""
         ...
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
-        """Go on from what `state` returned, of all groups or these; raises CheckpointError where it does not fit."""
+        """Load what `state` returned, of all groups or these; raises CheckpointError where it does not fit."""
         ...

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Inputs (of the network, or of a worker's first group), labels, the step, and what is to happen after it.
+    """Inputs (of the network, or of a worker's first group), labels, the step, and what happens after it.
 
-    `last` ends a stretch of minibatches that flow without a gap; `save` asks for a checkpoint; `rows` of the `joint`
-    rows of all replicas are here, 0 for a minibatch that is nobody's share.
+    `last` ends a stretch of minibatches that flow without a gap; `save` requests a checkpoint; `rows` of the `joint`
+    rows of all replicas are here, 0 and 0 where the minibatch is not split between replicas.
     """
 
     x: Tensor
@@ -29,5 +25,5 @@ class Minibatch:
 
     @property
     def share(self) -> float:
-        """Which part of the joint minibatch is here."""
+        """The share of the joint minibatch's rows that is here."""
         return self.rows / self.joint if self.joint else 1.0

@@ -1,4 +1,4 @@
-"""What is fixed before a run begins: that minibatches suffice, where the network is cut, and who owns which groups."""
+"""What is fixed before a run starts: the device, the cuts, the worker of each group, and that minibatches suffice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from anytime_lct.cutting.choice import of_workers, spread
-from anytime_lct.cutting.seconds import Others
+from anytime_lct.cutting.choice import spread, worker_costs
+from anytime_lct.cutting.seconds import Peers
 from anytime_lct.data.batches import Dataset
 from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.network import LCTNetwork, choose_places
@@ -20,7 +20,7 @@ from anytime_lct.training.processes.team import Team
 
 
 def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
-    """Return the fewest samples that a process gets of a minibatch; raises DataError where that is none."""
+    """Return the smallest number of samples that a process gets of a minibatch; raises DataError where it is 0."""
     if clock.per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
     shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
@@ -32,8 +32,8 @@ def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
     return shortest // team.replicas
 
 
-def expect_to_learn_from_one(network: nn.Module, example: Tensor) -> None:
-    """Raise DataError where a minibatch of one sample, the `example`, is too few for the network's batch norms."""
+def expect_one_sample_suffices(network: nn.Module, example: Tensor) -> None:
+    """Raise DataError where a minibatch of one sample, such as `example`, is too few for the network's batch norms."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             deepcopy(network).train()(example)
@@ -41,16 +41,16 @@ def expect_to_learn_from_one(network: nn.Module, example: Tensor) -> None:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise DataError(
-                "Expected two samples at least in every minibatch of a process, since batch norms of this network see "
-                "one value a sample, got one in the last; choose another data.batch_size or data.validation."
+                "Expected at least two samples in every minibatch of a process, since batch norms of this network see "
+                "one value per sample, got one in the last; choose another data.batch_size or data.validation."
             ) from None
 
 
-def deal(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
-    """Return the network, cut, and the recipe with its places; set the team's bounds.
+def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
+    """Return the network, cut into groups, and the recipe with its places; set `team.bounds`, who owns which groups.
 
-    Where the cut depends on this machine (measured, by all processes side by side) or on whether there are several
-    workers (memory), it is chosen once, and the recipe that goes into the run folder names the places.
+    Where the cut depends on this machine (measured, by all processes at the same time) or on the number of workers
+    (memory), it is chosen once, and the recipe in the run folder names the places.
     """
     row = row_of(recipe.train.method)
     recipe = _with_places(recipe, data, team) if row.cuts else recipe
@@ -62,9 +62,9 @@ def deal(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]
             rows = _rows(data, team) if by != "balanced" else 2
             example = example_input(data.facts, rows)
             critics = list(network.critics) if row.exits else []
-            table = of_workers(list(network.groups), critics, example, by, _weight_copies(recipe.groups))
+            table = worker_costs(list(network.groups), critics, example, by, _weight_copies(recipe.groups))
             bounds = spread(table, team.workers)
-        team.bounds = tuple(team.share(bounds))
+        team.bounds = tuple(team.broadcast(bounds))
     return network, recipe
 
 
@@ -81,17 +81,17 @@ def _with_places(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
             recipe.critic,
             data.facts.task,
             weight_copies=_weight_copies(recipe.groups) if team.workers > 1 else 0,
-            others=Others(team.rank, team.mean),
+            peers=Peers(team.rank, team.mean),
         )
-    places = tuple(team.share(places))
+    places = tuple(team.broadcast(places))
     return recipe.model_copy(update={"cut": cut.model_copy(update={"places": places})})
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a recipe names; raises RecipeError where this machine has none such."""
+    """Return the device that a recipe names; raises RecipeError where this machine does not have it."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device).tolist()  # which a device without values cannot
+        torch.empty(0, device=device).tolist()  # fails on a device that is missing or, like meta, has no values
     except (RuntimeError, AssertionError):
         raise RecipeError(
             f"Expected a device that this machine has, got train.device = '{name}'; use cpu or auto."
@@ -104,5 +104,5 @@ def _rows(data: Dataset, team: Team) -> int:
 
 
 def _weight_copies(optimizer: OptimizerRecipe) -> int:
-    """Weight, gradient, and what the optimizer keeps of each."""
+    """Return how often weights are in memory: themselves, their gradients, and the optimizer's slots."""
     return 4 if optimizer.name != "sgd" else 3 if optimizer.momentum > 0 else 2

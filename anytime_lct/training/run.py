@@ -1,7 +1,7 @@
-"""A training run in a run folder: prepared, started or resumed, and taken through the loop, whatever the method.
+"""A training run in a run folder: prepared, started or resumed, and run through the loop, for every method.
 
-All that is random follows from the seed and the step, so that a checkpoint holds no random state and a resumed run ends
-with the weights of an undisturbed one.
+All random numbers follow from the seed and the step, so that a checkpoint holds no random state and a resumed run ends
+with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import checked, expect_processes, row_of
-from anytime_lct.training.prepare import deal, device_of, expect_to_learn_from_one, shortest_minibatch
-from anytime_lct.training.processes.team import Team, alone
+from anytime_lct.training.prepare import cut_network, device_of, expect_one_sample_suffices, shortest_minibatch
+from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
 
 
 def train(
     recipe: Recipe, data: Dataset, path: Path, *, resume: bool = False, team: Team | None = None
 ) -> Iterator[Event]:
-    """Train in the run folder `path`; with `resume`, go on from its newest checkpoint.
+    """Train in the run folder `path`; with `resume`, continue from its newest checkpoint.
 
-    Yields a Progress every few minibatches and an Epoch after each epoch, so that whoever runs it decides what to show.
-    With a `team`, every process of it calls this alike, each trains its own layer groups, and the leader alone yields
-    and writes what a run has once. On SIGINT or SIGTERM the minibatch under way is finished, a checkpoint is written
-    and KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
+    Yields a Progress every few minibatches and an Epoch after each epoch, so that the caller decides what to show.
+    With a `team`, all its processes call this, each trains its own layer groups, and only the leader yields events and
+    writes what a run has once. On SIGINT or SIGTERM the minibatch in progress is finished, a checkpoint is written and
+    KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     recipe = checked(recipe)
     clock = Clock(recipe.train.epochs * data.num_batches("train"), data.num_batches("train"))
-    team = team or alone(device_of(recipe.train.device))
+    team = team or Team(device_of(recipe.train.device))
     expect_processes(recipe, team.workers, team.replicas)
     shortest = shortest_minibatch(data, clock, team)
     with team.together():
-        resume = resume or team.share(team.restarted and (path / run_folder.RECIPE).exists())
+        resume = resume or team.broadcast(team.restarted and (path / run_folder.RECIPE).exists())
         if resume:
             recipe = checked(run_folder.read(path)[0])
         row = row_of(recipe.train.method)
-        network, recipe = deal(recipe, data, team)
+        network, recipe = cut_network(recipe, data, team)
         if shortest == 1:
-            trained = network if row.exits else nn.Sequential(*network.groups)
-            expect_to_learn_from_one(trained, example_input(data.facts, 1))
+            module = network if row.exits else nn.Sequential(*network.groups)
+            expect_one_sample_suffices(module, example_input(data.facts, 1))
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             note = start.load_weights(network, recipe, data.facts, frozen=row.fits_exits)
             if note and team.leads:
@@ -66,7 +66,7 @@ def train(
         with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
             method = row.make(network, recipe, data.facts.task, clock, team)
             num_groups = network.num_groups
-            del network  # what other workers own
+            del network  # frees the groups of other workers
             saving = Saving(path, recipe.train, data.facts.metric, method, clock, team, num_groups)
             with closing(saving):
                 num_exits = num_groups if row.exits else 1

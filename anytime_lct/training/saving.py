@@ -1,4 +1,4 @@
-"""What a run leaves in its folder on its way: checkpoints, weights, metrics, TensorBoard, descent, peaks of memory."""
+"""What a run writes into its folder: checkpoints, weights, metrics, TensorBoard files, descent, peaks of memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGEST = 32  # bytes of a sha256 sum
 
 
 class Saving:
-    """The run folder of a run under way, of `num_groups` layer groups; every process of the team calls it alike."""
+    """Writes the run folder of a run of `num_groups` layer groups; every process of the team calls the same methods."""
 
     def __init__(
         self,
@@ -40,39 +40,39 @@ class Saving:
         self._path, self._train, self._metric = path, train, metric
         self._method, self._clock, self._team, self._num_groups = method, clock, team, num_groups
         self._memory = PeakMemory(team.device)
-        self._saved = time.monotonic()
+        self._last_checkpoint = time.monotonic()
         self._board: Any = None
         self.track = Tracking(path, train.track_descent, clock, method)
 
     @property
     def is_due(self) -> bool:
-        """Whether the last checkpoint is as old as the recipe lets it become."""
-        return time.monotonic() - self._saved > 60 * self._train.checkpoint_minutes
+        """Whether the last checkpoint is older than the recipe's `checkpoint_minutes`."""
+        return time.monotonic() - self._last_checkpoint > 60 * self._train.checkpoint_minutes
 
     def resume(self) -> tuple[Position, Tensor | None]:
-        """Load the newest checkpoint into the method; return where it stands, and its sums of losses, (2, N)."""
-        at, sums = Position(), None
+        """Load the newest checkpoint into the method; return its position, and its sums of losses, (2, N)."""
+        position, sums = Position(), None
         newest = checkpoint.newest(self._path / run_folder.CHECKPOINTS)
         if newest is not None:
-            mine = list(owned(self._team.bounds, self._team.worker))
-            groups, progress = checkpoint.load(newest, self._num_groups, [k + 1 for k in mine])
+            indices = [k + 1 for k in owned(self._team.bounds, self._team.worker)]
+            groups, progress = checkpoint.load(newest, self._num_groups, indices)
             for tensors in groups.values():
                 carried = {name: value for name, value in tensors.items() if is_carried(name)}
-                tensors |= {name: self._team.own(value, 1).contiguous() for name, value in carried.items()}
+                tensors |= {name: self._team.own_part(value, 1).contiguous() for name, value in carried.items()}
             self._method.load(groups)
-            at, sums = Position(**progress["at"]), torch.tensor(progress["sums"], dtype=torch.float64)
+            position, sums = Position(**progress["at"]), torch.tensor(progress["sums"], dtype=torch.float64)
         if self._team.leads:
-            journal.keep(self._path / run_folder.METRICS, lambda line: line["epoch"] <= at.epoch)
-        return at, sums
+            journal.keep(self._path / run_folder.METRICS, lambda line: line["epoch"] <= position.epoch)
+        return position, sums
 
-    def checkpoint(self, at: Position, sums: Tensor, epoch: Epoch | None = None) -> None:
-        """Write a checkpoint, every worker its own groups; at the end of an epoch the weights and metrics with it.
+    def checkpoint(self, position: Position, sums: Tensor, epoch: Epoch | None = None) -> None:
+        """Write a checkpoint, every worker its own groups; at the end of an epoch also the weights and metrics.
 
         `sums` are those of losses over the epoch so far, of all processes, (2, N).
         """
-        step = at.epoch * self._clock.per_epoch + at.batch
+        step = position.epoch * self._clock.per_epoch + position.batch
         folder, team = self._path / run_folder.CHECKPOINTS, self._team
-        part = Path(team.share(str(checkpoint.begin(folder, step)) if team.leads else None))
+        part = Path(team.broadcast(str(checkpoint.begin(folder, step)) if team.leads else None))
         digests = torch.zeros(self._num_groups, DIGEST, dtype=torch.int64)
         for index, tensors in self._state().items():
             if team.replica == 0:
@@ -81,16 +81,16 @@ class Saving:
         digests = team.sum(digests)
         if team.leads:
             if epoch is not None:
-                self._keep_weights(epoch, at, part)
+                self._keep_weights(epoch, position, part)
                 journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
             by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
-            checkpoint.commit(part, step, by_group, {"at": vars(at), "sums": sums.tolist()})
+            checkpoint.commit(part, step, by_group, {"at": vars(position), "sums": sums.tolist()})
         team.wait_for_all()
         write_peaks(self._path, self._memory, team)
-        self._saved = time.monotonic()
+        self._last_checkpoint = time.monotonic()
 
     def show(self, epoch: Epoch) -> None:
-        """Write an epoch's losses and metric for TensorBoard; the leader's task alone."""
+        """Write an epoch's losses and metric for TensorBoard; only the leader calls this."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -102,37 +102,37 @@ class Saving:
             self._board.add_scalar(f"{self._metric}/validation/exit_{exit_}", score, epoch.epoch)
 
     def finish(self) -> None:
-        """Leave the weights behind where a run was complete when it was resumed, and has none yet."""
+        """Write the weights of the last checkpoint where a run has none yet, because it was killed before that."""
         if self._team.leads and not (self._path / run_folder.MAIN).exists():
             newest = checkpoint.newest(self._path / run_folder.CHECKPOINTS)
             if newest is not None:
                 run_folder.save_weights(self._path, *checkpoint.weights(newest, self._num_groups))
 
     def close(self) -> None:
-        """Close the files that were kept open."""
+        """Close the TensorBoard files."""
         self.track.close()
         if self._board is not None:
             self._board.close()
 
     def _state(self) -> dict[int, dict[str, Tensor]]:
-        """Everything that training goes on from: of carried hidden state, what all replicas carry."""
-        if self._team.replicas == 1:
-            return self._method.state()
-        return {
-            index: {name: self._team.joined(value, 1) if is_carried(name) else value for name, value in tensors.items()}
-            for index, tensors in self._method.state().items()
-        }
+        """Return everything that training resumes from; carried hidden state is that of all replicas."""
+        states = self._method.state()
+        if self._team.replicas > 1:
+            for tensors in states.values():
+                carried = {name: value for name, value in tensors.items() if is_carried(name)}
+                tensors |= {name: self._team.concatenated(value, 1) for name, value in carried.items()}
+        return states
 
-    def _keep_weights(self, epoch: Epoch, at: Position, part: Path) -> None:
-        """Write the weights: of the last epoch, or of the one whose main network did best on validation.
+    def _keep_weights(self, epoch: Epoch, position: Position, part: Path) -> None:
+        """Write the weights of the last epoch, or of the epoch whose main network was best on validation.
 
-        Behind a frozen main network it is the one whose other exits did best on average.
+        Where the main network is frozen, the best epoch is that whose other exits were best on average.
         """
         sign = 1 if self._metric == "accuracy" else -1
-        judged = epoch.scores[:-1] if row_of(self._train.method).fits_exits else epoch.scores[-1:]
-        score = sign * sum(judged) / len(judged) if judged else None
-        better = score is None or at.best is None or score > at.best
+        scores = epoch.scores[:-1] if row_of(self._train.method).fits_exits else epoch.scores[-1:]
+        score = sign * sum(scores) / len(scores) if scores else None
+        better = score is None or position.best is None or score > position.best
         if better:
-            at.best = score
+            position.best = score
         if better or self._train.keep == "last":
             run_folder.save_weights(self._path, *checkpoint.weights(part, self._num_groups))

@@ -1,4 +1,4 @@
-"""Tracking sufficient descent, (16): a measurement every so many minibatches, into descent.jsonl and TensorBoard."""
+"""Tracking of sufficient descent, (16): a measurement every few minibatches, into descent.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Tracked(Protocol):
 
 
 class Tracking:
-    """Call it with every minibatch before it is learnt: it returns the seconds that it took, which are not training's.
+    """Called with every minibatch before it is learnt; returns the seconds it took, which do not count as training.
 
-    The first measurement of a process drops those of its step and later, which a process before it made and, having
-    no checkpoint of them, left to be made again. TensorBoard's scalars stand in a folder of their own, since its steps
-    are minibatches and those of the others epochs.
+    The first measurement of a process removes those of the same step and later ones, which an earlier process made
+    after its last checkpoint. TensorBoard's scalars have a folder of their own, because their steps are minibatches and
+    those of the others epochs.
     """
 
     def __init__(self, path: Path, every: int, clock: Clock, method: object) -> None:
@@ -35,14 +35,14 @@ class Tracking:
     def __call__(self, batch: Minibatch) -> float:
         if self._every == 0 or batch.step % self._every or not isinstance(self._method, Tracked):
             return 0.0
-        found = self._method.descent(batch)
+        descent = self._method.descent(batch)
         if self._board is None:
             self._board = self._begin(batch.step)
-        journal.append(self._path / run_folder.DESCENT, found.as_json(found.step / self._clock.per_epoch))
-        for i, sigma in enumerate(found.sigma, start=1):
+        journal.append(self._path / run_folder.DESCENT, descent.as_json(descent.step / self._clock.per_epoch))
+        for i, sigma in enumerate(descent.sigma, start=1):
             if sigma is not None:
-                self._board.add_scalar(f"descent/sigma/group_{i}", sigma, found.step)
-        return found.seconds
+                self._board.add_scalar(f"descent/sigma/group_{i}", sigma, descent.step)
+        return descent.seconds
 
     def _begin(self, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter

@@ -1,4 +1,4 @@
-"""What the command line does, for Python: each verb reads and writes the same files, and returns what came of it."""
+"""The verbs of the command line for Python: each reads and writes the same files, and returns its result."""
 
 from anytime_lct.verbs.analyze import analyze
 from anytime_lct.verbs.export import export

@@ -1,4 +1,4 @@
-"""Measure what every exit of a trained run costs and what it is worth."""
+"""Measure the cost and the quality of every exit of a trained run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def analyze(run: Path | str, data_root: str | None = None) -> Profile:
     >>> analyze("runs/digits-resnet-0").exits[0].test.value                            # doctest: +SKIP
     0.9611
     """
-    from anytime_lct.analysis import measure, picture  # training processes need none of it
+    from anytime_lct.analysis import measure, picture  # training processes do not need it
 
     path = Path(run)
-    opened, digest = run_folder.open_run(path), weights_sum(path)
-    data = datasets.from_recipe(opened.recipe, data_root)
-    measured = measure.profile(opened.network, data, opened.recipe.model.name)
-    profile = measured.model_copy(update={"weights": digest})
+    opened_run, digest = run_folder.open_run(path), weights_sum(path)
+    data = datasets.from_recipe(opened_run.recipe, data_root)
+    profile = measure.profile(opened_run.network, data, opened_run.recipe.model.name)
+    profile = profile.model_copy(update={"weights": digest})
     profile.save(path / run_folder.PROFILE)
     picture.draw(profile, path / run_folder.PICTURE)
     lines = journal.read(path / run_folder.DESCENT)

@@ -1,4 +1,4 @@
-"""Search how sure an exit must be for a sample to stop there, within a mean budget."""
+"""Search the confidence at which a sample stops at each exit, within a mean budget."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from anytime_lct.run_folder import folder as run_folder
 def thresholds(
     run: Path | str, mean_flops: Sequence[float], measures: Sequence[Measure] = MEASURES, data_root: str | None = None
 ) -> ThresholdTable:
-    """Search a rule for each mean budget, by the best of `measures`, and add them to the run's thresholds.json.
+    """Search a rule for each mean budget, by the best of `measures`, and add the rules to the run's thresholds.json.
 
-    Returns the rules that were searched. `data_root` is the folder that holds the data set, if it has moved. Raises
-    ProfileError for a run without a profile, AnalysisError where there is nothing to search on, NothingFitsError.
+    Returns the new rules. `data_root` is the folder that holds the data set, if it has moved. Raises ProfileError for a
+    run without a profile, AnalysisError for a language model or a run without validation data, and NothingFitsError.
 
     >>> thresholds("runs/fashion", [10e6, 15e6]).rules[0].at                           # doctest: +SKIP
     {1: 0.97, 3: 0.0}
     """
-    from anytime_lct.analysis import measure, threshold_search  # training processes need none of it
+    from anytime_lct.analysis import measure, threshold_search  # training processes do not need it
 
     path = Path(run)
-    opened = run_folder.open_run(path)
-    if opened.facts.task != "classification":
+    opened_run = run_folder.open_run(path)
+    if opened_run.facts.task != "classification":
         raise AnalysisError(
-            f"Expected a network that classifies, got a language model in '{run}', in which every character would stop "
-            f"elsewhere; pick one exit with: anytime-lct select {run}."
+            f"Expected a network that classifies, got a language model in '{run}', whose characters would each stop at "
+            f"another exit; pick one exit with: anytime-lct select {run}."
         )
     profile = run_folder.read_profile(path)
-    data = datasets.from_recipe(opened.recipe, data_root)
+    data = datasets.from_recipe(opened_run.recipe, data_root)
     if not data.num_samples("validation"):
         raise AnalysisError(
-            f"Expected validation data to search thresholds on, got a run without in '{run}'; train with "
+            f"Expected validation data to search thresholds on, got a run without it in '{run}'; train with "
             f"--set data.validation=0.1."
         )
     exits = tuple(range(1, profile.num_groups + 1))
     temperatures = [exit.temperature for exit in profile.exits]
-    judge = measure.judging(opened.network, data)
-    held_out = threshold_search.watch(judge, "validation", exits, temperatures)
-    test = threshold_search.watch(judge, "test", exits, temperatures)
+    evaluator = measure.network_evaluator(opened_run.network, data)
+    held_out = threshold_search.collect(evaluator, "validation", exits, temperatures)
+    test = threshold_search.collect(evaluator, "test", exits, temperatures)
     rules = [threshold_search.search(profile, held_out, test, budget, measures) for budget in mean_flops]
     file, network = path / NAME, run_folder.fingerprint(path, temperatures)
-    earlier = ThresholdTable.load(file) if file.exists() else None
-    fresh = ThresholdTable(network=network, rules=())
-    (earlier if earlier is not None and earlier.network == network else fresh).extended(rules).save(file)
-    return fresh.extended(rules)
+    old = ThresholdTable.load(file) if file.exists() else None
+    empty = ThresholdTable(network=network, rules=())
+    (old if old is not None and old.network == network else empty).extended(rules).save(file)
+    return empty.extended(rules)

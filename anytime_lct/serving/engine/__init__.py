@@ -1,1 +1,1 @@
-"""The engine: requests scheduled, run group by group, and answered before they are due."""
+"""The engine: requests are scheduled, run group by group, and answered before they are due."""

@@ -1,7 +1,7 @@
-"""Requests in, answers out: threads that run what the scheduler says, and a watchdog that keeps the deadline.
+"""Requests in, answers out: worker threads that follow the scheduler, and a watchdog that keeps the deadlines.
 
-submit -> scheduler -> worker: group 1 | ask | group 2 | ask | .. -> future
-                       watchdog: due, and a group still runs -> the last answer -> future
+submit -> scheduler -> worker: group 1 | order | group 2 | order | .. -> future
+                       watchdog: due, and a group still runs -> the fallback answer -> future
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from numpy.typing import NDArray
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.answer import Answer
-from anytime_lct.runtime.timing import FORGET
+from anytime_lct.runtime.timing import DECAY
 from anytime_lct.runtime.walk import steps
-from anytime_lct.serving.engine.job import Job, Served
+from anytime_lct.serving.engine.job import Job, ServedBundle
 from anytime_lct.serving.engine.scheduler import Scheduler
 from anytime_lct.serving.request import Overloaded, Reply
 
-HANDOVER = 0.0003
+# The least seconds allowed for a finished reply to reach its client.
+MIN_HANDOVER = 0.0003
 
 
 class Engine:
-    """Answers requests of any number of served models with `threads` threads, one request on each.
+    """Answers requests for any number of bundles with `threads` threads, one request on each.
 
-    >>> engine = Engine(threads=2)                                                                # doctest: +SKIP
-    >>> engine.submit(served, x, Ask(timeout=0.02), time.monotonic()).result().logits             # doctest: +SKIP
+    >>> engine = Engine(threads=2)  # doctest: +SKIP
+    >>> engine.submit(bundle, x, Ask(timeout=0.02), time.monotonic()).result().answer.logits  # doctest: +SKIP
     """
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
-            raise LCTError(f"Expected one compute thread at least, got {threads}; give more.")
+            raise LCTError(f"Expected at least one compute thread, got {threads}; choose more.")
         self._scheduler = Scheduler(threads)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._watch = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         self._is_open, self._is_running = True, True
-        self._in_hand: set[Job] = set()  # those that could be answered in need, running or waiting to go on
-        self._handover = HANDOVER
+        self._with_fallback: set[Job] = set()  # running, or waiting to go on
+        self._handover = MIN_HANDOVER
         targets = [self._run_worker] * threads + [self._run_watchdog]
         self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, served: Served, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
-        """Take a request; `x` is as `session.check` returns it, `arrived` a reading of time.monotonic().
+    def submit(self, bundle: ServedBundle, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
+        """Admit a request; `x` is as `session.check` returns it, `arrived` a value of time.monotonic().
 
-        Raises Overloaded where it could not be answered in time by any exit, and NothingFitsError and BudgetError
-        where its budget fits none. Cancelling the future drops the request, if it has not begun.
+        Raises Overloaded where no exit could answer in time, and NothingFitsError and BudgetError where no exit fits
+        the budget. Cancelling the future drops the request, if it has not started.
         """
-        job = Job(served, x, ask, arrived, served.session.plan(ask))
+        job = Job(bundle, x, ask, arrived, bundle.session.plan(ask))
         with self._lock:
             if not self._is_open:
-                raise Overloaded("The server is shutting down and takes no more requests; ask another.", 1.0)
+                raise Overloaded("The server is shutting down and takes no more requests; use another server.", 1.0)
             if ask.timeout is not None:
                 job.due = arrived + ask.timeout - min(self._handover, ask.timeout / 4)
             self._scheduler.admit(job, time.monotonic())
@@ -67,29 +68,29 @@ class Engine:
         return job.future
 
     def _drop(self, job: Job) -> None:
-        """Let a cancelled request wait no longer."""
+        """Remove a cancelled request from the queue."""
         with self._lock:
             self._scheduler.drop(job)
             if self._scheduler.is_idle:
                 self._idle.notify_all()
 
-    def sent(self, reply: Reply) -> None:
-        """Be told that a reply has just been handed over: what passed since it was ready is allowed for from now on."""
-        seen = min(time.monotonic() - reply.finished, 2.0 * self._handover)  # one lost time slice is none
-        self._handover = max(HANDOVER, self._handover * FORGET, seen)
+    def record_sent(self, reply: Reply) -> None:
+        """Record that a reply has just been written: later requests allow for the time since it was ready."""
+        observed = min(time.monotonic() - reply.finished, 2.0 * self._handover)  # one lost time slice counts little
+        self._handover = max(MIN_HANDOVER, self._handover * DECAY, observed)
 
     def queue_length(self) -> int:
-        """Return how many requests wait."""
+        """Return the number of requests that wait."""
         return len(self._scheduler)
 
     def drain(self, seconds: float) -> bool:
-        """Take no more requests, and wait until all admitted ones are answered; tell whether they were in time."""
+        """Admit no more requests, and wait until the admitted ones are answered; return whether they are."""
         with self._lock:
             self._is_open = False
             return self._idle.wait_for(lambda: self._scheduler.is_idle, seconds)
 
     def close(self) -> None:
-        """End the threads; what still waits is cancelled."""
+        """End the threads, and cancel the requests that still wait."""
         waiting: list[Job] = []
         with self._lock:
             self._is_open = self._is_running = False
@@ -99,8 +100,9 @@ class Engine:
             self._work.notify_all()
             self._watch.notify_all()
         for job in waiting:
-            if not job.future.cancel():  # it has begun, and yielded
-                _settle(job, job.last or Overloaded("The server shut down before it could answer; ask another.", 1.0))
+            if not job.future.cancel():  # it has started, and yielded
+                error = Overloaded("The server shut down before it could answer; use another server.", 1.0)
+                _settle(job, job.fallback or error)
         for thread in self._threads:
             thread.join()
 
@@ -114,18 +116,18 @@ class Engine:
                 job = self._scheduler.next(time.monotonic()) if self._is_running else None
             if job is None:
                 return
-            in_parts = 0.0 if job.walk is None else -job.walk.seconds
+            seconds_before = 0.0 if job.walk is None else job.walk.seconds
             self._run(job)
             if job.walk is not None:
-                in_parts += job.walk.seconds
-                job.served.timing.saw_overhead(time.monotonic() - free - in_parts)
+                in_parts = job.walk.seconds - seconds_before
+                job.bundle.timing.observe_overhead(time.monotonic() - free - in_parts)
 
     def _run(self, job: Job) -> None:
-        """Take a request as far as the scheduler lets it, and answer it, unless it has to yield."""
+        """Run a request as far as the scheduler orders, and answer it, unless it has to yield."""
         resumed = time.monotonic()
         try:
-            answer = self._go_through(job)
-        except Exception as error:  # a graph that fails, memory: the request's own, the worker goes on
+            answer = self._advance(job)
+        except Exception as error:  # a graph that fails, or no memory: the request fails, the worker goes on
             answer = error
         job.computed += time.monotonic() - resumed
         with self._lock:
@@ -134,76 +136,73 @@ class Engine:
                 self._work.notify()
                 return
             self._scheduler.done(job)
-            self._in_hand.discard(job)
+            self._with_fallback.discard(job)
             if self._scheduler.is_idle:
                 self._idle.notify_all()
         if job.walk is not None:
             job.walk.close()
         _settle(job, answer)
 
-    def _go_through(self, job: Job) -> Answer | None:
-        """Run groups, and ask behind each; None where another request goes first."""
-        session = job.served.session
-        if job.taken is None:
+    def _advance(self, job: Job) -> Answer | None:
+        """Run groups and follow the order behind each; None where another request goes first."""
+        is_new = job.steps is None
+        if job.steps is None:
             if not job.future.set_running_or_notify_cancel():
                 raise InvalidStateError("cancelled")
-            job.began = time.monotonic()
-            job.walk = session.walk(job.x)
-            job.taken = steps(job.walk, job.most, job.plan.stopping, job.plan.ended)
-            begin = True
-        else:
-            begin = False
+            job.started = time.monotonic()
+            job.walk = job.bundle.session.walk(job.x)
+            job.steps = steps(job.walk, job.deepest, job.plan.stopping, job.plan.stop_reason)
         assert job.walk is not None
         try:
-            if begin:
-                next(job.taken)
+            if is_new:
+                next(job.steps)
             while True:
-                if job.future.done():  # the watchdog was quicker: nobody waits for more
-                    return job.last
+                if job.future.done():  # the watchdog has answered
+                    return job.fallback
                 with self._lock:
                     order = self._scheduler.order(job, time.monotonic())
                     if order is None:
                         return None
                 if order == "answer and deeper":
                     job.walk.answer()
-                    self._keep_in_need(job)
-                job.taken.send("deeper" if order == "answer and deeper" else order)
+                    self._store_fallback(job)
+                job.steps.send("deeper" if order == "answer and deeper" else order)
         except StopIteration as end:
-            return job.walk.so_far(end.value)
+            return job.walk.answer_so_far(end.value)
 
-    def _keep_in_need(self, job: Job) -> None:
-        """Let the watchdog have what every sample was told so far."""
+    def _store_fallback(self, job: Job) -> None:
+        """Give the watchdog the answers so far, if every sample has one."""
         assert job.walk is not None
         if job.walk.is_answered:
-            answer = job.walk.so_far("deadline")
+            answer = job.walk.answer_so_far("deadline")
             with self._lock:
-                job.last = replace(answer, logits=answer.logits.copy())
-                self._in_hand.add(job)
+                job.fallback = replace(answer, logits=answer.logits.copy())
+                self._with_fallback.add(job)
                 self._watch.notify()
 
     def _run_watchdog(self) -> None:
-        """Answer with what there is when a request is due, and a group still runs or others go first."""
+        """Give the fallback when a request is due while a group still runs or others go first."""
         with self._lock:
             while self._is_running:
                 now = time.monotonic()
-                for job in [job for job in self._in_hand if job.due <= now]:
-                    self._in_hand.remove(job)
-                    runs = job in self._scheduler.running
-                    if runs:
-                        job.computed = now - job.began
-                    _settle(job, job.last)
-                    if not runs:  # it has yielded, and now need not go on
+                for job in [job for job in self._with_fallback if job.due <= now]:
+                    self._with_fallback.remove(job)
+                    is_running = job in self._scheduler.running
+                    if is_running:
+                        job.computed = now - job.started
+                    _settle(job, job.fallback)
+                    if not is_running:  # it has yielded, and need not go on
                         self._scheduler.drop(job)
                         if job.walk is not None:
                             job.walk.close()
                         if self._scheduler.is_idle:
                             self._idle.notify_all()
-                soonest = min((job.due - now for job in self._in_hand), default=threading.TIMEOUT_MAX)
+                soonest = min((job.due - now for job in self._with_fallback), default=threading.TIMEOUT_MAX)
                 self._watch.wait(min(soonest, threading.TIMEOUT_MAX))
 
 
 def _settle(job: Job, answer: Answer | Exception | None) -> None:
-    """Give the answer to who waits for it, once."""
+    """Set the result of a job's future, once."""
     try:
         if not isinstance(answer, Answer):
             if answer is not None and not job.future.cancelled():
@@ -214,11 +213,11 @@ def _settle(job: Job, answer: Answer | Exception | None) -> None:
         job.future.set_result(
             Reply(
                 answer,
-                queued=max(0.0, job.began - job.arrived),
+                queued=max(0.0, job.started - job.arrived),
                 computed=job.computed,
                 on_time=None if due is None else finished <= due,
                 finished=finished,
             )
         )
-    except InvalidStateError:  # the watchdog and the worker were ready at once: one answer is enough
+    except InvalidStateError:  # the watchdog and the worker finished at the same time
         pass

@@ -1,1 +1,1 @@
-"""HTTP: connections, bodies, paths, status codes, and the page to try."""
+"""HTTP: connections, bodies, paths, status codes, and the page to try the server."""

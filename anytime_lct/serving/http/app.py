@@ -1,4 +1,4 @@
-"""The server as an ASGI app: the paths of the V2 protocol, metrics, and a page to look at and try."""
+"""The server as an ASGI app: the paths of the V2 protocol, metrics, and a page to try it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from anytime_lct.errors import LCTError
-from anytime_lct.exits.budget import FREELY, Ask
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask
 from anytime_lct.serving.http.body import read_body
 from anytime_lct.serving.http.infer import Infer, refusal
-from anytime_lct.serving.limits import USUAL, Limits
+from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.metrics import CONTENT_TYPE, Metrics
 from anytime_lct.serving.repository import Model, Repository
 from anytime_lct.serving.request import Refusal
@@ -26,8 +26,8 @@ from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import openapi, protocol
 
 PAGE = Path(__file__).with_name("page")
-SMALL = 1 << 16
-# The page needs nothing from anywhere else, and nothing else may put it into a frame.
+MAX_LOAD_BODY = 1 << 16
+# The page loads nothing from other hosts, and may not be shown in a frame.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -39,21 +39,21 @@ def build(
     bundle: Path | str,
     *,
     threads: int = 1,
-    limits: Limits = USUAL,
-    default: Ask = FREELY,
+    limits: Limits = DEFAULT_LIMITS,
+    default: Ask = DEFAULT_ASK,
     metrics: Metrics | None = None,
 ) -> Starlette:
-    """Make the app for a bundle, or a folder of them, with an engine of its own, which ends with it.
+    """Return the app for a bundle, or a folder of them, with its own engine, which ends with the app.
 
-    Raises BundleError. It may be mounted into another one. `threads` compute answers; `default` is what a request asks
-    for where it says nothing.
+    It may be mounted into another app. `threads` threads compute answers; `default` fills in what a request leaves out.
+    Raises BundleError.
 
     >>> app = build("bundles", threads=2)  # then: uvicorn.run(app)  # doctest: +SKIP
     """
     from anytime_lct.serving.engine.engine import Engine
-    from anytime_lct.serving.engine.job import Served
+    from anytime_lct.serving.engine.job import ServedBundle
 
-    service = Service(Repository(Path(bundle), Served), Engine(threads), metrics or Metrics(), limits, default)
+    service = Service(Repository(Path(bundle), ServedBundle), Engine(threads), metrics or Metrics(), limits, default)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -64,7 +64,7 @@ def build(
 
 
 def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None, lifespan: Any = None) -> Starlette:
-    """Make the app of a service, closed by whoever made it; `on_reload` is called when a client reloaded bundles."""
+    """Return the app of a service, which the caller closes; `on_reload` is called when a client reloads bundles."""
     infer, views = Infer(service), Views(service, on_reload)
 
     def get(path: str, view: Callable[..., Any]) -> Route:
@@ -100,7 +100,7 @@ def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None
 
 
 def _page() -> str:
-    """Return the page in one piece, with its style and its script."""
+    """Return the page as one document, with its style and its script."""
     page = (PAGE / "page.html").read_text(encoding="utf-8")
     for name in ("page.css", "page.js"):
         page = page.replace(f"{{{name}}}", (PAGE / name).read_text(encoding="utf-8"))
@@ -108,64 +108,64 @@ def _page() -> str:
 
 
 class Views:
-    """The endpoints that tell of the server; none is in the way of an answer."""
+    """The endpoints that describe the server."""
 
     def __init__(self, service: Service, on_reload: Callable[[], None]) -> None:
         self._service = service
         self._on_reload = on_reload
 
     async def page(self, request: Request) -> Response:
-        """The page to look at and try."""
+        """The page to try the server."""
         return Response(_page(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def metrics(self, request: Request) -> Response:
-        """What was counted, for Prometheus."""
+        """The metrics, for Prometheus."""
         return Response(self._service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
-        """The description of all this."""
+        """The description of the server in OpenAPI."""
         repository = self._service.repository
-        return answer(openapi.describe({name: repository.versions(name) for name in repository.names()}))
+        return json_response(openapi.describe({name: repository.versions(name) for name in repository.names()}))
 
     async def server(self, request: Request) -> Response:
         """Name, version and extensions."""
-        return answer(protocol.describe_server())
+        return json_response(protocol.describe_server())
 
     async def live(self, request: Request) -> Response:
-        """Tell that the process answers."""
-        return answer({"live": True})
+        """Report that the process answers."""
+        return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Tell whether requests are taken."""
-        ready = not self._service.draining
-        return answer({"ready": ready}, 200 if ready else 503)
+        """Report whether requests are accepted."""
+        is_ready = not self._service.draining
+        return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
-        """Tell that a model is in service."""
+        """Report that a model is in service."""
         model = self._model(request)
-        return answer({"name": model.name, "ready": True})
+        return json_response({"name": model.name, "ready": True})
 
     async def metadata(self, request: Request) -> Response:
         """A model's inputs and outputs."""
         model = self._model(request)
         versions = self._service.repository.versions(model.name)
-        return answer(protocol.describe_model(model.name, versions, model.served.manifest))
+        return json_response(protocol.describe_model(model.name, versions, model.bundle.manifest))
 
     async def config(self, request: Request) -> Response:
-        """The same in the words of Triton's model configuration."""
+        """A model's inputs and outputs in the form of Triton's model configuration."""
         model = self._model(request)
-        told = protocol.describe_model(model.name, [], model.served.manifest)
+        metadata = protocol.describe_model(model.name, [], model.bundle.manifest)
 
         def tensors(kind: str) -> list[dict[str, Any]]:
             return [
                 {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": each["shape"][1:]}
-                for each in told[kind]
+                for each in metadata[kind]
             ]
 
-        return answer(
+        return json_response(
             {
                 "name": model.name,
-                "platform": told["platform"],
+                "platform": metadata["platform"],
                 "max_batch_size": self._service.limits.images,
                 "input": tensors("inputs"),
                 "output": tensors("outputs"),
@@ -173,15 +173,15 @@ class Views:
         )
 
     async def stats(self, request: Request) -> Response:
-        """What was counted of a model."""
+        """The statistics of a model."""
         model = self._model(request)
-        served = model.served.manifest.served
-        return answer({"model_stats": [self._service.metrics.statistics(model.name, model.version, served)]})
+        exits = model.bundle.manifest.served
+        return json_response({"model_stats": [self._service.metrics.statistics(model.name, model.version, exits)]})
 
     async def exits(self, request: Request) -> Response:
-        """What every exit costs and is worth, and how raw inputs become network inputs."""
+        """The cost and quality of every exit, and the preprocessing of raw inputs."""
         model = self._model(request)
-        profile, manifest = model.served.profile, model.served.manifest
+        profile, manifest = model.bundle.profile, model.bundle.manifest
         rows = [
             {
                 "exit": i,
@@ -193,7 +193,7 @@ class Views:
             }
             for i in manifest.served
         ]
-        return answer(
+        return json_response(
             {
                 "model": model.name,
                 "version": model.version,
@@ -208,25 +208,27 @@ class Views:
         """The models by name and version."""
         repository = self._service.repository
         rows = [(name, version) for name in repository.names() for version in repository.versions(name)]
-        return answer([{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in rows])
+        return json_response(
+            [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in rows]
+        )
 
     async def load(self, request: Request) -> Response:
-        """Read a bundle again."""
-        small = replace(self._service.limits, body=min(SMALL, self._service.limits.body))
+        """Reload a bundle."""
+        limits = replace(self._service.limits, body=min(MAX_LOAD_BODY, self._service.limits.body))
         with self._service.allowance.hold() as holding:
-            body = await read_body(dict(request.scope["headers"]), request.receive, small, holding)
+            body = await read_body(dict(request.scope["headers"]), request.receive, limits, holding)
         if body not in (b"", b"{}"):
-            raise Refusal("Expected no body, or {}, got settings, which a bundle brings itself; leave them out.")
+            raise Refusal("Expected no body, or {}, got settings, which the bundle holds itself; leave them out.")
         if await self._service.repository.reload(request.path_params["model"]):
             self._on_reload()
-        return answer({})
+        return json_response({})
 
     def _model(self, request: Request) -> Model[Any]:
         return self._service.repository.find(request.path_params["model"], request.path_params.get("version"))
 
 
-def answer(value: object, status: int = 200) -> Response:
-    """Answer by JSON."""
+def json_response(value: object, status: int = 200) -> Response:
+    """Return a response in JSON."""
     return Response(protocol.write_json(value), status, media_type="application/json")
 
 
@@ -236,21 +238,21 @@ async def _refused(request: Request, error: Exception) -> Response:
     return Response(body, status, headers)
 
 
-async def _no_such(request: Request, error: Exception) -> Response:
+async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allow = (error.headers or {}).get("Allow")
-    words = (
+    message = (
         f"Expected the method {allow} here, got {request.method}; use that."
         if allow
         else f"Expected a path of the V2 protocol, got '{request.url.path[:200]}'; /openapi.json lists them."
     )
     return Response(
-        protocol.write_json({"error": words}), error.status_code, error.headers, media_type="application/json"
+        protocol.write_json({"error": message}), error.status_code, error.headers, media_type="application/json"
     )
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return answer({"error": f"The server failed ({type(error).__name__}); its log says more."}, 500)
+    return json_response({"error": f"The server failed ({type(error).__name__}); see its log."}, 500)
 
 
-HANDLERS: dict[Any, Any] = {LCTError: _refused, HTTPException: _no_such, Exception: _failed}
+HANDLERS: dict[Any, Any] = {LCTError: _refused, HTTPException: _not_found, Exception: _failed}

@@ -1,4 +1,4 @@
-"""HTTP on a listening socket: uvicorn runs the app until it is told to stop, and finishes what it began."""
+"""HTTP on a listening socket: uvicorn runs the app until `stop`, and finishes the requests that it has started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKLOG = 2048
 
 
 class HTTPListener:
-    """Serves HTTP on a socket; `on_reload` is called when a client had bundles read again."""
+    """Serves HTTP on a socket; `on_reload` is called when a client has reloaded bundles."""
 
     def __init__(self, service: Service, listener: socket.socket, on_reload: Callable[[], None]) -> None:
         self._listener = listener
@@ -36,7 +36,7 @@ class HTTPListener:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             backlog=BACKLOG,
         )
-        self._server = _Quiet(config)
+        self._server = _SignalFreeServer(config)
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; `started` is called when requests are answered."""
@@ -45,8 +45,8 @@ class HTTPListener:
         watch.cancel()
 
     def stop(self, *, now: bool) -> None:
-        """Take no more connections and end when all answers are written, or `now`, whatever is under way."""
-        logging.getLogger("uvicorn.error").disabled = now  # what is cut short was meant to be
+        """Accept no more connections, and end when all answers are written, or at once if `now`."""
+        logging.getLogger("uvicorn.error").disabled = now  # cutting requests short is no error here
         self._server.force_exit = now
         self._server.should_exit = True
 
@@ -56,10 +56,10 @@ class HTTPListener:
         started()
 
 
-class _Quiet(uvicorn.Server):
-    """uvicorn's server, without the signal handlers that end the process by the signal it has just obeyed."""
+class _SignalFreeServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers, which would raise the signal again at the end."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to whoever runs the listener."""
+        """Leave the signals to the caller."""
         yield

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol V2 in bytes: requests read, answers written, the server described."""
+"""The Open Inference Protocol V2 in bytes: it reads requests, writes answers, and describes the server."""

@@ -1,11 +1,11 @@
-"""The server's description in OpenAPI 3.1, as complete as a machine needs to make requests from it."""
+"""The description of the server in OpenAPI 3.1, complete enough to generate requests from it."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
 from anytime_lct import __version__
-from anytime_lct.exits.budget import Stopped
+from anytime_lct.exits.budget import StopReason
 from anytime_lct.exits.thresholds import MEASURES
 from anytime_lct.serving.v2.parameters import MODES
 from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID, OUTPUTS
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def describe(models: dict[str, list[str]]) -> Json:
-    """Describe the server of these models, each with its versions.
+    """Return the description of a server of these models, each with its versions.
 
     >>> describe({"digits": ["1"]})["openapi"]
     '3.1.0'
@@ -26,37 +26,35 @@ def describe(models: dict[str, list[str]]) -> Json:
     paths: Json = {
         "/v2": {"get": _operation("Name, version and extensions.", "Server")},
         "/v2/health/live": {"get": _operation("Whether the process answers.", "Live")},
-        "/v2/health/ready": {"get": _operation("Whether requests are taken.", "Ready", "503")},
+        "/v2/health/ready": {"get": _operation("Whether requests are accepted.", "Ready", "503")},
         "/v2/repository/index": {"post": _operation("The models by name and version.", "Index")},
         "/v2/repository/models/{model}/load": {
             "post": {
-                **_operation(
-                    "Read a bundle again, without dropping a request.", "Empty", "400", "404", "408", "413", "415"
-                ),
+                **_operation("Reload a bundle without dropping a request.", "Empty", "400", "404", "408", "413", "415"),
                 "parameters": [model],
                 "requestBody": _content({"type": "object", "maxProperties": 0}, required=False),
             }
         },
-        "/metrics": {"get": _plain("What was counted, for Prometheus.", "text/plain")},
+        "/metrics": {"get": _plain("The metrics, for Prometheus.", "text/plain")},
         "/openapi.json": {"get": _plain("This description.", "application/json")},
-        "/": {"get": _plain("A page to look at and try.", "text/html")},
+        "/": {"get": _plain("A page to try the server.", "text/html")},
     }
     for prefix, parameters in (
         ("/v2/models/{model}", [model]),
         ("/v2/models/{model}/versions/{version}", [model, version]),
     ):
-        for tail, words, schema in (
+        for tail, summary, schema in (
             ("", "A model's inputs and outputs.", "Model"),
             ("/ready", "Whether a model is in service.", "ModelReady"),
-            ("/config", "The same in the words of Triton's configuration.", "Config"),
-            ("/stats", "What was counted of a model.", "Statistics"),
-            ("/exits", "What every exit costs and is worth.", "Exits"),
+            ("/config", "The same as a model configuration of Triton.", "Config"),
+            ("/stats", "The statistics of a model.", "Statistics"),
+            ("/exits", "The cost and quality of every exit.", "Exits"),
         ):
-            paths[prefix + tail] = {"get": {**_operation(words, schema, "404"), "parameters": parameters}}
-        refused = ("400", "404", "408", "413", "415", "503")
+            paths[prefix + tail] = {"get": {**_operation(summary, schema, "404"), "parameters": parameters}}
+        errors = ("400", "404", "408", "413", "415", "503")
         paths[f"{prefix}/infer"] = {
             "post": {
-                **_operation("Answer a batch within its budget.", "Answer", *refused),
+                **_operation("Answer a batch within its budget.", "Answer", *errors),
                 "parameters": [*parameters, LENGTH],
                 "requestBody": _content({"$ref": "#/components/schemas/Request"}),
             }
@@ -77,16 +75,19 @@ def _content(schema: Json, required: bool = True) -> Json:
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
-def _operation(words: str, schema: str, *errors: str) -> Json:
+def _operation(summary: str, schema: str, *errors: str) -> Json:
     answer = {"description": "The answer.", "content": {"application/json": {"schema": _ref(schema)}}}
-    refusal = {"description": "Why not.", "content": {"application/json": {"schema": _ref("Error")}}}
+    refusal = {"description": "The reason of the refusal.", "content": {"application/json": {"schema": _ref("Error")}}}
     if schema == "Ready":
-        refusal = {"description": "Not now.", "content": {"application/json": {"schema": _ref("Ready")}}}
-    return {"summary": words, "responses": {"200": answer, **dict.fromkeys(errors, refusal)}}
+        refusal = {
+            "description": "Not accepting requests.",
+            "content": {"application/json": {"schema": _ref("Ready")}},
+        }
+    return {"summary": summary, "responses": {"200": answer, **dict.fromkeys(errors, refusal)}}
 
 
-def _plain(words: str, kind: str) -> Json:
-    return {"summary": words, "responses": {"200": {"description": "The answer.", "content": {kind: {}}}}}
+def _plain(summary: str, media_type: str) -> Json:
+    return {"summary": summary, "responses": {"200": {"description": "The answer.", "content": {media_type: {}}}}}
 
 
 def _ref(name: str) -> Json:
@@ -105,42 +106,42 @@ def _list(items: Json, **more: Any) -> Json:
     return {"type": "array", "items": items, **more}
 
 
-TEXTS: Json = {"type": "string"}
+STRING: Json = {"type": "string"}
 NUMBER: Json = {"type": "number"}
-WHOLE: Json = {"type": "integer", "minimum": 0}
+NON_NEGATIVE: Json = {"type": "integer", "minimum": 0}
 POSITIVE: Json = {"type": "integer", "minimum": 1}
-TRUTH: Json = {"type": "boolean"}
+BOOLEAN: Json = {"type": "boolean"}
 COUNT: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["20M", "1.5G"]}]}
 LENGTH: Json = {
     "name": HEADER_LENGTH.decode(),
     "in": "header",
     "required": False,
-    "description": "How many bytes of the body are JSON, where tensors follow in binary.",
-    "schema": WHOLE,
+    "description": "The length of the JSON in bytes, where binary tensors follow.",
+    "schema": NON_NEGATIVE,
 }
-NESTED: Json = {"type": "array", "items": {"anyOf": [NUMBER, TEXTS, {"type": "array"}]}}
+NESTED: Json = {"type": "array", "items": {"anyOf": [NUMBER, STRING, {"type": "array"}]}}
 SCHEMAS: Json = {
-    "Error": _closed(["error"], error=TEXTS),
+    "Error": _closed(["error"], error=STRING),
     "Empty": {"type": "object", "maxProperties": 0},
-    "Live": _closed(["live"], live=TRUTH),
-    "Ready": {"type": "object", "required": [], "properties": {"ready": TRUTH, "error": TEXTS}},
-    "ModelReady": _closed(["name", "ready"], name=TEXTS, ready=TRUTH),
-    "Server": _closed(["name", "version", "extensions"], name=TEXTS, version=TEXTS, extensions=_list(TEXTS)),
-    "Index": _list(_object(["name", "version", "state"], name=TEXTS, version=TEXTS, state=TEXTS)),
+    "Live": _closed(["live"], live=BOOLEAN),
+    "Ready": {"type": "object", "required": [], "properties": {"ready": BOOLEAN, "error": STRING}},
+    "ModelReady": _closed(["name", "ready"], name=STRING, ready=BOOLEAN),
+    "Server": _closed(["name", "version", "extensions"], name=STRING, version=STRING, extensions=_list(STRING)),
+    "Index": _list(_object(["name", "version", "state"], name=STRING, version=STRING, state=STRING)),
     "Tensor": _closed(
-        ["name", "datatype", "shape"], name=TEXTS, datatype=TEXTS, shape=_list({"type": "integer", "minimum": -1})
+        ["name", "datatype", "shape"], name=STRING, datatype=STRING, shape=_list({"type": "integer", "minimum": -1})
     ),
     "Model": _object(
         ["name", "versions", "platform", "inputs", "outputs"],
-        name=TEXTS,
-        versions=_list(TEXTS),
-        platform=TEXTS,
+        name=STRING,
+        versions=_list(STRING),
+        platform=STRING,
         inputs=_list(_ref("Tensor")),
         outputs=_list(_ref("Tensor")),
     ),
-    "Config": _object(["name", "platform", "input", "output"], name=TEXTS, platform=TEXTS),
+    "Config": _object(["name", "platform", "input", "output"], name=STRING, platform=STRING),
     "Statistics": _object(["model_stats"], model_stats=_list({"type": "object"})),
-    "Exits": _object(["model", "metric", "exits"], model=TEXTS, metric=TEXTS, exits=_list({"type": "object"})),
+    "Exits": _object(["model", "metric", "exits"], model=STRING, metric=STRING, exits=_list({"type": "object"})),
     "Parameters": _closed(
         [],
         timeout={"anyOf": [POSITIVE, {"type": "string", "examples": ["20ms"]}]},
@@ -152,7 +153,7 @@ SCHEMAS: Json = {
         measure={"enum": list(MEASURES)},
         mean_flops=COUNT,
         mode={"enum": list(MODES)},
-        binary_data_output=TRUTH,
+        binary_data_output=BOOLEAN,
     ),
     "Request": {
         **_closed(
@@ -167,25 +168,25 @@ SCHEMAS: Json = {
         ["name", "datatype", "shape"],
         name={"const": "input"},
         datatype={"enum": [*DTYPES, TEXT]},
-        shape=_list(WHOLE, minItems=1, maxItems=MAX_DIMENSIONS),
+        shape=_list(NON_NEGATIVE, minItems=1, maxItems=MAX_DIMENSIONS),
         data=NESTED,
-        parameters=_closed([], binary_data_size=WHOLE),
+        parameters=_closed([], binary_data_size=NON_NEGATIVE),
     ),
-    "Output": _closed(["name"], name={"enum": list(OUTPUTS)}, parameters=_closed([], binary_data=TRUTH)),
+    "Output": _closed(["name"], name={"enum": list(OUTPUTS)}, parameters=_closed([], binary_data=BOOLEAN)),
     "Answer": _object(
         ["model_name", "model_version", "parameters", "outputs"],
-        model_name=TEXTS,
-        model_version=TEXTS,
-        id=TEXTS,
+        model_name=STRING,
+        model_version=STRING,
+        id=STRING,
         parameters=_object(
             ["exit", "exits_run", "stopped", "flops", "server_us"],
             exit=POSITIVE,
             exits_run=POSITIVE,
-            stopped={"enum": list(get_args(Stopped))},
+            stopped={"enum": list(get_args(StopReason))},
             flops=NUMBER,
-            server_us=WHOLE,
-            on_time=TRUTH,
+            server_us=NON_NEGATIVE,
+            on_time=BOOLEAN,
         ),
-        outputs=_list(_object(["name", "datatype", "shape"], name=TEXTS, datatype=TEXTS, shape=_list(WHOLE))),
+        outputs=_list(_object(["name", "datatype", "shape"], name=STRING, datatype=STRING, shape=_list(NON_NEGATIVE))),
     ),
 }

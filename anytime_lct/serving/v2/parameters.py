@@ -1,13 +1,13 @@
-"""A request's parameters become an Ask, and what the answer cost becomes the response's parameters.
+"""The parameters of a request, read as an Ask, and those of a response, written from its reply.
 
 timeout         whole microseconds from arrival, or a time like "20ms": the deadline
 max_flops       multiply-adds for one sample: a number, or a count like "20M"
-max_params      parameters of the sub-model, likewise
+max_params      parameters of the sub-model, in the same form
 max_exit        go no deeper than this exit
-max_latency     seconds, or a time like "5ms", that the exit takes on this machine for one sample
-min_confidence  stop at the first exit that is so sure, (0, 1]
-measure         what sure means: "max-probability", "margin" or "entropy"
-mean_flops      stop by the bundle's rule for such a mean of multiply-adds over many requests
+max_latency     time of the exit on this machine for one sample: seconds, or a time like "5ms"
+min_confidence  stop at the first exit whose confidence is at least this, (0, 1]
+measure         of confidence: "max-probability", "margin" or "entropy"
+mean_flops      stop by the bundle's rule for this mean of multiply-adds over many requests
 mode            "anytime", or "fixed": the exit that the budget names, whatever the load
 """
 
@@ -21,7 +21,7 @@ from anytime_lct.exits.budget import Ask, Budget, Mode, check_confidence, check_
 from anytime_lct.exits.thresholds import MEASURES
 from anytime_lct.serving.request import Refusal, Reply, show
 
-# What clients send of their own accord and what changes no answer here, whatever it says.
+# Clients send these by default; they change no answer here.
 HARMLESS = frozenset({"binary_data_output", "priority", "content_type"})
 UNSUPPORTED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -30,42 +30,41 @@ LONGEST_TIMEOUT = 86_400.0
 
 
 def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
-    """Read what a request may cost; what it leaves out is as in `default`. Raises Refusal, naming the key.
+    """Read a request's parameters; those that it leaves out are as in `default`. Raises Refusal, which names the key.
 
     >>> read_ask({"timeout": 20000, "max_flops": "20M"}, Ask()).timeout
     0.02
     """
     if not parameters.keys() - HARMLESS:
         return default
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in parameters.items():
         if key in READERS:
-            found[key] = _read(key, value)
+            values[key] = _read(key, value)
         elif key in UNSUPPORTED:
-            if value:  # clients send a sequence's marks as 0 or false where there is none
+            if value:  # clients send 0 or false where there is no sequence
                 raise Refusal(f"Expected single requests, got '{key}': sequences are not supported; leave it out.")
         elif key not in HARMLESS:
-            known = ", ".join(READERS)
-            raise Refusal(f"Expected parameters among {known}, got '{show(key)[1:-1]}'; leave it out.")
+            raise Refusal(f"Expected parameters among {', '.join(READERS)}, got '{show(key)[1:-1]}'; leave it out.")
     bounds = default.budget
     budget = Budget(
-        flops=found.get("max_flops", bounds.flops),
-        params=found.get("max_params", bounds.params),
-        latency=found.get("max_latency", bounds.latency),
-        exit=found.get("max_exit", bounds.exit),
+        flops=values.get("max_flops", bounds.flops),
+        params=values.get("max_params", bounds.params),
+        latency=values.get("max_latency", bounds.latency),
+        exit=values.get("max_exit", bounds.exit),
     )
     others = ("timeout", "min_confidence", "measure", "mean_flops", "mode")
     try:
-        ask = Ask(budget, **{key: found.get(key, getattr(default, key)) for key in others})
+        ask = Ask(budget, **{key: values.get(key, getattr(default, key)) for key in others})
     except BudgetError as error:
         raise Refusal(str(error)) from None
-    if "measure" in found and ask.min_confidence is None:
-        raise Refusal("Expected 'measure' beside 'min_confidence', got it alone; add the other or leave it out.")
+    if "measure" in values and ask.min_confidence is None:
+        raise Refusal("Expected 'measure' beside 'min_confidence', got it alone; add that or leave it out.")
     return ask
 
 
-def told(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
-    """Write what an answer cost as parameters of the response; `seconds` are those since the request came."""
+def reply_parameters(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
+    """Return the parameters of a response, `seconds` after its request arrived."""
     parameters: dict[str, Any] = {
         "exit": reply.answer.exit,
         "exits_run": reply.answer.exits_run,
@@ -92,7 +91,7 @@ def _timeout(value: object) -> float:
         raise BudgetError(f"Expected whole microseconds from 1 on, or a time like 20ms, got {show(value)}.")
     seconds = parse_seconds(value) if isinstance(value, str) else value / 1e6
     if seconds > LONGEST_TIMEOUT:
-        raise BudgetError(f"Expected at most {LONGEST_TIMEOUT:g} seconds, got {show(value)}; leave it out to wait.")
+        raise BudgetError(f"Expected at most {LONGEST_TIMEOUT:g} seconds, got {show(value)}; leave it out for none.")
     return seconds
 
 

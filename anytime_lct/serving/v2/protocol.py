@@ -1,7 +1,7 @@
-"""The Open Inference Protocol V2 in bytes: a request read and checked, an answer written. No sockets here.
+"""The Open Inference Protocol V2 in bytes: reads and checks a request, writes an answer; no sockets.
 
-JSON alone, or JSON and behind it the tensors' bytes in the order in which JSON lists them; how long the JSON
-is stands in the header Inference-Header-Content-Length, how long each tensor in its `binary_data_size`.
+A body is JSON alone, or JSON followed by the bytes of tensors in the order in which the JSON lists them. The header
+Inference-Header-Content-Length is the length of the JSON, `binary_data_size` that of each tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anytime_lct.runtime import preprocess
 from anytime_lct.serving.limits import Limits, too_large
 from anytime_lct.serving.request import Refusal, Reply, show
 from anytime_lct.serving.v2 import tensors
-from anytime_lct.serving.v2.parameters import read_ask, told
+from anytime_lct.serving.v2.parameters import read_ask, reply_parameters
 
 INPUT = "input"
 OUTPUTS = {"logits": "FP32", "exit": "INT64"}
@@ -35,9 +35,9 @@ MAX_ID = 1000
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request but for its input, which `read_input` makes as the network takes it, of about `input_bytes`.
+    """A request; `read_input` returns its input as the network takes it, of about `input_bytes`.
 
-    `outputs` says which are to be binary. `read_input` raises Refusal and InputError.
+    `outputs` says of each requested output whether it is binary. `read_input` raises Refusal and InputError.
     """
 
     id: str | None
@@ -67,7 +67,7 @@ def read_request(
     tensor, shape, size = _find_input(request.get("inputs"), manifest, limits)
     return InferRequest(
         identity,
-        _read_outputs(request.get("outputs"), _truth(parameters, "binary_data_output")),
+        _read_outputs(request.get("outputs"), _boolean(parameters, "binary_data_output")),
         read_ask(parameters, default),
         size,
         partial(_read_input, tensor, shape, memoryview(body)[length:], manifest, limits),
@@ -77,11 +77,9 @@ def read_request(
 def write_reply(
     request: InferRequest, model: str, version: str, reply: Reply, seconds: float
 ) -> tuple[bytes, int | None]:
-    """Write an answer: its body, and how much of it is JSON where bytes of tensors follow.
+    """Return the body of an answer, `seconds` after its request arrived, and the length of its JSON if bytes follow.
 
-    `seconds` are those since the request came.
-
-    Raises Refusal where the logits are not finite, which only inputs of absurd size bring about.
+    Raises Refusal where the logits are not finite, which happens only for absurdly large inputs.
     """
     answer = reply.answer
     if not math.isfinite(answer.logits.sum(dtype=np.float64)):
@@ -101,12 +99,12 @@ def write_reply(
     names: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         names["id"] = request.id
-    head = write_json({**names, "parameters": told(reply, request.ask, seconds), "outputs": outputs})
+    head = write_json({**names, "parameters": reply_parameters(reply, request.ask, seconds), "outputs": outputs})
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
 
 
 def describe_server() -> dict[str, Any]:
-    """Return what `/v2` answers."""
+    """Return the server's metadata, the answer of `/v2`."""
     return {"name": "anytime-lct", "version": __version__, "extensions": EXTENSIONS}
 
 
@@ -129,7 +127,7 @@ def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[s
 
 
 def write_json(value: object) -> bytes:
-    """Write compact JSON in ASCII."""
+    """Return a value as compact JSON in ASCII."""
     return _ENCODER.encode(value).encode("ascii")
 
 
@@ -144,33 +142,33 @@ def _length(header: bytes | None, size: int) -> int:
     return int(header)
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
-# Made once: making one costs more than a small answer does.
+# Made once: making one takes longer than writing a small answer.
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
-_DECODER = json.JSONDecoder(parse_constant=_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _read_json(raw: bytes) -> object:
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        why = "lists within lists without end" if isinstance(error, RecursionError) else str(error)[:120]
-        raise Refusal(f"Expected a request in JSON, got something else ({why}); fix it.") from None
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:120]
+        raise Refusal(f"Expected a request in JSON, got something else ({reason}); fix it.") from None
 
 
 def _object(raw: object, what: str, known: set[str] | None = None) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise Refusal(f"Expected {what} as a JSON object, got {show(raw)}; fix it.")
-    found = cast("dict[str, Any]", raw)
-    if known is not None and (unknown := found.keys() - known):
+    entries = cast("dict[str, Any]", raw)
+    if known is not None and (unknown := entries.keys() - known):
         raise Refusal(f"Expected {what} of {', '.join(sorted(known))}, got {show(min(unknown))}; leave it out.")
-    return found
+    return entries
 
 
-def _truth(parameters: dict[str, Any], key: str) -> bool:
+def _boolean(parameters: dict[str, Any], key: str) -> bool:
     value = parameters.get(key, False)
     if type(value) is not bool:
         raise Refusal(f"Expected '{key}' as true or false, got {show(value)}; fix it.")
@@ -178,26 +176,26 @@ def _truth(parameters: dict[str, Any], key: str) -> bool:
 
 
 def _find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[str, Any], tuple[int, ...], int]:
-    """Return the input tensor as it is described, its shape, and the bytes that the network's own input will take."""
+    """Return the description of the input tensor, its shape, and the bytes of the network's input."""
     if not isinstance(raw, list) or not raw:
         raise Refusal(f"Expected 'inputs' as a list of one tensor named '{INPUT}', got {show(raw)}; send one.")
     tensor: dict[str, Any] = {}
     for entry in cast("list[object]", raw):
         tensor = _object(entry, "an input", {"name", "datatype", "shape", "data", "parameters"})
         if tensor.get("name") != INPUT:
-            raise Refusal(f"Expected an input named '{INPUT}', got {show(tensor.get('name'))}; name it so.")
+            raise Refusal(f"Expected an input named '{INPUT}', got {show(tensor.get('name'))}; rename it.")
     if len(raw) > 1:
         raise Refusal(f"Expected the input '{INPUT}' once, got it {len(raw)} times; send one batch.")
     shape = tensors.read_shape(tensor.get("shape"))
     if manifest.task == "language-model":
-        count, most, bytes_each = math.prod(shape), limits.characters, 8
+        count, limit, bytes_each = math.prod(shape), limits.characters, 8
     else:
         bytes_each = 4 * math.prod(size for size in manifest.input_shape if isinstance(size, int))
-        # Pixels of any size become the network's: no more of them than a body could bring at that size.
-        count, most = shape[0], min(limits.images, max(1, limits.body // bytes_each))
-    if count > most:
-        words = "images" if manifest.task == "classification" else "characters"
-        raise Refusal(f"Expected at most {most} {words} in a request, got {count}; send several requests.")
+        # Images are resized to the network's size: no more of them than fit into a body at that size.
+        count, limit = shape[0], min(limits.images, max(1, limits.body // bytes_each))
+    if count > limit:
+        unit = "images" if manifest.task == "classification" else "characters"
+        raise Refusal(f"Expected at most {limit} {unit} in a request, got {count}; send several requests.")
     return tensor, shape, count * bytes_each
 
 
@@ -210,18 +208,18 @@ def _read_input(
 def _read_tensor(
     tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
 ) -> NDArray[Any]:
-    """Read the input, and bring pixels, text and half-precision numbers to what the network takes."""
+    """Read the input, and convert pixels, text and half-precision numbers to what the network takes."""
     datatype: Any = tensor.get("datatype")
-    text = manifest.input_dtype == "int64"
-    fitting = ("INT64", "INT32", tensors.TEXT) if text else ("FP32", "FP64", "FP16", "UINT8")
-    if datatype not in fitting:
-        raise Refusal(f"Expected the datatype {', '.join(fitting)}, got {show(datatype)}; convert the input.")
+    is_text = manifest.input_dtype == "int64"
+    datatypes = ("INT64", "INT32", tensors.TEXT) if is_text else ("FP32", "FP64", "FP16", "UINT8")
+    if datatype not in datatypes:
+        raise Refusal(f"Expected the datatype {', '.join(datatypes)}, got {show(datatype)}; convert the input.")
     data = _data(tensor, binary)
     if datatype == tensors.TEXT:
         if len(shape) != 1:
-            raise Refusal(f"Expected BYTES of shape [batch], a text each, got {list(shape)}; fix the shape.")
+            raise Refusal(f"Expected BYTES of shape [batch], one text each, got {list(shape)}; fix the shape.")
         read = tensors.texts_from_bytes if isinstance(data, memoryview) else tensors.texts_from_list
-        return _number(read(shape, data), manifest, limits)  # type: ignore[arg-type]
+        return _encode(read(shape, data), manifest, limits)  # type: ignore[arg-type]
     array = (
         tensors.from_bytes(datatype, shape, data)
         if isinstance(data, memoryview)
@@ -263,7 +261,7 @@ def _data(tensor: dict[str, Any], binary: memoryview) -> object:
     return binary
 
 
-def _number(texts: list[str], manifest: Manifest, limits: Limits) -> NDArray[np.int64]:
+def _encode(texts: list[str], manifest: Manifest, limits: Limits) -> NDArray[np.int64]:
     lengths = {len(text) for text in texts}
     if len(lengths) > 1:
         raise Refusal(f"Expected texts of one length in a batch, got {len(lengths)} lengths; send them one by one.")
@@ -284,11 +282,11 @@ def _read_outputs(raw: object, binary: bool) -> dict[str, bool]:
         output = _object(entry, "an output", {"name", "parameters"})
         name = output.get("name")
         if type(name) is not str or name not in OUTPUTS:
-            raise Refusal(f"Expected an output of {', '.join(OUTPUTS)}, got {show(name)}; ask for one of them.")
+            raise Refusal(f"Expected an output of {', '.join(OUTPUTS)}, got {show(name)}; choose one of them.")
         if name in outputs:
             raise Refusal(f"Expected every output once, got '{name}' again; leave it out.")
         parameters = _object(output.get("parameters", {}), "an output's parameters")
         if unknown := parameters.keys() - {"binary_data", "content_type"}:
             raise Refusal(f"Expected an output's parameter 'binary_data', got {show(min(unknown))}; leave it out.")
-        outputs[name] = _truth(parameters, "binary_data") if "binary_data" in parameters else binary
+        outputs[name] = _boolean(parameters, "binary_data") if "binary_data" in parameters else binary
     return outputs

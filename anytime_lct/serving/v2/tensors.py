@@ -1,6 +1,6 @@
-"""Tensors of the V2 protocol: lists of JSON or little-endian bytes become arrays, and arrays become either.
+"""Tensors of the V2 protocol: JSON lists or little-endian bytes become arrays and texts.
 
-Nothing is allocated for a shape before the numbers that it promises are there.
+Nothing is allocated for a shape before the length of its data is checked.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAX_DIMENSIONS = 8
 
 def read_shape(raw: object) -> tuple[int, ...]:
     """Check a shape: a list of up to 8 whole numbers, none negative; raises Refusal."""
-    good = isinstance(raw, list) and 0 < len(raw) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in raw)
-    if not good:
+    is_valid = isinstance(raw, list) and 0 < len(raw) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in raw)
+    if not is_valid:
         raise Refusal(
             f"Expected 'shape' to be a list of 1 to {MAX_DIMENSIONS} whole numbers, got {show(raw)}; "
             "the first is the batch."
@@ -39,7 +39,7 @@ def read_shape(raw: object) -> tuple[int, ...]:
 
 
 def from_bytes(datatype: str, shape: tuple[int, ...], raw: memoryview) -> NDArray[Any]:
-    """View little-endian bytes as an array, copying nothing; raises Refusal where their number is another.
+    """View little-endian bytes as an array without a copy; raises Refusal where their number does not match the shape.
 
     >>> from_bytes("FP32", (1, 2), memoryview(b"\\0\\0\\x80?\\0\\0\\0@"))
     array([[1., 2.]], dtype=float32)
@@ -51,12 +51,12 @@ def from_bytes(datatype: str, shape: tuple[int, ...], raw: memoryview) -> NDArra
             "'binary_data_size' and the shape must agree."
         )
     array = _shaped(np.frombuffer(raw, dtype), shape)
-    # The JSON before it has any length, so that numbers may lie across machine words.
+    # The JSON before the bytes has any length, so that they may not be aligned.
     return array if array.flags.aligned else array.copy()
 
 
 def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[Any]:
-    """Make an array of JSON numbers, flat or nested as the shape says; raises Refusal.
+    """Return an array of JSON numbers, flat or nested as the shape says; raises Refusal.
 
     >>> from_list("FP32", (2, 2), [[1, 2], [3, 4.5]])
     array([[1. , 2. ],
@@ -65,9 +65,9 @@ def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[An
     flat = _flatten(data, shape)
     dtype = DTYPES[datatype]
     allowed = {int, float} if dtype.kind == "f" else {int}
-    if strange := set(map(type, flat)) - allowed:
-        wanted = "numbers" if dtype.kind == "f" else "whole numbers"
-        raise Refusal(f"Expected {wanted} in 'data' of {datatype}, got a {_kind(strange.pop())}; send nothing else.")
+    if others := set(map(type, flat)) - allowed:
+        expected = "numbers" if dtype.kind == "f" else "whole numbers"
+        raise Refusal(f"Expected {expected} in 'data' of {datatype}, got a {_type_name(others.pop())}; convert it.")
     try:
         with np.errstate(over="ignore"):
             array = np.array(flat, dtype)
@@ -77,32 +77,33 @@ def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[An
 
 
 def texts_from_list(shape: tuple[int, ...], data: object) -> list[str]:
-    """Take the strings of a BYTES tensor in JSON; raises Refusal."""
+    """Return the strings of a BYTES tensor in JSON; raises Refusal."""
     flat = _flatten(data, shape)
-    if strange := set(map(type, flat)) - {str}:
-        raise Refusal(f"Expected strings in 'data' of BYTES, got a {_kind(strange.pop())}; send text.")
+    if others := set(map(type, flat)) - {str}:
+        raise Refusal(f"Expected strings in 'data' of BYTES, got a {_type_name(others.pop())}; send text.")
     return cast("list[str]", flat)
 
 
 def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
-    """Take the strings of a binary BYTES tensor, each after its length in 4 little-endian bytes; raises Refusal.
+    """Return the strings of a binary BYTES tensor, each after its length in 4 little-endian bytes; raises Refusal.
 
     >>> texts_from_bytes((1,), memoryview(b"\\2\\0\\0\\0ab"))
     ['ab']
     """
-    count, texts, at = math.prod(shape), list[str](), 0
-    while at < len(raw) and len(texts) < count:
-        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
-        if at + 4 > len(raw) or end > len(raw):
-            raise Refusal("Expected every string of BYTES after its length, got a length beyond the end; encode anew.")
+    count, texts, offset = math.prod(shape), list[str](), 0
+    while offset < len(raw) and len(texts) < count:
+        start = offset + 4
+        end = start + int.from_bytes(raw[offset:start], "little")
+        if start > len(raw) or end > len(raw):
+            raise Refusal("Expected every string of BYTES after its length, got a length beyond the end; encode again.")
         try:
-            texts.append(str(raw[at + 4 : end], "utf-8"))
+            texts.append(str(raw[start:end], "utf-8"))
         except UnicodeDecodeError:
             raise Refusal("Expected UTF-8 text in BYTES, got other bytes; encode the text as UTF-8.") from None
-        at = end
-    if len(texts) != count or at != len(raw):
+        offset = end
+    if len(texts) != count or offset != len(raw):
         raise Refusal(
-            f"Expected {count} strings of BYTES, got {'more' if at < len(raw) else len(texts)}; fix the shape."
+            f"Expected {count} strings of BYTES, got {'more' if offset < len(raw) else len(texts)}; fix the shape."
         )
     return texts
 
@@ -110,12 +111,12 @@ def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
 def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         return array.reshape(shape)
-    except ValueError:  # a size of 0 beside sizes that no machine has
+    except ValueError:  # a size of 0 with others that are too large for any machine
         raise Refusal(f"Expected a shape that an array can have, got {show(list(shape))}; fix it.") from None
 
 
 def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
-    """Lay nested lists out flat, a level at a time, each as long as the shape says."""
+    """Flatten nested lists, one level at a time, and check their lengths against the shape."""
     count = math.prod(shape)
     if not isinstance(data, list):
         raise Refusal(f"Expected 'data' as a list of {count} values, got {show(data)}; send a list.")
@@ -139,6 +140,6 @@ def _uneven(shape: tuple[int, ...]) -> Refusal:
     return Refusal(f"Expected 'data' flat or nested as {list(shape)}, got lists of other lengths; fix one of them.")
 
 
-def _kind(kind: type) -> str:
+def _type_name(type_: type) -> str:
     names = {bool: "truth value", str: "string", type(None): "null", list: "list", dict: "object", float: "fraction"}
-    return names.get(kind, kind.__name__)
+    return names.get(type_, type_.__name__)

@@ -1,7 +1,7 @@
 """ADMM: a perceptron trained without gradients, by closed-form sub-steps ("Training Neural Networks Without Gradients:
 A Scalable ADMM Approach", G. Taylor et al., ICML 2016).
 
-Weights, pre-activations and activations of all samples are variables of their own, held together by penalties:
+Weights, pre-activations and activations of all samples are separate variables, coupled by penalties:
 
     minimise  l(z_L, y) + <z_L, lambda> + beta |z_L - W_L a_{L-1}|^2
               + sum_{l < L}  gamma |a_l - h(z_l)|^2 + beta |z_l - W_l a_{l-1}|^2,      h = ReLU, a_0 = x
@@ -30,8 +30,8 @@ from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 
-RIDGE = 1e-5  # share of the mean diagonal of a^T a: pixels that never change leave it singular
-KAIMING = 6**0.5  # from nn.Linear's initial deviation, 1 / sqrt(3 n), to the one that ReLU keeps, sqrt(2 / n)
+RIDGE = 1e-5  # share of the mean diagonal of a^T a, which is singular where pixels never change
+KAIMING = 6**0.5  # from nn.Linear's initial deviation, 1 / sqrt(3 n), to Kaiming's, sqrt(2 / n)
 
 
 class ADMMRecipe(Section):
@@ -56,9 +56,9 @@ def check(recipe: Recipe) -> None:
 class ADMM:
     """Trains a network of one group, an uncut perceptron; an epoch is a sweep over the whole training set.
 
-    The variables start from a forward pass through the network as it is initialised, hidden weights grown to Kaiming's
-    deviation (those of `train.weights` are left alone), and the samples stay those of the first minibatch. Whatever the
-    recipe says of gradients, its optimizers and schedules, is not asked.
+    The variables start from a forward pass through the initialised network, with hidden weights scaled to Kaiming's
+    deviation (those of `train.weights` are not scaled), and the samples stay those of the first minibatch. Optimizers
+    and schedules of the recipe are not used.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -82,11 +82,11 @@ class ADMM:
         return (1,)
 
     def start_epoch(self) -> None:
-        """Do nothing: all that is carried from sweep to sweep is in the variables."""
+        """Do nothing: the variables carry everything from sweep to sweep."""
 
     @torch.no_grad()
     def step(self, batch: Minibatch) -> Tensor:
-        """Sweep once over all variables; return the cross-entropy of the network that comes out."""
+        """Sweep once over all variables; return the cross-entropy of the new network."""
         if not self._z:
             self._start(batch.x.flatten(1), batch.y)
         self._sweep_once()
@@ -153,7 +153,7 @@ class ADMM:
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers of a traced perceptron in order; raises RecipeError where it is none."""
+    """Return the linear layers of a traced perceptron in order; raises RecipeError for any other network."""
     steps = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
     used = [
         model.get_submodule(str(step.target)) if step.op == "call_module" else step
@@ -161,18 +161,18 @@ def linears(model: nn.Module) -> list[nn.Linear]:
         if step.op not in ("placeholder", "output")
     ]
     names = [type(part).__name__ if isinstance(part, nn.Module) else part.name for part in used]
-    found = [part for part in used if isinstance(part, nn.Linear) and part.bias is not None]
-    expected = ["Linear", *["ReLU", "Linear"] * (len(found) - 1)]
+    linear_layers = [part for part in used if isinstance(part, nn.Linear) and part.bias is not None]
+    expected = ["Linear", *["ReLU", "Linear"] * (len(linear_layers) - 1)]
     if names not in (expected, ["Flatten", *expected]):
         raise RecipeError(
             f"Expected a perceptron with method admm (Flatten, then Linear with ReLU between), "
             f"got {', '.join(dict.fromkeys(names))}; set model.name=mlp without dropout, or choose another method."
         )
-    return found
+    return linear_layers
 
 
 def with_one(a: Tensor) -> Tensor:
-    """Return (B, n + 1), the constant that a bias acts on beside every row."""
+    """Return (B, n + 1): every row with a constant 1 for the bias."""
     return nn.functional.pad(a, (0, 1), value=1.0)
 
 
@@ -188,10 +188,10 @@ def gram(a: Tensor) -> Tensor:
     return product
 
 
-def weights(a: Tensor, z: Tensor, known: Tensor | None = None) -> Tensor:
+def weights(a: Tensor, z: Tensor, known_gram: Tensor | None = None) -> Tensor:
     """Return the W, bias last, that minimises |z - W a|^2, from products over all samples ("transpose reduction")."""
     product = torch.cat([a.T @ z, z.sum(0, keepdim=True)])
-    return solve(gram(with_one(a)) if known is None else known, product).T
+    return solve(gram(with_one(a)) if known_gram is None else known_gram, product).T
 
 
 def activations(W: Tensor, z: Tensor, h: Tensor, beta: float, gamma: float) -> Tensor:
@@ -213,8 +213,8 @@ def hidden(m: Tensor, a: Tensor, beta: float, gamma: float) -> Tensor:
 def output(m: Tensor, y: Tensor, multiplier: Tensor, beta: float) -> Tensor:
     """Return the z that minimises l(z, y) + z lambda + beta (z - m)^2 entrywise.
 
-    l is max(1 - z, 0) for the true class and max(z, 0) for any other: from where the rest has its minimum, z goes
-    towards the hinge, as far as it, and at most 1 / (2 beta).
+    l is max(1 - z, 0) for the true class and max(z, 0) for any other: from the minimum of the other terms, z moves
+    towards the hinge, at most up to it, and at most 1 / (2 beta).
     """
     true = nn.functional.one_hot(y, m.shape[1]).bool()
     z = m - multiplier / (2 * beta)

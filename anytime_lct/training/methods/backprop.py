@@ -31,8 +31,8 @@ def check_alone(recipe: Recipe) -> None:
 class Backprop:
     """Trains a network of one group, the uncut main network, by backprop; it has one exit.
 
-    Replicas sum their gradients up as DistributedDataParallel does, while the backward pass goes on; with the recipe's
-    `wire` bf16, by its own compression hook.
+    Replicas sum their gradients by DistributedDataParallel, overlapped with the backward pass; with the recipe's `wire`
+    bf16, by its compression hook.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -41,14 +41,14 @@ class Backprop:
         if team.replicas > 1 and recipe.train.sync_batch_norm:
             if team.device.type == "cpu":
                 raise RecipeError(
-                    "Expected a GPU for train.sync_batch_norm with method bp, which takes torch's SyncBatchNorm; leave "
+                    "Expected a GPU for train.sync_batch_norm with method bp, which uses torch's SyncBatchNorm; leave "
                     "it out, or train by lct."
                 )
-            self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, team.equals)
+            self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, team.replica_group)
         self._learner = Learner(self._model, recipe.groups, recipe.groups_schedule, clock)
         self._f = forward_pass(self._model, recipe.train)
         if team.replicas > 1:
-            self._f = data_parallel(self._f, team.equals, recipe.train.wire)
+            self._f = data_parallel(self._f, team.replica_group, recipe.train.wire)
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ class Backprop:
 
 
 def expect_finite(L: Tensor, step: int) -> None:
-    """Raise DivergenceError on NaN and infinity; on an accelerator, where looking waits, the epoch's sums tell."""
+    """Raise DivergenceError on NaN and infinity; on an accelerator, the loop checks the sums instead."""
     if L.device.type == "cpu" and not math.isfinite(L.item()):
         raise DivergenceError(
             f"The loss became {L.item()} at step {step + 1}; lower groups.lr, or set train.clip_norm, and resume from "

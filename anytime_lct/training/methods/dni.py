@@ -1,10 +1,10 @@
 """Decoupled neural interfaces: layer groups that step along synthetic gradients (Jaderberg et al., ICML 2017; Table I).
 
-One minibatch, three groups. M_i sees h_i (and the label) and says what dL/dh_i will be; the group above finds out:
+One minibatch, three groups. M_i predicts dL/dh_i from h_i (and the label); the next group computes its target:
 
     x -> f_1 -> h_1 -> f_2 -> h_2 -> f_3 -> loss         f_1, f_2 step along M_1, M_2, f_3 along the loss
-                |  <- g_1     |  <- g_2                  g_i: what arrives at h_i through f_{i+1}, from M_{i+1} or
-               M_1           M_2                              the loss; M_i learns it by the mean squared distance
+                |  <- g_1     |  <- g_2                  g_i: the gradient at h_i through f_{i+1}, from M_{i+1} or the
+               M_1           M_2                              loss; M_i minimises its mean squared distance to g_i
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 
-FIRST = 15_485_863  # sets the synthesizers' weights apart from the network's, which follow from the same seed
+SEED_OFFSET = 15_485_863  # of the synthesizers' weights: others than the network's, from the same seed
 
 
 class DNIRecipe(Section):
-    """Synthetic gradients: what their networks see beside h, their width, and the scale of what they predict."""
+    """Synthetic gradients: whether their networks see labels beside h, their width, and the scale of their output."""
 
     labels: bool = True
     width: Count = 128
@@ -39,7 +39,7 @@ class DNIRecipe(Section):
 
 
 def check(recipe: Recipe) -> None:
-    """Raise RecipeError for a text, of which there are no synthetic gradients here."""
+    """Raise RecipeError for a text, for which there are no synthetic gradients here."""
     if recipe.data.name in TEXT:
         raise RecipeError("Expected images with method dni, as in the paper, got a text; choose another method.")
 
@@ -47,9 +47,9 @@ def check(recipe: Recipe) -> None:
 class DNI:
     """Trains the groups of a network, without its critics, along synthetic gradients; its exit is the main output.
 
-    A synthesizer says the gradient of one sample's own loss, times the recipe's `dni.scale`: that of the minibatch's
-    mean loss is B times smaller, some 1e-6, where squares vanish beside the eps of Adam. It is divided again, and in
-    the type of h_i, when the group steps. The optimizer of the critics is that of the synthesizers.
+    A synthesizer predicts the gradient of a sample's own loss, times the recipe's `dni.scale`: that of the minibatch's
+    mean loss is B times smaller, some 1e-6, where squares vanish beside the eps of Adam. The prediction is divided by
+    both, and cast to the type of h_i, when the group steps. Synthesizers have the optimizer of the critics.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -66,11 +66,11 @@ class DNI:
 
     def _make(self, shapes: Iterable[tuple[int, ...]], device: torch.device) -> list[nn.Sequential]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._recipe.train.seed + FIRST)
-            made = [synthesizer(shape, self._classes, self._options.width).to(device) for shape in shapes]
+            torch.manual_seed(self._recipe.train.seed + SEED_OFFSET)
+            synthesizers = [synthesizer(shape, self._classes, self._options.width).to(device) for shape in shapes]
         if self._recipe.train.channels_last:
-            made = [M.to(memory_format=torch.channels_last) for M in made]  # type: ignore[call-overload]
-        return made
+            synthesizers = [M.to(memory_format=torch.channels_last) for M in synthesizers]  # type: ignore[call-overload]
+        return synthesizers
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -85,28 +85,28 @@ class DNI:
         train = self._recipe.train
         torch.manual_seed(random_seed(train.seed, batch.step))
         per_sample, losses = len(batch.y) * self._options.scale, []
-        for learner in self.synthesizers:  # one row has no statistics of its own
+        for learner in self.synthesizers:  # one row has no batch statistics
             learner.module.train(len(batch.y) > 1)
-        h, said = batch.x, None
+        h, g = batch.x, None
         for i, learner in enumerate(self._groups):
             learner.zero_grad()
-            before, below = h, said
-            h = self._f[i](before)
+            previous, g_previous = h, g
+            h = self._f[i](previous)
             if i < len(self.M):
-                said = self.M[i](self.seen(h.detach(), batch.y)).float()
-                h.backward((said.detach() / per_sample).to(h.dtype))
+                g = self.M[i](self.with_labels(h.detach(), batch.y)).float()
+                h.backward((g.detach() / per_sample).to(h.dtype))
             else:
                 L = tasks.losses(self.task, h, batch.y, train.label_smoothing).mean()
                 L.backward()
                 expect_finite(L, batch.step)
                 losses.append(L.detach().double())
-            if below is not None and before.grad is not None:
-                self._learn(i - 1, below, before.grad.float() * per_sample, batch.step)
+            if g_previous is not None and previous.grad is not None:
+                self._learn(i - 1, g_previous, previous.grad.float() * per_sample, batch.step)
             learner.step(batch.step, train.clip_norm)
             h = h.detach().requires_grad_()
         return torch.stack(losses)
 
-    def seen(self, h: Tensor, y: Tensor) -> Tensor:
+    def with_labels(self, h: Tensor, y: Tensor) -> Tensor:
         """Join the labels, one-hot, to h: as features (B, F + K), or as constant maps (B, C + K, H, W)."""
         if not self._classes:
             return h
@@ -116,10 +116,10 @@ class DNI:
         layout = torch.channels_last if h.dim() == 4 and self._recipe.train.channels_last else torch.contiguous_format
         return torch.cat([h, labels], dim=1).contiguous(memory_format=layout)
 
-    def _learn(self, k: int, said: Tensor, target: Tensor, step: int) -> None:
-        """Step synthesizer k (from 0) towards what arrived at its h; both in float32, times B and the scale."""
+    def _learn(self, k: int, g: Tensor, target: Tensor, step: int) -> None:
+        """Step synthesizer k (from 0) from its output g towards the gradient at its h; float32, times B and scale."""
         self.synthesizers[k].zero_grad()
-        F.mse_loss(said, target).backward()
+        F.mse_loss(g, target).backward()
         self.synthesizers[k].step(step, self._recipe.train.clip_norm)
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
@@ -127,13 +127,13 @@ class DNI:
         return of_exits(self._main, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        found = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
+        states = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
         for index, learner in enumerate(self.synthesizers, start=1):
-            found[index] |= learner.state("synthesizer")
-        return found
+            states[index] |= learner.state("synthesizer")
+        return states
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
-        """Go on from what `state` returned; raises CheckpointError where it is of another network."""
+        """Continue from what `state` returned; raises CheckpointError where it is of another network."""
         for kind, learners in (("main", self._groups), ("synthesizer", self.synthesizers)):
             for index, learner in enumerate(learners, start=1):
                 try:
@@ -143,10 +143,10 @@ class DNI:
 
 
 def synthesizer(shape: tuple[int, ...], classes: int, width: int) -> nn.Sequential:
-    """Make a network from a tensor of `shape` (C, H, W) or (F,) joined with `classes` labels to one of `shape`.
+    """Make a network from a tensor of `shape` (C, H, W) or (F,), joined with `classes` labels, to one of `shape`.
 
-    As Jaderberg et al. have it: two hidden layers of `width` with batch norm, and a last one that starts at zero, so
-    that nothing false is said before anything is known. Maps keep their size throughout.
+    As in Jaderberg et al.: two hidden layers of `width` with batch norm, and a last one that starts at zero, so that
+    the first predictions are zero. Maps keep their size.
 
     >>> synthesizer((300,), classes=10, width=64)(torch.rand(2, 310))
     tensor([[0., 0., ...
@@ -175,8 +175,8 @@ def _outputs(network: LCTNetwork, device: torch.device) -> int:
 def _expect_images(task: TaskName, network: LCTNetwork) -> None:
     odd = [shape for shape in network.shapes if len(shape) not in (1, 3)]
     if task != "classification" or odd:
-        found = f"a hidden tensor of shape {('B', *odd[0])}".replace("'", "") if odd else f"the task {task}"
+        actual = f"a hidden tensor of shape {('B', *odd[0])}".replace("'", "") if odd else f"the task {task}"
         raise RecipeError(
             f"Expected images and a network of maps or vectors with method dni, which has no synthetic gradients for "
-            f"sequences, got {found}; train by lct or bp."
+            f"sequences, got {actual}; train by lct or bp."
         )

@@ -1,11 +1,10 @@
-"""One layer group in training: f_i, c_i, their optimizers, and what a minibatch does to them."""
+"""One layer group in training: f_i, c_i, their optimizers, and the steps of a minibatch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,13 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
 from anytime_lct.training.processes.replicas import Summing, join_batch_norms, joint_mean
+from anytime_lct.training.processes.team import Team
 
 
 class GroupInTraining:
     """Layer group i and its critic: `forward`, `judge` and `descend` are lct.descend in three, `learn` may come later.
 
-    What is random in a group (dropout) depends on the seed, the step and the index alone (`random_seed`).
+    Random numbers in a group (dropout) depend only on the seed, the step and the index (`random_seed`).
     """
 
     def __init__(
@@ -33,17 +33,16 @@ class GroupInTraining:
         recipe: Recipe,
         task: TaskName,
         clock: Clock,
-        equals: Any = None,
-        replica: int = 0,
+        team: Team | None = None,
     ) -> None:
-        self._equals, self._replica = equals, replica
+        self._replica_group, self._replica = (None, 0) if team is None else (team.replica_group, team.replica)
         self._settling: dict[str, Callable[[], None]] = {}
         self.index, self.group, self.critic = index, group, critic
         self._recipe, self._clock = recipe, clock
-        if equals is not None and recipe.train.sync_batch_norm:
+        if self._replica_group is not None and recipe.train.sync_batch_norm:
             for module in (group, critic):
                 if module is not None:
-                    join_batch_norms(module, equals)
+                    join_batch_norms(module, self._replica_group)
         self._rule = lct.Rule(**recipe.rule.model_dump())
         self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
@@ -59,11 +58,11 @@ class GroupInTraining:
         return self._rule.form == "per-sample"
 
     def seed(self, step: int) -> int:
-        """Return the seed of what is random in the group and then in its critic."""
+        """Return the seed of the random numbers in the group and then in its critic."""
         return random_seed(self._recipe.train.seed, step, self.index, self._replica)
 
     def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
-        """Return f_i and c_i under the recipe's precision, for a graph that is run backward twice."""
+        """Return f_i and c_i at the recipe's precision, for a graph that is run backward twice."""
         return forward_pass(self.group, self._recipe.train, compiled=False), self._c
 
     def forward(self, x: Tensor, step: int) -> Tensor:
@@ -76,7 +75,7 @@ class GroupInTraining:
         return h.detach()
 
     def judge(self, y: Tensor, step: int, share: float = 1.0) -> Tensor:
-        """Run the critic on h_i; return L_i, (B,) or in the scalar form (), (1); `share` of the joint rows are here."""
+        """Run the critic on h_i; return L_i of (1), (B,) or (); this replica has `share` of the rows."""
         self.settle("critic")
         self._share = share
         h, self._h = self._h, None
@@ -89,8 +88,8 @@ class GroupInTraining:
                 f"resume from the last checkpoint or start again."
             )
         self._L = self._here.L
-        if self._equals is not None and not self.per_sample:
-            self._L = joint_mean(self._equals, self._L, share)
+        if self._replica_group is not None and not self.per_sample:
+            self._L = joint_mean(self._replica_group, self._L, share)
         return self._L
 
     def descend(self, step: int) -> None:
@@ -109,18 +108,18 @@ class GroupInTraining:
         self._after_sum("critic", self._critic_learner, step)
 
     def settle(self, *kinds: str) -> None:
-        """Take the steps that wait for the other replicas' gradients: of the group, of the critic, by default both."""
+        """Finish the steps that wait for the gradients of other replicas: of the group, the critic, by default both."""
         for kind in kinds or ("group", "critic"):
             if kind in self._settling:
                 self._settling.pop(kind)()
 
     def _after_sum(self, kind: str, learner: Learner, step: int) -> None:
-        """Step at once, or with replicas when their gradients are summed up: no later than the next use."""
+        """Step at once, or with replicas when their gradients are summed: at the latest before the next use."""
         clip = self._recipe.train.clip_norm
-        if self._equals is None:
+        if self._replica_group is None:
             learner.step(step, clip)
             return
-        summing = Summing(self._equals, learner.module.parameters(), self._share)
+        summing = Summing(self._replica_group, learner.module.parameters(), self._share)
 
         def finish() -> None:
             summing.finish()
@@ -129,17 +128,17 @@ class GroupInTraining:
         self._settling[kind] = finish
 
     def start_epoch(self) -> None:
-        """Forget the hidden state carried over, and carry it from here on."""
+        """Reset the hidden state carried between minibatches."""
         self._group_learner.start_epoch()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training goes on from, under flat names."""
+        """Return everything that training continues from, under flat names."""
         self.settle()
         critic = {} if self._critic_learner is None else self._critic_learner.state("critic")
         return self._group_learner.state("main") | critic
 
     def load(self, flat: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned; raises CheckpointError where it is of another group."""
+        """Continue from what `state` returned; raises CheckpointError where it is of another group."""
         try:
             self._group_learner.load("main", flat)
             if self._critic_learner is not None:
@@ -148,7 +147,7 @@ class GroupInTraining:
             raise CheckpointError(f"Layer group {self.index}: {error}") from None
 
     def _is_diverging(self, L: Tensor) -> bool:
-        """Look for NaN and infinity; on an accelerator, where looking waits for it, the loop looks at the sums."""
+        """Check for NaN and infinity; on an accelerator, where the check would wait, the loop checks the sums."""
         return L.device.type == "cpu" and not math.isfinite(L.sum().item())
 
 

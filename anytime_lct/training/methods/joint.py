@@ -19,9 +19,9 @@ from anytime_lct.training.processes.team import Team
 
 
 class Joint:
-    """Trains the network that local critic training has, groups and critics alike, by the gradient of L_1 + .. + L_N.
+    """Trains the groups and critics of local critic training together, by the gradient of L_1 + .. + L_N.
 
-    Groups and critics keep the optimizers that the recipe gives them; `train.clip_norm` clips the whole gradient.
+    Groups and critics have the optimizers of the recipe; `train.clip_norm` clips the whole gradient.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -60,10 +60,10 @@ class Joint:
         return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        found = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
+        states = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}
         for index, learner in enumerate(self._critics, start=1):
-            found[index] |= learner.state("critic")
-        return found
+            states[index] |= learner.state("critic")
+        return states
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         for index, learner in enumerate(self._groups, start=1):
@@ -74,5 +74,5 @@ class Joint:
 
 def of_exits(network: LCTNetwork, batches: Iterable[Minibatch], task: TaskName) -> Tensor:
     """Return mean losses and mean metrics of all exits, (2, N), float64."""
-    found = evaluate(network, ((batch.x, batch.y) for batch in batches), task)
-    return torch.tensor([found.mean_losses(), found.mean_scores()], dtype=torch.float64)
+    scores = evaluate(network, ((batch.x, batch.y) for batch in batches), task)
+    return torch.tensor([scores.mean_losses(), scores.mean_scores()], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Pipelined backprop: GPipe and 1F1B of torch.distributed.pipelining, through the layer groups of this toolkit.
 
-A minibatch goes through in microbatches, and every weight steps when the last has come back. Batch norm sees one
-microbatch at a time, which backprop's does not; apart from that, and from dropout, the gradients are backprop's.
+A minibatch is split into microbatches, and every weight steps after the last one's backward pass. Batch norm sees one
+microbatch at a time, in backprop the whole minibatch; apart from that, and from dropout, the gradients are the same.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Pipeline:
-    """One worker's stage, the layer groups it owns; the last worker counts the loss of the one exit.
+    """One worker's stage of the pipeline, its layer groups; the last worker computes the loss of the one exit.
 
-    Labels travel by the team's own links, with the shape of the microbatches to come, from which stages of static
-    shapes are made: one for each shape that occurs, such as that of the short last minibatch.
+    Labels are sent over the team's own links, with the shape of the microbatches. Schedules have static shapes: one is
+    made for each shape, such as that of the short last minibatch.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -63,7 +63,7 @@ class Pipeline:
         torch.manual_seed(random_seed(self._recipe.train.seed, batch.step, team.worker + 1))
         parts = self._parts(len(batch.y))
         if team.next is not None:
-            team.next.pass_on(batch, self._coming(batch, parts))
+            team.next.send_minibatch(batch, self._microbatch_shape(batch, parts))
         plan = self._schedule(batch, parts)
         for learner in self._learners.values():
             learner.zero_grad()
@@ -83,12 +83,12 @@ class Pipeline:
         return L.double()
 
     def _parts(self, rows: int) -> int:
-        """How many microbatches of one size: the recipe's number, or the next smaller one that divides the rows."""
-        wanted = min(self._recipe.train.microbatches, rows)
-        return next(parts for parts in range(wanted, 0, -1) if rows % parts == 0)
+        """Return the number of microbatches: the recipe's, or the next smaller one that divides the rows."""
+        most = min(self._recipe.train.microbatches, rows)
+        return next(parts for parts in range(most, 0, -1) if rows % parts == 0)
 
-    def _coming(self, batch: Minibatch, parts: int) -> Tensor:
-        """What goes down with the labels: type and shape of a microbatch as it leaves this stage."""
+    def _microbatch_shape(self, batch: Minibatch, parts: int) -> Tensor:
+        """Return type and shape of a microbatch as it leaves this stage; it is sent down with the labels."""
         key = tuple(batch.y.shape)
         if key not in self._shapes:
             with probing(self._groups), carrying(self._groups):
@@ -109,13 +109,13 @@ class Pipeline:
             if team.previous is not None:
                 x.requires_grad_()
             if team.next is not None:
-                kind, *shape = self._coming(batch, parts).tolist()
+                kind, *shape = self._microbatch_shape(batch, parts).tolist()
                 y = torch.zeros(shape, dtype=TYPES[kind], device=team.device, requires_grad=True)
             else:
                 with probing(self._groups), carrying(self._groups):
                     y = self._stage.forward_once(x)
                 y = y.detach().requires_grad_()
-            kind = self._recipe.train.method if parts >= team.workers else "gpipe"  # 1F1B needs so many
+            kind = self._recipe.train.method if parts >= team.workers else "gpipe"  # 1F1B needs a microbatch a worker
             self._schedules[key] = schedule(kind, self._stage, team, (x, y), parts, self._loss)
         return self._schedules[key]
 
@@ -124,22 +124,22 @@ class Pipeline:
 
     def _clip(self) -> None:
         """Clip the gradient of the whole network, as backprop does."""
-        most = self._recipe.train.clip_norm
-        if most is None:
+        max_norm = self._recipe.train.clip_norm
+        if max_norm is None:
             return
         weights = [p for p in self._groups.parameters() if p.grad is not None]
         square = self._team.sum(nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]).square())
-        nn.utils.clip_grads_with_norm_(weights, most, square.sqrt().to(self._team.device))
+        nn.utils.clip_grads_with_norm_(weights, max_norm, square.sqrt().to(self._team.device))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric, (2, 1), float64, or on all workers but the last nothing, (2, 0)."""
+        """Return mean loss and mean metric, (2, 1), float64; on all workers but the last (2, 0)."""
         losses, scores = [], []
         with probing(self._groups), carrying(self._groups):
             for batch in batches:
                 Z = self._groups(batch.x)
                 if self._team.next is not None:
-                    self._team.next.pass_on(batch, Z)
+                    self._team.next.send_minibatch(batch, Z)
                     continue
                 losses.append(tasks.losses(self.task, Z, batch.y).cpu())
                 scores.append(tasks.scores(self.task, Z, batch.y).cpu())
@@ -156,7 +156,7 @@ class Pipeline:
 
 
 class _Stage(nn.Module):
-    """A worker's groups as one module, which keeps hidden states of microbatches apart between `begin` and `end`."""
+    """A worker's groups as one module, with a hidden state for each microbatch between `begin` and `end`."""
 
     def __init__(self, groups: nn.Sequential, recipe: Recipe) -> None:
         super().__init__()
@@ -185,6 +185,8 @@ class _Stage(nn.Module):
 
     def end(self) -> None:
         for k, module in enumerate(self._carriers):
-            found = [states[k] for states in self._states]
-            module.state = tuple(torch.cat(parts, 1) for parts in zip(*found, strict=True)) if all(found) else None
+            states_k = [states[k] for states in self._states]
+            module.state = (
+                tuple(torch.cat(parts, 1) for parts in zip(*states_k, strict=True)) if all(states_k) else None
+            )
         self._states = []

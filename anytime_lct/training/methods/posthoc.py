@@ -1,4 +1,4 @@
-"""Post-hoc exits: critics fitted behind the groups of a network that stays as it is.
+"""Post-hoc exits: critics fitted behind the groups of a frozen network.
 
 They minimise their own cross-entropy, equation (5) of the paper, or the divergence from the main network's output.
 """
@@ -27,10 +27,10 @@ from anytime_lct.training.processes.team import Team
 
 
 class PostHocRecipe(Section):
-    """What critics minimise behind a frozen main network.
+    """The loss of critics behind a frozen main network.
 
-    Their own cross-entropy, (5) as `rule` has it (paper, mixed), or the divergence from the main network's output
-    (distillation; Hinton et al., 2015), both softened by `temperature`.
+    Their own cross-entropy, (5) by `rule` (paper, mixed), or the divergence from the main network's output
+    (distillation; Hinton et al., 2015), both at `temperature`.
     """
 
     loss: Literal["distillation", CriticLoss] = "cross-entropy"
@@ -49,8 +49,8 @@ def check(recipe: Recipe) -> None:
 class PostHoc:
     """Fits the critics of a trained run, whose main network is frozen: no weight and no batch norm statistic moves.
 
-    What `train.weights` names may be a run of backprop, one of local critic training, whose critics are fitted on, or a
-    file of weights.
+    `train.weights` names a run of backprop, a run of local critic training, whose critics are fitted further, or a file
+    of weights.
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
@@ -89,11 +89,11 @@ class PostHoc:
         return torch.stack([L.mean().detach().double() for L in losses])
 
     def _loss(self, Z: Tensor, L: Tensor, L_next: Tensor, Z_main: Tensor) -> Tensor:
-        """What critic i minimises, (): of its output and losses (B,), those of exit i + 1, and the main output."""
+        """Return the loss of critic i, (), from Z_i, L_i and L_{i+1}, (B,), and the main output."""
         if self._options.loss == "distillation":
             T = self._options.temperature
-            wanted, found = F.log_softmax(Z_main.float() / T, dim=-1), F.log_softmax(Z.float() / T, dim=-1)
-            divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+            log_q, log_p = F.log_softmax(Z.float() / T, dim=-1), F.log_softmax(Z_main.float() / T, dim=-1)
+            divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
             return T**2 * divergence.mean()
         rule = lct.Rule(**{**self._recipe.rule.model_dump(), "critic_loss": self._options.loss})
         return rule.of(*((L.mean(), L_next.mean()) if rule.form == "scalar" else (L, L_next)))
@@ -103,10 +103,10 @@ class PostHoc:
         return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        found = {index: module_state("main", group) for index, group in enumerate(self._network.groups, start=1)}
+        states = {index: module_state("main", group) for index, group in enumerate(self._network.groups, start=1)}
         for index, learner in enumerate(self._learners, start=1):
-            found[index] |= learner.state("critic")
-        return found
+            states[index] |= learner.state("critic")
+        return states
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         for index, group in enumerate(self._network.groups, start=1):

@@ -1,4 +1,4 @@
-"""Training methods by name: local critic training, and what users would take instead on the same recipe and data."""
+"""Training methods by name: local critic training, and its alternatives on the same recipe and data."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CRITICS = frozenset({"critic", "critics", "critics_schedule"})
 
 @dataclass(frozen=True)
 class Row:
-    """A training method: how it is made, and what a run has to know of it.
+    """A training method: its constructor, and its properties.
 
-    `reads` are the tables of the recipe that its result depends on, `options` the one that it brings, under its name.
+    `reads` are the tables of the recipe that its result depends on, `options` its own table, named after it.
     `cuts`: it trains through the layer groups of the recipe's cut; `exits`: every group ends in an exit. `processes`
-    may be any number of workers and replicas, replicas alone, a pipeline of two workers and more, or one process.
-    `fits_exits` says that the main network stays as it is, `sub_network` that `train.exit` names what it trains,
-    `tracks_descent` that (16) can be measured on its way. `check` raises RecipeError for a recipe that it cannot
-    follow.
+    may be any number of workers and replicas, only replicas, a pipeline of at least two workers, or one process.
+    `fits_exits`: the main network is frozen; `sub_network`: `train.exit` names the sub-network that it trains;
+    `tracks_descent`: (16) can be measured during training. `check` raises RecipeError for a recipe that does not fit
+    the method.
     """
 
     make: Callable[[LCTNetwork, Recipe, TaskName, Clock, Team], Method]
@@ -64,7 +64,7 @@ METHODS: dict[str, Row] = {
 
 
 def row_of(method: str) -> Row:
-    """Return what is known of a method; raises RecipeError for an unknown one."""
+    """Return the row of a method; raises RecipeError for an unknown one."""
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3)
         raise RecipeError(f"There is no training method '{method}'; did you mean {' or '.join(near or METHODS)}?")
@@ -72,26 +72,26 @@ def row_of(method: str) -> Row:
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """Return a recipe with its method's own table completed; raises RecipeError where the method cannot follow it.
+    """Return a recipe with its method's own table completed; raises RecipeError where it does not fit the method.
 
     >>> checked(complete({"train": {"method": "dni"}, "data": {"name": "cifar10"}})).section("dni", DNIRecipe).width
     128
     """
     row, method = row_of(recipe.train.method), recipe.train.method
     for table in recipe.model_extra or {}:
-        brings = METHODS[table].options if table in METHODS else None
-        if brings is None:
+        options = METHODS[table].options if table in METHODS else None
+        if options is None:
             known = [*Recipe.model_fields, *(name for name, each in METHODS.items() if each.options)]
             near = difflib.get_close_matches(table, known, n=3)
             raise RecipeError(f"The recipe has an unknown key '{table}'; did you mean {' or '.join(near or known)}?")
-        recipe.section(table, brings)
+        recipe.section(table, options)
     if recipe.train.exit is not None and not row.sub_network:
         raise RecipeError(
             f"Expected train.exit with method alone, whose sub-network it names, got it with {method}; leave it out."
         )
     if recipe.train.track_descent and not row.tracks_descent:
         raise RecipeError(
-            f"Expected train.track_descent with local critic training, which it holds against backprop, got it with "
+            f"Expected train.track_descent with local critic training, which it compares with backprop, got it with "
             f"method {method}; leave it out."
         )
     if row.check is not None:
@@ -103,7 +103,7 @@ def checked(recipe: Recipe) -> Recipe:
 
 
 def expect_processes(recipe: Recipe, workers: int, replicas: int) -> None:
-    """Raise RecipeError where a method, or what it is to track, cannot run in so many processes."""
+    """Raise RecipeError where a method, or `train.track_descent`, cannot run in this many processes."""
     method, processes = recipe.train.method, row_of(recipe.train.method).processes
     if processes == "one" and (workers, replicas) != (1, 1):
         raise RecipeError(
@@ -112,7 +112,7 @@ def expect_processes(recipe: Recipe, workers: int, replicas: int) -> None:
         )
     if processes == "replicas" and workers > 1:
         raise RecipeError(
-            f"Expected one worker with method {method}, which has no layer groups to share, got {workers}; use "
+            f"Expected one worker with method {method}, which has no layer groups to distribute, got {workers}; use "
             f"--replicas (DistributedDataParallel), or --method gpipe or 1f1b."
         )
     if processes == "pipeline" and (workers < 2 or replicas > 1):

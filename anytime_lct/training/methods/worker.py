@@ -1,14 +1,14 @@
-"""A worker: a run of neighbouring layer groups, and what a minibatch does on its way through them.
+"""A worker: some neighbouring layer groups, and the order of its work on a minibatch.
 
 One worker, four groups, one minibatch (F forward, B backward and step of the group; c the critic's step):
 
-    group 1   F B                 L_2 goes up and lets c_1 step while the graph of f_1 is long gone: only that of the
-    group 2       F c B           small critic waited. The activations of one group live at a time.
+    group 1   F B                 c_1 steps when L_2 is computed, long after the graph of f_1 is freed: only the graph
+    group 2       F c B           of the small critic waits. The activations of one group are in memory at a time.
     group 3             F c B
     group 4                   F c B
 
-Two workers, two groups each: h_2 goes down as soon as it is known, L_3 comes up, and c_2 steps no earlier than its next
-use, so that nobody waits for the other's minibatch to end and no weight is stale:
+Two workers, two groups each: h_2 goes down as soon as it is computed, L_3 comes up, and c_2 steps just before its next
+use, so that no worker waits for the end of the other's minibatch, and no weight is stale:
 
     worker 1   | F B F B | F B F c B | F B F c B |           minibatches 1, 2, 3
     worker 2           | F B F c B | F B F c B | F B F c B |
@@ -46,61 +46,56 @@ class Worker:
     ) -> None:
         self.task: TaskName = task
         self.groups, self.previous, self.next = list(groups), previous, next
-        self._owed: Minibatch | None = None  # its L_{i+1} is yet to come from below
+        self._waiting: Minibatch | None = None  # for L_{i+1} from the next worker
 
     @classmethod
     def of(cls, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> Worker:
-        """Make a worker with its share of a network's groups."""
+        """Make the worker of this process, with its groups of a network."""
         critics = [*network.critics, None]
         mine = owned(team.bounds, team.worker) if team.bounds else range(network.num_groups)
-        groups = [
-            GroupInTraining(
-                k + 1, network.groups[k], critics[k], recipe, task, clock, equals=team.equals, replica=team.replica
-            )
-            for k in mine
-        ]
+        groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock, team) for k in mine]
         return cls(groups, task, team.previous, team.next)
 
     @property
     def exits(self) -> tuple[int, ...]:
-        """The exits whose losses are counted here, from 1."""
+        """The exits whose losses this worker computes, from 1."""
         return tuple(group.index for group in self.groups)
 
     def step(self, batch: Minibatch) -> Tensor:
-        """Learn from one minibatch; return the mean losses of the exits here before that."""
+        """Learn from one minibatch; return the mean losses of this worker's exits, from before the update."""
         x, before, losses = batch.x, None, []
         for group in self.groups:
             h = group.forward(x, batch.step)
             if self.next is not None and group is self.groups[-1]:
-                self.next.pass_on(batch, h)
-                self._hear()
+                self.next.send_minibatch(batch, h)
+                self._receive_losses()
             L = group.judge(batch.y, batch.step, batch.share)
             losses.append(L.double().mean())
             if self.previous is not None and group is self.groups[0]:
-                self.previous.tell(batch, L)
+                self.previous.send_losses(batch, L)
             group.descend(batch.step)
             if before is not None:
                 before.learn(L, batch.step)
             x, before = h, group
         if self.next is not None:
-            self._owed = batch
+            self._waiting = batch
             if batch.last or batch.save:
-                self._hear()
+                self._receive_losses()
         return torch.stack(losses)
 
-    def _hear(self) -> None:
-        """Let the last critic here learn from the minibatch before, when L_{i+1} has come up."""
-        if self._owed is None or self.next is None:
+    def _receive_losses(self) -> None:
+        """Wait for L_{i+1} of the minibatch before, and step the last critic of this worker."""
+        if self._waiting is None or self.next is None:
             return
-        batch, self._owed = self._owed, None
+        batch, self._waiting = self._waiting, None
         last = self.groups[-1]
-        L = self.next.hear(batch, len(batch.y) if last.per_sample else 1)
+        L = self.next.receive_losses(batch, len(batch.y) if last.per_sample else 1)
         last.learn(L if last.per_sample else L[0], batch.step)
 
     def descent(self, batch: Minibatch) -> Descent:
-        """Measure (16) on a minibatch that is yet to be learnt, and change nothing; where all groups are here.
+        """Measure (16) on a minibatch before the step on it, and change nothing; needs all groups in one worker.
 
-        Runs uncompiled, so that with `train.compile` dropout may drop other units than training does.
+        Runs uncompiled, so with `train.compile` dropout may drop other units than training does.
         """
         parts = [group.uncompiled() for group in self.groups]
         groups, critics = [f for f, _ in parts], [c for _, c in parts if c is not None]
@@ -122,7 +117,7 @@ class Worker:
                 for k, group in enumerate(self.groups):
                     x = group.group(x)
                     if group is self.groups[-1] and self.next is not None:
-                        self.next.pass_on(batch, x)
+                        self.next.send_minibatch(batch, x)
                     Z = x if group.critic is None else group.critic(x)
                     losses[k].append(tasks.losses(self.task, Z, batch.y).cpu())
                     scores[k].append(tasks.scores(self.task, Z, batch.y).cpu())
@@ -136,10 +131,10 @@ class Worker:
             group.start_epoch()
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """What each group goes on from, by its index."""
+        """Return the state of each group, by its index."""
         return {group.index: group.state() for group in self.groups}
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
-        """Go on from what `state` returned, of all groups or these."""
+        """Continue from what `state` returned, of all groups or this worker's."""
         for group in self.groups:
             group.load(states[group.index])

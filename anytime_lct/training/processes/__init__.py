@@ -1,1 +1,1 @@
-"""Processes of a run: who takes part, the links between them, and what happens when one is lost."""
+"""The processes of a run: the team, the links between workers, the launcher, and the watch for lost processes."""

@@ -1,4 +1,4 @@
-"""Start the workers of a run on this machine by torch's elastic launcher, and say in a sentence how it ended."""
+"""Start the workers of a run on this machine by torch's elastic launcher, and report a failure in one sentence."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from anytime_lct.errors import LCTError, WorkerLostError
 
-QUIET = "ANYTIME_LCT_LAUNCHED"  # set in processes started here: the launcher says who was lost, once
+LAUNCHED_VARIABLE = "ANYTIME_LCT_LAUNCHED"  # set in processes started here: the launcher alone reports a lost worker
 
 
-class ToldError(LCTError):
-    """A worker has said on stderr what went wrong; there is nothing to add."""
+class ReportedError(LCTError):
+    """A worker has already printed what went wrong on stderr."""
 
 
 def launch(arguments: Sequence[str], workers: int, replicas: int, max_restarts: int = 0) -> None:
-    """Run `python -m anytime_lct.cli.main ARGUMENTS` in workers x replicas processes that know their place.
+    """Run `python -m anytime_lct.cli.main ARGUMENTS` in workers x replicas processes, each with its rank.
 
-    With `max_restarts`, a run that lost a worker is started again so often; each start goes on from the last
-    checkpoint. Raises WorkerLostError naming the worker, ToldError, or KeyboardInterrupt.
+    A run that lost a worker is started again up to `max_restarts` times, each time from the last checkpoint. Raises
+    WorkerLostError naming the worker, ReportedError, or KeyboardInterrupt.
     """
     size = workers * replicas
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    os.environ[QUIET] = "1"
+    os.environ[LAUNCHED_VARIABLE] = "1"
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -45,35 +45,36 @@ def launch(arguments: Sequence[str], workers: int, replicas: int, max_restarts: 
         elastic_launch(config, sys.executable)("-m", "anytime_lct.cli.main", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        raise _ended(codes, workers) from None
+        raise _error_of(codes, workers) from None
     except SignalException:
         raise KeyboardInterrupt from None
     finally:
-        del os.environ[QUIET]
+        del os.environ[LAUNCHED_VARIABLE]
 
 
-def _ended(codes: dict[int, int], workers: int) -> BaseException:
-    """Say what the exit codes mean; of several failures, the one that caused the others."""
+def _error_of(codes: dict[int, int], workers: int) -> BaseException:
+    """Return the error that the exit codes mean; of several failures, the one that caused the others."""
     if any(code == 130 for code in codes.values()):
         return KeyboardInterrupt()
     if any(code in (1, 2, 3) for code in codes.values()):
-        return ToldError("The run ended because of the worker above; fix it and go on with --resume.")
+        return ReportedError("The run ended because of the worker above; fix the error and continue with --resume.")
     killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
     if killed:
         rank = killed[0]
         name = signal.Signals(-codes[rank]).name
         return WorkerLostError(
-            f"{describe(rank, workers)} was ended by {name}; go on from the last checkpoint with --resume, or let "
-            f"--max-restarts do it."
+            f"{describe(rank, workers)} was ended by {name}; continue from the last checkpoint with --resume, or use "
+            f"--max-restarts."
         )
     rank = next(iter(codes), 0)
     return WorkerLostError(
-        f"{describe(rank, workers)} lost touch with the others and ended; go on from the last checkpoint with --resume."
+        f"{describe(rank, workers)} lost its connection to the others and ended; continue from the last checkpoint "
+        f"with --resume."
     )
 
 
 def describe(rank: int, workers: int) -> str:
-    """Name a process by its place.
+    """Name a process by its rank.
 
     >>> describe(1, 2)
     'Worker 2 of 2'

@@ -4,8 +4,8 @@
     worker 2       | 1 | 2 | 3 | 4 |    payload (on the device). Sizes are agreed with the first message of a stretch of
                                         minibatches; a smaller one, like the short last minibatch, is padded.
 
-The receive of minibatch k+1 is posted before k is worked on, into the other of two buffers; a send overlaps what
-follows and is waited for by the next one. Every message carries its step: one that is out of turn stops the run.
+The receive of minibatch k+1 is posted before the work on k starts, into the other of two buffers; a send overlaps the
+work after it, and the next send waits for it. Every message carries its step: one out of order stops the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from anytime_lct.errors import WorkerLostError
 from anytime_lct.training.minibatch import Minibatch
 
-LAST, SAVE, INTERRUPTED = 1, 2, 4  # flags: the stretch ends here; write a checkpoint; somebody asked to stop
+LAST, SAVE, INTERRUPTED = 1, 2, 4  # flags: the stretch ends here; write a checkpoint; a stop was requested
 DIMENSIONS = 6
 NUMBERS = 8 + 2 * DIMENSIONS  # of an envelope, before the labels
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64)
@@ -33,7 +33,7 @@ BUFFERS = 2
 
 @dataclass(frozen=True)
 class Message:
-    """What crosses a link. `rows` are this share's of the `joint` minibatch of all replicas."""
+    """What a link sends: `rows` of the `joint` rows in the minibatch of all replicas are in this one."""
 
     step: int
     tensor: Tensor
@@ -44,75 +44,75 @@ class Message:
 
 
 class Link:
-    """One direction between two workers: `peer` is the other's rank, `group` a process group of the two alone.
+    """One direction between two workers: `peer` is the rank of the other, `group` a process group of these two.
 
-    With `wire` bf16, float32 payloads travel as bfloat16. Raises WorkerLostError where the neighbour is gone or out of
-    step.
+    With `wire` bf16, float32 payloads are sent as bfloat16. Raises WorkerLostError where the neighbour is gone or sends
+    another step than expected.
     """
 
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device, wire: str = "exact") -> None:
         self._group, self._peer, self._device, self._wire = group, peer, device, wire
         self._capacity: tuple[int, int] | None = None  # int64 numbers of an envelope, elements of a payload
-        self._flying: deque[tuple[list[dist.Work], Any]] = deque()
+        self._in_flight: deque[tuple[list[dist.Work], Any]] = deque()
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._type = self._original = torch.float32
 
     def send(self, message: Message) -> None:
-        """Start sending; what is sent must not be changed until the next message, or `finish`."""
+        """Start sending; the message must not change until the next one is sent, or `finish` returns."""
         order = sorted(range(message.tensor.dim()), key=lambda d: -message.tensor.stride(d))
         dense = message.tensor.detach().permute(order)
         flat = dense.contiguous().reshape(-1)  # no copy for any dense layout, channels-last included
         if self._wire == "bf16" and flat.dtype == torch.float32:
             flat = flat.to(torch.bfloat16)
-        envelope = _envelope(message, order)
-        with _facing(self._peer):
+        envelope = _pack(message, order)
+        with _naming_peer(self._peer):
             if self._capacity is None:
                 self._capacity = (len(envelope), flat.numel())
-                agreed = [*self._capacity, TYPES.index(flat.dtype), TYPES.index(message.tensor.dtype)]
-                dist.send(torch.tensor(agreed), self._peer, self._group)
+                sizes = [*self._capacity, TYPES.index(flat.dtype), TYPES.index(message.tensor.dtype)]
+                dist.send(torch.tensor(sizes), self._peer, self._group)
             if len(envelope) > self._capacity[0] or flat.numel() > self._capacity[1]:
                 raise WorkerLostError(
                     f"Expected messages of at most {self._capacity[1]} elements as agreed with the first one, got "
-                    f"{flat.numel()} at step {message.step + 1}; give minibatches of one shape, the largest first."
+                    f"{flat.numel()} at step {message.step + 1}; use minibatches of one shape, the largest first."
                 )
             parts = [_padded(envelope, self._capacity[0]), _padded(flat, self._capacity[1])]
-            while self._flying:
-                self._land()
+            while self._in_flight:
+                self._wait_for_first()
             works = [dist.isend(part, self._peer, self._group) for part in parts]
-            self._flying.append(([work for work in works if work is not None], parts))
+            self._in_flight.append(([work for work in works if work is not None], parts))
         if message.flags & LAST:
             self.finish()
 
     def receive(self, step: int, last: bool = False) -> Message:
-        """Wait for the message of `step`; unless it, or the caller, says it is the last, post the next receive."""
-        with _facing(self._peer):
+        """Wait for the message of `step`; unless it is the `last`, or flagged so, post the next receive."""
+        with _naming_peer(self._peer):
             if self._capacity is None:
-                agreed = torch.zeros(4, dtype=torch.int64)
-                dist.recv(agreed, self._peer, self._group)
-                numbers, elements, wire, original = agreed.tolist()
+                sizes = torch.zeros(4, dtype=torch.int64)
+                dist.recv(sizes, self._peer, self._group)
+                numbers, elements, wire, original = sizes.tolist()
                 self._capacity, self._type, self._original = (numbers, elements), TYPES[wire], TYPES[original]
                 self._post()
             envelope, payload = self._buffers[0]
-            self._land()
-        message = _opened(envelope, payload.to(self._original))
+            self._wait_for_first()
+        message = _unpack(envelope, payload.to(self._original))
         if message.step != step:
             raise WorkerLostError(
                 f"Expected the message of step {step + 1} from rank {self._peer}, got that of step {message.step + 1}; "
-                f"start all workers with the same recipe and folder, and go on with --resume."
+                f"start all workers with the same recipe and folder, and continue with --resume."
             )
         self._buffers.append(self._buffers.pop(0))
         if last or message.flags & LAST:
             self._capacity, self._buffers = None, []
         else:
-            with _facing(self._peer):
+            with _naming_peer(self._peer):
                 self._post()
         return message
 
     def finish(self) -> None:
-        """Wait for what is in flight; the next message starts a new stretch."""
-        with _facing(self._peer):
-            while self._flying:
-                self._land()
+        """Wait for all messages in flight; the next message starts a new stretch."""
+        with _naming_peer(self._peer):
+            while self._in_flight:
+                self._wait_for_first()
         self._capacity = None
 
     def _post(self) -> None:
@@ -122,61 +122,63 @@ class Link:
             envelope = torch.zeros(numbers, dtype=torch.int64)
             self._buffers.append((envelope, torch.empty(elements, dtype=self._type, device=self._device)))
         works = [dist.irecv(part, self._peer, self._group) for part in self._buffers[0]]
-        self._flying.append(([work for work in works if work is not None], None))
+        self._in_flight.append(([work for work in works if work is not None], None))
 
-    def _land(self) -> None:
-        works, _ = self._flying.popleft()
+    def _wait_for_first(self) -> None:
+        works, _ = self._in_flight.popleft()
         for work in works:
             work.wait()
 
 
 @dataclass(frozen=True)
-class News:
-    """What comes up beside losses: sums of losses times samples and their counts, (2, N), and a wish to stop."""
+class Status:
+    """What goes up with the losses: sums of losses times samples and their counts, (2, N), and whether to stop."""
 
     sums: Tensor
     interrupted: bool = False
 
 
-NO_NEWS = News(torch.zeros(2, 0, dtype=torch.float64))
+NO_STATUS = Status(torch.zeros(2, 0, dtype=torch.float64))
 
 
 @dataclass
 class Edge:
-    """Both directions between two neighbours; `news` is what was heard from below, or is told above with the losses."""
+    """Both directions between two neighbours; `status` is the last one received, or the one to send up."""
 
     down: Link
     up: Link
-    news: News = NO_NEWS
+    status: Status = NO_STATUS
 
-    def pass_on(self, batch: Minibatch, h: Tensor) -> None:
-        """Send a minibatch down, with `h` as what enters the next worker."""
+    def send_minibatch(self, batch: Minibatch, h: Tensor) -> None:
+        """Send a minibatch down, with `h` as the input of the next worker."""
         flags = LAST * batch.last | SAVE * batch.save
         self.down.send(Message(batch.step, h, batch.y, flags, batch.rows, batch.joint))
 
-    def tell(self, batch: Minibatch, losses: Tensor) -> None:
-        """Send losses of a minibatch up, and the news with them."""
-        told = torch.cat([losses.double().reshape(-1), self.news.sums.to(losses.device).reshape(-1)])
-        self.up.send(Message(batch.step, told, flags=LAST * batch.last | INTERRUPTED * self.news.interrupted))
+    def send_losses(self, batch: Minibatch, losses: Tensor) -> None:
+        """Send losses of a minibatch up, and the status with them."""
+        payload = torch.cat([losses.double().reshape(-1), self.status.sums.to(losses.device).reshape(-1)])
+        self.up.send(Message(batch.step, payload, flags=LAST * batch.last | INTERRUPTED * self.status.interrupted))
 
-    def hear(self, batch: Minibatch, count: int) -> Tensor:
-        """Wait for the `count` losses that come up for a minibatch, (count,), float32, and keep the news."""
+    def receive_losses(self, batch: Minibatch, count: int) -> Tensor:
+        """Wait for the `count` losses that come up for a minibatch, (count,), float32, and store the status."""
         message = self.up.receive(batch.step, batch.last)
         sums = message.tensor[count:].view(2, -1).clone()
-        self.news = News(sums, bool(message.flags & INTERRUPTED))
+        self.status = Status(sums, bool(message.flags & INTERRUPTED))
         return message.tensor[:count].float()
 
     def minibatches(self, first: int) -> Iterator[Minibatch]:
-        """Yield what comes from the worker before, from step `first` to the end of the stretch."""
-        last = False
+        """Yield the minibatches of the previous worker, from step `first` to the end of the stretch."""
+        last, step = False, first
         while not last:
-            got = self.down.receive(first)
-            assert got.labels is not None
-            last, first = bool(got.flags & LAST), first + 1
-            yield Minibatch(got.tensor, got.labels, got.step, last, bool(got.flags & SAVE), got.rows, got.joint)
+            message = self.down.receive(step)
+            assert message.labels is not None
+            last, step, save = bool(message.flags & LAST), step + 1, bool(message.flags & SAVE)
+            yield Minibatch(message.tensor, message.labels, message.step, last, save, message.rows, message.joint)
 
 
-def _envelope(message: Message, order: Sequence[int]) -> Tensor:
+def _pack(message: Message, order: Sequence[int]) -> Tensor:
+    """Return the envelope of a message whose tensor is sent with its dimensions in `order`."""
+
     def padded(values: Sequence[int]) -> list[int]:
         return [*values, *[0] * (DIMENSIONS - len(values))]
 
@@ -184,15 +186,15 @@ def _envelope(message: Message, order: Sequence[int]) -> Tensor:
     shape = (0, 0) if labels is None else (labels.dim(), labels.shape[-1] if labels.dim() > 1 else 1)
     numbers = [message.step, message.flags, message.rows, message.joint, message.tensor.dim(), *shape]
     count = 0 if labels is None else labels.numel()
-    head = torch.tensor([*numbers, count, *padded(message.tensor.shape), *padded(order)])
-    return head if labels is None else torch.cat([head, labels.detach().cpu().reshape(-1).to(torch.int64)])
+    header = torch.tensor([*numbers, count, *padded(message.tensor.shape), *padded(order)])
+    return header if labels is None else torch.cat([header, labels.detach().cpu().reshape(-1).to(torch.int64)])
 
 
-def _opened(envelope: Tensor, payload: Tensor) -> Message:
-    step, flags, rows, joint, dims, label_dims, window, count, *rest = envelope[:NUMBERS].tolist()
-    shape, order = rest[:dims], rest[DIMENSIONS : DIMENSIONS + dims]
+def _unpack(envelope: Tensor, payload: Tensor) -> Message:
+    step, flags, rows, joint, dims, label_dims, window, count, *sizes = envelope[:NUMBERS].tolist()
+    shape, order = sizes[:dims], sizes[DIMENSIONS : DIMENSIONS + dims]
     tensor = payload[: math.prod(shape)].view([shape[d] for d in order])
-    tensor = tensor.permute([order.index(d) for d in range(dims)])  # the strides it had with the sender
+    tensor = tensor.permute([order.index(d) for d in range(dims)])  # the strides that the sender's tensor has
     labels = envelope[NUMBERS : NUMBERS + count].clone() if label_dims else None
     if labels is not None:
         labels = (labels.view(-1, window) if label_dims > 1 else labels).to(payload.device, non_blocking=True)
@@ -208,8 +210,8 @@ def _padded(flat: Tensor, size: int) -> Tensor:
 
 
 @contextmanager
-def _facing(peer: int) -> Iterator[None]:
-    """Name the neighbour when a transfer fails."""
+def _naming_peer(peer: int) -> Iterator[None]:
+    """Raise WorkerLostError with the neighbour's rank when a transfer fails."""
     try:
         yield
     except RuntimeError as error:

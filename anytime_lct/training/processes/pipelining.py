@@ -1,4 +1,4 @@
-"""Schedules of torch's pipelines: GPipe and 1F1B, between the workers of a run."""
+"""The schedules of torch's pipelines, GPipe and 1F1B, between the workers of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 def schedule(
     kind: str,
-    stage: nn.Module,
+    module: nn.Module,
     team: Team,
     ends: tuple[Tensor, Tensor],
     microbatches: int,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Any:
-    """Make a schedule for minibatches of `microbatches` parts; `ends` are examples of what a part enters and leaves."""
+    """Make a schedule for minibatches of `microbatches` parts; `ends` are example input and output of the module."""
     x, y = ends
-    own = PipelineStage(stage, team.worker, team.workers, team.device, x, y, group=dist.group.WORLD)
-    return SCHEDULES[kind](own, microbatches, loss)
+    stage = PipelineStage(module, team.worker, team.workers, team.device, x, y, group=dist.group.WORLD)
+    return SCHEDULES[kind](stage, microbatches, loss)

@@ -2,8 +2,8 @@
 
     joint gradient = sum over replicas of (rows here / rows in all) x gradient of the mean over the rows here
 
-which is the gradient of the mean over the joint minibatch, as one process would have it. The sum is taken in one piece
-while the worker goes on, and is waited for no earlier than the weights' next use.
+which is the gradient of the mean over the joint minibatch, as in one process. The sum is a single all-reduce that runs
+while the worker continues; the worker waits for it no earlier than the weights' next use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anytime_lct.recipes.recipe import Wire
 
 
 class Summing:
-    """Gradients on their way to all replicas; `finish` puts the joint ones in place."""
+    """The sum of gradients over all replicas, started at once; `finish` waits and writes the joint ones to `grad`."""
 
     def __init__(self, group: Any, parameters: Iterable[nn.Parameter], share: float) -> None:
         self._parameters = [p for p in parameters if p.grad is not None]
@@ -32,11 +32,11 @@ class Summing:
     def finish(self) -> None:
         if self._work is not None:
             self._work.wait()
-        at = 0
+        start = 0
         for p in self._parameters:
             if p.grad is not None:
-                p.grad.copy_(self._flat[at : at + p.numel()].view_as(p.grad))
-                at += p.numel()
+                p.grad.copy_(self._flat[start : start + p.numel()].view_as(p.grad))
+                start += p.numel()
 
 
 def joint_mean(group: Any, value: Tensor, share: float) -> Tensor:
@@ -49,7 +49,7 @@ def joint_mean(group: Any, value: Tensor, share: float) -> Tensor:
 class JointBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the joint minibatch of all replicas, on any device; torch's SyncBatchNorm needs a GPU.
 
-    The two sums it needs travel in one message forward and one backward, per layer.
+    Both sums of a layer take one message in the forward pass and one in the backward pass.
     """
 
     group: Any = None
@@ -57,8 +57,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.group is None:
             return super().forward(input)
-        here = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3)), input.new_ones(1) * _count(input)])
-        joint = _Sum.apply(here, self.group)
+        own = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3)), input.new_ones(1) * _count(input)])
+        joint = _Sum.apply(own, self.group)
         count = joint[-1].detach()
         mean, square = (joint[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
@@ -93,7 +93,7 @@ class _Sum(torch.autograd.Function):
 
 
 def data_parallel(module: nn.Module, group: Any, wire: Wire) -> nn.Module:
-    """Wrap a module in torch's DistributedDataParallel, with its own hook where gradients travel as bf16."""
+    """Wrap a module in torch's DistributedDataParallel, with torch's hook where gradients are sent as bf16."""
     parallel = DistributedDataParallel(module, process_group=group, gradient_as_bucket_view=True)
     if wire == "bf16":
         parallel.register_comm_hook(group, bf16_compress_hook)
@@ -101,7 +101,7 @@ def data_parallel(module: nn.Module, group: Any, wire: Wire) -> nn.Module:
 
 
 def join_batch_norms(module: nn.Module, group: Any) -> None:
-    """Let every BatchNorm2d below `module` work on the joint minibatch; names and weights stay."""
+    """Make every BatchNorm2d in `module` a JointBatchNorm2d; names and weights stay."""
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = JointBatchNorm2d

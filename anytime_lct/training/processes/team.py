@@ -1,10 +1,10 @@
-"""Who takes part in a run: W workers, each with neighbouring layer groups, times R replicas of them all.
+"""The processes of a run: W workers, each with neighbouring layer groups, times R replicas of them all.
 
     rank = replica x W + worker          replica 0:  0 -> 1 -> 2 -> 3      links between neighbours
-                                         replica 1:  4 -> 5 -> 6 -> 7      sums between equals (0, 4), (1, 5) ..
+                                         replica 1:  4 -> 5 -> 6 -> 7      sums over replicas (0, 4), (1, 5) ..
 
-torchrun, or the launcher beside this file, starts the processes and tells each its place by the environment. A run in
-one process is a team of one, which needs no process group.
+torchrun, or the launcher beside this file, starts the processes and sets each one's rank in its environment. A run in
+one process is a team of one, `Team(device)`, which needs no process group.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImport
 from torch.distributed.rendezvous import rendezvous
 
 from anytime_lct.errors import LCTError, RecipeError, WorkerLostError
-from anytime_lct.training.processes.launch import QUIET, describe
+from anytime_lct.training.processes.launch import LAUNCHED_VARIABLE, describe
 from anytime_lct.training.processes.links import Edge, Link
 from anytime_lct.training.processes.watch import Watch
 
-TRANSPORT = ("gloo", "Gloo", "NCCL", "Connection", "store")  # named in the RuntimeErrors of a lost connection
-PATIENCE = timedelta(hours=1)  # for the slowest legitimate wait, such as another worker loading its data
+TRANSPORT = ("gloo", "Gloo", "NCCL", "Connection", "store")  # words in the RuntimeErrors of a lost connection
+TIMEOUT = timedelta(hours=1)  # above the longest legitimate wait, such as another worker loading its data
 
 
 @dataclass
 class Team:
-    """This process's place (from 0), its links to the neighbours, and what all processes do together."""
+    """This process's worker and replica (from 0), its links to the neighbours, and collective operations."""
 
     device: torch.device
     worker: int = 0
@@ -45,7 +45,7 @@ class Team:
     next: Edge | None = None
     restarted: bool = False  # by the launcher, after a worker was lost
     watch: Watch | None = None
-    equals: Any = None  # process group of this worker's replicas
+    replica_group: Any = None  # process group of this worker's replicas
     bounds: tuple[int, ...] = field(default=())  # worker w owns layer groups bounds[w]+1 .. bounds[w+1]
 
     @property
@@ -59,11 +59,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what a run has once: metrics, progress, the name of a checkpoint."""
+        """Whether this process writes what a run has once: metrics, progress, the progress file of a checkpoint."""
         return self.worker == 0 and self.replica == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up over all processes; each entry of a value that one process alone owns comes out exactly."""
+        """Add up over all processes; an entry that is zero in all processes but one is exact."""
         if self.size == 1:
             return values
         total = values.detach().cpu().clone()
@@ -75,35 +75,35 @@ class Team:
         total = self.sum(torch.tensor(values, dtype=torch.int64))
         return [round(value / self.size) for value in total.tolist()]
 
-    def agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """Among the first workers of all replicas: grant what any of them wishes."""
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, among the first workers of all replicas, whether any of them sets each flag."""
         if self.replicas == 1:
-            return wishes
-        asked = torch.tensor([int(wish) for wish in wishes])
-        dist.all_reduce(asked, group=self.equals)
-        return tuple(bool(count) for count in asked)
+            return flags
+        counts = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(counts, group=self.replica_group)
+        return tuple(bool(count) for count in counts)
 
-    def joined(self, part: Tensor, dim: int) -> Tensor:
-        """Put the parts that the replicas of this worker hold together along `dim`; `own` takes them apart."""
+    def concatenated(self, part: Tensor, dim: int) -> Tensor:
+        """Concatenate the parts of this worker's replicas along `dim`; the inverse of `own_part`."""
         if self.replicas == 1:
             return part
         rows = torch.tensor([part.shape[dim]])
-        dist.all_reduce(rows, group=self.equals)
+        dist.all_reduce(rows, group=self.replica_group)
         whole = part.new_zeros([int(rows) if d == dim else size for d, size in enumerate(part.shape)], device="cpu")
-        self.own(whole, dim).copy_(part)
-        dist.all_reduce(whole, group=self.equals)  # zeros but for one: exact
+        self.own_part(whole, dim).copy_(part)
+        dist.all_reduce(whole, group=self.replica_group)  # exact: each entry is zero in all replicas but one
         return whole
 
-    def own(self, whole: Tensor, dim: int) -> Tensor:
-        """Return this replica's part of a minibatch's rows along `dim`, as the data are dealt."""
+    def own_part(self, whole: Tensor, dim: int) -> Tensor:
+        """Return this replica's part of a minibatch along `dim`, split like the data."""
         return whole.tensor_split(self.replicas, dim)[self.replica]
 
     def wait_for_all(self) -> None:
         if self.size > 1:
             dist.barrier() if self.device.type == "cpu" else self.sum(torch.zeros(1))
 
-    def share(self, value: Any = None) -> Any:
-        """Give every process what the leader knows; `value` is anything that JSON holds."""
+    def broadcast(self, value: Any = None) -> Any:
+        """Return the leader's `value` in every process; it is anything that JSON can hold."""
         if self.size == 1:
             return value
         content = json.dumps(value).encode() if self.leads else b""
@@ -116,7 +116,7 @@ class Team:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Hold the team for a run; an error of one ends all, each with a sentence naming the one that ended first."""
+        """Run inside as a team: an error of one process ends all, each with a sentence naming the one at fault."""
         if self.size == 1:
             yield
             return
@@ -129,7 +129,7 @@ class Team:
             self._leave()
             raise
         except WorkerLostError as error:
-            raise WorkerLostError(self._said(self.watch.blame(error.peer, str(error)))) from None
+            raise WorkerLostError(self._own_report(self.watch.blame(error.peer, str(error)))) from None
         except LCTError as error:
             self.watch.blame(rank, f"{describe(rank, self.workers)} ended: {error}")
             raise
@@ -137,15 +137,15 @@ class Team:
             if not _is_transport(error):
                 self.watch.blame(rank)
                 raise
-            raise WorkerLostError(self._said(self.watch.blame(None))) from None
+            raise WorkerLostError(self._own_report(self.watch.blame(None))) from None
         except BaseException:
             self.watch.blame(rank)
             raise
         self._leave()
 
-    def _said(self, sentence: str) -> str:
-        """Leave it to the launcher to say who was lost, where there is one to say it once."""
-        return "" if QUIET in os.environ else sentence
+    def _own_report(self, sentence: str) -> str:
+        """Return the sentence, or nothing where a launcher reports the lost worker, once for all."""
+        return "" if LAUNCHED_VARIABLE in os.environ else sentence
 
     def _leave(self) -> None:
         assert self.watch is not None
@@ -153,18 +153,13 @@ class Team:
         dist.destroy_process_group()
 
 
-def alone(device: torch.device) -> Team:
-    """Make the team of a run in one process."""
-    return Team(device)
-
-
-def started() -> bool:
+def in_team() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def join(workers: int, replicas: int, device: torch.device, wire: str = "exact") -> Team:
-    """Take the place that the environment gives; raises RecipeError where it does not fit, and WorkerLostError."""
+def join_team(workers: int, replicas: int, device: torch.device, wire: str = "exact") -> Team:
+    """Join with the rank of the environment; raises RecipeError where the sizes do not fit, and WorkerLostError."""
     size = int(os.environ["WORLD_SIZE"])
     if size != workers * replicas:
         raise RecipeError(
@@ -176,26 +171,25 @@ def join(workers: int, replicas: int, device: torch.device, wire: str = "exact")
     except RuntimeError as error:
         if not _is_transport(error):
             raise
-        sentence = f"A worker ended while the {size} of this run were meeting; start the run again with --resume."
-        raise WorkerLostError("" if QUIET in os.environ else sentence) from None
+        sentence = f"A worker ended while the {size} of this run were connecting; start the run again with --resume."
+        raise WorkerLostError("" if LAUNCHED_VARIABLE in os.environ else sentence) from None
 
 
 def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     if device.type == "cuda":
-        place_here, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if place_here >= found:
+        local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= num_gpus:
             raise RecipeError(
-                f"Expected a GPU for each process on this machine, got {found} for {place_here + 1} and more; start "
+                f"Expected a GPU for each process on this machine, got {num_gpus} for {local_rank + 1} and more; start "
                 f"fewer, or set train.device = 'cpu'."
             )
-        device = torch.device("cuda", place_here)
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    place = rendezvous("env://", timeout=PATIENCE)
-    store, rank, size = next(place)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store = PrefixStore(f"attempt/{attempt}", store)  # addresses of the workers before a restart stay in the store
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     replica, worker = divmod(rank, workers)
     team = Team(device, worker, workers, replica, replicas)
     for r in range(replicas):  # every process makes every group, in this order
@@ -208,26 +202,24 @@ def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
                 team.previous = Edge(Link(down, above, device), Link(up, above, device))
     if replicas > 1:
         for w in range(workers):
-            members = [r * workers + w for r in range(replicas)]
-            group = dist.new_group(members)
+            group = dist.new_group([r * workers + w for r in range(replicas)])
             if w == worker:
-                team.equals = group
-    again = torch.tensor([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))])
-    team.restarted = bool(team.sum(again) > 0)  # the count may differ between hosts
+                team.replica_group = group
+    team.restarted = bool(team.sum(torch.tensor([attempt])) > 0)  # the count may differ between hosts
     team.watch = Watch(
         PrefixStore("watch", store.clone()),
         rank,
         size,
         lambda other: describe(other, workers),
-        QUIET in os.environ,
+        LAUNCHED_VARIABLE in os.environ,
     )
     return team
 
 
 def _pair(above: int, below: int, device: torch.device) -> Any:
-    """Make a process group of two neighbours for one direction: NCCL ignores tags and would mix two up."""
+    """Make a process group of two neighbours for one direction: NCCL ignores tags and would confuse two."""
     group: Any = dist.new_group([above, below])
-    if device.type == "cuda" and dist.get_rank() in (above, below):  # opens the connection in the order of all
+    if device.type == "cuda" and dist.get_rank() in (above, below):  # opens all connections in one order
         first = torch.zeros(1, device=device)
         (dist.send if dist.get_rank() == above else dist.recv)(
             first, below if dist.get_rank() == above else above, group
@@ -236,10 +228,10 @@ def _pair(above: int, below: int, device: torch.device) -> Any:
 
 
 def _is_transport(error: RuntimeError) -> bool:
-    """Tell a lost connection from a mistake of torch's user; gloo raises plain RuntimeError."""
+    """Whether an error comes from a lost connection rather than a wrong call; gloo raises plain RuntimeError."""
     return isinstance(error, dist.DistError) or any(name in str(error) for name in TRANSPORT)
 
 
 def owned(bounds: Sequence[int], worker: int) -> range:
-    """Layer groups of a worker, from 0."""
+    """Return the layer groups of a worker, from 0."""
     return range(bounds[worker], bounds[worker + 1])

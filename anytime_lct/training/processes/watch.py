@@ -1,8 +1,8 @@
 """The watch: no worker waits for one that is gone.
 
-Every process tells the launcher's store once a second that it lives, and looks whether the others do. A neighbour whose
-connection closes is named at once by whoever notices first; a process that falls silent (a machine without power, a
-stopped process) is named after SILENCE seconds. Whoever reads a name in the store ends.
+Every process writes a heartbeat into the launcher's store once a second, and checks those of the others. A neighbour
+whose connection closes is named at once by the first process that notices; a silent process (a machine without power,
+a stopped process) is named after SILENCE seconds. A process that reads a name in the store ends.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 
 SILENCE, BEAT = 20.0, 1.0
 LOST = "lost"
+RESUME = "continue with --resume from the last checkpoint."
 
 
 class Watch:
-    """Runs beside training in a thread of its own; `describe(rank)` names a process in the sentence it ends with."""
+    """Runs beside training in its own thread; `describe(rank)` names a process in the sentence that it ends with."""
 
     def __init__(self, store: Any, rank: int, size: int, describe: Callable[[int], str], quiet: bool) -> None:
         self._store, self._rank, self._size, self._describe, self._quiet = store, rank, size, describe, quiet
@@ -31,38 +32,37 @@ class Watch:
         self._thread.start()
 
     def blame(self, rank: int | None, sentence: str = "") -> str:
-        """Tell everybody who ended, unless another was named before; return the sentence that counts.
+        """Announce which process ended, unless another was named before; return the sentence about the first one.
 
-        Without a rank, wait for somebody who knows: a neighbour of the one that is gone, or silence.
+        Without a rank, wait for a process that knows it: a neighbour of the lost one, or the watch after SILENCE.
         """
         if rank is not None:
-            said = (
-                sentence or f"{self._describe(rank)} ended unexpectedly; go on with --resume from the last checkpoint."
-            )
+            sentence = sentence or f"{self._describe(rank)} ended unexpectedly; {RESUME}"
             with suppress(Exception):
-                return self._store.compare_set(LOST, "", said).decode()
-            return said
-        until = time.monotonic() + SILENCE + 5 * BEAT
-        while time.monotonic() < until:
-            if found := self._named():
-                return found
+                return self._store.compare_set(LOST, "", sentence).decode()
+            return sentence
+        deadline = time.monotonic() + SILENCE + 5 * BEAT
+        while time.monotonic() < deadline:
+            if sentence := self._announced():
+                return sentence
             time.sleep(BEAT / 4)
-        return "A worker ended unexpectedly; go on with --resume from the last checkpoint."
+        return f"A worker ended unexpectedly; {RESUME}"
 
     def stop(self) -> None:
         self._done.set()
         self._thread.join(timeout=2 * BEAT)
 
-    def _named(self) -> str:
+    def _announced(self) -> str:
+        """Return the sentence about the lost process, "" while there is none."""
         with suppress(Exception):
             if self._store.check([LOST]):
                 return self._store.get(LOST).decode()
         return ""
 
     def _run(self) -> None:
-        heard, beats, number, reached = time.monotonic(), {}, 0, time.monotonic()
+        beats, number, last_contact = {}, 0, time.monotonic()
         others = [rank for rank in range(self._size) if rank != self._rank]
-        seen = dict.fromkeys(others, heard)
+        last_beats = dict.fromkeys(others, last_contact)
         while not self._done.wait(BEAT):
             number += 1
             try:
@@ -70,20 +70,20 @@ class Watch:
                 names = [f"beat/{rank}" for rank in others]
                 known = [rank for rank, name in zip(others, names, strict=True) if self._store.check([name])]
                 values = [self._store.get(f"beat/{rank}") for rank in known]
-                reached = time.monotonic()
+                last_contact = time.monotonic()
             except Exception:
-                if time.monotonic() - reached > SILENCE:
-                    self._end("The launcher of this run is gone; go on with --resume from the last checkpoint.")
+                if time.monotonic() - last_contact > SILENCE:
+                    self._end(f"The launcher of this run is gone; {RESUME}")
                 continue
             now = time.monotonic()
             for rank, value in zip(known, values, strict=True):
                 if beats.get(rank) != value:
-                    beats[rank], seen[rank] = value, now
-            if found := self._named():
-                time.sleep(BEAT)  # let the main thread say it, if it can
-                self._end(found)
+                    beats[rank], last_beats[rank] = value, now
+            if sentence := self._announced():
+                time.sleep(BEAT)  # let the main thread report it, if it can
+                self._end(sentence)
             for rank in others:
-                if now - seen[rank] > SILENCE:
+                if now - last_beats[rank] > SILENCE:
                     self._end(self.blame(rank))
 
     def _end(self, sentence: str) -> None:

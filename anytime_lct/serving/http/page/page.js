@@ -1,7 +1,7 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const WINDOW = 10;  // seconds over which the live numbers are taken
-let about = null, seen = [], busy = false;
+const WINDOW = 10;  // seconds that the live numbers cover
+let info = null, samples = [], busy = false;
 
 const count = n => { for (const [u, f] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) if (n >= f) return (n / f).toPrecision(4) + u; return String(n); };
 const time = s => s == null ? "–" : s >= 1 ? s.toFixed(2) + " s" : s >= 1e-3 ? (s * 1e3).toFixed(2) + " ms" : (s * 1e6).toFixed(0) + " µs";
@@ -19,19 +19,19 @@ async function get(path, options) {
 async function start() {
   const models = [...new Set((await get("v2/repository/index", {method: "POST"})).map(m => m.name))];
   $("model").replaceChildren(...models.map(name => new Option(name)));
-  await choose();
+  await chooseModel();
   poll();
 }
 
-async function choose() {
-  about = await get(model() + "/exits");
-  seen = [];
-  $("metric").textContent = about.metric === "bpc" ? "bits per character" : about.metric;
-  $("exits").replaceChildren(...about.exits.map(e => {
+async function chooseModel() {
+  info = await get(model() + "/exits");
+  samples = [];
+  $("metric").textContent = info.metric === "bpc" ? "bits per character" : info.metric;
+  $("exits").replaceChildren(...info.exits.map(e => {
     const row = make("tr");
     row.dataset.exit = e.exit;
     make("th", e.exit, row).scope = "row";
-    for (const words of [count(e.flops), count(e.params), about.metric === "bpc" ? e.quality.toFixed(3) : share(e.quality), time(e.seconds)])
+    for (const words of [count(e.flops), count(e.params), info.metric === "bpc" ? e.quality.toFixed(3) : share(e.quality), time(e.seconds)])
       make("td", words, row);
     const bar = make("div", null, make("td", null, row));
     bar.className = "bar";
@@ -39,28 +39,28 @@ async function choose() {
     make("span", "–", bar);
     return row;
   }));
-  const image = about.preprocessing.kind === "image";
+  const image = info.preprocessing.kind === "image";
   $("image").hidden = !image;
   $("text").hidden = image;
-  $("budget").max = about.exits.length;
-  $("budget").value = about.exits.length;
+  $("budget").max = info.exits.length;
+  $("budget").value = info.exits.length;
   budget();
   if (image) clear();
-  else if ([...$("words").value].some(each => !about.preprocessing.symbols.includes(each)))
-    $("words").value = about.preprocessing.symbols.slice(0, 4);
-  $("answer").replaceChildren(make("p", "Nothing was asked yet."));
+  else if ([...$("words").value].some(each => !info.preprocessing.symbols.includes(each)))
+    $("words").value = info.preprocessing.symbols.slice(0, 4);
+  $("answer").replaceChildren(make("p", "No answer yet."));
 }
 
-/* The budgets that tell exits apart are their own costs, from the cheapest on. */
-const costs = () => about.exits.map(e => e.flops).sort((a, b) => a - b);
+/* The budgets to choose from are the costs of the exits, from the cheapest on. */
+const costs = () => info.exits.map(e => e.flops).sort((a, b) => a - b);
 function budget() {
   $("budget-words").textContent = count(costs()[$("budget").value - 1]) + " multiply-adds";
 }
 
 async function poll() {
   try {
-    const found = (await get(model() + "/stats")).model_stats[0];
-    if (found.name === about.model) show(found);
+    const stats = (await get(model() + "/stats")).model_stats[0];
+    if (stats.name === info.model) showStats(stats);
     $("state").textContent = "serving";
     $("state").className = "";
   } catch (error) {
@@ -70,11 +70,11 @@ async function poll() {
   setTimeout(poll, 1000);
 }
 
-function show(stats) {
+function showStats(stats) {
   const now = {at: performance.now() / 1000, stats};
-  seen = [...seen.filter(each => now.at - each.at <= WINDOW + 1), now];
-  const zero = {at: now.at, stats: null}, first = seen[0];
-  const recent = seen.length > 1 && stats.execution_count > first.stats.execution_count;
+  samples = [...samples.filter(each => now.at - each.at <= WINDOW + 1), now];
+  const zero = {at: now.at, stats: null}, first = samples[0];
+  const recent = samples.length > 1 && stats.execution_count > first.stats.execution_count;
   const from = recent ? first : zero;
   const since = pick => pick(stats) - (from.stats ? pick(from.stats) : 0);
   const kept = since(s => s.anytime.deadlines.kept), missed = since(s => s.anytime.deadlines.missed);
@@ -86,9 +86,9 @@ function show(stats) {
   $("answered").textContent = stats.anytime.requests.answered;
   $("shed").textContent = stats.anytime.requests.shed;
   $("span").textContent = recent ? "answered, last 10 s" : "answered since the start";
-  const answered = about.exits.map(e => since(s => s.anytime.exits[e.exit] || 0));
+  const answered = info.exits.map(e => since(s => s.anytime.exits[e.exit] || 0));
   const all = answered.reduce((a, b) => a + b, 0);
-  about.exits.forEach((e, k) => {
+  info.exits.forEach((e, k) => {
     const cell = $("exits").rows[k].lastChild.firstChild;
     cell.firstChild.style.width = all ? 60 * answered[k] / all + "%" : "0";
     cell.lastChild.textContent = all ? share(answered[k] / all) : "–";
@@ -102,7 +102,7 @@ function random() {
   const noise = small.createImageData(small.canvas.width, small.canvas.height);
   for (let i = 0; i < noise.data.length; i += 4) {
     const grey = 256 * Math.random();
-    for (let c = 0; c < 3; c++) noise.data[i + c] = about.preprocessing.channels === 1 ? grey : 256 * Math.random();
+    for (let c = 0; c < 3; c++) noise.data[i + c] = info.preprocessing.channels === 1 ? grey : 256 * Math.random();
     noise.data[i + 3] = 255;
   }
   small.putImageData(noise, 0, 0);
@@ -112,8 +112,8 @@ function random() {
 }
 function sized() {
   const small = document.createElement("canvas");
-  small.width = about.preprocessing.width;
-  small.height = about.preprocessing.height;
+  small.width = info.preprocessing.width;
+  small.height = info.preprocessing.height;
   return small.getContext("2d", {willReadFrequently: true});
 }
 function draw(event) {
@@ -128,23 +128,23 @@ function draw(event) {
   pen.lineTo(x, y);
   pen.stroke();
 }
-async function open() {
+async function openFile() {
   const file = $("file").files[0];
   if (!file) return;
   try {
-    const picture = await createImageBitmap(file);
+    const image = await createImageBitmap(file);
     clear();
-    /* Cut out of the middle where the network was measured on such cuts, else stretched. */
-    const {resize, width} = about.preprocessing, scale = resize ? pad.width * resize / width / Math.min(picture.width, picture.height) : 0;
-    const wide = scale * picture.width || pad.width, tall = scale * picture.height || pad.height;
-    pen.drawImage(picture, (pad.width - wide) / 2, (pad.height - tall) / 2, wide, tall);
+    /* Cropped at the centre where the network was measured on such crops, else stretched. */
+    const {resize, width} = info.preprocessing, scale = resize ? pad.width * resize / width / Math.min(image.width, image.height) : 0;
+    const wide = scale * image.width || pad.width, tall = scale * image.height || pad.height;
+    pen.drawImage(image, (pad.width - wide) / 2, (pad.height - tall) / 2, wide, tall);
     await ask();
-  } catch (error) { fail(error); }
+  } catch (error) { showError(error); }
 }
 
-/* What the network sees: pixels of its size and channels, to be normalised by the server. */
+/* Pixels of the network's size and channels; the server normalises them. */
 function pixels() {
-  const {width, height, channels} = about.preprocessing, small = sized();
+  const {width, height, channels} = info.preprocessing, small = sized();
   small.imageSmoothingQuality = "high";
   small.drawImage(pad, 0, 0, width, height);
   const rgba = small.getImageData(0, 0, width, height).data, out = new Uint8Array(width * height * channels);
@@ -159,9 +159,9 @@ async function ask() {
   if (busy) return;
   busy = true;
   try {
-    const {kind, width, height, channels} = about.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
+    const {kind, width, height, channels} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
     if ($("deadline").value) parameters.timeout = Math.max(1, Math.round(1000 * $("deadline").value));
-    if ($("sure").value) parameters.min_confidence = $("sure").value / 100;
+    if ($("confidence").value) parameters.min_confidence = $("confidence").value / 100;
     let body, headers = {};
     if (kind === "image") {
       const raw = pixels();
@@ -172,35 +172,35 @@ async function ask() {
     } else {
       body = JSON.stringify({inputs: [{name: "input", datatype: "BYTES", shape: [1], data: [$("words").value]}], parameters});
     }
-    const from = performance.now();
-    const found = await get(model() + "/infer", {method: "POST", body, headers});
-    tell(found, (performance.now() - from) / 1000);
-  } catch (error) { fail(error); } finally { busy = false; }
+    const sentAt = performance.now();
+    const reply = await get(model() + "/infer", {method: "POST", body, headers});
+    showAnswer(reply, (performance.now() - sentAt) / 1000);
+  } catch (error) { showError(error); } finally { busy = false; }
 }
 
-const WHY = {budget: "the budget allows no deeper exit", confident: "it is sure enough", deadline: "the deadline is near",
-  load: "others wait", last: "no exit is better"};
-function tell(found, seconds) {
-  const told = found.parameters, K = about.classes.length, logits = found.outputs[0].data.slice(-K);
+const WHY = {budget: "the budget allows no deeper exit", confident: "it is confident enough", deadline: "the deadline is near",
+  load: "other requests wait", last: "no deeper exit is better"};
+function showAnswer(reply, seconds) {
+  const parameters = reply.parameters, K = info.classes.length, logits = reply.outputs[0].data.slice(-K);
   const top = Math.max(...logits), odds = logits.map(z => Math.exp(z - top)), sum = odds.reduce((a, b) => a + b, 0);
   const best = odds.map((o, k) => [o / sum, k]).sort((a, b) => b[0] - a[0]).slice(0, 5);
-  const text = about.preprocessing.kind === "text", list = make("ol");
+  const text = info.preprocessing.kind === "text", list = make("ol");
   for (const [p, k] of best) {
     const item = make("li", null, list);
     make("i", null, item).style.width = 100 * p + "%";
-    make("span", text ? JSON.stringify(about.classes[k]) : about.classes[k], item);
+    make("span", text ? JSON.stringify(info.classes[k]) : info.classes[k], item);
     make("span", share(p), item);
   }
   const words = make("p");
-  make("strong", "exit " + told.exit, words).id = "exit";
-  words.append(`, because ${WHY[told.stopped]}; ${count(told.flops)} multiply-adds, `);
-  make("span", `${told.server_us} µs`, words).id = "server-us";
+  make("strong", "exit " + parameters.exit, words).id = "exit";
+  words.append(`, because ${WHY[parameters.stopped]}; ${count(parameters.flops)} multiply-adds, `);
+  make("span", `${parameters.server_us} µs`, words).id = "server-us";
   words.append(` in the server, ${time(seconds)} from here`);
-  if ("on_time" in told) words.append(told.on_time ? ", on time" : ", late");
+  if ("on_time" in parameters) words.append(parameters.on_time ? ", on time" : ", late");
   $("answer").replaceChildren(make("p", text ? "What comes next:" : ""), list, words);
-  for (const row of $("exits").rows) row.className = row.dataset.exit == told.exit ? "chosen" : "";
+  for (const row of $("exits").rows) row.className = row.dataset.exit == parameters.exit ? "chosen" : "";
 }
-function fail(error) {
+function showError(error) {
   const words = make("p", error.message);
   words.className = "error";
   $("answer").replaceChildren(words);
@@ -211,9 +211,9 @@ pad.addEventListener("pointermove", draw);
 pad.addEventListener("pointerup", ask);
 $("clear").addEventListener("click", clear);
 $("random").addEventListener("click", () => { random(); ask(); });
-$("file").addEventListener("change", open);
+$("file").addEventListener("change", openFile);
 $("budget").addEventListener("input", () => { budget(); ask(); });
 $("go").addEventListener("click", ask);
 $("words").addEventListener("keydown", e => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) ask(); });
-$("model").addEventListener("change", () => choose().catch(fail));
-start().catch(error => { fail(error); $("state").textContent = "not answering"; });
+$("model").addEventListener("change", () => chooseModel().catch(showError));
+start().catch(error => { showError(error); $("state").textContent = "not answering"; });
