@@ -142,6 +142,11 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
     assert whole == {job.name for job in jobs}
     elsewhere = runner.jobs(experiment.runs, 2, tmp_path / "elsewhere", "data")
     assert figures.figures(experiment, elsewhere, {}, known) == results
+    of_another_counter = {
+        cell: {seed: (value, {**detail, "flops": 1}) for seed, (value, detail) in by_seed.items()}
+        for cell, by_seed in known.items()
+    }
+    assert figures.figures(experiment, elsewhere, {}, of_another_counter) == results, "multiply-adds are counted anew"
     fewer = runner.jobs(experiment.runs, 1, tmp_path / "elsewhere", "data")
     assert figures.figures(experiment, fewer, {}, known) == results, "fewer seeds asked for, none lost"
     again = report.as_json(experiment, "small", results, elsewhere, 2, before)

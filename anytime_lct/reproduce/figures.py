@@ -1,4 +1,4 @@
-"""The figures of an experiment from its run folders: one number a cell and seed, mean and standard deviation."""
+"""The figures of an experiment from its run folders: one number per cell and seed, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from anytime_lct.exits.profile import Profile
+from anytime_lct.counting import component_costs
+from anytime_lct.exits.profile import Cost, Profile
 from anytime_lct.reproduce.plan import Cell, Experiment, Kind
 from anytime_lct.reproduce.runner import SeededRun
+from anytime_lct.reproduce.shapes import facts_of
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
 from anytime_lct.run_folder.build import build_network, example_input
+from anytime_lct.training.methods.table import row_of
+
+NOTHING = Cost(flops=0, params=0)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A cell filled: `values` by seed, in the experiment's unit; empty while no run is done. `detail` goes to JSON."""
+    """The `values` of a cell by seed, in the experiment's unit; empty if no run is done. `detail` is for the JSON."""
 
     cell: Cell
     values: tuple[float, ...]
@@ -36,27 +42,33 @@ class Figure:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
-Known = Mapping[tuple[str, str], Mapping[int, tuple[float, dict[str, Any]]]]  # row and column: seed: value, detail
+KnownValues = Mapping[tuple[str, str], Mapping[int, tuple[float, dict[str, Any]]]]  # [row, column][seed]: value, detail
 
 
 def figures(
-    experiment: Experiment, jobs: Sequence[SeededRun], failed: Mapping[str, str], known: Known | None = None
+    experiment: Experiment, jobs: Sequence[SeededRun], failed: Mapping[str, str], known: KnownValues | None = None
 ) -> list[Figure]:
-    """Read every cell's figures out of the runs that are done, and out of `known` where the runs lie elsewhere."""
+    """Read every cell's figure from the runs that are done, or from `known` for runs that are not in this folder."""
     if experiment.kind == "complexity":
-        return [Figure(cell, *_counted(cell, jobs)) for cell in experiment.cells]
-    found = []
+        return [Figure(cell, *_count(cell, jobs)) for cell in experiment.cells]
+    filled: list[Figure] = []
+    counts: dict[str, list[Cost]] = {}
     for cell in experiment.cells:
-        of_run = [job for job in jobs if job.run.name == cell.run]
+        cell_jobs = [job for job in jobs if job.run.name == cell.run]
         by_seed = dict((known or {}).get((cell.row, cell.column), {}))
-        for job in of_run:
+        if experiment.kind == "quality" and by_seed:
+            if cell.run not in counts:
+                counts[cell.run] = _exit_costs(cell_jobs[0])
+            cost = counts[cell.run][cell.exit - 1 if cell.exit else -1]
+            by_seed = {seed: (value, _recounted(detail, cost)) for seed, (value, detail) in by_seed.items()}
+        for job in cell_jobs:
             if job.state() == "done":
-                value, detail = READ[experiment.kind](cell, job, jobs)
+                value, detail = READERS[experiment.kind](cell, job, jobs)
                 if value is not None:
                     by_seed[job.seed] = (value, {**detail, "precision": job.recipe.train.precision})
         seeds = tuple(sorted(by_seed))
-        reasons = [failed[job.name] for job in of_run if job.name in failed]
-        found.append(
+        reasons = [failed[job.name] for job in cell_jobs if job.name in failed]
+        filled.append(
             Figure(
                 cell,
                 tuple(by_seed[seed][0] for seed in seeds),
@@ -65,7 +77,7 @@ def figures(
                 tuple(by_seed[seed][1] for seed in seeds),
             )
         )
-    return found
+    return filled
 
 
 def _quality(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
@@ -96,15 +108,15 @@ def _descent(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[flo
         return None, {}
     sigma = [row["sigma"][cell.exit - 1] for row in rows]
     cosine = [row["cosine"][cell.exit - 1] for row in rows]
-    spent = sum(row["seconds"] for row in rows)
+    seconds = sum(row["seconds"] for row in rows)
     return min(sigma), {
         "measurements": len(rows),
         "not_positive": [row["step"] for row in rows if row["sigma"][cell.exit - 1] <= 0],
         "median_sigma": statistics.median(sigma),
         "median_cosine": statistics.median(cosine),
         "smallest_cosine": min(cosine),
-        "seconds": spent,
-        "share_of_training": spent / sum(float(epoch["seconds"]) for epoch in _epochs(job)),
+        "seconds": seconds,
+        "share_of_training": seconds / sum(float(epoch["seconds"]) for epoch in _epochs(job)),
         "epochs": [row["epoch"] for row in rows],
         "sigma": sigma,
         "cosine": cosine,
@@ -114,25 +126,21 @@ def _descent(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[flo
 def _time(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
     rows = _epochs(job)
     seconds = sum(float(row["seconds"]) for row in rows)
-    before = [
+    baselines = [
         sum(float(row["seconds"]) for row in _epochs(other))
         for other in jobs
         if other.seed == job.seed and other.recipe.train.method == "bp" and other.state() == "done"
         and other.recipe.data == job.recipe.data and other.recipe.model == job.recipe.model
     ]  # fmt: skip
-    passed, at = 0.0, []
-    for row in rows:
-        passed += float(row["seconds"])
-        at.append(passed)
-    return (seconds / before[0] if before else None), {
-        "seconds": at,
+    return (seconds / baselines[0] if baselines else None), {
+        "seconds": list(accumulate(float(row["seconds"]) for row in rows)),
         "train_loss": [row["train"]["loss"][-1] for row in rows],
         "validation_loss": [row["validation"]["loss"][-1] for row in rows if row["validation"]["loss"]],
         "workers": job.run.workers,
     }
 
 
-READ: dict[Kind, Callable[[Cell, SeededRun, Sequence[SeededRun]], tuple[float | None, dict[str, Any]]]] = {
+READERS: dict[Kind, Callable[[Cell, SeededRun, Sequence[SeededRun]], tuple[float | None, dict[str, Any]]]] = {
     "quality": _quality,
     "memory": _memory,
     "descent": _descent,
@@ -144,22 +152,31 @@ def _epochs(job: SeededRun) -> list[dict[str, Any]]:
     return journal.read(job.folder / run_folder.METRICS)
 
 
-def _counted(
+def _count(
     cell: Cell, jobs: Sequence[SeededRun]
 ) -> tuple[tuple[float, ...], tuple[int, ...], str, tuple[dict[str, Any], ...]]:
-    """Count an exit of a network that is built and never trained."""
-    from anytime_lct import counting as complexity
-    from anytime_lct.reproduce.shapes import facts_of
+    """Count an exit of a network that is built and not trained."""
+    groups, critics = _components(next(job for job in jobs if job.run.name == cell.run))
+    exit_critic = critics[cell.exit - 1 : cell.exit]
+    cost = sum([*groups[: cell.exit], *exit_critic], start=NOTHING)
+    detail = {"params": cost.params, "flops": cost.flops}
+    if exit_critic:
+        detail |= {"critic_params": exit_critic[0].params, "critic_flops": exit_critic[0].flops}
+    return (cost.params / 1e6,), (0,), "", (detail,)
 
-    job = next(job for job in jobs if job.run.name == cell.run)
-    facts = facts_of(job.recipe)
-    network = build_network(job.recipe, facts)
-    example = example_input(facts, 1)
-    groups, critics = complexity.components(list(network.groups), list(network.critics), example)
-    own = critics[cell.exit - 1 : cell.exit]
-    parts = [*groups[: cell.exit], *own]
-    params, flops = sum(part.params for part in parts), sum(part.flops for part in parts)
-    detail = {"params": params, "flops": flops}
-    if own:
-        detail |= {"critic_params": own[0].params, "critic_flops": own[0].flops}
-    return (params / 1e6,), (0,), "", (detail,)
+
+def _exit_costs(job: SeededRun) -> list[Cost]:
+    groups, critics = _components(job)
+    return [sum([*groups[:i], *critics[i - 1 : i]], start=NOTHING) for i in range(1, len(groups) + 1)]
+
+
+def _components(job: SeededRun) -> tuple[Sequence[Cost], Sequence[Cost]]:
+    """Count groups and critics of a run's network, which is built and not trained."""
+    facts, row = facts_of(job.recipe), row_of(job.recipe.train.method)
+    network = build_network(job.recipe, facts, whole=not row.cuts)
+    return component_costs(list(network.groups), list(network.critics), example_input(facts, 1))
+
+
+def _recounted(detail: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """Replace the multiply-adds of an earlier report by today's count, where it is the same network by its weights."""
+    return {**detail, "flops": cost.flops} if detail.get("params") == cost.params else detail

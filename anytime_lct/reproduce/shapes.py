@@ -7,6 +7,7 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import Facts
 
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((1, 8, 8), 10),
     "mnist": ((1, 28, 28), 10),
     "fashion-mnist": ((1, 28, 28), 10),
     "cifar10": ((3, 32, 32), 10),
