@@ -1,4 +1,4 @@
-"""`anytime-lct quickstart`: train, analyze, export and answer once, on the built-in digits."""
+"""`anytime-lct quickstart`: train, analyze, export and predict once, on the built-in digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def quickstart(
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier quickstart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Train, analyze, export and answer, on the built-in digits, in about a minute.
+    """Train, analyze, export and predict on the built-in digits, in about a minute.
 
     A small residual network is cut into 4 layer groups; the test digits are answered from the exported bundle at
     several budgets.

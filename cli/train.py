@@ -22,7 +22,7 @@ SHARES = (
     "critic included."
 )
 METHOD = (
-    "lct, or what to compare it with: bp (with --replicas: DistributedDataParallel), joint (the losses of all exits "
+    "lct, or an alternative: bp (with --replicas: DistributedDataParallel), joint (the losses of all exits "
     "by backprop), posthoc (exits behind the frozen network of --weights), alone (the sub-network train.exit by "
     "backprop), dni, admm, gpipe, 1f1b."
 )
@@ -30,7 +30,7 @@ WEIGHTS = (
     "Weights that training starts from: a safetensors file or torch state dict, a run folder, or those that "
     "torchvision or timm ship."
 )
-WORKERS = "Processes that share the layer groups, each a run of neighbours; at most N."
+WORKERS = "Processes that share the layer groups, each with neighbouring ones; at most N."
 SET = "Any other recipe key, e.g. groups.lr=0.05 or rule.critic_loss=paper; may be repeated."
 
 
@@ -47,22 +47,22 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir.")] = False,
     workers: Annotated[int, typer.Option(min=1, help=WORKERS)] = 1,
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of all workers, each with its share of every minibatch.")
     ] = 1,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="With several workers: start again so often when one is lost.")
+        int, typer.Option(min=0, help="With several workers: how often to start again when one is lost.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train a network by local critic training; without arguments, a small one on the built-in digits.
 
-    With --workers, processes on this machine train neighbouring layer groups side by side, to the weights of one; under
-    torchrun the same command takes its place from the environment.
+    With --workers, processes on this machine train neighbouring layer groups side by side, with the result of one;
+    under torchrun each process gets its rank from the environment.
 
-    Ctrl-C writes a checkpoint first; --resume goes on to the very weights of an undisturbed run.
+    Ctrl-C writes a checkpoint first; a run continued by --resume ends with the weights of an uninterrupted one.
 
     Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
     """
@@ -77,31 +77,31 @@ def train(
         "cut.shares": None if budget_flops is None else shares_of(budget_flops), "train.method": method,
         "train.weights": weights, "train.epochs": epochs, "train.seed": seed,
     }  # fmt: skip
-    given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
-    given |= dict(reading.assignment(text) for text in settings or [])
+    overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    overrides |= dict(reading.assignment(text) for text in settings or [])
     if not resume:
-        chosen = reading.read(recipe, given)
+        run_recipe = reading.read(recipe, overrides)
     elif run_dir is None:
-        raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to go on with.")
-    elif given or recipe:
+        raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to continue.")
+    elif overrides or recipe:
         raise RecipeError(
-            "Expected --resume with --run-dir alone, since a run goes on with its own recipe; leave the rest out."
+            "Expected --resume with --run-dir alone, since a run keeps its own recipe; leave the other options out."
         )
     else:
-        chosen = run_folder.read(run_dir)[0]
-    folder = run_dir or default_folder(chosen)
+        run_recipe = run_folder.read(run_dir)[0]
+    folder = run_dir or default_folder(run_recipe)
     if starts_processes(workers, replicas):
-        checked = prepare(chosen, (workers, replicas), resume=resume)
+        checked = prepare(run_recipe, (workers, replicas), resume=resume)
         options = ["--json"] if as_json else []
         launch_workers(checked, folder, (workers, replicas), max_restarts, resume=resume, options=options)
         return
-    last = run(chosen, folder, resume=resume, quiet=as_json, size=(workers, replicas))
+    last = run(run_recipe, folder, resume=resume, quiet=as_json, size=(workers, replicas))
     if not _leads():
         return
     if as_json:
         import json
 
-        summary = None if last is None else last.as_json(metric_of(chosen))
+        summary = None if last is None else last.as_json(metric_of(run_recipe))
         typer.echo(json.dumps({"run": str(folder), "last_epoch": summary, "descent": descent(folder)}))
     else:
         if tracked := descent(folder):
@@ -112,7 +112,7 @@ def train(
 def run(
     recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = False, size: tuple[int, int] = (1, 1)
 ) -> Any:
-    """Train and show the progress; return the last epoch, or None where nothing was left to do."""
+    """Train and show the progress; return the last epoch, or None where the run was complete."""
     from anytime_lct.cli.progress import progress
     from anytime_lct.training.memory import keep_freed_memory
     from anytime_lct.verbs.train import train as training
@@ -124,19 +124,20 @@ def run(
     except KeyboardInterrupt:
         if _leads():
             typer.echo(
-                f"Stopped; a checkpoint is written. Go on with: anytime-lct train --resume --run-dir {folder}", err=True
+                f"Stopped; a checkpoint is written. Continue with: anytime-lct train --resume --run-dir {folder}",
+                err=True,
             )
         raise
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """Return the run folder of a recipe where none is named."""
+    """Return the default run folder of a recipe."""
     network = re.sub(r"[^\w.]+", "-", recipe.model.name)
     return Path("runs") / f"{recipe.data.name}-{network}-{recipe.train.seed}"
 
 
 def shares_of(text: str) -> list[float]:
-    """Read shares with commas; raises RecipeError."""
+    """Parse shares with commas; raises RecipeError."""
     from anytime_lct.errors import RecipeError
 
     try:
