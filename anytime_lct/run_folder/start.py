@@ -1,14 +1,14 @@
 """Start from trained weights: those of a run folder, of a file, or those that torchvision and timm ship.
 
-A classifier for another number of classes starts from scratch, and a note says so; everything else has to fit.
+A classifier that is missing or for another number of classes starts from scratch, and a note says so; everything else
+has to fit.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from anytime_lct.errors import CheckpointError
@@ -16,53 +16,60 @@ from anytime_lct.models.weights import default_weights, input_statistics
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.run_folder.checkpoint import load_tensors
+from anytime_lct.run_folder import state_dicts
 from anytime_lct.task import Facts
 
 DEFAULT = "default"
 RGB_DATA_SETS = ("cifar10", "cifar100", "imagefolder")
-WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # under which trainers save a network's weights
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+SHOWN_NAMES = 3
 
 
 def load_weights(network: LCTNetwork, recipe: Recipe, facts: Facts, *, frozen: bool = False) -> str | None:
-    """Load the weights that `train.weights` names; return a sentence on what starts from scratch, None if nothing does.
+    """Load the weights that `train.weights` names; return sentences on what is left out or starts from scratch, if any.
 
     A run folder has critics too, which are loaded unless its classes are others. Raises CheckpointError and ModelError
-    where weights are missing or do not fit, and where a `frozen` main network would need a new classifier.
+    where weights are missing, do not fit or are not finite, and where a `frozen` main network would need a new
+    classifier.
     """
     source = recipe.train.weights
     if source is None:
         return None
-    critics, run_critics, fits = network.critics_state(), dict[str, Tensor](), True
+    own, critics, notes = network.main_state(), network.critics_state(), list[str]()
+    run_critics = dict[str, Tensor]()
     if source != DEFAULT and not Path(source).is_file():
         main, run_critics = run_folder.read_weights(Path(source))
-        fits = {name: value.shape for name, value in run_critics.items()} == {n: v.shape for n, v in critics.items()}
-        critics = run_critics if fits else critics
     elif source == DEFAULT:
         main = default_weights(recipe.model.name, facts.input_shape, recipe.data.download)
-        main = {name: value for name, value in main.items() if name in network.main_state()}  # no auxiliary classifiers
+        main = {name: value for name, value in main.items() if name in own}  # no auxiliary classifiers
     else:
-        main = read(Path(source))
-    fitted, new = fit(network.main_state(), main, facts.outputs)
-    if new and frozen:
-        raise CheckpointError(
-            f"The weights '{source}' have a classifier '{new[0]}' for {main[new[0]].shape[0]} classes, the data has "
-            f"{facts.outputs}, and a new one cannot stay frozen; train it first, for example by --method bp."
+        main, extras = state_dicts.rename(own, state_dicts.read(Path(source)))
+        if extras:
+            notes.append(f"The file '{source}' holds more than the network, which is left out: {_listed(extras)}.")
+    expect_finite(source, own, main)
+    fitted, new = fit(own, main, facts.outputs)
+    if new:
+        classes = main[new[0]].shape[0] if new[0] in main else None
+        state = f"a classifier '{new[0]}' for {classes} classes" if classes else f"no classifier '{new[0]}'"
+        if frozen:
+            raise CheckpointError(
+                f"The weights '{source}' have {state}, the data has {facts.outputs}, and a new one cannot stay frozen; "
+                f"train it first, for example by --method bp."
+            )
+        names = [*new, *(["the critics"] if Path(source).is_dir() and network.critics else [])]
+        state = f"are for {classes} classes" if classes else "have no classifier"
+        notes.append(
+            f"The weights '{source}' {state}, the data has {facts.outputs}: {_listed(names)} start from scratch."
         )
-    network.load(fitted, network.critics_state() if new else critics)
-    if not new:
-        if run_critics and network.critics and not fits:
-            return (
+    elif run_critics:
+        if {name: value.shape for name, value in run_critics.items()} == {n: v.shape for n, v in critics.items()}:
+            critics = run_critics
+        elif network.critics:
+            notes.append(
                 f"The run '{source}' has critics of other shapes or behind other groups: the critics start from "
                 f"scratch."
             )
-        return None
-    names = [*new, *(["the critics"] if Path(source).is_dir() and network.critics else [])]
-    return (
-        f"The weights '{source}' are for {main[new[0]].shape[0]} classes, the data has {facts.outputs}: "
-        f"{' and '.join(names)} start from scratch."
-    )
+    network.load(fitted, critics)
+    return " ".join(notes) or None
 
 
 def with_statistics(recipe: Recipe) -> Recipe:
@@ -83,44 +90,13 @@ def with_statistics(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read weights from a safetensors file or a torch state dict, which is loaded with weights_only.
-
-    Weights that a trainer wrapped (`{"state_dict": ..}`, names that start with `module.`) are unwrapped. Raises
-    CheckpointError where the file holds anything else.
-
-    >>> read(Path("resnet18.pth"))["conv1.weight"].shape                                # doctest: +SKIP
-    torch.Size([64, 3, 7, 7])
-    """
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no state dict makes torch raise errors of many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"Expected weights in '{path}', a safetensors file or a torch state dict that loads without running code "
-            f"(weights_only), but: {reason.rstrip('.')}."
-        ) from None
-    for key in WRAPPER_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(
-            f"Expected names and tensors in '{path}', got a {type(content).__name__} of other things; save "
-            f"model.state_dict() instead."
-        )
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return content
-
-
 def fit(own: dict[str, Tensor], weights: dict[str, Tensor], outputs: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Return `weights`, with the network's `own` where a classifier is for another number than `outputs` classes.
+    """Return `weights`, with the network's `own` for a classifier that is missing or for another number of classes.
 
-    The second value names these. Counters of batch norms, which old files lack, stay as they are.
+    The second value names these. `outputs` is the number of classes. Counters of batch norms, which old files lack,
+    stay as they are.
     """
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     new = [
         name
         for name, value in own.items()
@@ -129,5 +105,28 @@ def fit(own: dict[str, Tensor], weights: dict[str, Tensor], outputs: int) -> tup
         and value.shape[:1] != weights[name].shape[:1]
         and value.shape[1:] == weights[name].shape[1:]
     ]
-    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in weights and name not in counters]
+    # A classifier is a module of which the weights have nothing, and that ends in one output a class.
+    parents = zip(*(name.split(".")[:-1] for name in missing), strict=False)
+    classifier = ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
+    is_absent = classifier != "" and not any(name.startswith(f"{classifier}.") for name in weights)
+    if is_absent and own.keys() & weights.keys() and any(own[name].shape[:1] == (outputs,) for name in missing):
+        new += missing
     return {**counters, **weights, **{name: own[name] for name in new}}, new
+
+
+def expect_finite(source: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Raise CheckpointError for NaN or infinity, except where the network itself has them, as in masks."""
+    for name, value in weights.items():
+        if not value.isfinite().all() and (name not in own or own[name].isfinite().all()):
+            raise CheckpointError(
+                f"Expected finite numbers in the weights '{source}', got NaN or infinity in '{name}'; take the weights "
+                f"of an earlier epoch."
+            )
+
+
+def _listed(names: list[str]) -> str:
+    """List a few names, as in "a, b, c and 4 more"; where they are few, all of them."""
+    if len(names) <= SHOWN_NAMES + 1:
+        return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{', '.join(names[:SHOWN_NAMES])} and {len(names) - SHOWN_NAMES} more"
