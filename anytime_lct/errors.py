@@ -67,6 +67,10 @@ class InputError(LCTError, ValueError):
     """The input of a request has the wrong shape, type or values."""
 
 
+class UnreadableError(DataError, InputError):
+    """A file is not the image or the text that it should be, in training or as the input of a request."""
+
+
 class WorkerLostError(LCTError, RuntimeError):
     """Another process of the run is lost, or at another step; `peer` is its rank where that is known."""
 

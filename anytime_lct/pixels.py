@@ -1,9 +1,64 @@
-"""Resize images of any size to a network's input, the same way where networks are measured and where they answer."""
+"""Image files as people see them, resized to a network's input: the same where networks are measured and answer."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+from anytime_lct.errors import UnreadableError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+ORIENTATION = 0x0112  # the EXIF tag
+LONGEST = 16  # of an image, in times of its shorter side: what is longer is cropped before it is enlarged
+
+
+def read_picture(source: str | IO[bytes], name: str, channels: int) -> NDArray[np.uint8]:
+    """Read an image file as pixels (H, W, C), RGB or grey, as a viewer shows it: turned by EXIF, on a white ground.
+
+    `name` stands for the file in messages. An image of several frames is its first. Raises UnreadableError for a file
+    that is no image or damaged, has more than 8 bits a channel, or more pixels than Pillow decodes.
+    """
+    with _opened(source, name) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UnreadableError(
+                f"The image '{name}' cannot be read: expected 8 bits a channel, got mode {image.mode}; convert it."
+            )
+        pixels = np.array(_on_white(_upright(image)).convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """Read no more than an image file's width and height, before EXIF turns it; raises UnreadableError."""
+    with _opened(path, path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: str | IO[bytes], name: str) -> Iterator[Picture]:
+    """Open an image, without Pillow's warnings; its errors, here and in the block, become UnreadableError."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large image, or of a flaw that Pillow reads all the same
+            with Image.open(source) as image:
+                yield image
+        return
+    except UnreadableError:
+        raise
+    except Image.DecompressionBombError:
+        reason, remedy = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels", "make it smaller"
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        system = error.strerror if isinstance(error, OSError) else None
+        reason, remedy = system or "it is damaged or of another kind", "repair or remove it"
+    raise UnreadableError(f"The image '{name}' cannot be read: {reason}; {remedy}.")
 
 
 def shorter_side(height: int, width: int) -> int:
@@ -18,8 +73,9 @@ def shorter_side(height: int, width: int) -> int:
 def fit(pixels: NDArray[np.uint8], height: int, width: int, resize: int | None = None) -> NDArray[np.uint8]:
     """Resize pixels (H, W, C) to (height, width, C), bilinearly as Pillow does; pixels of that size are unchanged.
 
-    With `resize`, the shorter side gets that length and the centre is cropped (torchvision's Resize and CenterCrop);
-    without it the whole image is stretched.
+    With `resize`, the shorter side gets that length and the centre is cropped (torchvision's Resize and CenterCrop),
+    of an image longer than 16 times its shorter side first the centre of that length; without it the whole image is
+    stretched.
 
     >>> fit(np.zeros((300, 500, 3), np.uint8), 224, 224, resize=256).shape
     (224, 224, 3)
@@ -28,11 +84,16 @@ def fit(pixels: NDArray[np.uint8], height: int, width: int, resize: int | None =
         return pixels
     if resize is None:
         return _resized(pixels, height, width)
+    short = min(pixels.shape[:2])
+    pixels = _centre(pixels, min(pixels.shape[0], LONGEST * short), min(pixels.shape[1], LONGEST * short))
     tall, wide = pixels.shape[:2]
-    short = min(tall, wide)
     tall, wide = int(resize * tall / short), int(resize * wide / short)
-    top, left = round((tall - height) / 2), round((wide - width) / 2)
-    return np.ascontiguousarray(_resized(pixels, tall, wide)[top : top + height, left : left + width])
+    return np.ascontiguousarray(_centre(_resized(pixels, tall, wide), height, width))
+
+
+def _centre(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
+    return pixels[top : top + height, left : left + width]
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -46,3 +107,34 @@ def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
         for plane in np.moveaxis(pixels, -1, 0)
     ]
     return np.stack(planes, axis=-1)
+
+
+def _upright(image: Picture) -> Picture:
+    """Turn or mirror an image by its EXIF orientation; one whose EXIF is damaged stays as it is."""
+    from PIL.Image import Transpose
+
+    image.load()  # TIFF turns itself here
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF makes Pillow raise errors of many types
+        return image
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _on_white(image: Picture) -> Picture:
+    """Put an image with transparent pixels on a white ground."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA"))

@@ -20,7 +20,9 @@ class Facts:
 
     `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
     the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is the
-    length to which the shorter side of an image of another size is resized, before its centre is cropped.
+    length to which the shorter side of an image of another size is resized, before its centre is cropped. `encoding` is
+    that of a text's file where the recipe names one. `counts` are the images, or the characters, of the training,
+    validation and test split, () where they are not known.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Facts:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: int | None = None
+    encoding: str | None = None
+    counts: tuple[int, ...] = ()
 
     @property
     def metric(self) -> MetricName:

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from anytime_lct.training.events import Epoch, Event
+    from anytime_lct.training.events import Epoch, Event, Start
+
+
+SHOWN_CLASSES = 5
 
 
 @contextmanager
 def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
-    """Yield a function that shows events: a bar with each exit's training loss and the time left, a line per epoch."""
+    """Yield a function that shows events: the data and the cuts, a bar with losses and time left, a line per epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from anytime_lct.training.events import Epoch, Note
+    from anytime_lct.training.events import Epoch, Note, Start
 
     console = Console(stderr=True, quiet=quiet)
     columns = (
@@ -31,7 +34,9 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
 
         def show(event: Event) -> None:
             if isinstance(event, Note):  # printed even with `quiet`
-                Console(stderr=True).print(event.text, highlight=False, soft_wrap=True)
+                Console(stderr=True).print(event.text, highlight=False, markup=False, soft_wrap=True)
+            elif isinstance(event, Start):
+                console.print(start_line(event), highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Epoch):
                 console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
             else:
@@ -44,6 +49,21 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
                 )
 
         yield show
+
+
+def start_line(start: Start) -> str:
+    """Return the line that a run begins with: its data, its classes and samples, and where the network is cut."""
+    facts = start.facts
+    is_text = facts.task == "language-model"
+    names = [repr(name) if is_text else name for name in facts.classes[:SHOWN_CLASSES]]
+    names += ["..."] if len(facts.classes) > SHOWN_CLASSES else []
+    kind, unit = ("symbols", "characters") if is_text else ("classes", "images")
+    samples = "".join(
+        f", {count:,} for {split}" for count, split in zip(facts.counts[1:], ("validation", "test"), strict=False)
+    )
+    training = f"{facts.counts[0]:,} {unit} for training{samples}; " if facts.counts else ""
+    cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
+    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}); {training}{cuts}"
 
 
 def epoch_line(epoch: Epoch, metric: str) -> str:

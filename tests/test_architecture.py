@@ -15,7 +15,7 @@ HOUSE = Path(__file__).parent.parent
 # A room imports from the floors below its own, and none from a room beside it.
 FLOORS = (
     {"errors"},
-    {"disk", "stopwatch", "pixels"},
+    {"disk", "stopwatch", "pixels", "texts"},
     {"exits", "recipes", "models"},
     {"lct", "task", "modes", "runtime"},
     {"counting", "descent", "serving"},

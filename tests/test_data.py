@@ -140,11 +140,34 @@ def test_a_folder_of_texts_needs_no_validation_part_where_none_is_wanted(tmp_pat
     assert [dataset.num_samples(s) for s in ("validation", "test")] == [0, 298]  # 299 in 2 equal windows
 
 
-def test_text_that_is_not_utf8_is_read_by_the_byte(tmp_path):
-    (tmp_path / "b").write_bytes(bytes([0xFF, 0x41]) * 500)
-    assert load(
-        data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5
-    ).facts.classes == ("A", "ÿ")
+@pytest.mark.parametrize(
+    ("codec", "named"),
+    [("utf-8", None), ("utf-8-sig", None), ("utf-16", None), ("utf-32", None), ("utf-16-be", "utf-16-be"),
+     ("latin-1", "latin-1"), ("cp1252", "cp1252")],
+)  # fmt: skip
+def test_a_text_is_decoded_by_its_mark_or_as_the_recipe_says(tmp_path, codec, named):
+    (tmp_path / "b").write_bytes(("ÿA" * 500).encode(codec))
+    settings = {"data__encoding": named} if named else {}
+    facts = load(
+        data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5, **settings
+    ).facts
+    assert facts.classes == ("A", "ÿ") and facts.encoding == named and sum(facts.counts) == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "says"),
+    [
+        (b"it\x92s " * 200, {}, r"UTF-8 text in '.*b', got byte 0x92 at 2; .*data.encoding="),
+        ("né".encode("utf-16-le") * 200, {}, "UTF-8 text"),
+        ("ab".encode("utf-16-le") * 200, {}, "got zero bytes, as UTF-16 without a mark"),
+        (b"\xff\xfea" * 3, {}, "UTF-16 text"),
+        (b"ab" * 200, {"data__encoding": "utf-17"}, "that Python knows, got 'utf-17'"),
+    ],
+)
+def test_a_text_of_unknown_bytes_is_refused_before_training(tmp_path, content, settings, says):
+    (tmp_path / "b").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        load(data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, **settings)
 
 
 def test_pydoc_needs_nothing():

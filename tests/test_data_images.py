@@ -8,12 +8,14 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 
 import numpy as np
 import pytest
 import torch
+from bundles import write_image_bundle
 from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -26,7 +28,7 @@ from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.export.write import preprocessing
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import TEXT, DataRecipe
-from anytime_lct.runtime.preprocess import from_array
+from anytime_lct.runtime.preprocess import from_array, read_input
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
 
@@ -186,6 +188,71 @@ def test_what_a_device_reads_is_what_evaluation_saw(tmp_path):
     path = root / "val" / "dog" / "1.png"
     evaluated = next(iter(dataset.batches("test")))[0][3].numpy()
     np.testing.assert_allclose(from_array(np.array(Image.open(path)), rules)[0], evaluated, atol=1e-5)
+
+
+def test_image_files_are_read_in_training_as_a_device_reads_them(tmp_path):
+    root, exif = write_folder(tmp_path / "data", size=(70, 90), count=3, parts=("train", "val")), Image.Exif()
+    exif[0x0112] = 6
+    for path in root.rglob("1.png"):
+        picture = Image.open(path).copy()
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(path, exif=exif)
+    dataset = load("imagefolder", root=root, image_size=32)
+    rules = preprocessing(dataset.facts)
+    manifest = write_image_bundle(tmp_path / "bundle", channels=3).manifest.model_copy(update={"preprocessing": rules})
+    evaluated = torch.cat([x for x, _ in dataset.batches("test")]).numpy()
+    files = sorted((root / "val").rglob("*.png"))
+    for file, x in zip(files, evaluated, strict=True):
+        np.testing.assert_allclose(read_input(file, manifest)[0], x, atol=1e-5)
+
+
+def test_hidden_folders_and_files_and_pipes_are_no_images(tmp_path):
+    root = write_folder(tmp_path)
+    expected = load("imagefolder", root=root, batch_size=3)
+    for part in ("train", "test"):
+        shutil.copytree(root / part / "cat", root / part / ".ipynb_checkpoints")
+        shutil.copytree(root / part / "cat", root / part / "cat" / ".thumbnails")
+        (root / part / "dog" / "._0.png").write_bytes(b"Mac OS X")
+        os.mkfifo(root / part / "dog" / "9.png")
+    dataset = load("imagefolder", root=root, batch_size=3)
+    assert dataset.facts == expected.facts and dataset.facts.classes == ("cat", "dog")
+    assert torch.equal(samples(dataset)[0], samples(expected)[0])
+
+
+def test_files_are_listed_in_torchvisions_order(tmp_path):
+    root = write_folder(tmp_path, count=11)
+    shutil.copytree(root / "train" / "cat", root / "train" / "dog" / "b" / "a")
+    shutil.copytree(root / "train" / "cat", root / "train" / "dog" / "c")
+    listed, reference = folders.list_images(root / "train"), datasets.ImageFolder(root / "train")
+    assert list(zip(listed.files, listed.labels, strict=True)) == reference.samples
+    assert list(listed.classes) == reference.classes
+
+
+def test_folders_without_classes_or_images_are_refused(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / ".hidden").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"one folder per class in '.*train', got none"):
+        load("imagefolder", root=tmp_path)
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(DataError, match=r"images in every class folder of '.*train', got none in 'cat'"):
+        load("imagefolder", root=tmp_path)
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
+    root = write_folder(tmp_path)
+    for part in ("train", "test"):
+        (root / part / "dog").rename(os.fsdecode(os.fsencode(root / part) + b"/caf\xe9"))
+    with pytest.raises(DataError, match=r"named in UTF-8, got 'caf\\xe9' in '.*train'; rename it"):
+        load("imagefolder", root=root)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (90, 90)])
+def test_images_of_sixteen_bits_are_refused_before_training(tmp_path, size):
+    root = write_folder(tmp_path, size=size)
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.full(size[::-1], 4000, np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"0.png' cannot be read: expected 8 bits a channel, got mode I"):
+        load("imagefolder", root=root)
 
 
 def test_a_recipe_sizes_an_image_folder(tmp_path):

@@ -1,7 +1,9 @@
 """Files become the batches that the manifest promises, or one sentence."""
 
 import io
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -169,10 +171,34 @@ def test_texts(tmp_path: Path, text: Bundle) -> None:
     assert len(SYMBOLS) == text.manifest.outputs
 
 
+def test_texts_are_decoded_as_in_training(tmp_path: Path, text: Bundle) -> None:
+    for codec in ("utf-8-sig", "utf-16", "utf-32"):
+        (tmp_path / "a.txt").write_bytes("é b\n".encode(codec))
+        np.testing.assert_array_equal(read_input(tmp_path / "a.txt", text.manifest), [[3, 2, 1, 4]])
+    latin = text.manifest.preprocessing.model_copy(update={"encoding": "latin-1"})
+    (tmp_path / "a.txt").write_bytes(b"\xe9 b\n")
+    manifest = text.manifest.model_copy(update={"preprocessing": latin})
+    np.testing.assert_array_equal(read_input(tmp_path / "a.txt", manifest), [[3, 2, 1, 4]])
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_pipes_are_read_to_their_end(tmp_path: Path, grey: Manifest, kind: str) -> None:
+    buffer, pixels = io.BytesIO(), _pixels(6, 6)
+    if kind == "npy":
+        np.save(buffer, pixels)
+    else:
+        Image.fromarray(pixels).save(buffer, "PNG")
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_bytes, buffer.getvalue())
+        x = read_input(tmp_path / "pipe", grey)
+    np.testing.assert_array_equal(x, from_array(pixels, grey.preprocessing))
+
+
 def test_texts_that_the_network_cannot_read(tmp_path: Path, text: Bundle, grey: Manifest) -> None:
     (tmp_path / "a.txt").write_text("abz")
     assert "got 'z' as character 3" in _says(tmp_path / "a.txt", text.manifest)
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "b.txt").write_bytes(b"\xe9a")
     assert "UTF-8" in _says(tmp_path / "b.txt", text.manifest)
     with pytest.raises(InputError, match="none"):
         from_text("", text.manifest.preprocessing)

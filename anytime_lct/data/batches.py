@@ -10,13 +10,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
 from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.errors import DataError
-from anytime_lct.pixels import fit
+from anytime_lct.pixels import fit, read_picture
 from anytime_lct.recipes.recipe import Augment
 from anytime_lct.task import Facts
 
@@ -168,13 +167,8 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
 
 
 def decode(path: str) -> Tensor:
-    """Read an image file as uint8 (3, H, W), RGB; raises DataError."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"The image '{path}' cannot be read: {error}; repair or remove it.") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    """Read an image file as uint8 (3, H, W), RGB, as `pixels.read_picture` does; raises DataError."""
+    return torch.from_numpy(read_picture(path, path, 3)).permute(2, 0, 1)
 
 
 def expect_size(path: str, image: Tensor, size: tuple[int, int]) -> None:

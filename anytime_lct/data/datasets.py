@@ -29,10 +29,11 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     """Load a data set by name; raises DataError where it is missing or damaged, or where its options are wrong.
 
     `root` is the folder of the data set, in torchvision's layout; without one, that of the environment variable
-    ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, relative to `root` where there is one.
-    `validation` is the share of the training images held out by `seed`, or of a text before its test part.
-    With `image_size`, images of any sizes in a folder become squares of that side. `mean` and `std` of each channel, on
-    pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read on demand.
+    ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, relative to `root` where there is one, and
+    `encoding` is how it is decoded, where it is not UTF-8 and has no byte-order mark. `validation` is the share of the
+    training images held out by `seed`, or of a text before its test part. With `image_size`, images of any sizes in a
+    folder become squares of that side. `mean` and `std` of each channel, on pixels scaled to [0, 1], are by default the
+    data set's own, or ImageNet's where files are read on demand.
 
     >>> load(DataRecipe(name="digits", batch_size=64)).num_batches("train")
     21

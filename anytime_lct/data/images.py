@@ -57,8 +57,10 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
         "test": (images.test, torch.arange(len(images.test.labels))),
     }
     mean, deviation = _statistics(recipe, images, train_indices)
-    shape, classes = images.train.shape, images.classes
-    facts = Facts(recipe.name, "classification", shape, len(classes), classes, mean, deviation, images.train.resize)
+    facts = Facts(
+        recipe.name, "classification", images.train.shape, len(images.classes), images.classes, mean, deviation,
+        images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
+    )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     return ImageBatches(facts, augment, parts, recipe.batch_size, seed, recipe.workers)
 

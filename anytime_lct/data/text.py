@@ -14,8 +14,10 @@ from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
+from anytime_lct.texts import decode
 
 TEST_SHARE = 0.05
+REMEDY = "repair it, or name its encoding with --set data.encoding=NAME, such as utf-16-le, cp1252 or latin-1"
 PARTS: dict[Split, tuple[str, ...]] = {
     "train": ("train.txt", "ptb.char.train.txt", "ptb.train.txt"),
     "validation": ("valid.txt", "validation.txt", "ptb.char.valid.txt", "ptb.valid.txt"),
@@ -84,17 +86,17 @@ def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
 
     `path` is a file, whose last 5% are the test part and the `validation` share before them the validation
     part, or a folder with train.txt, valid.txt and test.txt (or the Penn Treebank's names; valid.txt is not read
-    where `validation` is 0). UTF-8, or else one character per byte (Latin-1).
+    where `validation` is 0). Every file is decoded by `encoding`, or by its byte-order mark, or as UTF-8.
     """
     if recipe.path is None:
         raise DataError("The data set 'text' needs a file; name it with --set data.path=FILE.")
     path = (Path(recipe.root or "") / recipe.path).expanduser()
     if not path.is_dir():
-        return _as_batches(recipe, _split(_read(path), recipe.validation))
+        return _as_batches(recipe, _split(_read(path, recipe.encoding), recipe.validation))
     parts = _split("", 0.0)
     for split in PARTS:
         if recipe.validation or split != "validation":
-            parts[split] = _read(_part(path, split))
+            parts[split] = _read(_part(path, split), recipe.encoding)
     return _as_batches(recipe, parts)
 
 
@@ -111,7 +113,9 @@ def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
     symbols = tuple(map(chr, np.flatnonzero(present)))
     number = (np.cumsum(present) - 1).astype(np.int32)
     ids: dict[Split, Tensor] = {split: torch.from_numpy(number[code]) for split, code in codes.items()}
-    facts = Facts(recipe.name, "language-model", (recipe.sequence_length,), len(symbols), symbols)
+    counts = tuple(len(ids[split]) for split in PARTS)
+    shape = (recipe.sequence_length,)
+    facts = Facts(recipe.name, "language-model", shape, len(symbols), symbols, encoding=recipe.encoding, counts=counts)
     batches = TextBatches(facts, ids, recipe.batch_size, recipe.sequence_length)
     for split in PARTS:
         if batches.num_batches(split) < 1 and (split != "validation" or recipe.validation > 0):
@@ -128,7 +132,7 @@ def _split(text: str, validation: float) -> dict[Split, str]:
     return {"train": text[:middle], "validation": text[middle:end], "test": text[end:]}
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, encoding: str | None) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -136,10 +140,7 @@ def _read(path: Path) -> str:
             f"Expected a text in '{path.absolute()}', which cannot be read ({error.strerror}); name a file with "
             f"--set data.path=FILE."
         ) from None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+    return decode(content, str(path), encoding, REMEDY)
 
 
 def _part(folder: Path, split: Split) -> Path:

@@ -38,7 +38,8 @@ class Preprocessing(Record):
 
     Images of another size than (height, width) are resized: with `resize`, their shorter side becomes that long and
     their centre is cropped; without it they are stretched. Pixels x of [0, 1] become (x - mean) / std, per channel.
-    Character k of `symbols` is number k of a text.
+    Character k of `symbols` is number k of a text, whose file is decoded by `encoding` or, without one, by its
+    byte-order mark or as UTF-8.
     """
 
     kind: Literal["image", "text"]
@@ -49,6 +50,7 @@ class Preprocessing(Record):
     std: tuple[float, ...] = ()
     resize: int | None = None
     symbols: str = ""
+    encoding: str | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Preprocessing:

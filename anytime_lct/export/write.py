@@ -214,7 +214,7 @@ def _write_records(
 def preprocessing(facts: Facts) -> Preprocessing:
     """Return the preprocessing of raw inputs that the network was measured with."""
     if facts.task == "language-model":
-        return Preprocessing(kind="text", symbols="".join(facts.classes))
+        return Preprocessing(kind="text", symbols="".join(facts.classes), encoding=facts.encoding)
     channels, height, width = facts.input_shape
     return Preprocessing(
         kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,

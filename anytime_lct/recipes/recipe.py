@@ -42,6 +42,7 @@ class DataRecipe(Section):
     name: str = "digits"
     root: str | None = None
     path: str | None = None
+    encoding: str | None = None
     download: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     augment: Literal["auto", Augment] = "auto"

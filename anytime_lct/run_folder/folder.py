@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from anytime_lct import __version__, disk
-from anytime_lct.errors import CheckpointError, ProfileError
+from anytime_lct.data import datasets
+from anytime_lct.data.batches import Dataset
+from anytime_lct.errors import CheckpointError, DataError, ProfileError
 from anytime_lct.exits import profile
 from anytime_lct.exits.profile import Profile
 from anytime_lct.network import LCTNetwork
@@ -48,6 +50,12 @@ class OpenedRun:
     recipe: Recipe
     facts: Facts
     network: LCTNetwork
+
+    def load_data(self, root: str | None = None) -> Dataset:
+        """Load the run's data, from `root` where it has moved; raises DataError where it is missing or other data."""
+        data = datasets.from_recipe(self.recipe, root)
+        expect_same_data(self.path, self.facts, data.facts)
+        return data
 
 
 def create(path: Path, recipe: Recipe, facts: Facts) -> None:
@@ -96,6 +104,26 @@ def read(path: Path) -> tuple[Recipe, Facts]:
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     return reading.read(path / RECIPE), facts
+
+
+def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
+    """Raise DataError where the data has other classes, sizes or counts than the facts of the run in `path`."""
+    pairs: list[tuple[str, object, object]] = [
+        ("inputs of shape", facts.input_shape, current.input_shape),
+        ("images resized to", facts.resize, current.resize),
+        ("symbols" if facts.task == "language-model" else "classes", len(facts.classes), len(current.classes)),
+        *(
+            (f"{'symbol' if facts.task == 'language-model' else 'class'} {number}", repr(ours), repr(theirs))
+            for number, (ours, theirs) in enumerate(zip(facts.classes, current.classes, strict=False), start=1)
+        ),
+        ("training, validation and test samples", facts.counts, current.counts if facts.counts else ()),
+    ]
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise DataError(
+                f"Expected the data of the run '{path}', with {what} {ours}, got {what} {theirs}; restore the data "
+                f"as it was, or train a new run."
+            )
 
 
 def read_profile(path: Path) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
@@ -11,33 +12,37 @@ from numpy.typing import NDArray
 
 from anytime_lct.errors import InputError
 from anytime_lct.exits.bundle import Manifest, Preprocessing
-from anytime_lct.pixels import fit
+from anytime_lct.pixels import fit, read_picture
+from anytime_lct.texts import decode
+
+NPY = b"\x93NUMPY"  # with which every .npy file begins, one that comes through a pipe too
 
 
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
     """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 for images, (1, T) int64 for text.
 
     A .npy file holds an array as `from_array` takes it; any other is an image file or, for a network on text, a
-    UTF-8 text. Raises InputError for a file that is missing, damaged or of the wrong kind.
+    text, decoded as in training. A pipe is read to its end. Raises InputError for a file that is missing, damaged or of
+    the wrong kind.
 
     >>> read_input(Path("digit.png"), session.manifest).shape  # doctest: +SKIP
     (1, 1, 28, 28)
     """
     try:
-        size = path.stat().st_size if not path.is_dir() else None
+        if path.is_dir():
+            raise InputError(f"Expected an input file, got the folder '{path}'; name the files in it.")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"Expected an input file, got '{path}': {error.strerror}; check its name.") from None
-    if size is None:
-        raise InputError(f"Expected an input file, got the folder '{path}'; name the files in it.")
-    if size == 0:
+    if not content:
         raise InputError(f"Expected an input file, got '{path}', which is empty; name another one.")
     rules = manifest.preprocessing
     try:
         if rules.kind == "text":
-            return from_text(_read_text(path, rules), rules)
-        if path.suffix.lower() == ".npy":
-            return from_array(_read_array(path), rules)
-        return normalise(_read_image(path, rules)[None], rules)
+            return from_text(_read_text(content, path, rules), rules)
+        if path.suffix.lower() == ".npy" or content.startswith(NPY):
+            return from_array(_read_array(content, path), rules)
+        return normalise(_read_image(content, path, rules)[None], rules)
     except InputError as error:
         # Some messages do not name the file, as what raises them sees only its content.
         message = str(error)
@@ -145,10 +150,9 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
     )
 
 
-def _read_array(path: Path) -> NDArray[Any]:
+def _read_array(content: bytes, path: Path) -> NDArray[Any]:
     try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
+        array = np.load(BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError, BadZipFile):
         raise InputError(
             f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it again with "
@@ -160,35 +164,18 @@ def _read_array(path: Path) -> NDArray[Any]:
     return cast("NDArray[Any]", array)
 
 
-def _read_text(path: Path, rules: Preprocessing) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"Expected '{path}' to hold UTF-8 text, got other bytes; save it as UTF-8.") from None
+def _read_text(content: bytes, path: Path, rules: Preprocessing) -> str:
+    text = decode(content, str(path), rules.encoding, f"save it as {(rules.encoding or 'utf-8').upper()}")
     # Editors end files with a line feed, which is not part of the text unless the network knows that symbol.
     return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
 
 
-def _read_image(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
-    """Open an image file as (H, W, C) pixels of the network's size and channels."""
-    from PIL import Image
-
+def _read_image(content: bytes, path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, C) pixels of the network's size and channels."""
     channels, height, width = _image_shape(rules)
     if channels not in (1, 3):
         raise InputError(f"Expected a .npy array for a network on {channels} channels, got '{path}'; save one.")
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"Expected 8 bits a channel, got mode {image.mode} in '{path}'; convert the image.")
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"Expected '{path}' to be an image file or a .npy array, got a damaged file or one of another kind; save "
-            f"it again, for instance as PNG."
-        ) from None
-    return fit(pixels.reshape(*pixels.shape[:2], channels), height, width, rules.resize)
+    return fit(read_picture(BytesIO(content), str(path), channels), height, width, rules.resize)
 
 
 def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:

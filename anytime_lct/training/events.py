@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from anytime_lct.task import Facts
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -53,7 +55,15 @@ class Note:
     text: str
 
 
-Event = Progress | Epoch | Note
+@dataclass(frozen=True)
+class Start:
+    """What a run trains on, and after which modules it cuts: all that is fixed before the first epoch."""
+
+    facts: Facts
+    places: tuple[str, ...]
+
+
+Event = Progress | Epoch | Note | Start
 
 
 @dataclass

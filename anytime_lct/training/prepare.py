@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
 from copy import deepcopy
+from io import StringIO
 
 import torch
 from torch import Tensor, nn
 
 from anytime_lct.cutting.choice import spread, worker_costs
 from anytime_lct.cutting.seconds import Peers
-from anytime_lct.data.batches import Dataset
+from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.errors import DataError, RecipeError
+from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork, choose_places
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
+
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 
 def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
@@ -44,6 +49,24 @@ def expect_one_sample_suffices(network: nn.Module, example: Tensor) -> None:
                 "Expected at least two samples in every minibatch of a process, since batch norms of this network see "
                 "one value per sample, got one in the last; choose another data.batch_size or data.validation."
             ) from None
+
+
+def expect_windows_suit(network: nn.Module, data: Dataset) -> None:
+    """Raise DataError where a network on text, with a fixed number of positions, cannot read evaluation's windows."""
+    length = data.facts.input_shape[0]
+    for split in EVALUATED if data.facts.task == "language-model" else ():
+        x, _ = next(iter(data.batches(split)), (None, None))
+        if x is None or x.shape[1] == length:
+            continue
+        with probing(network), redirect_stderr(StringIO()):  # torch.fx prints the traceback of what fails in it
+            try:
+                network(x[:2])
+            except RuntimeError as error:
+                reason = next(iter(str(error).splitlines()), "").rstrip(".")
+                raise DataError(
+                    f"Expected a network that reads the {split} split's windows of {x.shape[1]} characters, got one "
+                    f"for {length} alone ({reason}); let it slice its positions to the length of its input."
+                ) from None
 
 
 def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:

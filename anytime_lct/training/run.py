@@ -18,12 +18,18 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import checkpoint, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import example_input
-from anytime_lct.training.events import Event, Note
+from anytime_lct.training.events import Event, Note, Start
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import checked, expect_processes, row_of
-from anytime_lct.training.prepare import cut_network, device_of, expect_one_sample_suffices, shortest_minibatch
+from anytime_lct.training.prepare import (
+    cut_network,
+    device_of,
+    expect_one_sample_suffices,
+    expect_windows_suit,
+    shortest_minibatch,
+)
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
 
@@ -33,7 +39,7 @@ def train(
 ) -> Iterator[Event]:
     """Train in the run folder `path`; with `resume`, continue from its newest checkpoint.
 
-    Yields a Progress every few minibatches and an Epoch after each epoch, so that the caller decides what to show.
+    Yields a Start, a Progress every few minibatches and an Epoch after each epoch, which the caller shows as it likes.
     With a `team`, all its processes call this, each trains its own layer groups, and only the leader yields events and
     writes what a run has once. On SIGINT or SIGTERM the minibatch in progress is finished, a checkpoint is written and
     KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
@@ -46,12 +52,15 @@ def train(
     with team.together():
         resume = resume or team.broadcast(team.restarted and (path / run_folder.RECIPE).exists())
         if resume:
-            recipe = checked(run_folder.read(path)[0])
+            recipe, facts = run_folder.read(path)
+            recipe = checked(recipe)
+            run_folder.expect_same_data(path, facts, data.facts)
         row = row_of(recipe.train.method)
         network, recipe = cut_network(recipe, data, team)
         if shortest == 1:
             module = network if row.exits else nn.Sequential(*network.groups)
             expect_one_sample_suffices(module, example_input(data.facts, 1))
+        expect_windows_suit(nn.Sequential(*network.groups), data)
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             note = start.load_weights(network, recipe, data.facts, frozen=row.fits_exits)
             if note and team.leads:
@@ -65,10 +74,12 @@ def train(
         team.wait_for_all()
         with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
             method = row.make(network, recipe, data.facts.task, clock, team)
-            num_groups = network.num_groups
+            num_groups, places = network.num_groups, network.places
             del network  # frees the groups of other workers
             saving = Saving(path, recipe.train, data.facts.metric, method, clock, team, num_groups)
             with closing(saving):
                 num_exits = num_groups if row.exits else 1
                 loop = Loop(method, data, recipe.train, clock, team, num_exits, saving, interrupted)
+                if team.leads:
+                    yield Start(data.facts, places)
                 yield from loop.events(resume)

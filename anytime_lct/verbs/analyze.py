@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anytime_lct.data import datasets
 from anytime_lct.exits.profile import Profile, weights_sum
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
@@ -23,7 +22,7 @@ def analyze(run: Path | str, data_root: str | None = None) -> Profile:
 
     path = Path(run)
     opened_run, digest = run_folder.open_run(path), weights_sum(path)
-    data = datasets.from_recipe(opened_run.recipe, data_root)
+    data = opened_run.load_data(data_root)
     profile = measure.profile(opened_run.network, data, opened_run.recipe.model.name)
     profile = profile.model_copy(update={"weights": digest})
     profile.save(path / run_folder.PROFILE)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from anytime_lct.data import datasets
 from anytime_lct.data.batches import Dataset
 from anytime_lct.evaluation import Predictor
 from anytime_lct.exits.bundle import ALL, Bundle, Contents
@@ -51,7 +50,7 @@ def export(
     int8 = None
     if int8_samples is not None:
         check(opened_run.facts)
-        int8 = _int8(profile, rules, datasets.from_recipe(opened_run.recipe, data_root), int8_samples)
+        int8 = _int8(profile, rules, opened_run.load_data(data_root), int8_samples)
     return write_bundle(trained, Path(out), contents, int8=int8, force=force, progress=notify)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytime_lct.data import datasets
 from anytime_lct.errors import AnalysisError
 from anytime_lct.exits.thresholds import MEASURES, NAME, Measure, ThresholdTable
 from anytime_lct.run_folder import folder as run_folder
@@ -32,7 +31,7 @@ def thresholds(
             f"another exit; pick one exit with: anytime-lct select {run}."
         )
     profile = run_folder.read_profile(path)
-    data = datasets.from_recipe(opened_run.recipe, data_root)
+    data = opened_run.load_data(data_root)
     if not data.num_samples("validation"):
         raise AnalysisError(
             f"Expected validation data to search thresholds on, got a run without it in '{run}'; train with "
