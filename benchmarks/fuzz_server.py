@@ -2,9 +2,10 @@
 
 1. Valid and invalid requests that schemathesis generates from the server's OpenAPI description; it checks the answers.
 2. Binary requests with random changes to bytes, sizes, shapes, compression or headers.
-3. Sockets that send something other than HTTP, a part of a request, too much, or hang up midway.
+3. Sockets that send something other than HTTP, a part of a request, too much, trailers, upgrades or one request in
+   two packets, hang up midway, close their sending side, or do not read.
 
-    python benchmarks/fuzz_server.py [--binary 9500] [--schema 250] [--sockets 2000] [--seed 0]
+    python benchmarks/fuzz_server.py [--binary 9500] [--schema 250] [--sockets 2000] [--readers 100] [--seed 0]
 
 Then a valid request must be answered as before. The networks are tiny, from tests/bundles.py.
 """
@@ -12,6 +13,7 @@ Then a valid request must be answered as before. The networks are tiny, from tes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import http.client
 import json
@@ -195,6 +197,11 @@ def expensive_requests() -> list[tuple[str, bytes, dict[str, str]]]:
 def nonsense(fuzz: Fuzz) -> bytes:
     """Return bytes for a socket: not HTTP, a part of a request, or too much."""
     start = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n"
+    chunked = start + b"Transfer-Encoding: chunked\r\n\r\n"
+    inner = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQC\r\n"
+    host = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
+    many = int(fuzz.rng.integers(1, 20_000))
     return fuzz.choose(
         (
             lambda: fuzz.rng.bytes(int(fuzz.rng.integers(1, 3000))),
@@ -202,20 +209,30 @@ def nonsense(fuzz: Fuzz) -> bytes:
             lambda: start + b"Content-Length: 100000\r\n\r\n" + fuzz.rng.bytes(50),
             lambda: start + b"Content-Length: %d\r\n\r\n" % fuzz.choose((-1, 10**30, 0)) + b"{}",
             lambda: start + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
-            lambda: (
-                start
-                + b"Transfer-Encoding: chunked\r\n\r\n"
-                + fuzz.choose((b"zz\r\n", b"ffffffffffffffffff\r\n", b"-1\r\n", b"5\r\nab"))
-            ),
+            lambda: chunked + fuzz.choose((b"zz\r\n", b"ffffffffffffffffff\r\n", b"-1\r\n", b"5\r\nab")),
             lambda: start + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
-            lambda: start + b"a: " + b"b" * int(fuzz.rng.integers(1, 200_000)) + b"\r\n",
+            lambda: start + b"a: " + b"b" * 10 * many + b"\r\n",
             lambda: start + b"\x00\x01: \xff\r\n\r\n",
             lambda: b"GET /" + b"%ff%00/../" * int(fuzz.rng.integers(1, 300)) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            lambda: b"GET /v2 HTTP/1.1\r\n\r\n" * int(fuzz.rng.integers(1, 50)) + b"nonsense\r\n\r\n",
+            lambda: (host + b"\r\n") * int(fuzz.rng.integers(1, 50)) + b"nonsense\r\n\r\n",
             lambda: bytes([22, 3, 1]) + fuzz.rng.bytes(200),
             lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            lambda: chunked + b"1\r\n{\r\n0\r\n" + b"a: b\r\n" * many + b"\r\n",
+            lambda: chunked + b"1;" + b"a" * 10 * many + b"\r\n{\r\n0\r\n\r\n",
+            lambda: chunked + b"1;a\r\n{\r\n" * many + b"0\r\n\r\n",
+            lambda: start + upgrade + b"Content-Length: %d\r\n\r\n" % len(inner) + inner,
+            lambda: host + fuzz.choose((b"Host: y\r\n\r\n", b"a: b\r\n c\r\n\r\n", b"a\r\n\r\n", b"a : b\r\n\r\n")),
         )
     )()
+
+
+def in_packets(fuzz: Fuzz, connection: socket.socket, sent: bytes) -> None:
+    """Send bytes in one packet or two."""
+    cut = int(fuzz.rng.integers(len(sent) + 1)) if fuzz.rng.random() < 0.3 else 0
+    connection.sendall(sent[:cut])
+    if cut:
+        time.sleep(0.002)
+    connection.sendall(sent[cut:])
 
 
 def sockets(fuzz: Fuzz, number: int) -> int:
@@ -224,7 +241,7 @@ def sockets(fuzz: Fuzz, number: int) -> int:
     for _ in range(number):
         with socket.create_connection(("127.0.0.1", fuzz.server.port), timeout=20) as connection:
             try:
-                connection.sendall(nonsense(fuzz))
+                in_packets(fuzz, connection, nonsense(fuzz))
                 if fuzz.rng.random() < 0.2:
                     continue
                 connection.shutdown(socket.SHUT_WR)
@@ -238,6 +255,21 @@ def sockets(fuzz: Fuzz, number: int) -> int:
             head, _, body = answer.partition(b"\r\n\r\n")
             fuzz.judge("socket", int(head[:3]), body)
     return answered
+
+
+def slow_readers(fuzz: Fuzz, number: int) -> list[socket.socket]:
+    """Return connections that ask for much, in part or whole, and read nothing."""
+    lines = []
+    for _ in range(number):
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(("127.0.0.1", fuzz.server.port))
+        line.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(int(fuzz.rng.integers(200))):
+                line.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        lines.append(line)
+    return lines
 
 
 def schema(fuzz: Fuzz, examples: int) -> tuple[int, list[str]]:
@@ -308,6 +340,7 @@ def main() -> None:
     parser.add_argument("--binary", type=int, default=9500)
     parser.add_argument("--schema", type=int, default=250)
     parser.add_argument("--sockets", type=int, default=2000)
+    parser.add_argument("--readers", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -325,9 +358,12 @@ def main() -> None:
                 fuzz.judge("binary", *fuzz.post(*changed_request(fuzz)))
             for request in expensive_requests():
                 fuzz.judge("hard", *fuzz.post(*request))
+            readers = slow_readers(fuzz, arguments.readers)
             answered = sockets(fuzz, arguments.sockets)
             number_sent, violations = schema(fuzz, arguments.schema)
             after = reference_answer(fuzz)
+            for each in readers:
+                each.close()
             result = {
                 "command": "python benchmarks/fuzz_server.py",
                 "seed": arguments.seed,
@@ -338,6 +374,7 @@ def main() -> None:
                     "schemathesis": number_sent,
                 },
                 "answers_to_sockets": answered,
+                "slow_readers": len(readers),
                 "statuses": dict(sorted(fuzz.statuses.items())),
                 "refused": sum(number for status, number in fuzz.statuses.items() if status >= 400),
                 "failures": fuzz.failures + violations,

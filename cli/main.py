@@ -92,7 +92,7 @@ def _extra_of(error: ModuleNotFoundError) -> str | None:
         "torch", "torchvision", "fvcore", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy",
         "sklearn", "tensorboard", "tomli_w",
     }  # fmt: skip
-    if package in {"starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"}:
+    if package in {"starlette", "uvloop", "prometheus_client"}:
         return "serve"
     if package == "timm":
         return "timm"

@@ -48,7 +48,6 @@ OWNERS = {
     "onnx": {"export/"},
     "onnxruntime": {"export/parity.py", "export/quantise.py", "runtime/"},
     "starlette": {"serving/http/"},
-    "uvicorn": {"serving/http/"},
     "prometheus_client": {"serving/metrics.py", "serving/workers.py"},
     "typer": {"cli/"},
     "rich": {"cli/"},

@@ -79,7 +79,7 @@ def test_the_options_are_those_promised(verb):
         ("torch", "train", ("analyze", "x")),
         ("torch", "train", ("quickstart",)),
         ("torch", "train", ("export", "x", "--out", "y")),
-        ("uvicorn", "serve", ("serve", "x")),
+        ("starlette", "serve", ("serve", "x")),
     ],
 )
 def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypatch):

@@ -16,8 +16,10 @@ from anytime_lct.runtime import preprocess
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.request import Refusal, Reply
+from anytime_lct.serving.v2 import json_text
+from anytime_lct.serving.v2.json_text import Numbers, read_json
 from anytime_lct.serving.v2.parameters import read_ask
-from anytime_lct.serving.v2.protocol import InferRequest, describe_model, read_request, write_reply
+from anytime_lct.serving.v2.protocol import InferRequest, describe_config, describe_model, read_request, write_reply
 from anytime_lct.serving.v2.tensors import from_bytes, from_list
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
@@ -123,6 +125,8 @@ def test_text_is_numbers_or_strings(text):
         ({"shape": [True, 1, 6, 6]}, "'shape' to be a list"),
         ({"shape": [2.0, 1, 6, 6]}, "'shape' to be a list"),
         ({"shape": [1] * 9}, "'shape' to be a list"),
+        ({"shape": [1, 10**4000, 10**4000, 6]}, "'shape' to be a list"),
+        ({"shape": [1, 2**62, 2**62, 2**62]}, "values in 'data' for shape"),
         ({"shape": [10**18, 1, 6, 6]}, "at most 256 images"),
         ({"shape": [2, 10**12, 10**12, 6]}, "Expected 12"),
         ({"data": X.ravel().tolist()[:-1]}, "Expected 72 values in 'data' for shape [2, 1, 6, 6], got 71"),
@@ -140,7 +144,6 @@ def test_text_is_numbers_or_strings(text):
         ({"parameters": {"shared_memory_region": "x"}}, "shared_memory_region"),
         ({"parameters": {"binary_data_size": 288}}, "Expected one of 'data' and 'binary_data_size'"),
         ({"parameters": []}, "as a JSON object"),
-        ({"extra": 1}, "got 'extra'"),
     ],
 )
 def test_wrong_inputs_are_named(image, changes, words):
@@ -161,7 +164,6 @@ def test_wrong_inputs_are_named(image, changes, words):
         ({"inputs": [tensor()]}, "Expected 'data' or 'binary_data_size'"),
         ({"inputs": [tensor([0.0] * 72)], "id": 7}, "'id' as a text"),
         ({"inputs": [tensor([0.0] * 72)], "id": "7" * 1001}, "'id' as a text"),
-        ({"inputs": [tensor([0.0] * 72)], "input": []}, "got 'input'"),
         ({"inputs": [tensor([0.0] * 72)], "outputs": {}}, "'outputs' as a list"),
         ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "probabilities"}]}, "an output of logits, exit"),
         ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit"}] * 2}, "'exit' again"),
@@ -306,12 +308,14 @@ def test_what_a_request_leaves_out_is_the_servers_default():
     assert read_ask({"binary_data_output": True, "priority": 3}, default) is default
     assert read_ask({"max_flops": 10}, default) == Ask(Budget(flops=10.0, exit=3), timeout=0.1)
     assert read_ask({"sequence_id": 0, "sequence_start": False}, default) == default
+    assert read_ask({"timeout": 0}, default) == default
 
 
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"timeout": 0}, "'timeout'"),
+        ({"timeout": 0.0}, "'timeout'"),
+        ({"timeout": False}, "'timeout'"),
         ({"timeout": -5}, "'timeout'"),
         ({"timeout": 2.5}, "'timeout'"),
         ({"timeout": True}, "'timeout'"),
@@ -327,6 +331,8 @@ def test_what_a_request_leaves_out_is_the_servers_default():
         ({"max_params": 10**400}, "'max_params'"),
         ({"max_exit": 1.0}, "'max_exit'"),
         ({"max_exit": 0}, "'max_exit'"),
+        ({"max_exit": 10**400}, "'max_exit'"),
+        ({"min_confidence": 10**400}, "'min_confidence'"),
         ({"min_confidence": 0}, "'min_confidence'"),
         ({"min_confidence": 1.01}, "'min_confidence'"),
         ({"min_confidence": 0.5, "measure": "mood"}, "'measure'"),
@@ -445,3 +451,100 @@ def test_a_shape_that_no_array_can_have_is_refused(image, datatype, shape):
         read(image, {"inputs": [entry]})
     with pytest.raises(LCTError):
         read(image, {"inputs": [tensor([], datatype, shape)]})
+
+
+def test_fields_that_other_clients_add_are_ignored(image):
+    sent = tensor(X.tolist(), extra=1, parameters={"content_type": "np"})
+    wanted = [{"name": "exit", "datatype": "INT64", "parameters": {"x": 1}}]
+    request = read(image, {"model_name": "tiny", "raw": [], "inputs": [sent], "outputs": wanted})
+    assert np.array_equal(request.x, X) and request.outputs == {"exit": False}
+
+
+def test_a_body_that_is_the_input_alone_is_a_request(image, text):
+    request = whole(X.tobytes(), b"0", image, DEFAULT_LIMITS, DEFAULT_ASK)
+    assert np.array_equal(request.x, X) and request.outputs == {"logits": True, "exit": True}
+    request = whole(np.array([0, 1, 3]).astype("<i8").tobytes(), b"0", text, DEFAULT_LIMITS, DEFAULT_ASK)
+    assert request.x.tolist() == [[0, 1, 3]]
+    for size, manifest in ((0, image), (287, image), (9, text)):
+        with pytest.raises(Refusal, match="as Inference-Header-Content-Length is 0"):
+            read_request(bytes(size), b"0", manifest, DEFAULT_LIMITS, DEFAULT_ASK)
+
+
+def test_the_configuration_gives_the_sizes_that_are_answered(image, text):
+    config = describe_config("tiny", image, DEFAULT_LIMITS)
+    assert config["max_batch_size"] == 256 and config["input"][0]["dims"] == [1, 6, 6]
+    assert config["output"] == [
+        {"name": "logits", "data_type": "TYPE_FP32", "dims": [3]},
+        {"name": "exit", "data_type": "TYPE_INT64", "dims": [1], "reshape": {"shape": []}},
+    ]
+    few = describe_config("tiny", image, replace(DEFAULT_LIMITS, body=5 * 4 * 36))["max_batch_size"]
+    assert few == 5 and describe_config("words", text, DEFAULT_LIMITS)["max_batch_size"] == 16_384
+
+
+@pytest.mark.parametrize("shape", [(72,), (2, 36), (3, 2, 1, 12), (2, 3, 1, 3, 2, 1, 1, 2)])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_long_arrays_are_read_in_pieces_to_the_bit(monkeypatch, shape, indent):
+    monkeypatch.setattr(json_text, "LONG", 64)
+    monkeypatch.setattr(json_text, "_RUN", b"0" * 64)
+    monkeypatch.setattr(json_text, "PIECE", 40)
+    x = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    for data in (x.tolist(), x.ravel().tolist()):
+        sent = {"a": "é\\" * 9, "data": data, "more": [{"data": data}], "shape": [1], "b": " " * 99 + "1" * 99}
+        value = read_json(json.dumps(sent, indent=indent).encode())
+        assert [value[key] for key in ("a", "shape", "b")] == [sent[key] for key in ("a", "shape", "b")]
+        for numbers in (value["data"], value["more"][0]["data"]):
+            assert isinstance(numbers, Numbers) and np.array_equal(from_list("FP32", shape, numbers), x)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1" + ",1" * 70 + "]", "Expected 72 values in 'data' for shape [2, 36], got 71"),
+        ("[[1" + ",1" * 70 + "],[1]]", "flat or nested"),
+        ("[[1" + ",1" * 34 + "],[1" + ",1" * 36 + "]]", "flat or nested"),
+        ("[[1" + ",1" * 35 + "],[1" + ",1" * 35 + "]", "flat or nested"),
+        ("[1[2]" + ",1" * 71 + "]", "flat or nested"),
+        ("[[1" + ",1" * 35 + "],1[" + ",1" * 35 + "]]", "flat or nested"),
+        ("[[1" + ",1" * 34 + ",1]1,[1" + ",1" * 34 + "]]", "flat or nested"),
+        ("[1 2" + ",1" * 71 + "]", "in JSON"),
+        ("[1" + ",1" * 70 + ",]", "in JSON"),
+        ("[1,," + ",1" * 69 + "]", "in JSON"),
+        ("[01" + ",1" * 71 + "]", "in JSON"),
+        ("[1e999" + ",1" * 71 + "]", "finite"),
+        ("[" + "1" * 5000 + ",1" * 71 + "]", "in JSON"),
+        ('"[' + "1" + ",1" * 71 + ']"', "a text that is an array"),
+        ("[-Infinity" + ",1" * 71 + "]", "-Infinity"),
+        ("[NaN" + ",1" * 71 + "]", "in JSON"),
+        ("[1" + ",1" * 71 + "] 1", "in JSON"),
+    ],
+)
+def test_long_arrays_that_are_wrong_are_named(monkeypatch, text, words):
+    monkeypatch.setattr(json_text, "LONG", 64)
+    monkeypatch.setattr(json_text, "_RUN", b"0" * 64)
+    monkeypatch.setattr(json_text, "PIECE", 40)
+    with pytest.raises(Refusal) as caught:
+        x = from_list("FP32", (2, 36), read_json(b'{"data": %b}' % text.encode())["data"])
+        raise Refusal("finite" if not np.isfinite(x).all() else "nothing is wrong")
+    assert words in str(caught.value)
+
+
+def test_many_numbers_are_refused_by_their_shape_before_they_are_read(image, monkeypatch):
+    monkeypatch.setattr(Numbers, "pieces", lambda self: pytest.fail("they are read"))
+    many = [0] * 40_000
+    with pytest.raises(Refusal, match="got 40000"):
+        read(image, {"inputs": [tensor(many)]})
+    with pytest.raises(InputError, match="Expected an input of shape"):
+        read(image, {"inputs": [tensor(many, shape=(1, 1, 200, 200))]})
+    with pytest.raises(Refusal, match="values beside 'data'"):
+        read(image, {"inputs": [tensor(many)], "more": ["a"] * 140_000})
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000, 1, 1), (1, 1, 20_000, 1)])
+def test_pixels_of_no_shape_that_pictures_have_are_refused(image, shape):
+    with pytest.raises(Refusal, match="up to 16384 a side"):
+        whole(*pack(np.zeros(shape, np.uint8), "UINT8"), image, DEFAULT_LIMITS, DEFAULT_ASK)
+    cropped = image.model_copy(update={"preprocessing": image.preprocessing.model_copy(update={"resize": 7})})
+    strip = np.zeros((1, 3, 8000, 1), np.uint8)
+    assert whole(*pack(strip, "UINT8"), image, DEFAULT_LIMITS, DEFAULT_ASK).x.shape == (1, 1, 6, 6)
+    with pytest.raises(Refusal, match="also when resized"):
+        whole(*pack(strip, "UINT8"), cropped, DEFAULT_LIMITS, DEFAULT_ASK)

@@ -20,7 +20,7 @@ from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
+from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository, scan
 from anytime_lct.serving.request import Overloaded
@@ -105,7 +105,7 @@ def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
         ("/v2/models/tiny/versions/1", {"name": "tiny"}),
         ("/v2/models/tiny/ready", {"name": "tiny", "ready": True}),
         ("/v2/models/tiny/versions/1/ready", {"ready": True}),
-        ("/v2/models/text/config", {"name": "text", "max_batch_size": 256}),
+        ("/v2/models/text/config", {"name": "text", "max_batch_size": 16_384}),
         ("/openapi.json", {"openapi": "3.1.0"}),
     ],
 )
@@ -181,6 +181,7 @@ def test_packed_bodies_beyond_a_step_are_whole(app):
         pytest.param(b"", "gzip", 400, id="empty"),
         pytest.param(zlib.compress(b"{}"), "br", 415, id="unknown packing"),
         pytest.param(b"{}", "gzip, gzip", 415, id="packed twice"),
+        pytest.param(b"{}", "", 400, id="an empty name is none"),
     ],
 )
 def test_badly_packed_bodies_are_refused(app, body, name, status):
@@ -264,6 +265,27 @@ def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
     app = bounded(folder, engine, in_flight=500_000)
     assert ask(app, "POST", "/v2/models/text/infer", sent).status == 200
     assert app.state.service.allowance.used == 0
+
+
+def test_large_requests_leave_bytes_to_small_ones():
+    allowance = Allowance(1 << 28)
+    with allowance.hold() as one, allowance.hold() as other, allowance.hold() as middle, allowance.hold() as small:
+        one.take(128 << 20)
+        with pytest.raises(Overloaded):
+            other.take(65 << 20)
+        other.take(64 << 20)
+        with pytest.raises(Overloaded):
+            one.take(1)
+        while True:
+            try:
+                middle.take(1 << 16)
+            except Overloaded:
+                break
+        for _ in range(100):
+            with pytest.raises(Overloaded):
+                middle.take(1 << 16)
+            small.take(100)
+    assert allowance.used == 0
 
 
 def test_an_overloaded_engine_says_when_to_come_again(app, engine):
@@ -495,6 +517,23 @@ def test_a_slow_reader_does_not_count_as_a_late_answer(app, engine):
     assert seen == [1, 1]
     text = ask(app, "GET", "/metrics").body.decode()
     assert 'anytime_lct_deadlines_total{kept="true",model="tiny",version="1"} 1.0' in text
+
+
+def test_errors_name_no_folders_of_the_server(app, engine, folder):
+    rewrite(folder / "tiny.bundle", classes=["only one"])
+    for path, words in (("tiny", "'manifest.json'"), ("none", "Expected the name of a bundle in")):
+        refused = ask(app, "POST", f"/v2/repository/models/{path}/load")
+        assert refused.status in (404, 500) and str(folder.parent) not in refused.body.decode()
+        assert words in refused.json()["error"] or "tiny.bundle" in refused.json()["error"]
+
+
+def test_all_models_have_statistics_in_one_answer(app):
+    ask(app, "POST", INFER, JSON)
+    stats = ask(app, "GET", "/v2/models/stats").json()["model_stats"]
+    assert [(each["name"], each["version"], each["execution_count"]) for each in stats] == [
+        ("text", "1", 0),
+        ("tiny", "1", 1),
+    ]
 
 
 def test_counts_are_of_one_version(tmp_path):

@@ -110,19 +110,24 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
             f"Expected a numpy array of shape {show_shape(expected)}, got a {type(x).__name__}; convert it first."
         )
     x = cast("NDArray[Any]", x)
-    matches = x.ndim == len(expected) and all(
-        isinstance(size, str) or size == actual for size, actual in zip(expected, x.shape, strict=True)
-    )
-    if not matches:
-        raise InputError(
-            f"Expected an input of shape {show_shape(expected)}, got {show_shape(x.shape)}; the first dimension is the "
-            f"batch."
-        )
+    check_shape(x.shape, expected)
     if x.size == 0:
         raise InputError(
             f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; add one."
         )
     return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
+
+
+def check_shape(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
+    """Raise InputError for a shape that a network does not take; a name in `expected` stands for any size."""
+    matches = len(shape) == len(expected) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(expected, shape, strict=True)
+    )
+    if not matches:
+        raise InputError(
+            f"Expected an input of shape {show_shape(expected)}, got {show_shape(shape)}; the first dimension is the "
+            f"batch."
+        )
 
 
 def normalise(pixels: NDArray[np.uint8], rules: Preprocessing) -> NDArray[np.float32]:

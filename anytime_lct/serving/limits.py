@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from anytime_lct.serving.request import Overloaded, Refusal
 
 MEGA = 1 << 20
+SMALL = 1 << 14  # bytes that a request may always take while there are any
+LEFT = 8  # a larger one leaves so many times its size to smaller ones, up to a quarter of all
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds in bytes, samples and seconds, so that no client uses memory or time without limit.
 
-    `body` bounds a body, compressed and uncompressed; `json` its JSON part, which takes twenty times its size to parse;
-    `in_flight` the bodies and answers of all requests together. `images` or `characters` bound the input of a request.
+    `body` bounds a body, compressed and uncompressed; `json` its JSON part; `in_flight` the bodies and answers of all
+    requests together. `images` or `characters` bound the input of a request, `side` the height and width of pixels.
     A body must arrive within `read_seconds`, its answer be read within the same time, and headers arrive within
     `header_seconds`.
     """
@@ -26,6 +28,7 @@ class Limits:
     in_flight: int = 256 * MEGA
     images: int = 256
     characters: int = 16_384
+    side: int = 16_384
     header_bytes: int = 64 * 1024
     header_seconds: float = 10.0
     read_seconds: float = 30.0
@@ -36,7 +39,10 @@ DEFAULT_LIMITS = Limits()
 
 
 class Allowance:
-    """The memory that all requests may use together, `limit` bytes; used from the event loop alone."""
+    """The memory that all requests may use together, `limit` bytes; used from the event loop alone.
+
+    The larger a request, the more it leaves to smaller ones: a few large uploads, slow or not, do not lock them out.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -62,9 +68,12 @@ class Holding:
     def take(self, size: int) -> None:
         """Take `size` more bytes; raises Overloaded where all requests together would use too many."""
         allowance = self._allowance
-        if allowance.used + size > allowance.limit:
+        left = min(LEFT * max(0, self.used + size - SMALL), allowance.limit // 4)
+        if allowance.used + size > allowance.limit - left:
             raise Overloaded(
-                f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later.", 1.0
+                f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later, or send "
+                "fewer samples at a time.",
+                1.0,
             )
         allowance.used += size
         self.used += size

@@ -24,6 +24,7 @@ from anytime_lct.serving.repository import Model, Repository
 from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import openapi, protocol
+from anytime_lct.serving.v2.json_text import write_json
 
 PAGE = Path(__file__).with_name("page")
 MAX_LOAD_BODY = 1 << 16
@@ -80,6 +81,7 @@ def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None
         get("/metrics", views.metrics),
         get("/openapi.json", views.openapi),
         get("/v2", views.server),
+        get("/v2/models/stats", views.all_stats),
         get("/v2/health/live", views.live),
         get("/v2/health/ready", views.ready),
         post("/v2/repository/index", views.index),
@@ -154,29 +156,18 @@ class Views:
     async def config(self, request: Request) -> Response:
         """A model's inputs and outputs in the form of Triton's model configuration."""
         model = self._model(request)
-        metadata = protocol.describe_model(model.name, [], model.bundle.manifest)
-
-        def tensors(kind: str) -> list[dict[str, Any]]:
-            return [
-                {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": each["shape"][1:]}
-                for each in metadata[kind]
-            ]
-
-        return json_response(
-            {
-                "name": model.name,
-                "platform": metadata["platform"],
-                "max_batch_size": self._service.limits.images,
-                "input": tensors("inputs"),
-                "output": tensors("outputs"),
-            }
-        )
+        return json_response(protocol.describe_config(model.name, model.bundle.manifest, self._service.limits))
 
     async def stats(self, request: Request) -> Response:
         """The statistics of a model."""
-        model = self._model(request)
-        exits = model.bundle.manifest.served
-        return json_response({"model_stats": [self._service.metrics.statistics(model.name, model.version, exits)]})
+        return self._statistics([self._model(request)])
+
+    async def all_stats(self, request: Request) -> Response:
+        """The statistics of all models."""
+        repository = self._service.repository
+        return self._statistics(
+            [repository.find(name, version) for name in repository.names() for version in repository.versions(name)]
+        )
 
     async def exits(self, request: Request) -> Response:
         """The cost and quality of every exit, and the preprocessing of raw inputs."""
@@ -223,13 +214,19 @@ class Views:
             self._on_reload()
         return json_response({})
 
+    def _statistics(self, models: list[Model[Any]]) -> Response:
+        statistics = self._service.metrics.statistics
+        return json_response(
+            {"model_stats": [statistics(each.name, each.version, each.bundle.manifest.served) for each in models]}
+        )
+
     def _model(self, request: Request) -> Model[Any]:
         return self._service.repository.find(request.path_params["model"], request.path_params.get("version"))
 
 
 def json_response(value: object, status: int = 200) -> Response:
     """Return a response in JSON."""
-    return Response(protocol.write_json(value), status, media_type="application/json")
+    return Response(write_json(value), status, media_type="application/json")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -246,9 +243,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
         if allow
         else f"Expected a path of the V2 protocol, got '{request.url.path[:200]}'; /openapi.json lists them."
     )
-    return Response(
-        protocol.write_json({"error": message}), error.status_code, error.headers, media_type="application/json"
-    )
+    return Response(write_json({"error": message}), error.status_code, error.headers, media_type="application/json")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -13,31 +13,29 @@ from anytime_lct.serving.request import ClientGone, Refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+Body = bytes | bytearray  # a large one is not copied
 # zlib's window bits: for the header of gzip, or that of zlib, which "deflate" means.
 WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 STEP = 1 << 20  # bytes decompressed at a time; memory is taken for each step
 PIECE = 1 << 16
 MIN_PACKED_SIZE = 1024
-DISCARD_SECONDS = 2.0  # for a client that sends too much: it reads the answer only when its body is read
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits, holding: Holding) -> bytes:
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits, holding: Holding) -> Body:
     """Read a body and decompress it.
 
     Raises Refusal (too large, too slow, unknown encoding, damaged), Overloaded and ClientGone.
     """
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    encoding = headers.get(b"content-encoding", b"").strip().lower() or b"identity"
     if encoding != b"identity" and encoding not in WINDOW_BITS:
         raise Refusal(
             f"Expected Content-Encoding gzip or deflate, got '{encoding[:40].decode('latin-1')}'; use one of them.",
             "encoding",
         )
     length = headers.get(b"content-length", b"")
+    if length.isdigit() and (len(length) > 15 or int(length) > limits.body):
+        raise too_large(limits.body)
     try:
-        if length.isdigit() and (len(length) > 15 or int(length) > limits.body):
-            if b"expect" not in headers:  # such a client waits for a response before it sends its body
-                await _discard(receive, limits)
-            raise too_large(limits.body)
         async with asyncio.timeout(limits.read_seconds):
             body = await _collect(receive, limits, holding)
     except TimeoutError:
@@ -63,7 +61,7 @@ def compress(body: bytes, accepted: bytes) -> tuple[bytes, bytes | None]:
     return body, None
 
 
-async def _collect(receive: Receive, limits: Limits, holding: Holding) -> bytes:
+async def _collect(receive: Receive, limits: Limits, holding: Holding) -> Body:
     body = bytearray()  # not a list: parts may be single bytes
     while True:
         message = await receive()
@@ -72,30 +70,16 @@ async def _collect(receive: Receive, limits: Limits, holding: Holding) -> bytes:
         part: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
         if len(body) + len(part) > limits.body:
-            if more:
-                await _discard(receive, limits)
             raise too_large(limits.body)
         holding.take(len(part))
-        if not more:
-            return bytes(body + part) if body else part
+        if not more and not body:
+            return part
         body += part
+        if not more:
+            return body
 
 
-async def _discard(receive: Receive, limits: Limits) -> None:
-    """Read and drop the rest of a body for a while, for a client that writes all before it reads."""
-    size = 0
-    try:
-        async with asyncio.timeout(DISCARD_SECONDS):
-            while size <= 4 * limits.body:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
-
-
-async def _decompress(body: bytes, bits: int, limits: Limits, holding: Holding) -> bytes:
+async def _decompress(body: Body, bits: int, limits: Limits, holding: Holding) -> bytes:
     """Decompress in steps, in a thread; a compression bomb is stopped at the limit."""
     decompressor = zlib.decompressobj(bits)
     parts: list[bytes] = []
@@ -103,7 +87,7 @@ async def _decompress(body: bytes, bits: int, limits: Limits, holding: Holding) 
     pending = part = b""
     while not decompressor.eof:
         if not pending and len(part) < STEP:  # after a full part there may be more output without more input
-            pending = body[offset : offset + PIECE]
+            pending = bytes(body[offset : offset + PIECE])
             offset += PIECE
             if not pending:
                 raise Refusal("Expected a complete compressed body, got a part of one; send all of it.")

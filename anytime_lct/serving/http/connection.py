@@ -1,86 +1,186 @@
-"""A connection: uvicorn's, with bounds on the size and time of headers, and errors in the protocol's JSON.
+"""A connection: requests come in, one after another, each has its turn, and every state has an end.
 
-uvicorn itself bounds neither the time nor the size of headers, and reports errors in plain text.
+state                              ends after                        how
+no request yet, or a part of one   `header_seconds`                  408
+between requests                   KEEP_ALIVE_SECONDS                closed
+a request and its answer           the app's own times
+an answer that is not taken        `read_seconds`                    cut off
+answered, the rest is not read     DISCARD_SECONDS                   closed; the rest is read and dropped meanwhile
+closed, not yet taken              `read_seconds`                    cut off
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from anytime_lct.serving.http.parser import Head, Malformed, RequestParser
+from anytime_lct.serving.http.turn import App, Turn, response_start
+from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.v2.json_text import write_json
 
-from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
-from anytime_lct.serving.v2.protocol import write_json
-
-DISCARD_SECONDS = 1.0
-
-
-def bounded(limits: Limits) -> type[HttpToolsProtocol]:
-    """Return the connection class with these limits, for uvicorn's option `http`."""
-
-    class Bounded(BoundedConnection):
-        pass
-
-    Bounded.limits = limits
-    return Bounded
+KEEP_ALIVE_SECONDS = 75.0
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes before would cost it the answer
 
 
-class BoundedConnection(HttpToolsProtocol):
-    """A connection that refuses headers beyond `header_bytes` or `header_seconds`."""
+class Connection(asyncio.Protocol):
+    """Speaks HTTP/1.1 with one client; `connections` holds all that are open."""
 
-    limits = DEFAULT_LIMITS
-    _header_size = 0
-    _is_refused = False
-    _timer: asyncio.TimerHandle | None = None
+    def __init__(self, app: App, limits: Limits, connections: set[Connection]) -> None:
+        self._app, self._limits, self._connections = app, limits, connections
+        self._loop = asyncio.get_running_loop()
+        self._parser = RequestParser(limits.header_bytes)
+        self._turn: Turn | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the state
+        self._untaken: asyncio.TimerHandle | None = None  # of an answer that is not taken
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._is_held = self._is_broken = self._is_ending = self._has_eof = self._is_idle = False
+        self.is_draining = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it where there are too many."""
-        super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
-            self._refuse(503, f"Expected at most {self.limits.connections} connections, got more; try again later.")
-            return
-        self._wait()
+        self._transport = transport
+        self._addresses: dict[str, Any] = {
+            "client": _address(transport.get_extra_info("peername")),
+            "server": _address(transport.get_extra_info("sockname")),
+        }
+        self._connections.add(self)
+        if len(self._connections) > self._limits.connections:
+            self._refuse(503, f"Expected at most {self._limits.connections} connections, got more; try again later.")
+        else:
+            self._wait(self._limits.header_seconds, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer of a closed connection."""
+        """Let the turn know that its client is gone."""
+        self._connections.discard(self)
+        self._is_ending = True
         self._stop_waiting()
-        super().connection_lost(exc)
+        self.resume_writing()
+        if self._turn is not None:
+            self._turn.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Parse bytes, unless headers are too large."""
-        if self._is_refused or self.transport.is_closing():
+        """Take bytes apart as far as there is no turn before them."""
+        if self._is_ending or self._is_broken:
             return
-        if self._timer is not None:
-            self._header_size += len(data)
-            # Bytes that hold complete headers, perhaps with a body behind them, are not too large.
-            if self._header_size > self.limits.header_bytes and b"\r\n\r\n" not in data:
-                self._refuse(
-                    431, f"Expected at most {self.limits.header_bytes} bytes of headers, got more; send fewer."
-                )
-                return
-        super().data_received(data)
+        self._parser.feed(data)
+        self._advance()
+        if self._is_idle and self._turn is None and not self._is_ending:
+            self._wait_for_head()
 
-    def on_message_begin(self) -> None:
-        """Start a request, perhaps after others on the same connection."""
-        super().on_message_begin()
-        if self._timer is None:
-            self._wait()
+    def eof_received(self) -> bool:
+        """Answer what has arrived whole, although nothing more comes."""
+        self._has_eof = True
+        if self._turn is None:
+            self._close()
+        elif not self._turn.is_whole:
+            self._turn.leave()
+        return True  # the other direction stays open
 
-    def on_headers_complete(self) -> None:
-        """Pass the request to the app."""
+    def pause_writing(self) -> None:
+        """Start the time in which the client must take its answer."""
+        self._writable.clear()
+        self._untaken = self._loop.call_later(self._limits.read_seconds, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has taken most of its answer."""
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+        self._writable.set()
+
+    def drain(self) -> None:
+        """Close when the turn is over, at once if there is none."""
+        self.is_draining = True
+        if self._turn is None and not self._is_ending:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # For the turn:
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def until_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or is gone."""
+        await self._writable.wait()
+
+    def hold_reading(self, is_held: bool) -> None:
+        """Read no more from the client, or go on."""
+        if is_held != self._is_held and not (self._has_eof or self._transport.is_closing()):
+            self._is_held = is_held
+            (self._transport.pause_reading if is_held else self._transport.resume_reading)()
+
+    def end_turn(self, *, is_answered: bool, closes: bool) -> None:
+        """Start the next turn, or close the connection."""
+        turn, self._turn, self._task = self._turn, None, None
+        if self._is_ending or turn is None:
+            return
+        if not is_answered:
+            self._transport.abort()
+        elif closes or self.is_draining or self._is_broken:
+            self._end(is_read=turn.is_whole and not self._parser.size)
+        else:
+            self.hold_reading(False)
+            self._advance()
+            if self._turn is None and not self._is_ending:
+                self._wait_for_next()
+
+    def _advance(self) -> None:
+        try:
+            while self._turn is None or not self._turn.is_whole:
+                event = self._parser.next_event()
+                if event is None:
+                    break
+                if isinstance(event, Head):
+                    self._begin_turn(event)
+                elif self._turn is not None and isinstance(event, bytes):
+                    self._turn.add(event)
+                elif self._turn is not None:
+                    self._turn.complete()
+        except Malformed as error:
+            self._is_broken = True
+            if self._turn is None:
+                self._refuse(error.status, str(error))
+            else:
+                self._turn.refuse(error)
+            return
+        if self._turn is None:
+            if self._has_eof:
+                self._close()
+        elif self._parser.size > self._limits.header_bytes:  # requests behind the one that is answered
+            self.hold_reading(True)
+
+    def _begin_turn(self, head: Head) -> None:
         self._stop_waiting()
-        super().on_headers_complete()
+        self._is_idle = False
+        self._turn = Turn(self, head)
+        scope = {"type": "http", "asgi": ASGI, "scheme": "http", "root_path": "", **self._addresses}
+        self._task = self._loop.create_task(self._turn.run(self._app, scope))
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP."""
-        self._refuse(400, "Expected a request in HTTP/1.1, got other bytes; check the address and the client.")
+    def _wait_for_head(self) -> None:
+        self._is_idle = False
+        self._wait(self._limits.header_seconds, self._too_slow)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Continue in HTTP/1.1 without a warning."""
+    def _wait_for_next(self) -> None:
+        if self._parser.size:
+            self._wait_for_head()
+        else:
+            self._is_idle = True
+            self._wait(KEEP_ALIVE_SECONDS, self._close)
 
-    def _wait(self) -> None:
-        self._header_size = 0
-        self._timer = self.loop.call_later(self.limits.header_seconds, self._too_slow)
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_waiting()
+        self._timer = self._loop.call_later(seconds, then)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -88,23 +188,37 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = None
 
     def _too_slow(self) -> None:
-        self._timer = None
-        self._refuse(408, f"Expected whole headers within {self.limits.header_seconds:g} s; send them faster.")
+        self._refuse(408, f"Expected whole headers within {self._limits.header_seconds:g} s; send them faster.")
 
     def _refuse(self, status: int, message: str) -> None:
-        self._stop_waiting()
-        if self.transport.is_closing():
-            return
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # a second response must not follow a part of the first
-            return
+        """Answer bytes that are no request, and close."""
         body = write_json({"error": message})
-        retry = b"retry-after: 1\r\n" if status == 503 else b""
-        self.transport.write(
-            STATUS_LINE[status] + retry + b"content-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        # Closing while bytes still arrive would discard the response: wait a while.
-        self._is_refused = True
-        self.transport.write_eof()
-        self._timer = self.loop.call_later(DISCARD_SECONDS, self.transport.close)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        self.write(response_start(status, headers) + body)
+        self._end(is_read=False)
+
+    def _end(self, *, is_read: bool) -> None:
+        """Close after an answer: at once where the client has sent no more than was read."""
+        if is_read or self._has_eof or self._transport.is_closing():
+            self._close()
+            return
+        self._is_ending = True
+        self.hold_reading(False)
+        self._transport.write_eof()
+        self._wait(DISCARD_SECONDS, self._close)
+
+    def _close(self) -> None:
+        """Close when the client has taken what was written, and cut it off if it does not."""
+        self._is_ending = True
+        self._transport.close()
+        self._wait(self._limits.read_seconds, self._transport.abort)
+
+
+def _address(address: object) -> tuple[str, int] | None:
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,7 +15,8 @@ from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.body import Message, Receive, compress, read_body
 from anytime_lct.serving.request import ClientGone, Kind, Overloaded, kind_of
 from anytime_lct.serving.service import Service, num_logits
-from anytime_lct.serving.v2.protocol import HEADER_LENGTH, read_request, write_json, write_reply
+from anytime_lct.serving.v2.json_text import write_json
+from anytime_lct.serving.v2.protocol import HEADER_LENGTH, json_length, read_request, write_reply
 
 Scope = Any
 Send = Callable[[Message], Awaitable[None]]
@@ -22,10 +25,14 @@ T = TypeVar("T")
 STATUS: dict[Kind, int] = {
     "invalid": 400, "unknown": 404, "slow": 408, "large": 413, "encoding": 415, "overloaded": 503, "failed": 500,
 }  # fmt: skip
+# Messages of these kinds may quote paths: the log has them whole, clients get the last name of each.
+OF_FOLDERS: tuple[Kind, ...] = ("unknown", "failed")
+FOLDERS = re.compile(r"'[^']*/(?=[^'/]*')")
+log = logging.getLogger(__name__)
 UNREAD: tuple[Kind, ...] = ("slow", "large")  # after these the rest of the body is not read
-# Sizes from which reading or writing takes a millisecond or more, and must not block the event loop: bytes, and
-# numbers in JSON.
-LARGE, MANY = 1 << 18, 1 << 10
+# Sizes from which reading or writing takes a millisecond or more, and must not block the event loop: bytes, bytes
+# of JSON, and numbers in it.
+LARGE, LARGE_JSON, MANY = 1 << 18, 1 << 15, 1 << 10
 PIECE = 1 << 18
 NUMBER_IN_JSON = 24  # bytes that a number of an answer takes at most while it is written
 
@@ -45,22 +52,21 @@ class Infer:
         manifest = model.bundle.manifest
         with service.exchange(model) as exchange:
             body = await read_body(headers, receive, limits, exchange.holding)
-            length = headers.get(HEADER_LENGTH)
-            request = await in_thread_if(
-                len(body) > LARGE, read_request, body, length, manifest, limits, service.default
-            )
+            header = headers.get(HEADER_LENGTH)
+            is_slow = len(body) > LARGE or json_length(header, len(body)) > LARGE_JSON
+            request = await in_thread_if(is_slow, read_request, body, header, manifest, limits, service.default)
             exchange.holding.take(max(0, request.input_bytes - len(body)))
-            x = await in_thread_if(request.input_bytes > LARGE, request.read_input)
+            x = await in_thread_if(is_slow or request.input_bytes > LARGE, request.read_input)
             is_json = not all(request.outputs.values())
             exchange.holding.take(num_logits(x, manifest) * (NUMBER_IN_JSON if is_json else 4))
             reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))
             logits = reply.answer.logits
             is_slow = logits.size > MANY if is_json else logits.nbytes > LARGE
             seconds = time.monotonic() - arrived
-            content, json_length = await in_thread_if(
+            content, length = await in_thread_if(
                 is_slow, write_reply, request, model.name, model.version, reply, seconds
             )
-            content, response_headers = await encode(content, json_length, headers.get(b"accept-encoding"))
+            content, response_headers = await encode(content, length, headers.get(b"accept-encoding"))
             service.engine.record_sent(reply)
             seconds = time.monotonic() - arrived
             await send_answer(send, content, response_headers, limits.read_seconds)
@@ -86,12 +92,9 @@ async def encode(body: bytes, json_length: int | None, accepted: bytes | None) -
 
 async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float) -> None:
     """Send an answer; raises ClientGone for a client that does not read it within `seconds`."""
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    if len(body) <= PIECE:
-        await send({"type": "http.response.body", "body": body})
-        return
     try:
         async with asyncio.timeout(seconds):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             for offset in range(0, len(body), PIECE):
                 end = offset + PIECE
                 await send({"type": "http.response.body", "body": body[offset:end], "more_body": end < len(body)})
@@ -101,12 +104,16 @@ async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float)
 
 def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
     """Return the status, headers and body of the response to an error."""
-    kind, headers = kind_of(error), {"content-type": "application/json"}
+    kind, headers, message = kind_of(error), {"content-type": "application/json"}, str(error)
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if kind in UNREAD:
         headers["connection"] = "close"
-    return STATUS[kind], headers, write_json({"error": str(error)})
+    if kind == "failed":
+        log.error("%s", message)
+    if kind in OF_FOLDERS:
+        message = FOLDERS.sub("'", message)
+    return STATUS[kind], headers, write_json({"error": message})
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -1,65 +1,49 @@
-"""HTTP on a listening socket: uvicorn runs the app until `stop`, and finishes the requests that it has started."""
+"""HTTP on a listening socket, until `stop`; the requests that have started are then finished."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-import uvicorn
+import time
+from collections.abc import Callable
 
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.http.connection import bounded
+from anytime_lct.serving.http.connection import Connection
 from anytime_lct.serving.service import DRAIN_SECONDS, Service
 
-KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+POLL_SECONDS = 0.02  # while the last connections close
 
 
 class HTTPListener:
     """Serves HTTP on a socket; `on_reload` is called when a client has reloaded bundles."""
 
     def __init__(self, service: Service, listener: socket.socket, on_reload: Callable[[], None]) -> None:
-        self._listener = listener
-        config = uvicorn.Config(
-            create_app(service, on_reload=on_reload),
-            http=bounded(service.limits),
-            ws="none",
-            lifespan="off",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=round(DRAIN_SECONDS),
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            backlog=BACKLOG,
-        )
-        self._server = _SignalFreeServer(config)
+        self._app = create_app(service, on_reload=on_reload)
+        self._limits, self._listener = service.limits, listener
+        self._connections: set[Connection] = set()
+        self._stopped = asyncio.Event()
+        self._is_cut = False
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; `started` is called when requests are answered."""
-        watch = asyncio.create_task(self._when_started(started))
-        await self._server.serve([self._listener])
-        watch.cancel()
+        server = await asyncio.get_running_loop().create_server(self._connect, sock=self._listener, backlog=BACKLOG)
+        started()
+        await self._stopped.wait()
+        server.close()
+        self._listener.close()
+        for connection in tuple(self._connections):
+            connection.drain()
+        end = time.monotonic() + DRAIN_SECONDS
+        while self._connections and not self._is_cut and time.monotonic() < end:
+            await asyncio.sleep(POLL_SECONDS)
+        for connection in tuple(self._connections):
+            connection.abort()
 
     def stop(self, *, now: bool) -> None:
         """Accept no more connections, and end when all answers are written, or at once if `now`."""
-        logging.getLogger("uvicorn.error").disabled = now  # cutting requests short is no error here
-        self._server.force_exit = now
-        self._server.should_exit = True
+        self._is_cut = now
+        self._stopped.set()
 
-    async def _when_started(self, started: Callable[[], None]) -> None:
-        while not self._server.started:
-            await asyncio.sleep(0.01)
-        started()
-
-
-class _SignalFreeServer(uvicorn.Server):
-    """uvicorn's server without its signal handlers, which would raise the signal again at the end."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the caller."""
-        yield
+    def _connect(self) -> Connection:
+        return Connection(self._app, self._limits, self._connections)

@@ -25,6 +25,7 @@ def describe(models: dict[str, list[str]]) -> Json:
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": versions}}
     paths: Json = {
         "/v2": {"get": _operation("Name, version and extensions.", "Server")},
+        "/v2/models/stats": {"get": _operation("The statistics of all models.", "Statistics")},
         "/v2/health/live": {"get": _operation("Whether the process answers.", "Live")},
         "/v2/health/ready": {"get": _operation("Whether requests are accepted.", "Ready", "503")},
         "/v2/repository/index": {"post": _operation("The models by name and version.", "Index")},
@@ -144,7 +145,7 @@ SCHEMAS: Json = {
     "Exits": _object(["model", "metric", "exits"], model=STRING, metric=STRING, exits=_list({"type": "object"})),
     "Parameters": _closed(
         [],
-        timeout={"anyOf": [POSITIVE, {"type": "string", "examples": ["20ms"]}]},
+        timeout={"anyOf": [NON_NEGATIVE, {"type": "string", "examples": ["20ms"]}]},
         max_flops=COUNT,
         max_params=COUNT,
         max_exit=POSITIVE,
@@ -156,7 +157,7 @@ SCHEMAS: Json = {
         binary_data_output=BOOLEAN,
     ),
     "Request": {
-        **_closed(
+        **_object(
             ["inputs"],
             id={"type": "string", "maxLength": MAX_ID},
             parameters=_ref("Parameters"),
@@ -164,15 +165,15 @@ SCHEMAS: Json = {
             outputs=_list(_ref("Output"), maxItems=len(OUTPUTS)),
         )
     },
-    "Input": _closed(
+    "Input": _object(
         ["name", "datatype", "shape"],
         name={"const": "input"},
         datatype={"enum": [*DTYPES, TEXT]},
         shape=_list(NON_NEGATIVE, minItems=1, maxItems=MAX_DIMENSIONS),
         data=NESTED,
-        parameters=_closed([], binary_data_size=NON_NEGATIVE),
+        parameters=_object([], binary_data_size=NON_NEGATIVE),
     ),
-    "Output": _closed(["name"], name={"enum": list(OUTPUTS)}, parameters=_closed([], binary_data=BOOLEAN)),
+    "Output": _object(["name"], name={"enum": list(OUTPUTS)}, parameters=_object([], binary_data=BOOLEAN)),
     "Answer": _object(
         ["model_name", "model_version", "parameters", "outputs"],
         model_name=STRING,

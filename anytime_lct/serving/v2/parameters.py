@@ -1,6 +1,6 @@
 """The parameters of a request, read as an Ask, and those of a response, written from its reply.
 
-timeout         whole microseconds from arrival, or a time like "20ms": the deadline
+timeout         whole microseconds from arrival, or a time like "20ms": the deadline; 0 is none
 max_flops       multiply-adds for one sample: a number, or a count like "20M"
 max_params      parameters of the sub-model, in the same form
 max_exit        go no deeper than this exit
@@ -26,6 +26,7 @@ HARMLESS = frozenset({"binary_data_output", "priority", "content_type"})
 UNSUPPORTED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_TEXT = 40
+MAX_NUMBER = 1 << 63
 LONGEST_TIMEOUT = 86_400.0
 
 
@@ -39,6 +40,8 @@ def read_ask(parameters: dict[str, Any], default: Ask) -> Ask:
         return default
     values: dict[str, Any] = {}
     for key, value in parameters.items():
+        if key == "timeout" and type(value) is int and value == 0:
+            continue  # clients send 0 where there is no timeout
         if key in READERS:
             values[key] = _read(key, value)
         elif key in UNSUPPORTED:
@@ -80,6 +83,8 @@ def reply_parameters(reply: Reply, ask: Ask, seconds: float) -> dict[str, Any]:
 def _read(key: str, value: object) -> object:
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise Refusal(f"The parameter '{key}': Expected a short text like 20M or 5ms, got {show(value)}.")
+    if type(value) is int and abs(value) >= MAX_NUMBER:
+        raise Refusal(f"The parameter '{key}': Expected a number of 64 bits, got {show(value)}.")
     try:
         return READERS[key](value)
     except (BudgetError, OverflowError) as error:
@@ -88,7 +93,7 @@ def _read(key: str, value: object) -> object:
 
 def _timeout(value: object) -> float:
     if not isinstance(value, str) and (type(value) is not int or value < 1):
-        raise BudgetError(f"Expected whole microseconds from 1 on, or a time like 20ms, got {show(value)}.")
+        raise BudgetError(f"Expected whole microseconds, or a time like 20ms, got {show(value)}.")
     seconds = parse_seconds(value) if isinstance(value, str) else value / 1e6
     if seconds > LONGEST_TIMEOUT:
         raise BudgetError(f"Expected at most {LONGEST_TIMEOUT:g} seconds, got {show(value)}; leave it out for none.")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.serving.request import Refusal, show
+from anytime_lct.serving.v2.json_text import Numbers
 
 # The datatypes that inputs may have; the wire is little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -25,12 +26,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 TEXT = "BYTES"
 MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 63  # of one dimension
 
 
 def read_shape(raw: object) -> tuple[int, ...]:
-    """Check a shape: a list of up to 8 whole numbers, none negative; raises Refusal."""
-    is_valid = isinstance(raw, list) and 0 < len(raw) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in raw)
-    if not is_valid:
+    """Check a shape: a list of up to 8 whole numbers, none negative or beyond 63 bits; raises Refusal."""
+    sizes = cast("list[object]", raw) if isinstance(raw, list) else []
+    is_short = 0 < len(sizes) <= MAX_DIMENSIONS
+    if not is_short or not all(type(size) is int and 0 <= size < MAX_SIZE for size in sizes):
         raise Refusal(
             f"Expected 'shape' to be a list of 1 to {MAX_DIMENSIONS} whole numbers, got {show(raw)}; "
             "the first is the batch."
@@ -62,6 +65,8 @@ def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[An
     array([[1. , 2. ],
            [3. , 4.5]], dtype=float32)
     """
+    if isinstance(data, Numbers):
+        return _from_numbers(datatype, shape, data)
     flat = _flatten(data, shape)
     dtype = DTYPES[datatype]
     allowed = {int, float} if dtype.kind == "f" else {int}
@@ -73,6 +78,23 @@ def from_list(datatype: str, shape: tuple[int, ...], data: object) -> NDArray[An
             array = np.array(flat, dtype)
     except (OverflowError, ValueError):
         raise Refusal(f"Expected 'data' in the range of {datatype}, got a number beyond it; check the input.") from None
+    return _shaped(array, shape)
+
+
+def _from_numbers(datatype: str, shape: tuple[int, ...], numbers: Numbers) -> NDArray[Any]:
+    """Read many numbers a piece at a time, so that other threads have their turns between."""
+    count = math.prod(shape)
+    if len(numbers) != count:
+        raise _miscounted(shape, len(numbers))
+    if not numbers.has_shape(shape):
+        raise _uneven(shape)
+    array = np.empty(count, DTYPES[datatype])
+    filled = 0
+    for piece in numbers.pieces():
+        array[filled : filled + len(piece)] = from_list(datatype, (len(piece),), piece)
+        filled += len(piece)
+    if filled != count:
+        raise _miscounted(shape, filled)
     return _shaped(array, shape)
 
 
@@ -132,8 +154,14 @@ def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
             elif size and type(level[0]) is list:
                 raise _uneven(shape)
     if len(level) != count:
-        raise Refusal(f"Expected {count} values in 'data' for shape {list(shape)}, got {len(level)}; fix one of them.")
+        raise _miscounted(shape, len(level))
     return level
+
+
+def _miscounted(shape: tuple[int, ...], count: int) -> Refusal:
+    return Refusal(
+        f"Expected {math.prod(shape)} values in 'data' for shape {list(shape)}, got {count}; fix one of them."
+    )
 
 
 def _uneven(shape: tuple[int, ...]) -> Refusal:

@@ -1,0 +1,160 @@
+"""One request and its response on a connection: a turn, as messages of ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from anytime_lct.serving.http.body import Message
+from anytime_lct.serving.http.parser import Head, Malformed
+from anytime_lct.serving.request import ClientGone, Refusal
+
+App = Callable[[Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HIGH_WATER = 1 << 16  # bytes of a body that wait for the app; then no more are read from the socket
+log = logging.getLogger(__name__)
+
+
+class Line(Protocol):
+    """What a turn needs of its connection."""
+
+    is_draining: bool
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        ...
+
+    async def until_writable(self) -> None:
+        """Wait until the client has taken most of what was sent, or is gone."""
+        ...
+
+    def hold_reading(self, is_held: bool) -> None:
+        """Read no more from the client, or go on."""
+        ...
+
+    def end_turn(self, *, is_answered: bool, closes: bool) -> None:
+        """Start the next turn, or close the connection."""
+        ...
+
+
+class Turn:
+    """Runs the app for one request. The connection adds the body as it arrives, and reports when the client is gone."""
+
+    def __init__(self, line: Line, head: Head) -> None:
+        self._line, self._head = line, head
+        self._body = bytearray()
+        self._changed = asyncio.Event()
+        self._error: Malformed | None = None
+        self._start: bytes | None = None  # status line and headers, until they are sent
+        self._must_continue = head.expects_continue
+        self._is_read = self._is_answered = self._is_gone = self._closes = False
+        self.is_whole = False  # the request has arrived to its end
+
+    def add(self, part: bytes) -> None:
+        """Add a part of the body."""
+        self._body += part
+        if len(self._body) > HIGH_WATER:
+            self._line.hold_reading(True)
+        self._changed.set()
+
+    def complete(self) -> None:
+        """Record the end of the body."""
+        self.is_whole = True
+        self._changed.set()
+
+    def refuse(self, error: Malformed) -> None:
+        """Let the app read an error in place of the rest of the body."""
+        self._error = error
+        self._changed.set()
+
+    def leave(self) -> None:
+        """Record that there is no client to answer."""
+        self._is_gone = True
+        self._changed.set()
+
+    async def run(self, app: App, scope: dict[str, Any]) -> None:
+        """Let the app answer; then the connection goes on, or closes where there is no whole answer."""
+        head = self._head
+        path, _, query = head.target.partition(b"?")
+        scope |= {"method": head.method, "http_version": head.version, "headers": head.headers}
+        scope |= {"path": unquote(path.decode("ascii")), "raw_path": path, "query_string": query}
+        try:
+            await app(scope, self._receive, self._send)
+        except ClientGone:
+            pass
+        except Exception as error:
+            log.error("The server failed to answer %s %s.", head.method, scope["path"], exc_info=error)
+        finally:
+            self._line.end_turn(is_answered=self._is_answered, closes=self._closes)
+
+    async def _receive(self) -> Message:
+        if self._must_continue:
+            self._must_continue = False
+            self._line.write(CONTINUE)
+        while not (self._is_gone or self._is_answered):
+            if self._body or (self.is_whole and not self._is_read):
+                body, self._body = bytes(self._body), bytearray()
+                self._is_read = self.is_whole
+                self._line.hold_reading(False)
+                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+            if self._error is not None:
+                raise Refusal(str(self._error))
+            self._changed.clear()
+            await self._changed.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        await self._line.until_writable()
+        if self._is_gone:
+            raise ClientGone
+        if message["type"] == "http.response.start":
+            self._start = self._write_start(message["status"], list(message.get("headers", ())))
+            return
+        body: bytes = b"" if self._head.method == "HEAD" else message.get("body", b"")
+        start, self._start = self._start or b"", None
+        if start and len(body) < HIGH_WATER:
+            self._line.write(start + body)
+        else:
+            self._line.write(start)
+            self._line.write(body)
+        if not message.get("more_body", False):
+            self._is_answered = True
+            self._changed.set()
+
+    def _write_start(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        self._must_continue = False
+        names = dict(headers)
+        # Without its whole body, or the length of the answer, the client cannot tell where the next one starts.
+        self._closes = (
+            not self._head.keep_alive
+            or not self.is_whole
+            or self._line.is_draining
+            or names.get(b"connection") == b"close"
+            or b"content-length" not in names
+        )
+        if self._closes and b"connection" not in names:
+            headers.append((b"connection", b"close"))
+        elif not self._closes and self._head.version == "1.0":
+            headers.append((b"connection", b"keep-alive"))
+        return response_start(status, headers)
+
+
+def response_start(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the status line and the headers of a response, with the date."""
+    lines = [STATUS_LINE[status], b"date: ", _date(int(time.time())), b"\r\n"]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join((*lines, b"\r\n"))
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()

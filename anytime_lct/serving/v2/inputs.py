@@ -1,0 +1,154 @@
+"""The input of a request: checked by name, shape and datatype first, then read into what the network takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anytime_lct.errors import InputError
+from anytime_lct.exits.bundle import Manifest
+from anytime_lct.runtime import preprocess
+from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.request import Refusal, show
+from anytime_lct.serving.v2 import tensors
+from anytime_lct.serving.v2.json_text import Numbers, read_object
+
+INPUT = "input"
+SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
+
+
+def image_bytes(manifest: Manifest) -> int:
+    """Return the bytes of one image as the network takes it."""
+    return 4 * math.prod(size for size in manifest.input_shape if isinstance(size, int))
+
+
+def max_images(manifest: Manifest, limits: Limits) -> int:
+    """Return how many images a request may have.
+
+    They are resized to the network's size: no more of them than fit into a body at that size.
+    """
+    return min(limits.images, max(1, limits.body // image_bytes(manifest)))
+
+
+def describe_raw(size: int, manifest: Manifest) -> dict[str, Any]:
+    """Return the description of an input that is the whole body, of `size` bytes; raises Refusal."""
+    is_text = manifest.input_dtype == "int64"
+    datatype, bytes_each = ("INT64", 8) if is_text else ("FP32", image_bytes(manifest))
+    count, rest = divmod(size, bytes_each)
+    if rest or not count:
+        raise Refusal(
+            f"Expected {datatype} of a multiple of {bytes_each} bytes, as Inference-Header-Content-Length is 0, got "
+            f"{size} bytes; give the length of the request in JSON."
+        )
+    shape = [1, count] if is_text else [count, *manifest.input_shape[1:]]
+    return {"name": INPUT, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+
+
+def find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Return the description of the input tensor, its shape, and the bytes of the network's input; raises Refusal."""
+    if not isinstance(raw, list) or not raw:
+        raise Refusal(f"Expected 'inputs' as a list of one tensor named '{INPUT}', got {show(raw)}; send one.")
+    tensor: dict[str, Any] = {}
+    for entry in cast("list[object]", raw):
+        tensor = read_object(entry, "an input")
+        if tensor.get("name") != INPUT:
+            raise Refusal(f"Expected an input named '{INPUT}', got {show(tensor.get('name'))}; rename it.")
+    if len(raw) > 1:
+        raise Refusal(f"Expected the input '{INPUT}' once, got it {len(raw)} times; send one batch.")
+    shape = tensors.read_shape(tensor.get("shape"))
+    if manifest.task == "language-model":
+        count, limit, bytes_each = math.prod(shape), limits.characters, 8
+    else:
+        bytes_each = image_bytes(manifest)
+        count, limit = shape[0], max_images(manifest, limits)
+    if count > limit:
+        unit = "images" if manifest.task == "classification" else "characters"
+        raise Refusal(f"Expected at most {limit} {unit} in a request, got {count}; send several requests.")
+    return tensor, shape, count * bytes_each
+
+
+def read_input(
+    tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
+) -> NDArray[Any]:
+    """Return the input as the network takes it, from bytes or JSON; raises Refusal and InputError."""
+    return preprocess.check_batch(_read_tensor(tensor, shape, binary, manifest, limits), manifest)
+
+
+def _read_tensor(
+    tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
+) -> NDArray[Any]:
+    """Read the input, and convert pixels, text and half-precision numbers to what the network takes."""
+    datatype: Any = tensor.get("datatype")
+    is_text = manifest.input_dtype == "int64"
+    datatypes = ("INT64", "INT32", tensors.TEXT) if is_text else ("FP32", "FP64", "FP16", "UINT8")
+    if datatype not in datatypes:
+        raise Refusal(f"Expected the datatype {', '.join(datatypes)}, got {show(datatype)}; convert the input.")
+    data = _data(tensor, binary)
+    if datatype == tensors.TEXT:
+        if len(shape) != 1:
+            raise Refusal(f"Expected BYTES of shape [batch], one text each, got {list(shape)}; fix the shape.")
+        read = tensors.texts_from_bytes if isinstance(data, memoryview) else tensors.texts_from_list
+        return _encode(read(shape, data), manifest, limits)  # type: ignore[arg-type]
+    if datatype == "UINT8":
+        _check_pixels(shape, manifest, limits)
+    elif isinstance(data, Numbers):  # they take time to read
+        preprocess.check_shape(shape, manifest.input_shape)
+    read = tensors.from_bytes if isinstance(data, memoryview) else tensors.from_list
+    array = read(datatype, shape, data)  # type: ignore[arg-type]
+    if datatype == "FP16":
+        return array.astype(np.float32)
+    if datatype == "UINT8":
+        try:
+            return preprocess.from_array(array, manifest.preprocessing)
+        except (MemoryError, OverflowError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise Refusal(f"Expected pixels that can be resized, got {list(shape)}; send smaller images.") from None
+    return array
+
+
+def _check_pixels(shape: tuple[int, ...], manifest: Manifest, limits: Limits) -> None:
+    """Refuse pixels of no shape that pictures have: resizing them would take memory and time without bound."""
+    if len(shape) != 4:
+        raise Refusal(f"Expected pixels of shape [batch, height, width, channels], got {list(shape)}; reshape them.")
+    short, long = sorted(shape[1:3])
+    # With `resize` the shorter side gets that length, and the longer one grows with it.
+    grown = long * max(1.0, (manifest.preprocessing.resize or 0) / max(1, short))
+    if grown > limits.side:
+        raise Refusal(
+            f"Expected pixels of up to {limits.side} a side, also when resized, got the shape {list(shape)}; crop them."
+        )
+
+
+def _data(tensor: dict[str, Any], binary: memoryview) -> object:
+    parameters = read_object(tensor.get("parameters", {}), "an input's parameters")
+    if unsupported := parameters.keys() & SHARED_MEMORY:
+        raise Refusal(f"Expected an input's parameter 'binary_data_size', got {show(min(unsupported))}; leave it out.")
+    if "binary_data_size" not in parameters:
+        if len(binary):
+            raise Refusal(f"Expected no bytes behind the JSON, got {len(binary)}; give 'binary_data_size'.")
+        if "data" not in tensor:
+            raise Refusal("Expected 'data' or 'binary_data_size' of the input, got neither; send one.")
+        return tensor["data"]
+    size = parameters["binary_data_size"]
+    if "data" in tensor:
+        raise Refusal("Expected one of 'data' and 'binary_data_size', got both; leave one out.")
+    if type(size) is not int or size != len(binary):
+        raise Refusal(
+            f"Expected 'binary_data_size' {len(binary)}, as many as follow the JSON, got {show(size)}; fix it."
+        )
+    return binary
+
+
+def _encode(texts: list[str], manifest: Manifest, limits: Limits) -> NDArray[np.int64]:
+    lengths = {len(text) for text in texts}
+    if len(lengths) > 1:
+        raise Refusal(f"Expected texts of one length in a batch, got {len(lengths)} lengths; send them one by one.")
+    if sum(map(len, texts)) > limits.characters:
+        raise Refusal(f"Expected at most {limits.characters} characters in a request, got more; shorten the text.")
+    if not texts:
+        raise Refusal("Expected at least one text, got none; send some.")
+    return np.concatenate([preprocess.from_text(text, manifest.preprocessing) for text in texts])

@@ -1,0 +1,406 @@
+"""Requests on sockets: taken apart strictly and within bounds, in any pieces, and every connection has an end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+
+import h11
+import numpy as np
+import pytest
+from asgi import binary
+from bundles import write_image_bundle
+from fake_engine import FakeEngine, FakeServed
+
+from anytime_lct.exits.budget import DEFAULT_ASK
+from anytime_lct.serving.http import connection as connections
+from anytime_lct.serving.http.app import create_app
+from anytime_lct.serving.http.connection import Connection
+from anytime_lct.serving.http.parser import MAX_CHUNKS, MAX_FIELDS, Head, Malformed, RequestParser
+from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.repository import Repository
+from anytime_lct.serving.service import Service
+
+X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+INFER = "/v2/models/tiny/infer"
+GET = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def take_apart(*pieces, header_bytes=1000):
+    """The heads of all requests in these bytes, each with its body, and what is left."""
+    parser, requests, body = RequestParser(header_bytes), [], b""
+    for piece in pieces:
+        parser.feed(piece)
+        while (event := parser.next_event()) is not None:
+            if isinstance(event, Head):
+                requests.append([event, None])
+                body = b""
+            elif event == "end":
+                requests[-1][1] = body
+            else:
+                body += event
+    return requests, parser.size
+
+
+def by_h11(raw):
+    """The same by h11: method, target, headers and body of each request."""
+    line, requests = h11.Connection(h11.SERVER), []
+    line.receive_data(raw)
+    while (event := line.next_event()) is not h11.NEED_DATA:
+        if isinstance(event, h11.Request):
+            requests.append([event.method.decode(), event.target, list(event.headers), b""])
+        elif isinstance(event, h11.Data):
+            requests[-1][3] += event.data
+        elif event is h11.PAUSED:
+            line.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+            line.send(h11.EndOfMessage())
+            line.start_next_cycle()
+    return requests
+
+
+GOOD = [
+    GET + b"\r\n",
+    b"PUT /a%20b?c=/d HTTP/1.1\r\nhOst:\tx:80 \r\nX-Empty:\r\nx: \xe9\r\nContent-Length: 3\r\n\r\nabc",
+    CHUNKED + b"3;a=b\r\nabc\r\n00A\r\n0123456789\r\n0\r\nx: y\r\n\r\n",
+    CHUNKED + b"0\r\n\r\n",
+    POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nGET ",
+]
+
+
+@pytest.mark.parametrize("raw", [*GOOD, b"".join(GOOD)], ids=range(len(GOOD) + 1))
+def test_requests_are_what_h11_reads_in_any_pieces(raw):
+    expected = by_h11(raw)
+    for size in (1, 2, 3, 7, len(raw)):
+        requests, left = take_apart(*(raw[k : k + size] for k in range(0, len(raw), size)))
+        assert [[head.method, head.target, head.headers, body] for head, body in requests] == expected
+        assert left == 0
+
+
+def test_empty_lines_before_a_request_are_skipped():
+    requests, left = take_apart(b"\r\n" + GET + b"\r\n\r\n\r\n" + GET + b"\r\n")
+    assert len(requests) == 2 and left == 0
+
+
+def test_the_request_line_may_name_the_host_too():
+    [(head, _)], _ = take_apart(b"GET http://X:80/v2?a HTTP/1.1\r\nHost: x:80\r\n\r\n")
+    assert head.target == b"/v2?a"
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "kept"),
+    [
+        (b"1.1", None, True),
+        (b"1.1", b"close", False),
+        (b"1.1", b"x, CLOSE", False),
+        (b"1.0", None, False),
+        (b"1.0", b"Keep-Alive", True),
+        (b"1.0", b"keep-alive, close", False),
+    ],
+)
+def test_connections_are_kept_as_the_client_asks(version, connection, kept):
+    fields = b"" if connection is None else b"Connection: " + connection + b"\r\n"
+    [(head, _)], _ = take_apart(b"GET / HTTP/" + version + b"\r\nHost: x\r\n" + fields + b"\r\n")
+    assert head.keep_alive is kept
+
+
+BAD = {
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": GET + b"Host: x\r\n\r\n",
+    "hosts that differ": b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "hosts in one": b"GET / HTTP/1.1\r\nHost: x, y\r\n\r\n",
+    "folded line": GET + b"a: b\r\n c\r\n\r\n",
+    "folded coding": POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "space before the colon": POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "no colon": GET + b"nonsense\r\n\r\n",
+    "no name": GET + b": x\r\n\r\n",
+    "NUL": GET + b"a: \0\r\n\r\n",
+    "bare LF": b"GET / HTTP/1.1\nHost: x\n\n\r\n\r\n",
+    "LF in a line": GET + b"a: b\nc: d\r\n\r\n",
+    "bare CR": GET + b"a: b\rc\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "lengths in one": POST + b"Content-Length: 3, 3\r\n\r\nabc",
+    "signed length": POST + b"Content-Length: +3\r\n\r\nabc",
+    "no length": POST + b"Content-Length:\r\n\r\n",
+    "long length": POST + b"Content-Length: " + b"0" * 20 + b"\r\n\r\n",
+    "length and chunks": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two codings": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "unknown coding": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunks in HTTP/1.0": CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "size of a chunk": CHUNKED + b"x\r\n",
+    "signed size": CHUNKED + b"-1\r\n",
+    "prefixed size": CHUNKED + b"0x1\r\n",
+    "space behind the size": CHUNKED + b"1 \r\n",
+    "size in 16 digits": CHUNKED + b"f" * 16 + b"\r\n",
+    "LF behind the size": CHUNKED + b"1\na\r\n",
+    "long chunk": CHUNKED + b"1\r\nab\r\n",
+    "trailer that is no field": CHUNKED + b"0\r\nnonsense\r\n\r\n",
+    "folded trailer": CHUNKED + b"0\r\na: b\r\n c\r\n\r\n",
+    "method": b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "version": b"GET / HTTP/2.0\r\nHost: x\r\n\r\n",
+    "spaces": b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no target": b"GET HTTP/1.1\r\nHost: x\r\n\r\n",
+    "fragment": b"GET /#a HTTP/1.1\r\nHost: x\r\n\r\n",
+    "tunnel": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n",
+    "TLS": b"\x16\x03\x01",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("raw", BAD.values(), ids=BAD)
+def test_what_two_programs_may_read_in_two_ways_is_refused(raw):
+    for size in (1, len(raw)):
+        with pytest.raises(Malformed) as caught:
+            take_apart(*(raw[k : k + size] for k in range(0, len(raw), size)))
+        assert caught.value.status == 400 and str(caught.value).endswith(".")
+
+
+ENDLESS = {
+    "empty lines": (b"", b"\r\n"),
+    "path": (b"GET /", b"a" * 10),
+    "field": (GET + b"a: ", b"a" * 10),
+    "fields": (GET, b"a: b\r\n"),
+    "size of a chunk": (CHUNKED, b"0" * 10),
+    "extension": (CHUNKED + b"1;", b"a" * 10),
+    "extensions": (CHUNKED, b"1;aaaaa\r\na\r\n"),
+    "trailer": (CHUNKED + b"0\r\na: ", b"a" * 10),
+    "trailers": (CHUNKED + b"0\r\n", b"a: b\r\n"),
+}
+
+
+@pytest.mark.parametrize(("start", "more"), ENDLESS.values(), ids=ENDLESS)
+def test_all_that_is_no_body_is_bounded(start, more):
+    parser, sent = RequestParser(1000), 0
+    parser.feed(start)
+    with pytest.raises(Malformed) as caught:
+        while sent < 10_000:
+            while parser.next_event() is not None:
+                pass
+            parser.feed(more)
+            sent += len(more)
+            assert parser.size < 1100
+    assert caught.value.status == 431
+    assert sent < 3200
+
+
+def test_the_numbers_of_fields_and_chunks_are_bounded():
+    take_apart(GET + b"a: b\r\n" * (MAX_FIELDS - 1) + b"\r\n")
+    with pytest.raises(Malformed, match=f"at most {MAX_FIELDS} headers"):
+        take_apart(GET + b"a: b\r\n" * MAX_FIELDS + b"\r\n")
+    with pytest.raises(Malformed, match=f"at most {MAX_CHUNKS} chunks"):
+        take_apart(CHUNKED, b"1\r\na\r\n" * (MAX_CHUNKS + 1))
+
+
+# On sockets, with a model that waits until it may answer.
+
+
+@pytest.fixture
+def engine():
+    engine = FakeEngine()
+    yield engine
+    engine.gate.set()
+    engine.drain(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image_bundle(tmp_path / "tiny")
+    return tmp_path
+
+
+class Server:
+    """Connections of an app on a free port."""
+
+    def __init__(self, service):
+        self.service, self.open, self.writers = service, set(), []
+
+    def connection(self):
+        return Connection(create_app(self.service), self.service.limits, self.open)
+
+    async def connect(self, **options):
+        line = socket.socket()
+        for name, value in options.items():
+            line.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        line.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(line, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=line)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def talk(self, *pieces, half_close=False):
+        """Send pieces, each when the one before has been read; returns all that comes until the server hangs up."""
+        reader, writer = await self.connect()
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        if half_close:
+            writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 20)
+
+
+@asynccontextmanager
+async def serving(folder, engine, **limits):
+    server = Server(Service(Repository(folder, FakeServed), engine, Metrics(), Limits(**limits), DEFAULT_ASK))
+    listener = await asyncio.get_running_loop().create_server(server.connection, "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listener.close()
+        for each in (*server.open, *(writer.transport for writer in server.writers)):
+            each.abort()
+        await until(lambda: not server.open)
+        await asyncio.sleep(0)
+
+
+def post(body, headers=(), path=INFER):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in dict(headers).items())
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{lines}\r\n".encode(), body
+
+
+def infer(**more):
+    body, headers = binary(X)
+    return post(body, headers | more)
+
+
+def statuses(received):
+    return [int(answer[:3]) for answer in received.split(b"HTTP/1.1 ")[1:]]
+
+
+def error(received):
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head and b"connection: close" in head
+    assert list(json.loads(body)) == ["error"]
+    return json.loads(body)["error"]
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+H2C = {"Connection": "Upgrade, HTTP2-Settings, close", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQC"}
+
+
+def test_an_offer_to_upgrade_is_answered_as_if_there_was_none(folder, engine):
+    inner = b"".join(post(b"", path="/v2/repository/index"))
+
+    async def go():
+        async with serving(folder, engine) as server:
+            head, body = infer(**H2C)
+            assert statuses(await server.talk(head + body)) == statuses(await server.talk(head, body)) == [200]
+            # A body that looks like a request stays a body.
+            assert statuses(await server.talk(*post(inner, H2C))) == [400]
+
+    asyncio.run(go())
+
+
+def test_malformed_chunks_are_refused_in_json_and_the_connection_is_closed(folder, engine):
+    start = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+    async def go():
+        async with serving(folder, engine) as server:
+            for rest in (b"x\r\n", b"1\r\n{}\r\n", b"1\r\n{\r\n0\r\nno field\r\n\r\n"):
+                assert error(await server.talk(start, rest + GET + b"\r\n"))
+            trailers = b"1\r\n{\r\n0\r\n" + b"a: b\r\n" * 20_000
+            assert "bytes of headers" in error(await server.talk(start, trailers))
+            assert error(await server.talk(GET + b"Host: y\r\n\r\n"))
+        counts = server.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes
+        assert counts["refused"]._value.get() == 4 and server.service.allowance.used == 0
+
+    asyncio.run(go())
+
+
+def test_a_client_that_sends_no_more_gets_all_its_answers(folder, engine):
+    async def go():
+        async with serving(folder, engine) as server:
+            one = b"".join(infer())
+            assert statuses(await server.talk(one * 3, half_close=True)) == [200] * 3
+            assert statuses(await server.talk(one + one[:-1], half_close=True)) == [200]
+            assert await server.talk(b"", half_close=True) == await server.talk(GET, half_close=True) == b""
+            await until(lambda: not server.open)
+
+    asyncio.run(go())
+
+
+def test_answers_have_a_date_and_keep_old_clients(folder, engine):
+    async def go():
+        async with serving(folder, engine) as server:
+            old = b"GET /v2/health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+            received = await server.talk(old * 2 + old.replace(b"keep-alive", b"x"))
+            assert statuses(received) == [200] * 3 and received.count(b"\r\ndate: ") == 3
+            assert received.count(b"connection: keep-alive") == 2 and received.count(b"connection: close") == 1
+            head = await server.talk(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert head.endswith(b"\r\n\r\n") and b"content-length: " in head
+
+    asyncio.run(go())
+
+
+def test_every_state_of_a_connection_has_an_end(folder, engine, monkeypatch):
+    monkeypatch.setattr(connections, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "DISCARD_SECONDS", 0.1)
+
+    async def go():
+        async with serving(folder, engine, header_seconds=0.2, read_seconds=0.3) as server:
+            received = await asyncio.gather(
+                server.talk(),
+                server.talk(GET),
+                server.talk(GET + b"\r\n"),
+                server.talk(GET + b"\r\n", b"\r\n"),
+                server.talk(GET + b"\r\n", GET),
+                server.talk(GET + b"Content-Length: 10\r\n\r\n", b"a"),
+                server.talk(*post(b"a" * 10, path="/v2/models/no/infer")[:1], b"a"),
+                server.talk(infer()[0], b"a"),
+            )
+            assert list(map(statuses, received)) == [
+                [408], [408], [200], [200, 408], [200, 408], [200], [404], [408],
+            ]  # fmt: skip
+            await until(lambda: not server.open)
+
+    asyncio.run(go())
+
+
+def test_an_answer_that_is_not_taken_ends_the_connection(folder, engine):
+    async def go():
+        async with serving(folder, engine, read_seconds=0.3) as server:
+            _, writer = await server.connect(SO_RCVBUF=4096)
+            writer.transport.pause_reading()
+            get = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+            writer.write(get * 2000)
+            await until(lambda: server.open)
+            await until(lambda: not server.open)
+
+    asyncio.run(go())
+
+
+def test_requests_behind_one_that_is_answered_wait_in_the_clients_socket(folder, engine):
+    async def go():
+        async with serving(folder, engine, header_bytes=4096) as server:
+            engine.gate.clear()
+            reader, writer = await server.connect()
+            writer.write(b"".join(infer()) + (GET + b"\r\n") * 100_000)
+            await until(lambda: engine.asked)
+            await asyncio.sleep(0.1)
+            [line] = server.open
+            assert line._parser.size < 1 << 19
+            engine.gate.set()
+            await reader.readexactly(1 << 20)
+
+    asyncio.run(go())
+
+
+def test_bodies_come_with_a_continue_where_it_is_expected(folder, engine):
+    async def go():
+        async with serving(folder, engine, body=1000) as server:
+            head, body = infer(Expect="100-continue", Connection="close")
+            assert statuses(await server.talk(head, body)) == [100, 200]
+            head, _ = post(bytes(2000), {"Expect": "100-continue"})
+            assert statuses(await server.talk(head)) == [413]
+
+    asyncio.run(go())
