@@ -359,7 +359,7 @@ def test_every_state_of_a_connection_has_an_end(folder, engine, monkeypatch):
                 server.talk(infer()[0], b"a"),
             )
             assert list(map(statuses, received)) == [
-                [408], [408], [200], [200, 408], [200, 408], [200], [404], [408],
+                [408], [408], [200], [200], [200, 408], [200], [404], [408],
             ]  # fmt: skip
             await until(lambda: not server.open)
 

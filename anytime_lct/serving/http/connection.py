@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
             return
         self._parser.feed(data)
         self._advance()
-        if self._is_idle and self._turn is None and not self._is_ending:
+        if self._is_idle and self._turn is None and self._parser.size and not self._is_ending:
             self._wait_for_head()
 
     def eof_received(self) -> bool:

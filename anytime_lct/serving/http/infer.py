@@ -91,10 +91,16 @@ async def encode(body: bytes, json_length: int | None, accepted: bytes | None) -
 
 
 async def send_answer(send: Send, body: bytes, headers: Headers, seconds: float) -> None:
-    """Send an answer; raises ClientGone for a client that does not read it within `seconds`."""
+    """Send an answer; raises ClientGone for a client that does not read a large one within `seconds`.
+
+    The connection bounds the time in which any answer is read a bit further.
+    """
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if len(body) <= PIECE:
+        await send({"type": "http.response.body", "body": body})
+        return
     try:
         async with asyncio.timeout(seconds):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
             for offset in range(0, len(body), PIECE):
                 end = offset + PIECE
                 await send({"type": "http.response.body", "body": body[offset:end], "more_body": end < len(body)})
