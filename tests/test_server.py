@@ -19,12 +19,14 @@ from fake_engine import FakeEngine, FakeServed
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.http import infer
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository, scan
 from anytime_lct.serving.request import Overloaded
 from anytime_lct.serving.service import Service
+from anytime_lct.serving.v2 import protocol
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 JSON = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [2, 1, 6, 6], "data": X.tolist()}]}
@@ -517,6 +519,55 @@ def test_a_slow_reader_does_not_count_as_a_late_answer(app, engine):
     assert seen == [1, 1]
     text = ask(app, "GET", "/metrics").body.decode()
     assert 'anytime_lct_deadlines_total{kept="true",model="tiny",version="1"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data"),
+    [("FP32", [1, 1, 6, 6], [0.5] * 20_000), ("UINT8", [1, 150, 150, 1], [7] * 22_500)],
+)
+def test_what_takes_time_to_read_is_read_beside_the_event_loop(app, monkeypatch, datatype, shape, data):
+    threads = []
+
+    def record(function):
+        def recorded(*arguments):
+            threads.append(threading.current_thread())
+            return function(*arguments)
+
+        return recorded
+
+    monkeypatch.setattr(infer, "read_request", record(infer.read_request))
+    monkeypatch.setattr(protocol, "read_input", record(protocol.read_input))
+    ask(app, "POST", INFER, {"inputs": [{"name": "input", "datatype": datatype, "shape": shape, "data": data}]})
+    assert len(threads) == 2 and threading.main_thread() not in threads
+    threads.clear()
+    ask(app, "POST", INFER, JSON)
+    assert threads == [threading.main_thread()] * 2
+
+
+NUMBER = 10**4000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": NUMBER},
+        {"parameters": {"timeout": NUMBER}},
+        {"parameters": {"max_exit": NUMBER}},
+        {"parameters": {"max_exit": NUMBER, "mode": "fixed"}},
+        {"parameters": {"max_flops": NUMBER}},
+        {"parameters": {"min_confidence": NUMBER}},
+        {"parameters": {"binary_data_output": NUMBER}},
+        {"outputs": [{"name": NUMBER}]},
+        {"inputs": [JSON["inputs"][0] | {"shape": [1, NUMBER, NUMBER]}]},
+        {"inputs": [JSON["inputs"][0] | {"shape": [2**62] * 8}]},
+        {"inputs": [JSON["inputs"][0] | {"data": [NUMBER] * 72}]},
+        {"inputs": [JSON["inputs"][0] | {"data": NUMBER}]},
+        {"inputs": [JSON["inputs"][0] | {"parameters": {"binary_data_size": NUMBER}}]},
+        {"inputs": NUMBER},
+    ],
+)
+def test_numbers_of_any_length_are_the_clients_fault(app, changes):
+    refused(ask(app, "POST", INFER, JSON | changes), 400)
 
 
 def test_errors_name_no_folders_of_the_server(app, engine, folder):

@@ -182,7 +182,7 @@ class RequestParser:
             raise self._too_large()
 
     def _too_large(self) -> Malformed:
-        return Malformed(f"Expected at most {self._limit} bytes of headers, got more; send fewer.", 431)
+        return Malformed(f"Expected at most {self._limit} bytes of headers or trailers, got more; send fewer.", 431)
 
 
 def read_head(raw: bytes) -> tuple[Head, int | None]:

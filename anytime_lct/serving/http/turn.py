@@ -91,7 +91,7 @@ class Turn:
         except ClientGone:
             pass
         except Exception as error:
-            log.error("The server failed to answer %s %s.", head.method, scope["path"], exc_info=error)
+            log.error("The server failed to answer %s %s.", head.method, path.decode("ascii"), exc_info=error)
         finally:
             self._line.end_turn(is_answered=self._is_answered, closes=self._closes)
 
