@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from measuring import RESULTS, ratios, write
 from overhead import FACTS, recipe_for
 
@@ -62,6 +61,8 @@ def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> B
 
 def compare_with_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:
     """Return the time of every way to reach an exit over that of its whole file, and whether all logits are equal."""
+    import onnxruntime  # behind anytime_lct, which switches its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     whole = onnxruntime.InferenceSession(session.bundle.exit(exit), options, providers=["CPUExecutionProvider"])

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from load import Exchange, open_loop, request
 from matplotlib.figure import Figure
 from measuring import RESULTS, write
@@ -87,6 +86,8 @@ def server(bundle: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[
 
 def whole_exit(session: AnytimeSession, exit: int, x: np.ndarray) -> np.ndarray:
     """Return the logits of the file exit_i.onnx in a plain onnxruntime session, (B, K), one image at a time."""
+    import onnxruntime  # behind anytime_lct, which switches its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     whole = onnxruntime.InferenceSession(session.bundle.exit(exit), options, providers=["CPUExecutionProvider"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from measuring import ratios, write
 from runtime import bundle_of
@@ -18,7 +17,10 @@ from anytime_lct.runtime.session import AnytimeSession
 N, SIDE = 4, 32
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> Any:
+    """Return a plain session of onnxruntime, on one thread."""
+    import onnxruntime  # behind anytime_lct, which switches its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
