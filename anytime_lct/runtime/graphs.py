@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BundleError
+from anytime_lct.runtime.outside import has_outside_data
 
 
 class Graphs:
@@ -56,16 +57,33 @@ class Graphs:
             # Every graph has its own threads: those that wait must not spin on the cores of the one that runs.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self._folder / name
+        _check_contained(path)
         try:
             graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BundleError(
-                f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load ({_first_line(error)}); export "
-                f"the bundle again."
-            ) from None
+            raise _no_graph(path, error) from None
         if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
             raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
         return graph
+
+
+def _check_contained(path: Path) -> None:
+    """Raise BundleError for a graph with data outside of its file, which no checksum covers."""
+    try:
+        is_outside = has_outside_data(path)
+    except (OSError, ValueError) as error:
+        raise _no_graph(path, error) from None
+    if is_outside:
+        raise BundleError(
+            f"Expected the weights of '{path}' inside the file, got a graph that names others; export the bundle again."
+        )
+
+
+def _no_graph(path: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"The bundle's file '{path}' is no ONNX graph that onnxruntime can load ({_first_line(error)}); export the "
+        "bundle again."
+    )
 
 
 def _share_memory(options: ort.SessionOptions) -> None:
