@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from anytime_lct.exits.budget import Ask
 
 
+HOST = "Name by which clients may call the server, beside addresses and names without a dot; repeatable."
+ORIGIN = "CORS: site whose pages may ask, e.g. https://lct.example; repeatable."
+ADMIN = "Let every client load and unload models; default: those on this machine with the key ANYTIME_LCT_ADMIN_KEY."
 DEADLINE = "Deadline of requests without one, counted from their arrival, e.g. 20ms; default: none."
 FIXED = "Answer by this exit, whatever the load, unless a request's parameters differ; as a baseline."
 
@@ -27,6 +30,10 @@ def serve(
     deadline: Annotated[str | None, typer.Option(help=DEADLINE)] = None,
     fixed: Annotated[int | None, typer.Option(min=1, metavar="EXIT", help=FIXED)] = None,
     max_body: Annotated[str, typer.Option(help="Largest request in bytes, compressed or not, e.g. 64M.")] = "64M",
+    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help=HOST)] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=ORIGIN)] = None,
+    allow_admin: Annotated[bool, typer.Option("--allow-admin", help=ADMIN)] = False,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request to stderr.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
     """Answer requests over HTTP by the Open Inference Protocol V2, until Ctrl-C or SIGTERM.
@@ -36,28 +43,35 @@ def serve(
 
     Example: anytime-lct serve bundles/digits --port 8000 --deadline 20ms
     """
-    import json
+    from anytime_lct.serving.signals import held_to_the_end
 
-    from anytime_lct.exits.budget import parse_count
-    from anytime_lct.serving.limits import Limits
-    from anytime_lct.serving.server import Settings, address, listen
-    from anytime_lct.serving.server import serve as run_server
+    with held_to_the_end():  # before anything that takes time is imported
+        import json
+        import os
 
-    body = round(parse_count(max_body))
-    limits = Limits(body=body, json=min(body, Limits.json), in_flight=max(Limits.in_flight, 4 * body))
-    settings = Settings(bundle, threads_each(cores, workers), limits, read_default(deadline, fixed))
-    listener = listen(host, port)
+        from anytime_lct.exits.budget import parse_count
+        from anytime_lct.serving.access import KEY_VARIABLE, Access
+        from anytime_lct.serving.limits import Limits
+        from anytime_lct.serving.server import Settings, address, bind
+        from anytime_lct.serving.server import serve as run_server
 
-    def started() -> None:
-        url = address(listener)
-        print(json.dumps({"address": url}) if as_json else f"Serving {bundle} at {url}, Ctrl-C ends.", flush=True)
+        body = round(parse_count(max_body))
+        limits = Limits(body=body, json=min(body, Limits.json), in_flight=max(Limits.in_flight, 4 * body))
+        names = (host.lower(), *map(str.lower, allow_host or ()))
+        access = Access(names, tuple(cors_origin or ()), allow_admin, os.environ.get(KEY_VARIABLE) or None, access_log)
+        settings = Settings(bundle, threads_each(cores, workers), limits, read_default(deadline, fixed), access)
+        listener = bind(host, port)
 
-    if workers == 1:
-        run_server(listener, settings, started)
-    else:
-        from anytime_lct.serving.workers import Workers
+        def started() -> None:
+            url = address(listener)
+            print(json.dumps({"address": url}) if as_json else f"Serving {bundle} at {url}, Ctrl-C ends.", flush=True)
 
-        Workers(listener, settings, workers).run(started)
+        if workers == 1:
+            run_server(listener, settings, started)
+        else:
+            from anytime_lct.serving.workers import Workers
+
+            Workers(listener, settings, workers).run(started)
 
 
 def threads_each(cores: int | None, workers: int) -> int:

@@ -19,12 +19,14 @@ from fake_engine import FakeEngine, FakeServed
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.access import Access
 from anytime_lct.serving.http import infer
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
 from anytime_lct.serving.metrics import Metrics
-from anytime_lct.serving.repository import Repository, scan
+from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.request import Overloaded
+from anytime_lct.serving.scan import scan
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import protocol
 
@@ -49,17 +51,26 @@ def engine():
     engine.drain(1)
 
 
+ADMIN = Access(allow_admin=True)
+
+
+def opened(folder):
+    repository = Repository(folder, FakeServed)
+    repository.start(repository.prepare())
+    return repository
+
+
 def service_of(folder, engine, limits=DEFAULT_LIMITS, default=DEFAULT_ASK):
-    return Service(Repository(folder, FakeServed), engine, Metrics(), limits, default)
+    return Service(opened(folder), engine, Metrics(), limits, default)
 
 
 @pytest.fixture
 def app(folder, engine):
-    return create_app(service_of(folder, engine))
+    return create_app(service_of(folder, engine), access=ADMIN)
 
 
 def bounded(folder, engine, **limits):
-    return create_app(service_of(folder, engine, limits=Limits(**limits)))
+    return create_app(service_of(folder, engine, limits=Limits(**limits)), access=ADMIN)
 
 
 def refused(response, status, words=""):
@@ -240,7 +251,11 @@ def test_slow_bodies_are_refused(folder, engine):
 
 def test_bytes_of_all_requests_together_are_bounded(folder, engine):
     body, headers = binary(X)
-    app = bounded(folder, engine, in_flight=len(body) + ANSWER + 10)
+    session = AnytimeSession(folder / "tiny.bundle")
+    session.warm()
+    hidden = session.buffer_bytes(X)
+    assert hidden > 2 * 4 * (36 + 4 * 36 + 4 * 36)  # the input, and behind both cuts
+    app = bounded(folder, engine, in_flight=len(body) + ANSWER + hidden + 100)
 
     async def two():
         engine.gate.clear()
@@ -264,7 +279,7 @@ def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
     assert not engine.asked
     assert app.state.service.allowance.used == 0
     sent["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
-    app = bounded(folder, engine, in_flight=500_000)
+    app = bounded(folder, engine, in_flight=1_000_000)  # the hidden tensors and logits of the walk take 600 thousand
     assert ask(app, "POST", "/v2/models/text/infer", sent).status == 200
     assert app.state.service.allowance.used == 0
 
@@ -374,7 +389,7 @@ def test_names_and_versions_come_from_folders(folder, engine):
     assert ask(app, "POST", "/v2/models/many/infer", sent).json()["model_version"] == "10"
     assert ask(app, "POST", "/v2/models/many/versions/2/infer", sent).json()["model_version"] == "2"
     refused(ask(app, "POST", "/v2/models/many/versions/1/infer", sent), 404, "2, 10")
-    assert list(scan(folder / "tiny.bundle")) == [("tiny", "1")]
+    assert list(scan(folder / "tiny.bundle")[0]) == [("tiny", "1")]
 
 
 @pytest.mark.parametrize("name", ["empty", "no name.bundle", "absent"])
@@ -384,27 +399,30 @@ def test_folders_that_cannot_be_served_are_refused(tmp_path, name):
     elif name == "empty":
         (tmp_path / "in").mkdir()
     with pytest.raises(BundleError):
-        Repository(tmp_path / "in", FakeServed)
+        opened(tmp_path / "in")
 
 
 def test_two_bundles_of_one_name_are_refused(folder):
     shutil.copytree(folder / "tiny.bundle", folder / "tiny")
-    with pytest.raises(BundleError, match="one bundle named 'tiny'"):
-        scan(folder)
+    paths, problems = scan(folder)
+    assert list(paths) == [("text", "1")] and "one bundle named 'tiny'" in str(problems["tiny", "1"])
 
 
 def test_an_altered_bundle_is_not_served(folder):
     graph = folder / "tiny.bundle" / "group_1.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
     with pytest.raises(BundleError, match="altered"):
-        Repository(folder, FakeServed)
+        opened(folder / "tiny.bundle")
+    shutil.rmtree(folder / "text")
+    with pytest.raises(BundleError, match="altered"):
+        opened(folder)
 
 
 def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, engine):
-    read_again = []
-    app = create_app(service_of(folder, engine), on_reload=lambda: read_again.append(True))
+    service = service_of(folder, engine)
+    app, first = create_app(service, access=ADMIN), service.find("tiny")
     load = "/v2/repository/models/tiny/load"
-    assert ask(app, "POST", load).json() == {} and not read_again  # nothing has changed
+    assert ask(app, "POST", load).json() == {} and service.find("tiny") is first  # nothing has changed
 
     async def reload():
         engine.gate.clear()
@@ -417,7 +435,7 @@ def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, eng
         return await old
 
     before = asyncio.run(reload())
-    assert before.status == 200 and read_again == [True]
+    assert before.status == 200 and service.find("tiny") is not first
     assert ask(app, "GET", "/v2/models/tiny/exits").json()["classes"] == ["null", "eins", "zwei"]
     assert np.array_equal(logits(ask(app, "POST", INFER, *binary(X))), logits(before))
 
@@ -433,7 +451,7 @@ def test_files_that_change_do_not_change_answers_before_they_are_read_again(fold
 
 def test_a_bundle_that_is_being_written_is_not_seen(folder):
     shutil.copytree(folder / "text", folder / ".text.123.part")
-    assert set(scan(folder)) == {("tiny", "1"), ("text", "1")}
+    assert set(scan(folder)[0]) == {("tiny", "1"), ("text", "1")}
 
 
 def test_a_broken_bundle_does_not_take_the_place_of_a_whole_one(folder, app):

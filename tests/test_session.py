@@ -201,6 +201,18 @@ def test_many_threads_on_one_session(bundle: Bundle) -> None:
     assert len(session.graphs.loaded) == 5
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_bytes_of_buffers_are_known_before_they_are_used(bundle: Bundle, batch: int) -> None:
+    """A walk that asks every critic has every buffer: the input, what crosses the cuts, and all logits."""
+    session = AnytimeSession(bundle)
+    assert session.buffer_bytes(_images(batch)) == 0
+    session.warm()
+    predicted = session.buffer_bytes(_images(batch))
+    for _ in session.stream(_images(batch)):
+        pass
+    assert dict(session.chains.spare)[_images(batch).shape] == predicted > _images(batch).nbytes
+
+
 def test_few_buffers_are_kept(session: AnytimeSession) -> None:
     for batch in range(1, 40):
         session.run(_images(batch))

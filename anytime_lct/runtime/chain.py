@@ -51,7 +51,8 @@ class Chain:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(value.numpy().nbytes for value in self._values.values())
+        values = (*self._values.values(), *(critic.output for critic in self._critics.values()))
+        return sum(value.numpy().nbytes for value in values)
 
     def advance(self) -> bool:
         """Run the next group; return whether it was loaded and bound before."""

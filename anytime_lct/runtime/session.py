@@ -68,6 +68,7 @@ class AnytimeSession:
         self.graphs = Graphs(self.bundle.path, self.threads)
         self.chains = ChainPool(self.graphs, self.manifest)
         self._exit_of: dict[Budget, int] = {}
+        self._buffer_bytes = 0  # of one sample; for text, of one character
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
         if measured is not None:
             self.use_timings(measured)
@@ -85,6 +86,11 @@ class AnytimeSession:
         shape = [size if isinstance(size, int) else 1 for size in self.manifest.input_shape]
         for exit in self.served:
             self.run_to(exit, np.zeros(shape, self.manifest.input_dtype))
+        self._buffer_bytes = max((size for _, size in self.chains.spare), default=0)
+
+    def buffer_bytes(self, x: NDArray[Any]) -> int:
+        """Return the bytes of the buffers that a walk of this batch uses at most; 0 before `warm`."""
+        return self._buffer_bytes * (x.size if self.manifest.task == "language-model" else len(x))
 
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.

@@ -17,10 +17,10 @@ LEFT = 8  # a larger one leaves so many times its size to smaller ones, up to a 
 class Limits:
     """Bounds in bytes, samples and seconds, so that no client uses memory or time without limit.
 
-    `body` bounds a body, compressed and uncompressed; `json` its JSON part; `in_flight` the bodies and answers of all
-    requests together. `images` or `characters` bound the input of a request, `side` the height and width of pixels.
-    A body must arrive within `read_seconds`, its answer be read within the same time, and headers arrive within
-    `header_seconds`.
+    `body` bounds a body, compressed and uncompressed; `json` its JSON part, which takes twenty times its size to parse;
+    `in_flight` what all requests together hold: bodies, inputs, hidden tensors and answers. `images` or `characters`
+    bound the input of a request, `side` the height and width of pixels. A body must arrive within `read_seconds`, its
+    answer be read within the same time, and headers arrive within `header_seconds`.
     """
 
     body: int = 64 * MEGA

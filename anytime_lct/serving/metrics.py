@@ -1,22 +1,33 @@
-"""The metrics of the server, for Prometheus and for its own page; all worker processes share one set.
+"""The metrics of the server, for Prometheus and for its own page.
 
-With several workers the environment variable PROMETHEUS_MULTIPROC_DIR must name a folder before this is imported; every
-process then reports the sums of all.
+Each process counts for itself, in its memory. Several processes that serve together send each other their values, and
+each reports the sums of all: `text` and `statistics` take them.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from anytime_lct.serving.request import Reply
 
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+Values = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
+"""Values of metrics by the metric's name, the sample's name and its labels."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
 OUTCOMES = ("answered", "refused", "shed", "gone", "failed")
@@ -58,10 +69,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        own = CollectorRegistry()
-        self._registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else own
-        if self._registry is not own:
-            MultiProcessCollector(self._registry)
+        own = self._registry = CollectorRegistry()
+        ProcessCollector(registry=own)
 
         def counter(name: str, description: str, *labels: str) -> Counter:
             return Counter(f"anytime_lct_{name}", description, ("model", "version", *labels), registry=own)
@@ -77,11 +86,17 @@ class Metrics:
         self._deadlines = counter("deadlines", "Answers to requests with a deadline, by whether it was kept.", "kept")
         self._exits = counter("exits", "Samples by the exit that answered them.", "exit")
         self._stopped = counter("stopped", "Answers by the reason why no deeper exit was computed.", "why")
-        self.queue = Gauge(
-            "anytime_lct_queue_length", "Requests admitted and not started.", registry=own, multiprocess_mode="livesum"
+        self.queue = Gauge("anytime_lct_queue_length", "Requests admitted and not started.", registry=own)
+        self.in_flight = Gauge("anytime_lct_in_flight", "Requests being read or answered.", registry=own)
+        self.memory = Gauge("anytime_lct_held_bytes", "Bytes that the requests hold.", registry=own)
+        self.restarts = Counter("anytime_lct_worker_restarts", "Worker processes that were replaced.", registry=own)
+        self._reloads = Counter(
+            "anytime_lct_reloads", "Times that bundles were read again, by outcome.", ("outcome",), registry=own
         )
-        self.in_flight = Gauge(
-            "anytime_lct_in_flight", "Requests being read or answered.", registry=own, multiprocess_mode="livesum"
+        self._reloaded = Gauge(
+            "anytime_lct_last_reload_timestamp_seconds",
+            "When bundles were last read again, in Unix time.",
+            registry=own,
         )
         self._counters: dict[tuple[str, str, tuple[int, ...]], ModelCounters] = {}
 
@@ -102,22 +117,40 @@ class Metrics:
             )
         return counters
 
-    def text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
-        return generate_latest(self._registry)
+    @contextmanager
+    def count_reload(self) -> Iterator[None]:
+        """Count what is done inside as a reload, which fails where it raises."""
+        outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+            self._reloaded.set_to_current_time()
+        finally:
+            self._reloads.labels(outcome).inc()
 
-    def sums(self) -> Sums:
-        """Return the values of all metrics, summed over the processes."""
-        sums: Sums = defaultdict(float)
-        for metric in self._registry.collect():
-            for sample in metric.samples:
-                if not sample.name.endswith(("_bucket", "_created")):
-                    sums[(sample.name, *(sample.labels[key] for key in sorted(sample.labels)))] += sample.value
-        return sums
+    def values(self) -> Values:
+        """Return the values of this process."""
+        return {
+            metric.name: {
+                (sample.name, tuple(sample.labels.items())): sample.value
+                for sample in metric.samples
+                if not sample.name.endswith("_created")
+            }
+            for metric in self._registry.collect()
+        }
 
-    def statistics(self, model: str, version: str, exits: tuple[int, ...]) -> dict[str, Any]:
+    def text(self, values: Values) -> bytes:
+        """Return values in the text format of Prometheus."""
+        return generate_latest(_Reported(self._registry, values))
+
+    def statistics(self, model: str, version: str, exits: tuple[int, ...], values: Values) -> dict[str, Any]:
         """Return a model's counts in the form of the protocol's statistics extension, with ours under "anytime"."""
-        sums = self.sums()
+        # By the sample's name and the values of its labels, which are in alphabetical order.
+        sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        for samples in values.values():
+            sums.update(
+                {(name, *(text for _, text in sorted(labels))): value for (name, labels), value in samples.items()}
+            )
 
         def spent(name: str) -> dict[str, int]:
             metric = f"anytime_lct_{name}_seconds"
@@ -154,5 +187,40 @@ class Metrics:
         }
 
 
-# Values by the sample's name and the values of its labels, which are in alphabetical order.
-Sums = defaultdict[tuple[str, ...], float]
+# Of these the smallest value is reported: when the first process started, and how many files each may open.
+LEAST = {"process_start_time_seconds", "process_max_fds"}
+# Of a process that has ended these no longer count.
+PASSING = LEAST | {
+    "anytime_lct_queue_length", "anytime_lct_in_flight", "anytime_lct_held_bytes", "process_open_fds",
+    "process_virtual_memory_bytes", "process_resident_memory_bytes",
+}  # fmt: skip
+
+
+def add(many: Iterable[Values]) -> Values:
+    """Return the values of several processes together."""
+    totals: Values = {}
+    for values in many:
+        for metric, samples in values.items():
+            total = totals.setdefault(metric, {})
+            for key, value in samples.items():
+                total[key] = min(total.get(key, value), value) if metric in LEAST else total.get(key, 0.0) + value
+    return totals
+
+
+def lasting(values: Values) -> Values:
+    """Return the values that still count when their process has ended."""
+    return {metric: samples for metric, samples in values.items() if metric not in PASSING}
+
+
+class _Reported(Collector):
+    """The metrics of a registry with other values."""
+
+    def __init__(self, registry: CollectorRegistry, values: Values) -> None:
+        self._registry, self._values = registry, values
+
+    def collect(self) -> Iterator[Metric]:
+        for own in self._registry.collect():
+            metric = Metric(own.name, own.documentation, own.type)
+            for (name, labels), value in self._values.get(own.name, {}).items():
+                metric.add_sample(name, dict(labels), value)
+            yield metric

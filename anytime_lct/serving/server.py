@@ -1,4 +1,7 @@
-"""One process that serves: every protocol on its socket, until a signal ends it."""
+"""One process that serves: every protocol on its socket, until a signal ends it.
+
+socket bound -> event loop, signals -> listening: "live" is answered -> bundles read -> all is answered -> signal, end
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,27 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from anytime_lct.errors import BudgetError, InputError, LCTError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask
+from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.access import CLOSED, Access
+from anytime_lct.serving.crew import Alone, Crew
 from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import ServedBundle
 from anytime_lct.serving.http.listener import BACKLOG, HTTPListener
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
+from anytime_lct.serving.logs import LOG, to_stderr
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository
+from anytime_lct.serving.scan import Problems
 from anytime_lct.serving.service import Service
+from anytime_lct.serving.signals import STOPPING, released
 
 # How long a Python thread may make the others wait: a twentieth of the default, as answers take milliseconds.
 SWITCH_SECONDS = 0.00025
@@ -36,76 +45,191 @@ class Listener(Protocol):
 
 
 # A protocol is a folder beside this file and a line here.
-PROTOCOLS: tuple[Callable[[Service, socket.socket, Callable[[], None]], Listener], ...] = (HTTPListener,)
+PROTOCOLS: tuple[Callable[[Service, socket.socket, Access], Listener], ...] = (HTTPListener,)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server serves. `threads` threads compute answers; `default` fills in what requests leave out."""
+    """What a server serves, to whom `access` allows.
+
+    `threads` threads compute answers; `default` fills in what requests leave out.
+    """
 
     bundle: Path
     threads: int = 1
     limits: Limits = DEFAULT_LIMITS
     default: Ask = DEFAULT_ASK
+    access: Access = CLOSED
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the socket that clients connect to; port 0 takes a free port. Raises InputError."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return the socket that clients will connect to, which does not listen yet; port 0 takes a free port.
+
+    Raises InputError.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, UnicodeError, OverflowError) as error:
-        raise InputError(
-            f"Expected an address to listen at, got {host}:{port} ({getattr(error, 'strerror', None) or error}); "
-            "choose another --host or --port."
-        ) from None
-    listener.listen(BACKLOG)
+        raise _no_address(f"{host}:{port}", error) from None
     listener.setblocking(False)
     return listener
 
 
 def address(listener: socket.socket) -> str:
-    """Return the URL of a listening socket.
+    """Return the URL of a socket.
 
-    >>> address(listen("127.0.0.1", 8000))  # doctest: +SKIP
+    >>> address(bind("127.0.0.1", 8000))  # doctest: +SKIP
     'http://127.0.0.1:8000'
     """
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(
-    listener: socket.socket,
-    settings: Settings,
-    started: Callable[[], None],
-    on_reload: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reloads the bundles. Raises BundleError before it starts.
+def serve(listener: socket.socket, settings: Settings, started: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the bundles again. `started` is called when requests are answered.
 
-    `started` is called when every protocol answers, `on_reload` when a client has reloaded bundles.
+    Before that it answers that it is alive, and refuses all else. Raises BundleError where no bundle can be served, and
+    InputError where the socket cannot listen.
     """
+
+    async def main() -> None:
+        await Server(listener, settings, Alone).run(started)
+
+    to_stderr()
+    run(main())
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a process that answers."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    repository = Repository(settings.bundle, ServedBundle)
-    check_default(settings.default, {name: repository.find(name).bundle.manifest.served for name in repository.names()})
-    service = Service(repository, Engine(settings.threads), Metrics(), settings.limits, settings.default)
-    listeners = [make(service, listener, on_reload) for make in PROTOCOLS]
-    waiting = list(listeners)
-
-    def count_started() -> None:
-        waiting.pop()
-        if not waiting:
-            started()
-
-    async def run() -> None:
-        async with signal_handlers(listeners, service):
-            await asyncio.gather(*(each.run(count_started) for each in listeners))
-        await service.close()
-
-    freeze_loaded()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(run())
+        runner.run(main)
+
+
+class Server:
+    """One process that serves, in the crew that `make_crew` makes of its bundles and counters; it runs once.
+
+    With `early`, it listens while it reads its bundles, else when it has read them and its crew lets it join.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        settings: Settings,
+        make_crew: Callable[[Repository[Any], Metrics], Crew],
+        *,
+        early: bool = True,
+        unloaded: Problems | None = None,
+    ) -> None:
+        self._listener, self._settings, self._early = listener, settings, early
+        self._loop = asyncio.get_running_loop()
+        self._listens, self._joined, self._ends = (self._loop.create_future() for _ in range(3))
+        self._tasks: set[asyncio.Task[None]] = set()
+        metrics = Metrics()
+        repository = Repository(settings.bundle, self._open, unloaded)
+        self._crew = make_crew(repository, metrics)
+        engine = Engine(settings.threads)
+        self._service = Service(repository, engine, metrics, settings.limits, settings.default, self._crew)
+        self._protocols = [make(self._service, listener, settings.access) for make in PROTOCOLS]
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """Serve until a signal ends it; raises BundleError, BudgetError and InputError."""
+        with self._signal_handlers():
+            answering = self._loop.create_task(self._answer()) if self._early else None
+            try:
+                if await self._start():
+                    answering = answering or self._loop.create_task(self._answer())
+                    await asyncio.wait([answering, self._listens], return_when=asyncio.FIRST_COMPLETED)
+                    if self._listens.done():
+                        started()
+                        await answering
+            finally:
+                if answering is not None and not answering.done():
+                    self._stop()
+                    await answering
+                await self._service.close()
+            if answering is not None:
+                await answering  # raises why it could not listen
+
+    async def _start(self) -> bool:
+        """Read the bundles and join the crew; return whether to answer then."""
+        repository = self._service.repository
+        try:
+            change = await asyncio.to_thread(repository.prepare)
+        except InterruptedError:
+            return False
+        repository.start(change)
+        for error in change.report.problems.values():
+            LOG.error("%s", error)
+        check_default(self._settings.default, {name: _served(repository, name) for name in repository.names()})
+        freeze_loaded()
+        joining = self._loop.create_task(self._crew.join())
+        await asyncio.wait([joining, self._ends], return_when=asyncio.FIRST_COMPLETED)
+        if not joining.done():
+            joining.cancel()
+            return False
+        await joining
+        self._joined.set_result(None)
+        return not self._ends.done()
+
+    async def _answer(self) -> None:
+        """Listen, and answer until the end."""
+        try:
+            self._listener.listen(BACKLOG)
+        except OSError as error:
+            self._stop()
+            raise _no_address(address(self._listener), error) from None
+        waiting = list(self._protocols)
+
+        def count_started() -> None:
+            waiting.pop()
+            if not waiting:
+                self._listens.set_result(None)
+
+        await asyncio.gather(*(each.run(count_started) for each in self._protocols))
+
+    def _open(self, session: AnytimeSession) -> ServedBundle:
+        """Return the bundle that the engine serves; raises InterruptedError where a signal ends the start."""
+
+        def go_on(step: str = "") -> None:
+            if self._ends.done() and not self._service.repository.is_open:
+                raise InterruptedError
+
+        go_on()
+        return ServedBundle(session, progress=go_on)
+
+    def _stop(self) -> None:
+        """Accept no more requests, answer those that are admitted, and end; the second time, end at once."""
+        is_second, self._service.draining = self._ends.done(), True
+        if not is_second:
+            self._ends.set_result(None)
+        for protocol in self._protocols:
+            protocol.stop(now=is_second)
+
+    def _read_again(self) -> None:
+        self._tasks.add(task := self._loop.create_task(self._reload()))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload(self) -> None:
+        await asyncio.wait([self._joined, self._ends], return_when=asyncio.FIRST_COMPLETED)
+        if self._ends.done():
+            return
+        try:
+            await self._crew.load()
+        except LCTError as error:  # the bundles in service stay
+            LOG.error("%s", error)
+
+    @contextmanager
+    def _signal_handlers(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT, at once on the second; read the bundles again on SIGHUP."""
+        for number in STOPPING:
+            self._loop.add_signal_handler(number, self._stop)
+        self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
+        with released():
+            yield
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -137,33 +261,12 @@ def check_default(default: Ask, served: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-@asynccontextmanager
-async def signal_handlers(listeners: Sequence[Listener], service: Service) -> AsyncIterator[None]:
-    """Stop on SIGTERM and SIGINT, at once on the second; reload bundles on SIGHUP."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def stop() -> None:
-        is_second, service.draining = service.draining, True
-        for listener in listeners:
-            listener.stop(now=is_second)
-
-    def reload() -> None:
-        tasks.add(task := loop.create_task(_reload(service)))
-        task.add_done_callback(tasks.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+def _served(repository: Repository[Any], name: str) -> tuple[int, ...]:
+    return repository.find(name).bundle.manifest.served
 
 
-async def _reload(service: Service) -> None:
-    try:
-        await service.repository.reload()
-    except LCTError as error:  # the bundles in service stay
-        print(error, file=sys.stderr, flush=True)
+def _no_address(text: str, error: Exception) -> InputError:
+    return InputError(
+        f"Expected an address to listen at, got {text} ({getattr(error, 'strerror', None) or error}); "
+        "choose another --host or --port."
+    )

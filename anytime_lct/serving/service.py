@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.budget import Ask
 from anytime_lct.exits.bundle import Manifest
+from anytime_lct.serving.crew import Alone, Crew
 from anytime_lct.serving.limits import Allowance, Holding, Limits
 from anytime_lct.serving.metrics import Metrics, ModelCounters
 from anytime_lct.serving.repository import Model, Repository
@@ -63,6 +64,14 @@ class Exchange:
     holding: Holding
     counters: ModelCounters
 
+    def take_buffers(self, x: NDArray[Any]) -> None:
+        """Take the memory of the hidden tensors and logits of a batch, which it holds while it waits between groups.
+
+        Raises Overloaded.
+        """
+        logits = 4 * num_logits(x, self.model.bundle.manifest)
+        self.holding.take(self.model.bundle.session.buffer_bytes(x) + 2 * logits)  # the latest, and those if late
+
     def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
         """Count a reply that was written `seconds` after its request arrived."""
         self.counters.count_reply(reply, seconds, timeout)
@@ -71,13 +80,21 @@ class Exchange:
 class Service:
     """Answers for every protocol; used from the event loop alone.
 
-    `default` fills in what a request leaves out. While `draining`, no new requests may be accepted.
+    `default` fills in what a request leaves out. `crew` are the processes that serve together, by default this one.
+    While `draining`, no new requests may be accepted.
     """
 
     def __init__(
-        self, repository: Repository[Any], engine: EngineInterface, metrics: Metrics, limits: Limits, default: Ask
+        self,
+        repository: Repository[Any],
+        engine: EngineInterface,
+        metrics: Metrics,
+        limits: Limits,
+        default: Ask,
+        crew: Crew | None = None,
     ) -> None:
         self.repository, self.engine, self.metrics = repository, engine, metrics
+        self.crew = crew or Alone(repository, metrics)
         self.limits, self.default = limits, default
         self.allowance = Allowance(limits.in_flight)
         self.draining = False
@@ -111,6 +128,7 @@ class Service:
         finally:
             self.metrics.in_flight.dec()
             self.metrics.queue.set(self.engine.queue_length())
+            self.metrics.memory.set(self.allowance.used)
 
     async def answer(
         self, model: Model[Any], x: NDArray[Any], ask: Ask, arrived: float, gone: Callable[[], Awaitable[object]]

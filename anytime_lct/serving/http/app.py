@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,17 @@ from starlette.routing import Route
 
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask
-from anytime_lct.serving.http.body import read_body
+from anytime_lct.serving.access import CLOSED, Access
+from anytime_lct.serving.http.admin import Admin
 from anytime_lct.serving.http.infer import Infer, refusal
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.metrics import CONTENT_TYPE, Metrics
 from anytime_lct.serving.repository import Model, Repository
-from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import openapi, protocol
 from anytime_lct.serving.v2.json_text import write_json
 
 PAGE = Path(__file__).with_name("page")
-MAX_LOAD_BODY = 1 << 16
 # The page loads nothing from other hosts, and may not be shown in a frame.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -43,30 +41,34 @@ def build(
     limits: Limits = DEFAULT_LIMITS,
     default: Ask = DEFAULT_ASK,
     metrics: Metrics | None = None,
+    access: Access = CLOSED,
 ) -> Starlette:
     """Return the app for a bundle, or a folder of them, with its own engine, which ends with the app.
 
-    It may be mounted into another app. `threads` threads compute answers; `default` fills in what a request leaves out.
-    Raises BundleError.
+    It may be mounted into another app. `threads` threads compute answers; `default` fills in what a request leaves out;
+    `access` says who may load and unload models. Host, Origin and request ids are left to the other app. Raises
+    BundleError.
 
     >>> app = build("bundles", threads=2)  # then: uvicorn.run(app)  # doctest: +SKIP
     """
     from anytime_lct.serving.engine.engine import Engine
     from anytime_lct.serving.engine.job import ServedBundle
 
-    service = Service(Repository(Path(bundle), ServedBundle), Engine(threads), metrics or Metrics(), limits, default)
+    repository = Repository(Path(bundle), ServedBundle)
+    repository.start(repository.prepare())
+    service = Service(repository, Engine(threads), metrics or Metrics(), limits, default)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await service.close()
 
-    return create_app(service, lifespan=lifespan)
+    return create_app(service, access=access, lifespan=lifespan)
 
 
-def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None, lifespan: Any = None) -> Starlette:
-    """Return the app of a service, which the caller closes; `on_reload` is called when a client reloads bundles."""
-    infer, views = Infer(service), Views(service, on_reload)
+def create_app(service: Service, *, access: Access = CLOSED, lifespan: Any = None) -> Starlette:
+    """Return the app of a service, which the caller closes; `access` says who may load and unload models."""
+    infer, views = Infer(service), Views(service, access)
 
     def get(path: str, view: Callable[..., Any]) -> Route:
         return Route(path, view, methods=["GET"])
@@ -84,8 +86,7 @@ def create_app(service: Service, *, on_reload: Callable[[], None] = lambda: None
         get("/v2/models/stats", views.all_stats),
         get("/v2/health/live", views.live),
         get("/v2/health/ready", views.ready),
-        post("/v2/repository/index", views.index),
-        post("/v2/repository/models/{model}/load", views.load),
+        *Admin(service, access).routes(),
     ]
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [
@@ -112,9 +113,8 @@ def _page() -> str:
 class Views:
     """The endpoints that describe the server."""
 
-    def __init__(self, service: Service, on_reload: Callable[[], None]) -> None:
-        self._service = service
-        self._on_reload = on_reload
+    def __init__(self, service: Service, access: Access) -> None:
+        self._service, self._access = service, access
 
     async def page(self, request: Request) -> Response:
         """The page to try the server."""
@@ -122,7 +122,9 @@ class Views:
 
     async def metrics(self, request: Request) -> Response:
         """The metrics, for Prometheus."""
-        return Response(self._service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return Response(
+            self._service.metrics.text(await self._service.crew.values()), headers={"content-type": CONTENT_TYPE}
+        )
 
     async def openapi(self, request: Request) -> Response:
         """The description of the server in OpenAPI."""
@@ -131,7 +133,7 @@ class Views:
 
     async def server(self, request: Request) -> Response:
         """Name, version and extensions."""
-        return json_response(protocol.describe_server())
+        return json_response(protocol.describe_server(has_admin=self._access.has_admin))
 
     async def live(self, request: Request) -> Response:
         """Report that the process answers."""
@@ -139,7 +141,7 @@ class Views:
 
     async def ready(self, request: Request) -> Response:
         """Report whether requests are accepted."""
-        is_ready = not self._service.draining
+        is_ready = self._service.repository.is_open and not self._service.draining
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
@@ -160,12 +162,12 @@ class Views:
 
     async def stats(self, request: Request) -> Response:
         """The statistics of a model."""
-        return self._statistics([self._model(request)])
+        return await self._statistics([self._model(request)])
 
     async def all_stats(self, request: Request) -> Response:
         """The statistics of all models."""
         repository = self._service.repository
-        return self._statistics(
+        return await self._statistics(
             [repository.find(name, version) for name in repository.names() for version in repository.versions(name)]
         )
 
@@ -195,29 +197,14 @@ class Views:
             }
         )
 
-    async def index(self, request: Request) -> Response:
-        """The models by name and version."""
-        repository = self._service.repository
-        rows = [(name, version) for name in repository.names() for version in repository.versions(name)]
+    async def _statistics(self, models: list[Model[Any]]) -> Response:
+        statistics, values = self._service.metrics.statistics, await self._service.crew.values()
         return json_response(
-            [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in rows]
-        )
-
-    async def load(self, request: Request) -> Response:
-        """Reload a bundle."""
-        limits = replace(self._service.limits, body=min(MAX_LOAD_BODY, self._service.limits.body))
-        with self._service.allowance.hold() as holding:
-            body = await read_body(dict(request.scope["headers"]), request.receive, limits, holding)
-        if body not in (b"", b"{}"):
-            raise Refusal("Expected no body, or {}, got settings, which the bundle holds itself; leave them out.")
-        if await self._service.repository.reload(request.path_params["model"]):
-            self._on_reload()
-        return json_response({})
-
-    def _statistics(self, models: list[Model[Any]]) -> Response:
-        statistics = self._service.metrics.statistics
-        return json_response(
-            {"model_stats": [statistics(each.name, each.version, each.bundle.manifest.served) for each in models]}
+            {
+                "model_stats": [
+                    statistics(each.name, each.version, each.bundle.manifest.served, values) for each in models
+                ]
+            }
         )
 
     def _model(self, request: Request) -> Model[Any]:

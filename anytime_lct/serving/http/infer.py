@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
 STATUS: dict[Kind, int] = {
-    "invalid": 400, "unknown": 404, "slow": 408, "large": 413, "encoding": 415, "overloaded": 503, "failed": 500,
+    "invalid": 400, "forbidden": 403, "unknown": 404, "slow": 408, "large": 413, "encoding": 415, "overloaded": 503,
+    "failed": 500,
 }  # fmt: skip
 # Messages of these kinds may quote paths: the log has them whole, clients get the last name of each.
 OF_FOLDERS: tuple[Kind, ...] = ("unknown", "failed")
@@ -57,8 +59,10 @@ class Infer:
             request = await in_thread_if(is_slow, read_request, body, header, manifest, limits, service.default)
             exchange.holding.take(max(0, request.input_bytes - len(body)))
             x = await in_thread_if(is_slow or request.input_bytes > LARGE, request.read_input)
+            request = replace(request, read_input=lambda: x)  # what was read from JSON takes many times the bytes of x
             is_json = not all(request.outputs.values())
             exchange.holding.take(num_logits(x, manifest) * (NUMBER_IN_JSON if is_json else 4))
+            exchange.take_buffers(x)
             reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))
             logits = reply.answer.logits
             is_slow = logits.size > MANY if is_json else logits.nbytes > LARGE

@@ -7,8 +7,10 @@ import socket
 import time
 from collections.abc import Callable
 
+from anytime_lct.serving.access import Access
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.http.connection import Connection
+from anytime_lct.serving.http.guard import guarded
 from anytime_lct.serving.service import DRAIN_SECONDS, Service
 
 BACKLOG = 2048
@@ -16,10 +18,10 @@ POLL_SECONDS = 0.02  # while the last connections close
 
 
 class HTTPListener:
-    """Serves HTTP on a socket; `on_reload` is called when a client has reloaded bundles."""
+    """Serves HTTP on a socket, to clients that `access` allows."""
 
-    def __init__(self, service: Service, listener: socket.socket, on_reload: Callable[[], None]) -> None:
-        self._app = create_app(service, on_reload=on_reload)
+    def __init__(self, service: Service, listener: socket.socket, access: Access) -> None:
+        self._app = guarded(create_app(service, access=access), access)
         self._limits, self._listener = service.limits, listener
         self._connections: set[Connection] = set()
         self._stopped = asyncio.Event()

@@ -30,12 +30,9 @@ def describe(models: dict[str, list[str]]) -> Json:
         "/v2/health/ready": {"get": _operation("Whether requests are accepted.", "Ready", "503")},
         "/v2/repository/index": {"post": _operation("The models by name and version.", "Index")},
         "/v2/repository/models/{model}/load": {
-            "post": {
-                **_operation("Reload a bundle without dropping a request.", "Empty", "400", "404", "408", "413", "415"),
-                "parameters": [model],
-                "requestBody": _content({"type": "object", "maxProperties": 0}, required=False),
-            }
+            "post": _administration(model, "Reload a bundle without dropping a request.")
         },
+        "/v2/repository/models/{model}/unload": {"post": _administration(model, "Take a model out of service.")},
         "/metrics": {"get": _plain("The metrics, for Prometheus.", "text/plain")},
         "/openapi.json": {"get": _plain("This description.", "application/json")},
         "/": {"get": _plain("A page to try the server.", "text/html")},
@@ -74,6 +71,14 @@ def describe(models: dict[str, list[str]]) -> Json:
 
 def _content(schema: Json, required: bool = True) -> Json:
     return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+def _administration(model: Json, summary: str) -> Json:
+    return {
+        **_operation(summary, "Empty", "400", "403", "404", "408", "413", "415"),
+        "parameters": [model],
+        "requestBody": _content({"type": "object", "maxProperties": 0}, required=False),
+    }
 
 
 def _operation(summary: str, schema: str, *errors: str) -> Json:

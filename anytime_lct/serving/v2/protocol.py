@@ -105,9 +105,10 @@ def write_reply(
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
 
 
-def describe_server() -> dict[str, Any]:
-    """Return the server's metadata, the answer of `/v2`."""
-    return {"name": "anytime-lct", "version": __version__, "extensions": EXTENSIONS}
+def describe_server(*, has_admin: bool) -> dict[str, Any]:
+    """Return the server's metadata, the answer of `/v2`; without administration it loads and unloads no models."""
+    extensions = [each for each in EXTENSIONS if has_admin or each != "model_repository"]
+    return {"name": "anytime-lct", "version": __version__, "extensions": extensions}
 
 
 def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[str, Any]:

@@ -17,7 +17,8 @@ async function get(path, options) {
 }
 
 async function start() {
-  const models = [...new Set((await get("v2/repository/index", {method: "POST"})).map(m => m.name))];
+  const index = await get("v2/repository/index", {method: "POST"});
+  const models = [...new Set(index.filter(row => row.state === "READY").map(row => row.name))];
   $("model").replaceChildren(...models.map(name => new Option(name)));
   await chooseModel();
   poll();

@@ -1,0 +1,25 @@
+"""The server's log: one line an event on stderr, with its time, its level and the process."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+LOG = logging.getLogger("anytime_lct.serving")
+ACCESS = logging.getLogger("anytime_lct.access")
+
+
+def to_stderr() -> None:
+    """Write the logs of this process to stderr; those of uvicorn and asyncio from warnings on.
+
+    2026-01-31T12:00:00.123Z WARNING [42] A worker ended (exit code -9); another replaces it.
+    """
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s [%(process)d] %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for log in (LOG, ACCESS):
+        log.setLevel(logging.INFO)

@@ -1,0 +1,140 @@
+"""Who may ask: hosts and pages of others are refused, CORS and administration are options, every request has an id."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from asgi import ask
+from bundles import write_image_bundle
+from fake_engine import FakeEngine, FakeServed
+
+from anytime_lct.exits.budget import DEFAULT_ASK
+from anytime_lct.serving.access import Access, is_loopback
+from anytime_lct.serving.http.app import create_app
+from anytime_lct.serving.http.guard import guarded
+from anytime_lct.serving.limits import DEFAULT_LIMITS
+from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.repository import Repository
+from anytime_lct.serving.service import Service
+
+LOAD = "/v2/repository/models/tiny/load"
+HERE = {"Host": "127.0.0.1:8000"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    write_image_bundle(folder / "tiny")
+    repository = Repository(folder, FakeServed)
+    repository.start(repository.prepare())
+    return Service(repository, FakeEngine(), Metrics(), DEFAULT_LIMITS, DEFAULT_ASK)
+
+
+def app_of(service, **access):
+    access = Access(**access)
+    return guarded(create_app(service, access=access), access)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("10.1.2.3", 200),
+        ("localhost:8000", 200),
+        ("digits:8000", 200),  # a name without a dot belongs to no site
+        ("LCT.example:8000", 200),
+        ("lct.example.", 200),
+        ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("1.2.3.4.5", 403),
+        ("lct.example.evil.example", 403),
+        ("localhost.evil.example:8000", 403),
+    ],
+)
+def test_only_hosts_that_the_server_knows_are_served(service, host, status):
+    response = ask(app_of(service, hosts=("lct.example",)), "GET", "/v2/models/tiny", headers={"Host": host})
+    assert response.status == status
+    assert status == 200 or "--allow-host" in response.json()["error"]
+
+
+def test_every_host_is_served_where_that_is_wanted_and_a_request_without_one(service):
+    assert ask(app_of(service, hosts=("*",)), "GET", "/v2", headers={"Host": "any.example"}).status == 200
+    assert ask(app_of(service), "GET", "/v2").status == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9000", "http://127.0.0.1"])
+def test_pages_of_others_may_not_ask(service, origin):
+    app = app_of(service, allow_admin=True)
+    for method, path in (("POST", LOAD), ("POST", "/v2/models/tiny/infer"), ("GET", "/v2"), ("OPTIONS", LOAD)):
+        response = ask(app, method, path, headers=HERE | {"Origin": origin})
+        assert response.status == 403 and "--cors-origin" in response.json()["error"]
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_the_servers_own_page_may_ask(service):
+    own = {"Origin": "http://127.0.0.1:8000"}
+    assert ask(app_of(service, allow_admin=True), "POST", LOAD, headers=HERE | own).status == 200
+
+
+def test_pages_of_named_sites_may_ask(service):
+    app = app_of(service, origins=("https://a.example",))
+    origin = HERE | {"Origin": "https://a.example"}
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    first = ask(app, "OPTIONS", "/v2/models/tiny/infer", headers=origin | wanted)
+    assert first.status == 200 and "POST" in first.headers["access-control-allow-methods"]
+    response = ask(app, "GET", "/v2", headers=origin)
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+    assert ask(app, "GET", "/v2", headers=HERE | {"Origin": "https://b.example"}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("access", "client", "words", "status"),
+    [
+        ({}, "127.0.0.1", "", 403),
+        ({"allow_admin": True}, "10.0.0.7", "", 200),
+        ({"key": "secret"}, "127.0.0.1", "Bearer secret", 200),
+        ({"key": "secret"}, "::ffff:127.0.0.1", "Bearer secret", 200),
+        ({"key": "secret"}, "127.0.0.1", "Bearer other", 403),
+        ({"key": "secret"}, "127.0.0.1", "", 403),
+        ({"key": "secret"}, "10.0.0.7", "Bearer secret", 403),
+    ],
+)
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_loading_needs_the_flag_or_the_key(service, access, client, words, status, verb):
+    app = app_of(service, **access)
+
+    async def from_client(scope, receive, send):
+        await app(scope | {"client": (client, 5000)}, receive, send)
+
+    headers = HERE | ({"Authorization": words} if words else {})
+    assert ask(from_client, "POST", f"/v2/repository/models/tiny/{verb}", headers=headers).status == status
+    if verb == "unload" and status == 200:
+        assert ask(from_client, "POST", LOAD, headers=headers).status == 200
+    extensions = ask(app, "GET", "/v2").json()["extensions"]
+    assert ("model_repository" in extensions) == bool(access)
+
+
+def test_addresses_of_this_machine():
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
+    assert not any(map(is_loopback, ("10.0.0.1", "::", "0.0.0.0", "localhost", "", "::ffff:10.0.0.1")))
+
+
+def test_a_request_has_an_id_and_a_line_in_the_log(service, caplog):
+    app = app_of(service, log=True)
+    with caplog.at_level(logging.INFO, "anytime_lct.access"):
+        own = ask(app, "GET", "/v2", headers=HERE | {"X-Request-Id": "a-7"})
+        new = ask(app, "GET", "/v2/mo\ndels", headers=HERE | {"X-Request-Id": "bad id\n"})
+        refused = ask(app, "GET", "/v2", headers={"Host": "evil.example"})
+    assert own.headers["x-request-id"] == "a-7" and len(new.headers["x-request-id"]) == 16
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith('- "GET /v2" 200 ') and lines[0].endswith("id=a-7")
+    assert '"GET /v2/mo\\ndels" 404' in lines[1]
+    assert '"GET /v2" 403' in lines[2] and lines[2].endswith(refused.headers["x-request-id"])
+
+
+def test_no_line_is_written_without_the_option(service, caplog):
+    with caplog.at_level(logging.INFO, "anytime_lct.access"):
+        ask(app_of(service), "GET", "/v2", headers=HERE)
+    assert not caplog.records
