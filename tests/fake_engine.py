@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.request import Overloaded, Reply
 
 
@@ -69,3 +71,10 @@ class FakeEngine:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
+
+
+def open_repository(folder: Path) -> Repository:
+    """Return a repository whose bundles are in service, with a FakeServed for each."""
+    repository = Repository(folder, FakeServed)
+    repository.start(repository.prepare())
+    return repository

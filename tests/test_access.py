@@ -7,7 +7,7 @@ import logging
 import pytest
 from asgi import ask
 from bundles import write_image_bundle
-from fake_engine import FakeEngine, FakeServed
+from fake_engine import FakeEngine, open_repository
 
 from anytime_lct.exits.budget import DEFAULT_ASK
 from anytime_lct.serving.access import Access, is_loopback
@@ -15,7 +15,6 @@ from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.http.guard import guarded
 from anytime_lct.serving.limits import DEFAULT_LIMITS
 from anytime_lct.serving.metrics import Metrics
-from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.service import Service
 
 LOAD = "/v2/repository/models/tiny/load"
@@ -26,8 +25,7 @@ HERE = {"Host": "127.0.0.1:8000"}
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     write_image_bundle(folder / "tiny")
-    repository = Repository(folder, FakeServed)
-    repository.start(repository.prepare())
+    repository = open_repository(folder)
     return Service(repository, FakeEngine(), Metrics(), DEFAULT_LIMITS, DEFAULT_ASK)
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from asgi import ask
 from bundles import rewrite, write_image_bundle
-from fake_engine import FakeEngine, FakeServed
+from fake_engine import FakeEngine, FakeServed, open_repository
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK
@@ -36,12 +36,6 @@ def spoil(bundle):
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
 
 
-def opened(folder):
-    repository = Repository(folder, FakeServed)
-    repository.start(repository.prepare())
-    return repository
-
-
 def rows(repository):
     return [(row.name, row.version, row.is_ready) for row in repository.index()]
 
@@ -56,7 +50,7 @@ def test_a_broken_bundle_leaves_the_others_in_service_at_the_start(folder):
     spoil(folder / "other")
     (folder / "no name").mkdir()
     shutil.copy(folder / "good" / "manifest.json", folder / "no name")
-    repository = opened(folder)
+    repository = open_repository(folder)
     assert rows(repository) == [("good", "1", True), ("no name", "1", False), ("other", "1", False)]
     assert "altered" in repository.index()[-1].reason
     for _ in range(2):
@@ -69,7 +63,7 @@ def test_a_broken_bundle_leaves_the_others_in_service_at_the_start(folder):
 
 
 def test_a_broken_bundle_leaves_the_others_to_change_and_itself_as_it_was(folder):
-    repository = opened(folder)
+    repository = open_repository(folder)
     rewrite(folder / "good", classes=["a", "b", "c"])
     spoil(folder / "other")
     rewrite(folder / "other", classes=["x", "y", "z"])
@@ -81,7 +75,7 @@ def test_a_broken_bundle_leaves_the_others_to_change_and_itself_as_it_was(folder
 
 
 def test_a_load_is_of_that_model_alone(folder):
-    repository = opened(folder)
+    repository = open_repository(folder)
     rewrite(folder / "good", classes=["a", "b", "c"])
     rewrite(folder / "other", classes=["x", "y", "z"])
     shutil.copytree(folder / "good", folder / "third")
@@ -95,7 +89,7 @@ def test_a_load_is_of_that_model_alone(folder):
 def test_a_load_of_several_versions_is_all_or_none(tmp_path):
     for version in ("1", "2"):
         write_image_bundle(tmp_path / "tiny" / version)
-    repository = opened(tmp_path)
+    repository = open_repository(tmp_path)
     rewrite(tmp_path / "tiny" / "1", classes=["a", "b", "c"])
     spoil(tmp_path / "tiny" / "2")
     rewrite(tmp_path / "tiny" / "2", classes=["a", "b", "c"])
@@ -105,7 +99,7 @@ def test_a_load_of_several_versions_is_all_or_none(tmp_path):
 
 
 def test_what_is_unloaded_stays_out_until_it_is_loaded(folder):
-    service = Service(opened(folder), FakeEngine(), Metrics(), DEFAULT_LIMITS, DEFAULT_ASK)
+    service = Service(open_repository(folder), FakeEngine(), Metrics(), DEFAULT_LIMITS, DEFAULT_ASK)
     app = create_app(service, access=Access(allow_admin=True))
     body = {"parameters": {"unload_dependents": False}}  # tritonclient's
     assert ask(app, "POST", "/v2/repository/models/other/unload", body).status == 200

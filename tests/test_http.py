@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from asgi import binary
 from bundles import write_image_bundle
-from fake_engine import FakeEngine, FakeServed
+from fake_engine import FakeEngine, open_repository
 
 from anytime_lct.exits.budget import DEFAULT_ASK
 from anytime_lct.serving.http import connection as connections
@@ -21,7 +21,6 @@ from anytime_lct.serving.http.connection import Connection
 from anytime_lct.serving.http.parser import MAX_CHUNKS, MAX_FIELDS, Head, Malformed, RequestParser
 from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.metrics import Metrics
-from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.service import Service
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
@@ -245,7 +244,7 @@ class Server:
 
 @asynccontextmanager
 async def serving(folder, engine, **limits):
-    server = Server(Service(Repository(folder, FakeServed), engine, Metrics(), Limits(**limits), DEFAULT_ASK))
+    server = Server(Service(open_repository(folder), engine, Metrics(), Limits(**limits), DEFAULT_ASK))
     listener = await asyncio.get_running_loop().create_server(server.connection, "127.0.0.1", 0)
     server.port = listener.sockets[0].getsockname()[1]
     try:

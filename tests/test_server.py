@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from asgi import ask, binary, logits, request
 from bundles import rewrite, write_image_bundle, write_text_bundle
-from fake_engine import FakeEngine, FakeServed
+from fake_engine import FakeEngine, open_repository
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
@@ -24,7 +24,6 @@ from anytime_lct.serving.http import infer
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
 from anytime_lct.serving.metrics import Metrics
-from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.request import Overloaded
 from anytime_lct.serving.scan import scan
 from anytime_lct.serving.service import Service
@@ -54,14 +53,8 @@ def engine():
 ADMIN = Access(allow_admin=True)
 
 
-def opened(folder):
-    repository = Repository(folder, FakeServed)
-    repository.start(repository.prepare())
-    return repository
-
-
 def service_of(folder, engine, limits=DEFAULT_LIMITS, default=DEFAULT_ASK):
-    return Service(opened(folder), engine, Metrics(), limits, default)
+    return Service(open_repository(folder), engine, Metrics(), limits, default)
 
 
 @pytest.fixture
@@ -279,7 +272,7 @@ def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
     assert not engine.asked
     assert app.state.service.allowance.used == 0
     sent["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
-    app = bounded(folder, engine, in_flight=1_000_000)  # the hidden tensors and logits of the walk take 600 thousand
+    app = bounded(folder, engine, in_flight=1_200_000)  # the hidden tensors and logits of the walk take 600 thousand
     assert ask(app, "POST", "/v2/models/text/infer", sent).status == 200
     assert app.state.service.allowance.used == 0
 
@@ -399,7 +392,7 @@ def test_folders_that_cannot_be_served_are_refused(tmp_path, name):
     elif name == "empty":
         (tmp_path / "in").mkdir()
     with pytest.raises(BundleError):
-        opened(tmp_path / "in")
+        open_repository(tmp_path / "in")
 
 
 def test_two_bundles_of_one_name_are_refused(folder):
@@ -412,10 +405,10 @@ def test_an_altered_bundle_is_not_served(folder):
     graph = folder / "tiny.bundle" / "group_1.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
     with pytest.raises(BundleError, match="altered"):
-        opened(folder / "tiny.bundle")
+        open_repository(folder / "tiny.bundle")
     shutil.rmtree(folder / "text")
     with pytest.raises(BundleError, match="altered"):
-        opened(folder)
+        open_repository(folder)
 
 
 def test_bundles_are_read_again_while_requests_are_with_the_old_ones(folder, engine):

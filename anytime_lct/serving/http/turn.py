@@ -23,7 +23,7 @@ HIGH_WATER = 1 << 16  # bytes of a body that wait for the app; then no more are 
 log = logging.getLogger(__name__)
 
 
-class Line(Protocol):
+class Peer(Protocol):
     """What a turn needs of its connection."""
 
     is_draining: bool
@@ -48,7 +48,7 @@ class Line(Protocol):
 class Turn:
     """Runs the app for one request. The connection adds the body as it arrives, and reports when the client is gone."""
 
-    def __init__(self, line: Line, head: Head) -> None:
+    def __init__(self, line: Peer, head: Head) -> None:
         self._line, self._head = line, head
         self._body = bytearray()
         self._changed = asyncio.Event()
