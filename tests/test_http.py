@@ -316,6 +316,20 @@ def test_malformed_chunks_are_refused_in_json_and_the_connection_is_closed(folde
     asyncio.run(go())
 
 
+def test_many_small_chunks_leave_turns_to_others(folder, engine):
+    head, body = infer()
+    chunks = b"".join(b"1\r\n%b\r\n" % body[k : k + 1] for k in range(len(body)))
+    head = head.replace(b"Content-Length: %d\r\n" % len(body), b"", 1)
+    sent = head[:-2] + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+    async def go():
+        async with serving(folder, engine, header_bytes=1000) as server:
+            assert len(body) > 3 * connections.EVENTS / 4
+            assert statuses(await server.talk(sent * 20, half_close=True)) == [200] * 20
+
+    asyncio.run(go())
+
+
 def test_a_client_that_sends_no_more_gets_all_its_answers(folder, engine):
     async def go():
         async with serving(folder, engine) as server:

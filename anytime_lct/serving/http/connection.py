@@ -21,6 +21,7 @@ from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.v2.json_text import write_json
 
 KEEP_ALIVE_SECONDS = 75.0
+EVENTS = 500  # parts of requests that are taken apart at a time: many small chunks must not keep others waiting
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes before would cost it the answer
 
@@ -65,20 +66,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes apart as far as there is no turn before them."""
-        if self._is_ending or self._is_broken:
-            return
-        self._parser.feed(data)
-        self._advance()
-        if self._is_idle and self._turn is None and self._parser.size and not self._is_ending:
-            self._wait_for_head()
+        if not (self._is_ending or self._is_broken):
+            self._parser.feed(data)
+            self._go_on()
 
     def eof_received(self) -> bool:
         """Answer what has arrived whole, although nothing more comes."""
         self._has_eof = True
-        if self._turn is None:
+        if self._is_ending:
             self._close()
-        elif not self._turn.is_whole:
-            self._turn.leave()
+        self._go_on()
         return True  # the other direction stays open
 
     def pause_writing(self) -> None:
@@ -114,8 +111,10 @@ class Connection(asyncio.Protocol):
         """Wait until the client has taken most of what was sent, or is gone."""
         await self._writable.wait()
 
-    def hold_reading(self, is_held: bool) -> None:
-        """Read no more from the client, or go on."""
+    def pace(self) -> None:
+        """Read from the client, unless more than enough waits to be taken apart or to be read by the app."""
+        turn, is_large = self._turn, self._parser.size > self._limits.header_bytes
+        is_held = not self._is_ending and (is_large or (turn is not None and turn.is_full))
         if is_held != self._is_held and not (self._has_eof or self._transport.is_closing()):
             self._is_held = is_held
             (self._transport.pause_reading if is_held else self._transport.resume_reading)()
@@ -130,16 +129,25 @@ class Connection(asyncio.Protocol):
         elif closes or self.is_draining or self._is_broken:
             self._end(is_read=turn.is_whole and not self._parser.size)
         else:
-            self.hold_reading(False)
             self._advance()
             if self._turn is None and not self._is_ending:
                 self._wait_for_next()
 
+    def _go_on(self) -> None:
+        if self._is_ending or self._is_broken:
+            return
+        self._advance()
+        if self._is_idle and self._turn is None and self._parser.size and not self._is_ending:
+            self._wait_for_head()
+
     def _advance(self) -> None:
         try:
-            while self._turn is None or not self._turn.is_whole:
+            for _ in range(EVENTS):
+                if self._turn is not None and self._turn.is_whole:
+                    break  # requests behind it wait
                 event = self._parser.next_event()
                 if event is None:
+                    self._check_eof()
                     break
                 if isinstance(event, Head):
                     self._begin_turn(event)
@@ -147,18 +155,22 @@ class Connection(asyncio.Protocol):
                     self._turn.add(event)
                 elif self._turn is not None:
                     self._turn.complete()
+            else:
+                self._loop.call_soon(self._go_on)  # after others have had their turns
         except Malformed as error:
             self._is_broken = True
             if self._turn is None:
                 self._refuse(error.status, str(error))
             else:
                 self._turn.refuse(error)
-            return
-        if self._turn is None:
-            if self._has_eof:
-                self._close()
-        elif self._parser.size > self._limits.header_bytes:  # requests behind the one that is answered
-            self.hold_reading(True)
+        self.pace()
+
+    def _check_eof(self) -> None:
+        """End what cannot become a whole request."""
+        if self._has_eof and self._turn is None:
+            self._close()
+        elif self._has_eof and self._turn is not None:
+            self._turn.leave()
 
     def _begin_turn(self, head: Head) -> None:
         self._stop_waiting()
@@ -209,7 +221,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._is_ending = True
-        self.hold_reading(False)
+        self.pace()
         self._transport.write_eof()
         self._wait(DISCARD_SECONDS, self._close)
 

@@ -36,8 +36,8 @@ class Peer(Protocol):
         """Wait until the client has taken most of what was sent, or is gone."""
         ...
 
-    def hold_reading(self, is_held: bool) -> None:
-        """Read no more from the client, or go on."""
+    def pace(self) -> None:
+        """Read from the client, unless its turn is full."""
         ...
 
     def end_turn(self, *, is_answered: bool, closes: bool) -> None:
@@ -58,11 +58,14 @@ class Turn:
         self._is_read = self._is_answered = self._is_gone = self._closes = False
         self.is_whole = False  # the request has arrived to its end
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much of the body waits for the app that no more should be read."""
+        return len(self._body) > HIGH_WATER
+
     def add(self, part: bytes) -> None:
         """Add a part of the body."""
         self._body += part
-        if len(self._body) > HIGH_WATER:
-            self._line.hold_reading(True)
         self._changed.set()
 
     def complete(self) -> None:
@@ -103,7 +106,7 @@ class Turn:
             if self._body or (self.is_whole and not self._is_read):
                 body, self._body = bytes(self._body), bytearray()
                 self._is_read = self.is_whole
-                self._line.hold_reading(False)
+                self._line.pace()
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
             if self._error is not None:
                 raise Refusal(str(self._error))
