@@ -48,7 +48,7 @@ OWNERS = {
     "onnx": {"export/"},
     "onnxruntime": {"export/parity.py", "export/quantise.py", "runtime/"},
     "starlette": {"serving/http/"},
-    "prometheus_client": {"serving/metrics.py", "serving/workers.py"},
+    "prometheus_client": {"serving/metrics.py"},
     "typer": {"cli/"},
     "rich": {"cli/"},
     "safetensors": {"run_folder/checkpoint.py"},

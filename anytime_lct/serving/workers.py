@@ -120,7 +120,12 @@ class Workers:
         """Start a worker and return it when it has joined, or None when all are to stop; raises why it cannot start."""
         if self._is_stopping:
             return None
-        worker = ServerProcess(Post(self._listener, self._settings, early, self._unloaded), self._answer)
+        try:
+            worker = ServerProcess(Post(self._listener, self._settings, early, self._unloaded), self._answer)
+        except OSError as error:
+            raise WorkerLostError(
+                f"Expected a process more, got: {error.strerror or error}; free memory, or start fewer --workers."
+            ) from None
         self._workers.append(worker)
         await asyncio.wait([worker.joined, worker.ended], return_when=asyncio.FIRST_COMPLETED)
         if worker.joined.done() or self._is_stopping:
