@@ -48,8 +48,10 @@ OPTIONS = {
         "--budget-flops --budget-latency --budget-params --exit --json --mean-flops --measure "
         "--min-confidence --stream --text --threads --timeout --top"
     ),
-    "serve": "--access-log --allow-admin --allow-host --cores --cors-origin --deadline --fixed --host --json --max-body "
-    "--port --workers",
+    "serve": (
+        "--access-log --allow-admin --allow-host --cores --cors-origin --deadline --fixed --host --json --max-body "
+        "--port --workers"
+    ),
 }
 
 
