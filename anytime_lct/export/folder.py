@@ -15,10 +15,15 @@ from anytime_lct import disk
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import is_bundle
 
+ONNX_TOOLS = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")
+
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """Yield a folder beside `out` that becomes `out`, or with `force` replaces a bundle there; raises ExportError."""
+    """Yield a folder beside `out` that becomes `out`, or with `force` replaces a bundle there; raises ExportError.
+
+    An exception of ONNX's tools within the block is an ExportError too: their own share no base class.
+    """
     out = out.resolve() if out.name in ("", "..") else out
     part, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
     if out.exists() and not (force and is_bundle(out)):
@@ -34,6 +39,11 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
         raise ExportError(
             f"Could not write the bundle '{out}': {error.strerror or error}; free some space or choose another --out."
         ) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ONNX_TOOLS:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise ExportError(f"Expected ONNX graphs that load and run, got: {reason}; nothing was written.") from error
     finally:
         if old.exists() and not out.exists():
             old.rename(out)

@@ -261,7 +261,7 @@ def _value_info(
 
 
 def _unfold_norms(graph: onnx.GraphProto) -> None:
-    """Write batch norms that follow no convolution as x * scale + shift."""
+    """Write batch norms that follow no convolution as x * factor + shift."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
     nodes = list(graph.node)
@@ -276,7 +276,7 @@ def _unfold_norms(graph: onnx.GraphProto) -> None:
         factor = scale / np.sqrt(variance + epsilon)
         shape = (-1, *(1,) * (ranks[x] - 2))
         y = node.output[0]
-        for value, suffix in ((factor, "scale"), (bias - mean * factor, "shift")):
+        for value, suffix in ((factor, "factor"), (bias - mean * factor, "shift")):
             graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(shape), f"{y}_{suffix}"))
-        graph.node.append(helper.make_node("Mul", [x, f"{y}_scale"], [f"{y}_scaled"], name=f"{node.name}_scale"))
-        graph.node.append(helper.make_node("Add", [f"{y}_scaled", f"{y}_shift"], [y], name=f"{node.name}_shift"))
+        graph.node.append(helper.make_node("Mul", [x, f"{y}_factor"], [f"{y}_product"], name=f"{node.name}_factor"))
+        graph.node.append(helper.make_node("Add", [f"{y}_product", f"{y}_shift"], [y], name=f"{node.name}_shift"))

@@ -70,6 +70,9 @@ def quantise(sheet: Sheet, groups: Sequence[nn.Module], inputs: Iterable[NDArray
         prepared_path, quantised_path = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
         try:
             quant_pre_process(sheet.model, prepared_path)
+            prepared = onnx.load(prepared_path)
+            _separate_names(prepared.graph)
+            onnx.save(prepared, prepared_path)
             quantize_static(
                 prepared_path,
                 quantised_path,
@@ -79,7 +82,7 @@ def quantise(sheet: Sheet, groups: Sequence[nn.Module], inputs: Iterable[NDArray
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
-                nodes_to_exclude=_float_nodes(sheet, onnx.load(prepared_path).graph),
+                nodes_to_exclude=_float_nodes(sheet, prepared.graph),
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -116,6 +119,23 @@ class _Feeds(CalibrationDataReader):
                         hidden = group(hidden)
                         feed[f"hidden_{i}"] = hidden.numpy()
             yield feed
+
+
+def _separate_names(graph: onnx.GraphProto) -> None:
+    """Rename weights that are named after another value, such as `gain` and `gain_scale`: so are the quantiser's own.
+
+    Those are `gain_scale`, `gain_zero_point` and the like; none of them ends in a colon.
+    """
+    names = {tensor.name for tensor in graph.initializer} | {value for node in graph.node for value in node.output}
+    renamed = {
+        tensor.name: f"{tensor.name}:"
+        for tensor in graph.initializer
+        if any(tensor.name[:k] in names for k, letter in enumerate(tensor.name) if letter == "_")
+    }
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(value, value) for value in node.input]
 
 
 def _float_nodes(sheet: Sheet, graph: onnx.GraphProto) -> list[str]:

@@ -87,7 +87,7 @@ class _Body:
         for node in graph.node:
             node_copy = onnx.NodeProto()
             node_copy.CopyFrom(node)
-            node_copy.name = f"{prefix}/{node.name}"
+            node_copy.name = node.name and f"{prefix}/{node.name}"  # onnxruntime leaves nodes that it splits unnamed
             node_copy.input[:], node_copy.output[:] = map(prefixed, node.input), map(prefixed, node.output)
             self.nodes.append(node_copy)
         for weight in graph.initializer:
