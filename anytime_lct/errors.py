@@ -56,7 +56,11 @@ class CheckpointError(LCTError, ValueError):
 
 
 class AnalysisError(LCTError, ValueError):
-    """A network could not be measured, for example because an operator has no count of multiply-adds."""
+    """A network could not be measured, for example because it does not run on one sample."""
+
+
+class CountWarning(UserWarning):
+    """Operators of a network have no count of multiply-adds, so that its costs are too low."""
 
 
 class ExportError(LCTError, RuntimeError):

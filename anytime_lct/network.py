@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from anytime_lct import critics
 from anytime_lct.counting import count_in_turn
@@ -71,6 +72,7 @@ class LCTNetwork(nn.Module):
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
         """
+        _expect_answers(model)
         outputs = _outputs(model, example)
         places = cut.places or choose_places(model, example, cut, critic, task)
         groups, hints = _groups(model, places, example)
@@ -180,6 +182,18 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
             )
         crossing.append(hidden)
     return crossing[:-1]
+
+
+def _expect_answers(model: nn.Module) -> None:
+    """Raise PartitionError for layers whose answers depend on the batch, or that ONNX does not have."""
+    for path, layer in model.named_modules():
+        problem = ""
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            problem = "running statistics, without which an answer depends on its batch: track_running_stats=True"
+        elif isinstance(layer, nn.LSTM) and layer.proj_size:
+            problem = "no projection, which ONNX lacks: proj_size=0, with a linear layer behind it"
+        if problem:
+            raise PartitionError(f"Expected the layer '{path}' ({type(layer).__name__}) to have {problem}.")
 
 
 def _outputs(model: nn.Module, example: Tensor) -> int:

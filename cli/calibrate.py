@@ -34,10 +34,11 @@ def calibrate(
     from anytime_lct.runtime.calibration import calibrate as measure
     from anytime_lct.runtime.calibration import fastest_threads
     from anytime_lct.runtime.session import AnytimeSession
-    from anytime_lct.runtime.timings import save
+    from anytime_lct.runtime.timings import expect_writable, save
 
     numbers = read_threads(threads)
     sessions = [AnytimeSession(bundle, threads=number, calibrated=False) for number in numbers]
+    expect_writable(sessions[0].bundle)
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
         best = fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
         session = sessions[numbers.index(best)]

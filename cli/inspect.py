@@ -33,9 +33,14 @@ def inspect(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="model.KEY=VALUE", help="An option of the network.")
     ] = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="Also try to export groups and critics to ONNX, with fresh weights.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show legal cuts, the balanced choice, and the cost of groups, critics and exits.
+
+    With --export, what would fail after a long training fails here.
 
     Where a network cannot be cut, the error names the line of its code and what to do.
 
@@ -60,17 +65,19 @@ def inspect(
     cut = {"by": "balanced", **{key: value for key, value in flags.items() if value is not None}}
     recipe = reading.complete({"cut": cut, "critic": {"kind": critic}})
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
-    inspection = inspect_network(
-        networks.build(model, shape, classes, **options),
-        example_input(facts),
-        recipe.cut,
-        recipe.critic,
-        facts.task,
-    )
+    network, example = networks.build(model, shape, classes, **options), example_input(facts)
+    inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)
+    difference = None
+    if export:
+        from anytime_lct.export.write import try_export
+        from anytime_lct.network import LCTNetwork
+
+        cut_there = recipe.cut.model_copy(update={"places": tuple(part.ends for part in inspection.parts[:-1])})
+        difference = try_export(LCTNetwork.cut(network, example, cut_there, recipe.critic, facts.task), facts)
     if as_json:
         import json
 
-        arguments = {"model": model, "input": shape, "classes": classes}
+        arguments = {"model": model, "input": shape, "classes": classes, "export_difference": difference}
         typer.echo(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
         return
     console = screen()
@@ -80,6 +87,12 @@ def inspect(
     console.print(_parts(inspection))
     for modules, reason in _untraced(inspection).items():
         console.print(f"Treated as one step: {modules}: {reason}.", highlight=False, soft_wrap=True, style="dim")
+    if difference is not None:
+        console.print(
+            f"Exported to ONNX with fresh weights: the largest difference of logits from torch is {difference:.1e}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     parts, main_flops = inspection.parts, inspection.main.flops
     if expensive := [str(i) for i, part in enumerate(parts[:-1], 1) if part.exit.flops >= main_flops]:
         console.print(

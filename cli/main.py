@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 
 import typer
@@ -51,6 +52,7 @@ def run(arguments: list[str] | None = None) -> None:
     0: done; 2: bad input, reported in one sentence on stderr; 3: no sub-model meets the budget; 4: a worker was lost;
     130: interrupted.
     """
+    warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of code that warns
     try:
         app(args=arguments, prog_name="anytime-lct")
     except LCTError as error:

@@ -35,7 +35,7 @@ OPTIONS = {
         "--budget-flops --data --data-root --epochs --groups --json --max-restarts --method --model --recipe "
         "--replicas --resume --run-dir --seed --set --weights --workers"
     ),
-    "inspect": "--budget-flops --classes --critic --groups --input --json --places --set",
+    "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
     "analyze": "--data-root --json",
     "thresholds": "--data-root --json --mean-flops --measure",
     "export": "--calibration-samples --data-root --exits --force --int8 --json --only --out --single-file",

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as torchvision_models
+from torchvision.ops import DeformConv2d
 
 from anytime_lct.counting import component_costs, count
 from anytime_lct.cutting.choice import exit_costs
 from anytime_lct.cutting.costs import on_meta
 from anytime_lct.cutting.trace import Trace
-from anytime_lct.errors import AnalysisError
+from anytime_lct.errors import AnalysisError, CountWarning
 from anytime_lct.exits.profile import Cost
 from anytime_lct.models import networks as models
 from anytime_lct.network import LCTNetwork
@@ -112,10 +113,59 @@ def test_what_multiplies_no_tensors_is_free(module: nn.Module):
     assert flops(module, 1, 4, 6, 6) == 0
 
 
-def test_an_operator_without_a_count_is_an_error_that_names_it():
-    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Calls(lambda x: torch.fft.rfft(x).real)))
-    with pytest.raises(AnalysisError, match=r"aten::fft_rfft in module '1\.0' \(Calls\)"):
-        count(network, torch.zeros(1, 4))
+class Deformed(DeformConv2d):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, torch.zeros(1, 18, 4, 4))
+
+
+class Times(nn.Module):
+    """Multiplies by learned weights in a way of its own: `product(x, weights)`."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.product, self.weights = product, nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weights)
+
+
+@pytest.mark.parametrize(
+    ("module", "amount"),
+    [
+        (nn.Conv2d(4, 8, 3, padding="same"), 8 * 4 * 9 * 36),
+        (nn.Conv2d(4, 8, 3, padding="valid"), 8 * 4 * 9 * 16),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), 8 * 4 * 9 * 16),
+        (Deformed(4, 8, 3), 8 * 4 * 9 * 16),
+        (Times(lambda x, w: torch.einsum("bc...,cd->bd...", x, w), 4, 5), 36 * 4 * 5),
+        (Times(lambda x, w: torch.einsum("bchw,cr,dr->bdhw", x, w, w), 4, 2), 36 * 4 * 2 * 2),
+        (Times(lambda x, w: torch.cdist(x.flatten(2), w), 7, 36), 4 * 7 * 36),
+        (Times(lambda x, w: F.bilinear(x, x, w), 5, 6, 6), 4 * 6 * 5 * 6 * 6),
+        (Times(lambda x, w: x + torch.chain_matmul(w, w, w), 6, 6), 2 * 6**3),
+    ],
+)
+def test_other_products_of_tensors(module: nn.Module, amount: int):
+    assert flops(module, 1, 4, 6, 6) == amount
+
+
+def test_an_operator_without_a_count_is_named_and_adds_nothing():
+    network = nn.Sequential(nn.Linear(4, 4), Calls(lambda x: torch.fft.rfft(x).abs()), nn.Linear(3, 2))
+    with pytest.warns(CountWarning, match=r"counted without aten::fft_rfft, of which no count is known"):
+        assert flops(network, 1, 4) == 16 + 6
+    parts = nn.ModuleList([network[:2], network[2:]])
+    with pytest.warns(CountWarning) as warned:
+        component_costs(parts, [nn.Linear(3, 2)], torch.zeros(1, 4))
+    assert len(warned) == 1
+
+
+def test_what_cannot_be_traced_is_counted_while_it_runs():
+    def unpooled(x: Tensor) -> Tensor:
+        return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)  # type: ignore[arg-type]
+
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), Calls(unpooled), nn.Conv2d(8, 8, 1))
+    assert flops(network, 1, 4, 6, 6) == 8 * 4 * 9 * 36 + 8 * 8 * 36
+    layer = nn.LSTM(6, 3, batch_first=True)
+    with pytest.warns(CountWarning, match="counted without LSTM"):
+        flops(nn.Sequential(network, Calls(lambda x: layer(x.flatten(1, 2))[0], layer)), 1, 4, 6, 6)
 
 
 def test_a_failing_forward_pass_is_one_sentence():

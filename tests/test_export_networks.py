@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from bundles import make_profile
 from exporting import export
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import Bundle
@@ -110,6 +112,13 @@ def test_a_perceptron(tmp_path: Path):
         agree(bundle, network, sample(IMAGES, batch))
 
 
+@pytest.mark.parametrize(("layers", "num_groups"), [(4, 3), (3, 2), (2, 1)])
+def test_a_character_model_cut_between_some_of_its_layers(layers: int, num_groups: int, tmp_path: Path):
+    network = cut("lstm", TEXT, num_groups, layers=layers, units=6, embedding=5)
+    bundle = export(network, TEXT, profile_of(network), tmp_path / "bundle", model_name="lstm", only="groups")
+    assert 0 < bundle.manifest.largest_difference <= 1e-4
+
+
 def test_a_character_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     network = cut("lstm", TEXT, 3, layers=3, units=6, embedding=5, dropout=0.2)
     bundle = export(network, TEXT, profile_of(network), tmp_path / "bundle", model_name="lstm")
@@ -125,6 +134,49 @@ def test_pooling_to_a_side_that_does_not_divide(tmp_path: Path):
     network = LCTNetwork.cut(
         nn.Sequential(*layers), sample(facts, 2), CutRecipe(places=("1",)), CriticRecipe(kind="paper-imagenet")
     )
+    bundle = export(network, facts, profile_of(network), tmp_path / "bundle", model_name="made")
+    agree(bundle, network, sample(facts, 3))
+
+
+class Apply(nn.Module):
+    """Runs a function on the output of a layer."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def stretched(x: Tensor) -> Tensor:
+    return F.interpolate(x, size=(11, 5), mode="bicubic")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        nn.AdaptiveMaxPool2d(5),
+        nn.AdaptiveMaxPool2d((7, None)),
+        nn.AdaptiveAvgPool2d(5),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+        Apply(nn.Identity(), stretched),
+        Apply(nn.Identity(), lambda x: torch.cat([x, x.std(dim=(2, 3), keepdim=True).expand_as(x)], dim=1)),
+        Apply(nn.Identity(), lambda x: torch.einsum("bchw,bdhw->bcdh", x, x)),
+    ],
+)
+def test_layers_that_train_are_exported_too(layer: nn.Module, tmp_path: Path):
+    facts = Facts("made", "classification", (3, 8, 8), 5, tuple("abcde"))
+    with torch.no_grad():
+        shape = layer(torch.zeros(2, 4, 8, 8)).shape
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), layer, nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(shape[1:].numel(), 5))
+    network = LCTNetwork.cut(model, sample(facts, 2), CutRecipe(places=("1",)), CriticRecipe(kind="slim"))
+    if isinstance(layer, nn.InstanceNorm2d):
+        nn.init.normal_(layer.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(layer.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     bundle = export(network, facts, profile_of(network), tmp_path / "bundle", model_name="made")
     agree(bundle, network, sample(facts, 3))
 

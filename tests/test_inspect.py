@@ -11,6 +11,7 @@ from torch import nn
 
 from anytime_lct.analysis.inspection import inspect
 from anytime_lct.cli.main import run as program
+from anytime_lct.errors import CountWarning
 from anytime_lct.exits.profile import Cost
 from anytime_lct.network import choose_places
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
@@ -61,6 +62,23 @@ def test_the_choice_is_that_of_training_and_the_network_stays_as_it_was():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()) and model.training
 
 
+def test_a_trial_export_fails_before_a_training_would(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sorted.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Eigen(nn.Module):\n    def forward(self, x):\n"
+        "        return torch.linalg.eigvalsh(x @ x.transpose(-1, -2))\n\n"
+        "def make(outputs):\n    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Eigen(), nn.Flatten(), "
+        "nn.Linear(16, outputs))\n"
+    )
+    words = ("inspect", "sorted.py:make", "--input", "3x4x4", "--classes", 7, "--groups", 2, "--critic", "slim")
+    with pytest.warns(CountWarning, match="counted without aten::linalg_eigvalsh"):
+        code, _, _ = call(capfd, *words)
+    assert code == 0
+    with pytest.warns(CountWarning):
+        code, _, err = call(capfd, *words, "--export")
+    assert code == 2 and "Layer group 1 cannot be exported to ONNX: " in err
+
+
 def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.py").write_text(PLAIN)
@@ -73,6 +91,8 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     assert code == 0 and "--set cut.places=relu1" in out and "--data DATA" in out
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--set", "model.hidden=[5, 4]")
     assert code == 0 and "--set 'model.hidden=[5, 4]' --set cut.places=" in out
+    code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 2, "--export")
+    assert code == 0 and "the largest difference of logits from torch is " in out
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 1)
     assert code == 0 and "--set cut.groups=1" in out and "cut.places" not in out
     code, out, _ = call(capfd, "inspect", "resnet", "--input", "1x8x8", "--critic", "paper", "--groups", 3)

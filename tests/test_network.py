@@ -49,6 +49,22 @@ def test_the_main_networks_weights_load_into_the_uncut_network():
     assert {name.partition(".")[0] for name in network.critics_state()} == {"critic_1", "critic_2", "critic_3"}
 
 
+@pytest.mark.parametrize(
+    ("layer", "problem"),
+    [
+        (
+            nn.BatchNorm2d(8, track_running_stats=False),
+            r"'1\.0' \(BatchNorm2d\) to have running statistics, without which",
+        ),
+        (nn.LSTM(8, 6, proj_size=3), r"'1\.0' \(LSTM\) to have no projection, which ONNX lacks: proj_size=0"),
+    ],
+)
+def test_a_layer_that_cannot_answer_alone_or_be_exported_is_refused_before_training(layer: nn.Module, problem: str):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Sequential(layer), nn.Flatten(), nn.Linear(8 * 36, 3))
+    with pytest.raises(PartitionError, match=problem):
+        LCTNetwork.cut(model, torch.zeros(2, 1, 8, 8), CutRecipe(places=("0",)))
+
+
 def test_weights_survive_saving_and_loading():
     one, other = small(), small()
     for p in other.parameters():

@@ -111,6 +111,25 @@ def test_temperatures_of_the_profile_count(tmp_path: Path):
     session = AnytimeSession(write_image_bundle(tmp_path, profile=hot))
     assert session.run(images(1), min_confidence=0.34).exit == 3
     assert session.run(images(1), min_confidence=0.33).exit == 1
+    np.testing.assert_allclose(session.run(images(2)).probabilities, 1 / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("only", ["", "exits"])
+def test_an_answer_shows_the_confidence_by_which_it_stops(tmp_path: Path, only: str):
+    profile, x = make_profile(), images(200)
+    exits = tuple(e.model_copy(update={"temperature": 0.2 * e.index}) for e in profile.exits)
+    profile = profile.model_copy(update={"exits": exits})
+    session = AnytimeSession(write_image_bundle(tmp_path, profile=profile, only=only))
+    for exit in (1, 2, 3):
+        answer = session.run_to(exit, x)
+        shown = answer.probabilities.max(axis=1)
+        assert np.array_equal(shown, confidence(answer.logits, temperature=0.2 * exit))
+    if not only:
+        level = float(np.median(session.run_to(1, x).probabilities.max(axis=1)))
+        answer = session.run(x, min_confidence=level)
+        early = answer.exits < 3
+        assert early.any() and not early.all()
+        assert answer.probabilities.max(axis=1)[early].min() >= np.float32(level)
 
 
 def test_thresholds_pass_exits_that_they_do_not_name(session: AnytimeSession):

@@ -24,6 +24,7 @@ from anytime_lct.export import parity
 from anytime_lct.export.graphs import export_sheet
 from anytime_lct.export.quantise import Int8, quantise, share_scale
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.runtime.session import AnytimeSession
 
@@ -162,6 +163,63 @@ def test_what_stays_float32(int8_bundle):
             assert weights[factor].dtype == np.float32
         if node.op_type == "Conv":
             assert node.input[1] not in weights  # it comes out of a DequantizeLinear
+
+
+class Gained(nn.Conv2d):
+    """A convolution with a gain for every channel, named as the quantiser names a scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+        self.weight_scale = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.weight_scale
+
+
+def dead_channels(channels: int) -> nn.Module:
+    norm = nn.BatchNorm2d(channels)
+    nn.init.constant_(norm.bias, 0.5)
+    norm.weight.data[::2] = torch.tensor([0.0, 1e-12])
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), norm)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)],
+        [nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()],
+        [nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.Hardswish(), nn.Conv2d(4, 4, 3), nn.Hardswish()],
+        [nn.Conv2d(1, 4, 3), nn.Mish(), nn.Conv2d(4, 4, 3), nn.Mish()],
+        [nn.Conv2d(1, 4, 3), nn.ReLU(), Gained(4), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.ReLU(), dead_channels(4), nn.ReLU()],
+    ],
+    ids=["norm behind", "norm first", "vectors", "hardswish", "mish", "named scale", "dead channels"],
+)
+def test_every_order_of_layers_is_quantised_also_into_a_single_file(layers: list[nn.Module], tmp_path: Path):
+    torch.manual_seed(0)
+    vectors = isinstance(layers[0], nn.Flatten)
+    end = [nn.Linear(4, 3)] if vectors else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    places = CutRecipe(places=("4" if vectors else "2",))
+    network = LCTNetwork.cut(nn.Sequential(*layers, *end), torch.randn(2, 1, 8, 8), places, CriticRecipe(kind="slim"))
+    int8 = Int8([noise(0)], lambda answers, served: (profile_of(network), None))
+    bundle = export(network.eval(), IMAGES, profile_of(network), tmp_path / "b", model_name="m", int8=int8, single=True)
+    assert bundle.manifest.largest_difference < 1e-5
+    with torch.no_grad():
+        expected = network.sub_model(2)(torch.from_numpy(noise(0))).numpy()
+    difference = np.abs(AnytimeSession(bundle).run_to(2, noise(0)).logits - expected).max()
+    assert difference < 0.1 * np.ptp(expected)
+
+
+def test_what_onnxruntime_raises_is_one_sentence(network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def damaged(path: Path, exits: object) -> object:
+        path.write_bytes(b"no graph")
+        return parity._open(path)
+
+    monkeypatch.setattr(parity, "single_file_engine", damaged)
+    with pytest.raises(ExportError, match=r"Expected ONNX graphs that load and run, got: .*; nothing was written"):
+        export(network, IMAGES, profile_of(network), tmp_path / "b", model_name="m", single=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_some_exits_only(network, tmp_path: Path):

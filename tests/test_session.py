@@ -1,5 +1,8 @@
 """Chained groups answer as whole exits do, pay only for what they run, and never disturb one another."""
 
+import os
+import pickle
+import signal
 import sys
 import threading
 from dataclasses import FrozenInstanceError
@@ -211,6 +214,45 @@ def test_the_bytes_of_buffers_are_known_before_they_are_used(bundle: Bundle, bat
     for _ in session.stream(_images(batch)):
         pass
     assert dict(session.chains.spare)[_images(batch).shape] == predicted > _images(batch).nbytes
+
+
+def test_graphs_of_a_folder_that_was_replaced_are_refused(tmp_path: Path) -> None:
+    session, x = AnytimeSession(write_image_bundle(tmp_path / "b")), _images(2)
+    first = session.run_to(1, x)
+    (tmp_path / "b").rename(tmp_path / "old")
+    with pytest.raises(BundleError, match=r"group_2\.onnx' cannot be read: No such file"):
+        session.run_to(2, x)
+    other = write_image_bundle(tmp_path / "b", size=7)
+    with pytest.raises(BundleError, match=r"group_3\.onnx' was replaced after the bundle was opened; open it again"):
+        session.graphs.load("group_3.onnx")
+    np.testing.assert_array_equal(session.run_to(1, x).logits, first.logits)
+    assert AnytimeSession(other).run(_images(2, size=7)).exit == 3
+
+
+def test_a_session_travels_to_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image_bundle(tmp_path / "b")
+    session, x = AnytimeSession("b", threads=2), _images(2)
+    session.use_timings(made_timings((0.001, 0.001, 0.001), {1: 1e-9, 2: 1e-9}))
+    session.run(x)
+    monkeypatch.chdir("/")
+    copy = pickle.loads(pickle.dumps(session))
+    assert (copy.threads, copy.choose(Budget(latency=0.0025))) == (2, 2)
+    np.testing.assert_array_equal(copy.run(x).logits, session.run(x).logits)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_session_answers_in_a_forked_process(bundle: Bundle, threads: int) -> None:
+    session, x = AnytimeSession(bundle, threads=threads), _images(50)
+    expected = session.run(x).logits
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a graph of the parent would wait for threads that are not here
+        os._exit(0 if np.array_equal(session.run(x).logits, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(session.run(x).logits, expected)
 
 
 def test_few_buffers_are_kept(session: AnytimeSession) -> None:

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from bundles import make_profile
 from exporting import export
 from test_export import IMAGES, TEXT, image_network, profile_of
 from torch import nn
@@ -17,7 +18,9 @@ from torch import nn
 from anytime_lct.errors import ExportError
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.network import LCTNetwork
+from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.task import Facts
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,25 @@ def test_a_batch_goes_as_deep_as_its_least_certain_sample(bundle):
             assert ask(x[row : row + 1], [level, level])[1] == expected
         whole = 1 if sure[0].min() >= level else 2 if sure[1].min() >= level else 3
         assert ask(x, [level, level])[1] == whole
+
+
+@pytest.mark.parametrize("facts", [IMAGES, TEXT], ids=["images", "text"])
+def test_one_threshold_stops_the_same_samples_as_the_session(tmp_path: Path, facts: Facts):
+    """Both divide logits by the temperature of the exit; of a text, the last character decides."""
+    torch.manual_seed(0)
+    network, x = image_network().eval(), inputs(40)
+    if facts is TEXT:
+        network = LCTNetwork([nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7)], [nn.Linear(6, 7), nn.Linear(6, 7)])
+        x = np.random.default_rng(0).integers(0, 7, (40, 5))
+    profile = make_profile((2.5, 2.2, 2.0) if facts is TEXT else (0.8, 0.9, 0.95), metric=facts.metric)
+    exits = tuple(e.model_copy(update={"temperature": 0.3 * e.index}) for e in profile.exits)
+    profile = profile.model_copy(update={"exits": exits})
+    bundle = export(network.eval(), facts, profile, tmp_path / "b", model_name="made", single=True)
+    session, ask = AnytimeSession(bundle), opened(bundle)
+    level = float(np.median(confidence(session.run_to(1, x).logits, temperature=0.3))) + 0.001  # no tie
+    answer = session.run(x, min_confidence=level)
+    assert len(set(answer.exits)) > 1
+    assert [ask(x[k : k + 1], [level, level])[1] for k in range(40)] == answer.exits.tolist()
 
 
 def test_weights_lie_in_the_branches_that_need_them(bundle):

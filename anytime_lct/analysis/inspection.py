@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import critics
-from anytime_lct.counting import component_costs, count
+from anytime_lct.counting import component_costs, count_in_turn
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 from anytime_lct.exits.profile import Cost
-from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
@@ -107,20 +106,16 @@ def inspect(
 
 def _candidates(trace: Trace, example: Tensor, task: TaskName) -> list[CandidateCut]:
     steps, square = example.shape[1] if task == "language-model" else 1, critics.is_square(example)
-    hidden, crossing, flops = example, [], []
-    for segment in segments(trace, [cut.position for cut in trace.candidates])[:-1]:
-        flops.append(count(segment, hidden, steps=steps).flops)
-        with probing(segment):
-            hidden = segment(hidden)
-        crossing.append(hidden)
+    parts = segments(trace, [cut.position for cut in trace.candidates])[:-1]
+    amounts, crossing = count_in_turn(parts, example)
     return [
         CandidateCut(
             name=cut.name,
             crosses=critics.layout(h, task, square=square, **trace.hints(cut.name)),
             shape=tuple(h.shape[1:]),
-            flops=total,
+            flops=total // steps,
         )
-        for cut, h, total in zip(trace.candidates, crossing, accumulate(flops), strict=True)
+        for cut, h, total in zip(trace.candidates, crossing, accumulate(amounts), strict=True)
     ]
 
 

@@ -30,6 +30,7 @@ class Temperatures:
 
     def __init__(self) -> None:
         self._grid = torch.logspace(-2, 1, STEPS, dtype=torch.float64)  # b = 1/T from 1/HOTTEST to 1/COLDEST
+        self._errors = torch.zeros(())
         self._slopes: Tensor | None = None
         self._curvatures: Tensor | None = None
 
@@ -37,19 +38,25 @@ class Temperatures:
         """Add the logits (B, K) or (B, T, K) of every exit, and the labels (B,) or (B, T)."""
         sums = torch.stack([self._sums(Z.reshape(-1, Z.shape[-1]).float(), y.reshape(-1)) for Z in outputs])
         slopes, curvatures = sums.unbind(dim=1)
+        self._errors = self._errors + torch.stack([(Z.argmax(dim=-1) != y).sum().cpu() for Z in outputs])
         self._slopes = slopes if self._slopes is None else self._slopes + slopes
         self._curvatures = curvatures if self._curvatures is None else self._curvatures + curvatures
 
     def values(self) -> list[float]:
-        """Return the temperatures, clamped to 0.1 and 100: a split without an error has its minimum at 0."""
+        """Return the temperatures, clamped to 0.1 and 100.
+
+        An exit without an error on the split has its minimum at 0, which would make every answer certain: it gets 1.
+        """
         if self._slopes is None or self._curvatures is None:
             return []
         u = self._grid.log()
         temperatures = []
-        for slope, curvature in zip(self._slopes, self._curvatures * self._grid, strict=True):  # d/du = b d/db
+        for errors, slope, curvature in zip(
+            self._errors.tolist(), self._slopes, self._curvatures * self._grid, strict=True
+        ):  # d/du = b d/db
             falling = int((slope < 0).sum())  # slopes rise with b
-            if falling in (0, STEPS):
-                temperatures.append(HOTTEST if falling == 0 else COLDEST)
+            if not errors or falling in (0, STEPS):
+                temperatures.append(1.0 if not errors else HOTTEST if falling == 0 else COLDEST)
                 continue
             k = falling - 1
             root = _root(slope[k : k + 2].tolist(), curvature[k : k + 2].tolist(), float(u[k + 1] - u[k]))

@@ -108,6 +108,10 @@ class Manifest(Record):
                 raise ValueError(f"exit {i} is listed as served but has no files")
         return self
 
+    def as_json(self) -> str:
+        """Return the text of manifest.json."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def files(self) -> list[File]:
         """Return every file the manifest names."""
         records = [self.profile] if self.thresholds is None else [self.profile, self.thresholds]
@@ -195,7 +199,7 @@ def describe_file(path: Path) -> File:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, whole or not at all."""
-    write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n", BundleError)
+    write(folder / MANIFEST, manifest.as_json(), BundleError)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -7,7 +7,7 @@ there, so that each can be cut out of it, and an exit is the chain of its parts:
                                     hidden_1 -> critic_1   hidden_2 -> critic_2
     exit 2      input -> group_1 =  hidden_1 -> group_2 =  hidden_2 -> critic_2
 
-So an exit and the chain of its groups have the same nodes (but see `_read_input_once`), and one call of the exporter
+So an exit and the chain of its groups have the same nodes (but see `read_input_once`), and one call of the exporter
 takes a third of the time of seven.
 """
 
@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx.checker
 import torch
@@ -29,6 +28,8 @@ from torch import Tensor, nn
 
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
+from anytime_lct.export.nodes import forget_shapes, read_input_once, unfold_norms
+from anytime_lct.export.pooling import PoolingByWindows
 
 OPSET = 18
 RESERVED = ("input", "input_once", "hidden", "logits")
@@ -53,7 +54,7 @@ class Sheet:
         """Return layer group i, "input" -> "hidden", or "logits" where it is the network's last."""
         is_last = self.complete and i == self.num_groups
         model = _chain(self, f"group_{i}", [_group(i)], "logits" if is_last else "hidden")
-        _read_input_once(model.graph)
+        read_input_once(model.graph)
         return model
 
     def critic(self, i: int) -> onnx.ModelProto:
@@ -100,7 +101,7 @@ def export_sheet(
         model = _translate(parts, inputs, dynamic)
     except Exception as error:
         raise ExportError(_explain(error, parts, inputs, dynamic)) from error
-    _unfold_norms(model.graph)
+    unfold_norms(model.graph)
     return Sheet(model, len(groups), complete, dynamic)
 
 
@@ -113,7 +114,8 @@ class _SideBySide(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part(inputs[index]) for part, index in zip(self.parts, self.reads, strict=True))
+        with PoolingByWindows():
+            return tuple(part(inputs[index]) for part, index in zip(self.parts, self.reads, strict=True))
 
 
 def _translate(
@@ -132,8 +134,12 @@ def _translate(
             input_names=names,
             output_names=list(parts),
             verbose=False,
+            optimize=False,
         )
         assert program is not None
+        if "time" in dynamic:
+            forget_shapes(program.model.graph)
+        program.optimize()
         return program.model_proto
 
 
@@ -233,50 +239,9 @@ def _copy(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto:
     return copy
 
 
-def _read_input_once(graph: onnx.GraphProto) -> None:
-    """Let a feature map that several nodes read (a convolution and the sum around it) enter through a 1x1 max pooling.
-
-    onnxruntime stores maps in blocks of channels from the first convolution or pooling on, and fuses a sum into the
-    convolution before it only where both terms are in blocks. An input of the graph is not: without the pooling no sum
-    of the group is fused, each needs two conversions (ResNet-50: 4% of a group's time), and rounding differs from the
-    whole exit. Where only convolutions read the map, they share one conversion anyway.
-    """
-    readers = [node for node in graph.node if "input" in node.input]
-    only_convolutions = all(node.op_type == "Conv" for node in readers)
-    if len(readers) < 2 or only_convolutions or len(graph.input[0].type.tensor_type.shape.dim) != 4:
-        return
-    for node in readers:
-        for index, value in enumerate(node.input):
-            if value == "input":
-                node.input[index] = "input_once"
-    graph.node.insert(0, helper.make_node("MaxPool", ["input"], ["input_once"], "enter_once", kernel_shape=[1, 1]))
-
-
 def _value_info(
     values: Sequence[onnx.ValueInfoProto], name: str, renamed: str, dynamic: Sequence[str]
 ) -> onnx.ValueInfoProto:
     tensor = next(value for value in values if value.name == name).type.tensor_type
     fixed = [dimension.dim_value for dimension in tensor.shape.dim][len(dynamic) :]
     return helper.make_tensor_value_info(renamed, tensor.elem_type, [*dynamic, *fixed])
-
-
-def _unfold_norms(graph: onnx.GraphProto) -> None:
-    """Write batch norms that follow no convolution as x * factor + shift."""
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        if node.op_type != "BatchNormalization":
-            graph.node.append(node)
-            continue
-        x, *names = node.input
-        scale, bias, mean, variance = (weights[name].astype(np.float64) for name in names)
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-        factor = scale / np.sqrt(variance + epsilon)
-        shape = (-1, *(1,) * (ranks[x] - 2))
-        y = node.output[0]
-        for value, suffix in ((factor, "factor"), (bias - mean * factor, "shift")):
-            graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(shape), f"{y}_{suffix}"))
-        graph.node.append(helper.make_node("Mul", [x, f"{y}_factor"], [f"{y}_product"], name=f"{node.name}_factor"))
-        graph.node.append(helper.make_node("Add", [f"{y}_product", f"{y}_shift"], [y], name=f"{node.name}_shift"))

@@ -132,6 +132,8 @@ def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Ten
 
 def _open(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # onnxruntime counts cores that a container does not have
+    options.log_severity_level = 4  # errors are raised; nothing is printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would occupy the cores
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -25,6 +25,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnxruntime import set_default_logger_severity  # type: ignore[attr-defined]
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 from torch import nn
 
@@ -166,12 +167,14 @@ def share_scale(graph: onnx.GraphProto, source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the logs and warnings of onnxruntime's quantisation."""
+    """Hide the logs and warnings of onnxruntime's quantisation, and of the threads that its sessions try to pin."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    set_default_logger_severity(4)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        set_default_logger_severity(2)
         logging.disable(level)

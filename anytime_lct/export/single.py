@@ -6,9 +6,9 @@
                                          |                      no
                                       hidden 2 ------------> group 3 -> logits
 
-A batch stops at an exit where the largest probability of every sample reaches the exit's threshold; a threshold above 1
-skips the exit without running its critic. Weights are in the branch that needs them: outside of it, onnxruntime would
-not pack them for their kernels.
+A batch stops at an exit where the largest probability of every sample (of a text: of its last step) reaches the exit's
+threshold; logits are first divided by the exit's temperature. A threshold above 1 skips the exit without running its
+critic. Weights are in the branch that needs them: outside of it, onnxruntime would not pack them for their kernels.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from anytime_lct.export.graphs import Sheet
 NAME = "anytime.onnx"
 
 
-def single_file(sheet: Sheet, served: Sequence[int]) -> onnx.ModelProto:
+def single_file(sheet: Sheet, served: Sequence[int], temperatures: Sequence[float]) -> onnx.ModelProto:
     """Return one graph: "input" and "thresholds" (E - 1,) to "logits" and "exit", the index of the exit that answered.
 
     E is the number of served exits, in rising order and at least two. The last answers every batch that reaches it, and
-    has no threshold.
+    has no threshold. `temperatures` are those of exits 1..N.
     """
     groups = {i: sheet.group(i).graph for i in range(1, served[-1] + 1)}
     ends_network = sheet.complete and served[-1] == sheet.num_groups
     critics = {i: sheet.critic(i).graph for i in served if not (ends_network and i == served[-1])}
-    body = _from_exit(0, served, groups, critics, "input")
+    body = _from_exit(0, served, groups, {i: (critic, temperatures[i - 1]) for i, critic in critics.items()}, "input")
     body.node("Identity", [body.logits], "logits")
     body.node("Identity", [body.exit], "exit")
     logits = onnx.ValueInfoProto()
@@ -107,7 +107,7 @@ def _from_exit(
     k: int,
     served: Sequence[int],
     groups: Mapping[int, onnx.GraphProto],
-    critics: Mapping[int, onnx.GraphProto],
+    critics: Mapping[int, tuple[onnx.GraphProto, float]],
     hidden: str,
 ) -> _Body:
     """Return the graph from behind exit served[k - 1], or from the input, to the end of the network."""
@@ -115,20 +115,21 @@ def _from_exit(
     for j in range(served[k - 1] + 1 if k else 1, i + 1):
         hidden = body.part(groups[j], f"group_{j}", hidden)
     if k == len(served) - 1:
-        body.logits = body.part(critics[i], f"critic_{i}", hidden) if i in critics else hidden
+        body.logits = body.part(critics[i][0], f"critic_{i}", hidden) if i in critics else hidden
         body.exit = body.node("Identity", [body.constant(i, np.int64, f"number_{i}")], f"last_{i}")
         return body
     index = body.constant(k, np.int64, f"index_{i}")
     threshold = body.node("Gather", ["thresholds", index], f"threshold_{i}", axis=0)
     possible = body.node("LessOrEqual", [threshold, body.constant(1.0, np.float32, f"one_{i}")], f"possible_{i}")
-    rank = len(critics[i].output[0].type.tensor_type.shape.dim)
+    critic, temperature = critics[i]
+    rank = len(critic.output[0].type.tensor_type.shape.dim)
     body.nodes.append(
         helper.make_node(
             "If",
             [possible],
             [f"logits_{i}", f"sure_{i}"],
             f"look_{i}",
-            then_branch=_critic_branch(i, critics[i], hidden, threshold),
+            then_branch=_critic_branch(i, critic, temperature, hidden, threshold),
             else_branch=_skip_branch(i, rank),
         )
     )
@@ -151,11 +152,15 @@ def _from_exit(
     return body
 
 
-def _critic_branch(i: int, critic: onnx.GraphProto, hidden: str, threshold: str) -> onnx.GraphProto:
+def _critic_branch(i: int, critic: onnx.GraphProto, temperature: float, hidden: str, threshold: str) -> onnx.GraphProto:
     """Return the branch that runs critic i: its logits, and whether every sample reaches the threshold."""
     body = _Body()
     logits = body.part(critic, f"critic_{i}", hidden)
-    probabilities = body.node("Softmax", [logits], f"probabilities_{i}", axis=-1)
+    last = logits
+    if len(critic.output[0].type.tensor_type.shape.dim) == 3:
+        last = body.node("Gather", [logits, body.constant(-1, np.int64, f"last_step_{i}")], f"latest_{i}", axis=1)
+    calibrated = body.node("Div", [last, body.constant(temperature, np.float32, f"temperature_{i}")], f"softer_{i}")
+    probabilities = body.node("Softmax", [calibrated], f"probabilities_{i}", axis=-1)
     axis = body.constant([-1], np.int64, f"last_axis_{i}")
     largest = body.node("ReduceMax", [probabilities, axis], f"largest_{i}", keepdims=0)
     least = body.node("ReduceMin", [largest], f"least_{i}", keepdims=0)

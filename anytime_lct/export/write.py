@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -74,26 +75,28 @@ def write_bundle(
     critics = {i: network.critics[i - 1] for i in scope.critics}
     with new_folder(out, force) as folder, probing(network):
         report(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
-        dynamic = ("batch",) if facts.task == "classification" else ("batch", "time")
-        sheet = export_sheet(groups, critics, _example(facts), dynamic, complete=scope.complete)
+        sheet = export_sheet(groups, critics, _example(facts), _dynamic(facts), complete=scope.complete)
         if int8 is not None:
             report("quantising them to int8")
             sheet = quantise(sheet, groups, int8.inputs)
         _write_graphs(folder, sheet, scope)
-        engines = {}
+        engines = dict[str, parity.Engine]()
         if scope.with_groups:
             engines["chain of exported groups"] = parity.chain_engine(folder, scope.num_groups, scope.critics)
         if scope.with_exits:
             engines["exported sub-model"] = parity.exits_engine(folder, scope.served)
-        if scope.single:
+        if int8 is not None:
+            report("measuring every exit in int8")
+            profile, thresholds = int8.measure(_predictor(next(iter(engines.values())), scope.served), scope.served)
+        if scope.single:  # it holds the temperatures of the profile
+            temperatures = [exit.temperature for exit in profile.exits]
+            save(single_file(sheet, scope.served, temperatures), folder / SINGLE)
             engines["single file"] = parity.single_file_engine(folder / SINGLE, scope.served)
+        report("comparing every exit with torch" if int8 is None else "comparing the exits with each other")
         if int8 is None:
-            report("comparing every exit with torch")
             difference = parity.largest_difference(groups, critics, engines, facts)
         else:
-            report("measuring every exit in int8")
             difference = parity.largest_disagreement(list(engines.values()), facts)
-            profile, thresholds = int8.measure(_predictor(next(iter(engines.values())), scope.served), scope.served)
         report("timing every exit")
         rules = thresholds.of_exits(scope.served) if thresholds is not None and scope.with_groups else None
         write = partial(_write_records, folder, facts, scope, trained.model_name, difference, int8 is not None, rules)
@@ -101,6 +104,24 @@ def write_bundle(
         write(_timed(folder, facts, profile, scope))
         Bundle.open(folder)
     return Bundle.open(out, verify=False)
+
+
+def try_export(network: LCTNetwork, facts: Facts) -> float:
+    """Export all groups and critics, trained or not, and write nothing; return the largest difference from torch.
+
+    It finds early what would fail after a long training. Raises ExportError.
+
+    >>> try_export(LCTNetwork.cut(model, torch.zeros(2, 3, 32, 32)), facts) < 1e-4  # doctest: +SKIP
+    True
+    """
+    everything = tuple(range(1, network.num_groups + 1))
+    scope = _Scope(network.num_groups, everything, with_groups=True, with_exits=False, single=False)
+    groups, critics = list(network.groups), dict(enumerate(network.critics, start=1))
+    with TemporaryDirectory() as parent, new_folder(Path(parent) / "trial", force=False) as folder, probing(network):
+        sheet = export_sheet(groups, critics, _example(facts), _dynamic(facts), complete=True)
+        _write_graphs(folder, sheet, scope)
+        engine = parity.chain_engine(folder, scope.num_groups, scope.critics)
+        return parity.largest_difference(groups, critics, {"chain of exported groups": engine}, facts)
 
 
 @dataclass(frozen=True)
@@ -158,8 +179,6 @@ def _write_graphs(folder: Path, sheet: Sheet, scope: _Scope) -> None:
     if scope.with_exits:
         for i in scope.served:
             save(sheet.exit(i), folder / f"exit_{i}.onnx")
-    if scope.single:
-        save(single_file(sheet, scope.served), folder / SINGLE)
 
 
 def _predictor(engine: parity.Engine, served: tuple[int, ...]) -> Predictor:
@@ -235,6 +254,10 @@ def _timed(folder: Path, facts: Facts, profile: Profile, scope: _Scope) -> Profi
     }
     exits = tuple(exit.model_copy(update={"latency": latencies.get(exit.index)}) for exit in profile.exits)
     return profile.model_copy(update={"exits": exits})
+
+
+def _dynamic(facts: Facts) -> tuple[str, ...]:
+    return ("batch",) if facts.task == "classification" else ("batch", "time")
 
 
 def _example(facts: Facts) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.exits.budget import StopReason
+from anytime_lct.runtime.confidence import softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +18,7 @@ class Answer:
     `exit` is the deepest exit that answered, and `exits` (B,) the one that answered each sample. `flops` are the
     multiply-adds per sample (for text: per character) of groups and visited critics together; the mean over the batch
     where samples differ. `exits_run` counts the exits that were computed; `stopped` is why no deeper exit answered.
+    `temperatures`, of `exits` in the profile, is one number or (B,).
     """
 
     exit: int
@@ -25,12 +27,13 @@ class Answer:
     exits: NDArray[np.int64]
     exits_run: int = 1
     stopped: StopReason = "budget"
+    temperatures: float | NDArray[np.floating] = 1.0
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the logits over their last axis."""
-        shifted = np.exp(self.logits - self.logits.max(axis=-1, keepdims=True))
-        return shifted / shifted.sum(axis=-1, keepdims=True)
+        """Softmax of the logits, divided by their temperature, over their last axis: what confidence is measured on."""
+        per_sample = np.reshape(self.temperatures, (-1, *(1,) * (self.logits.ndim - 1)))
+        return softmax(self.logits, per_sample).astype(np.float32)
 
     @property
     def classes(self) -> NDArray[np.int64]:

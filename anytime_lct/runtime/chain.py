@@ -7,6 +7,7 @@ input -> group 1 -> hidden 1 -> group 2 -> hidden 2 -> group 3 -> logits
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -107,8 +108,12 @@ class ChainPool:
         self.manifest = manifest
         self._graphs = graphs
         self._max_chains, self._max_bytes = spare_chains, spare_bytes
+        self._start()
+
+    def _start(self) -> None:
         self._spare: list[tuple[tuple[int, ...], Chain, int]] = []  # shape, chain, bytes
         self._lock = threading.RLock()
+        self._process = os.getpid()
 
     @property
     def spare(self) -> list[tuple[tuple[int, ...], int]]:
@@ -118,6 +123,8 @@ class ChainPool:
 
     def take(self, shape: tuple[int, ...]) -> Chain:
         """Lend a chain for batches of this shape, a stored one where there is one."""
+        if self._process != os.getpid():  # the graphs of the spare chains belong to the process that was forked
+            self._start()
         with self._lock:
             for k in range(len(self._spare) - 1, -1, -1):
                 if self._spare[k][0] == shape:

@@ -22,11 +22,7 @@ def confidence(
     >>> confidence(np.array([[0.0, 0.0]]), "entropy").tolist()
     [0.0]
     """
-    last = logits if logits.ndim == 2 else logits[:, -1]
-    shifted = last.astype(np.float64) / temperature
-    shifted -= shifted.max(axis=1, keepdims=True)
-    p = np.exp(shifted)
-    p /= p.sum(axis=1, keepdims=True)
+    p = softmax(logits if logits.ndim == 2 else logits[:, -1], temperature)
     if measure == "max-probability":
         values = p.max(axis=1)
     elif measure == "margin":
@@ -37,3 +33,16 @@ def confidence(
             entropy = -np.where(p > 0, p * np.log(p), 0.0).sum(axis=1)
         values = 1.0 - entropy / np.log(max(2, p.shape[1]))
     return np.clip(values, 0.0, 1.0).astype(np.float32)
+
+
+def softmax(logits: NDArray[np.floating], temperature: float | NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the probabilities of logits (.., K) divided by a temperature, or by one that is broadcast.
+
+    >>> softmax(np.array([0.0, np.log(9.0)]), 2.0).tolist()
+    [0.25, 0.75]
+    """
+    shifted = logits.astype(np.float64) / temperature
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    p = np.exp(shifted)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p

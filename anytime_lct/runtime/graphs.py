@@ -1,11 +1,17 @@
-"""The bundle's ONNX graphs in onnxruntime: each loaded once, when it is first needed, all in one pool of memory."""
+"""The bundle's ONNX graphs in onnxruntime: each loaded once, when it is first needed, all in one pool of memory.
+
+A graph that is loaded late is compared with the manifest that the session has read: a bundle that another process has
+replaced since must not mix two networks. A forked process loads its own, since onnxruntime's threads stay behind.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import hashlib
+import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +19,23 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BundleError
+from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime.outside import has_outside_data
 
 
 class Graphs:
     """The bundle's ONNX graphs, each loaded once, when it is first needed."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._folder = folder
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._folder = bundle.path
+        self._sums = {file.name: file.sha256 for file in bundle.manifest.files()}
         self._threads = threads
+        self._start()
+
+    def _start(self) -> None:
         self._loaded: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     @property
     def loaded(self) -> set[str]:
@@ -32,6 +44,10 @@ class Graphs:
 
     def load(self, name: str) -> ort.InferenceSession:
         """Return a graph by its file's name, loaded on the first call; raises BundleError."""
+        if self._process != os.getpid():
+            for graph in self._loaded.values():  # to delete it would wait for threads that stayed behind
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph))
+            self._start()
         if (graph := self._loaded.get(name)) is None:
             with self._lock:
                 if (graph := self._loaded.get(name)) is None:
@@ -57,9 +73,17 @@ class Graphs:
             # Every graph has its own threads: those that wait must not spin on the cores of the one that runs.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self._folder / name
-        _check_contained(path)
         try:
-            graph = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"The bundle's file '{path}' cannot be read: {error.strerror or error}; copy or export it again."
+            ) from None
+        if hashlib.sha256(content).hexdigest() != self._sums[name]:
+            raise BundleError(f"The bundle's file '{path}' was replaced after the bundle was opened; open it again.")
+        _check_contained(path, content)
+        try:
+            graph = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise _no_graph(path, error) from None
         if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
@@ -67,11 +91,11 @@ class Graphs:
         return graph
 
 
-def _check_contained(path: Path) -> None:
+def _check_contained(path: Path, content: bytes) -> None:
     """Raise BundleError for a graph with data outside of its file, which no checksum covers."""
     try:
-        is_outside = has_outside_data(path)
-    except (OSError, ValueError) as error:
+        is_outside = has_outside_data(content)
+    except ValueError as error:
         raise _no_graph(path, error) from None
     if is_outside:
         raise BundleError(

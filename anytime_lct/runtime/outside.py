@@ -6,9 +6,6 @@ there differs from version to version.
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
-
 # The messages of onnx.proto that lead to tensors: the fields of each, by number, that hold another message.
 MESSAGES: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
@@ -25,16 +22,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a field is written
 MAX_VARINT = 10
 
 
-def has_outside_data(path: Path) -> bool:
-    """Return whether a graph names data outside of its file; raises ValueError for a file that is no graph."""
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise ValueError("the file is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _names_outside(content)
-
-
-def _names_outside(content: mmap.mmap) -> bool:
+def has_outside_data(content: bytes) -> bool:
+    """Return whether the graph in a file of this content names other files; raises ValueError where it is no graph."""
+    if not content:
+        raise ValueError("the file is empty")
     pending = [("Model", 0, len(content))]
     while pending:
         message, position, end = pending.pop()
@@ -60,7 +51,7 @@ def _names_outside(content: mmap.mmap) -> bool:
     return False
 
 
-def _varint(content: mmap.mmap, position: int) -> tuple[int, int]:
+def _varint(content: bytes, position: int) -> tuple[int, int]:
     """Return a number of seven bits a byte, and the position behind it."""
     value = 0
     for k in range(MAX_VARINT):

@@ -45,7 +45,7 @@ class AnytimeSession:
     `threads` is how many onnxruntime uses inside one request: with one worker thread per core, 1 is best. None takes
     the number of the timings that `anytime-lct calibrate` stored beside the bundle, and 1 where there are none.
     `calibrated` False ignores those timings. Graphs are loaded when first needed, or by `warm`. Raises BundleError for
-    a bundle that is not whole.
+    a bundle that is not whole. A session of one process works in those that it forks or spawns: they load graphs anew.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
     >>> session.run(x, Ask(Budget(flops=20e6), timeout=0.02)).classes                   # doctest: +SKIP
@@ -59,19 +59,28 @@ class AnytimeSession:
                 f"Expected a positive number of threads up to {MAX_THREADS}, got {threads!r}; 1 suits overlapping "
                 f"requests."
             )
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = replace(bundle, path=bundle.path.absolute())  # the working folder may change
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
         measured = timings.load(self.bundle, threads) if calibrated else None
         self.threads = threads or (measured.threads if measured else 1)
         self.timing: Timing | None = None
-        self.graphs = Graphs(self.bundle.path, self.threads)
+        self.graphs = Graphs(self.bundle, self.threads)
         self.chains = ChainPool(self.graphs, self.manifest)
         self._exit_of: dict[Budget, int] = {}
         self._buffer_bytes = 0  # of one sample; for text, of one character
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
         if measured is not None:
             self.use_timings(measured)
+
+    def __getstate__(self) -> tuple[Bundle, int, Timing | None]:
+        return self.bundle, self.threads, self.timing
+
+    def __setstate__(self, state: tuple[Bundle, int, Timing | None]) -> None:
+        bundle, threads, timing = state
+        self.__init__(bundle, threads, calibrated=False)
+        self.timing = timing
 
     def use_timings(self, timings: Timings) -> None:
         """Use timings of this machine for latency budgets and timeouts.
@@ -178,7 +187,8 @@ class AnytimeSession:
         if not self.manifest.groups:
             x = self.check(x)
             logits = self.graphs.run(self.manifest.exits[exit].name, x)
-            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stop_reason)
+            temperature = self.profile.exits[exit - 1].temperature
+            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stop_reason, temperature)
         with self.walk(x) as walk:
             while walk.depth < exit:
                 walk.advance()

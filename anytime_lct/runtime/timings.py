@@ -6,6 +6,7 @@ BUNDLE.calibration.json is beside the folder BUNDLE, not in it: a bundle is copi
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 
 from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BundleError
-from anytime_lct.exits.bundle import MANIFEST, Bundle
+from anytime_lct.exits.bundle import Bundle
 from anytime_lct.stopwatch import machine
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -69,7 +70,7 @@ def timings_path(bundle: Path) -> Path:
 
 def bundle_sum(bundle: Bundle) -> str:
     """Return the checksum of the manifest, which holds the checksums of all other files."""
-    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+    return hashlib.sha256(bundle.manifest.as_json().encode()).hexdigest()
 
 
 def load(bundle: Bundle, threads: int | None) -> Timings | None:
@@ -83,6 +84,16 @@ def load(bundle: Bundle, threads: int | None) -> Timings | None:
     remedy = f"measure again with: anytime-lct calibrate {bundle.path}"
     timings = parse(Timings, read_text(path, BundleError, remedy), path, BundleError, remedy)
     return timings if timings.fits(bundle, threads) else None
+
+
+def expect_writable(bundle: Bundle) -> None:
+    """Raise BundleError where `save` cannot write, before timings are measured that would be lost."""
+    folder = timings_path(bundle.path).parent
+    if not os.access(folder, os.W_OK):
+        raise BundleError(
+            f"Expected the folder '{folder}' to be writable, as timings lie beside their bundle, got a read-only one; "
+            f"copy the bundle elsewhere, or calibrate before the folder is made read-only."
+        )
 
 
 def save(timings: Timings, bundle: Bundle) -> Path:

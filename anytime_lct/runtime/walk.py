@@ -136,6 +136,7 @@ class Walk:
         """Return the latest answers, one for every sample; `stopped` is why no deeper exit answered."""
         assert self.logits is not None
         flops = self.flops / len(self.exits)
+        temperatures = np.array([exit.temperature for exit in self._profile.exits])
         return Answer(
             int(self.exits.max()),
             self.logits,
@@ -143,6 +144,7 @@ class Walk:
             self.exits.copy(),
             self.exits_run,
             stopped,
+            temperatures[self.exits - 1],
         )
 
     def close(self) -> None:
