@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from anytime_lct import critics
 from anytime_lct.counting import count_in_turn
 from anytime_lct.cutting.choice import best_cuts, cuts_at_shares
+from anytime_lct.cutting.comparison import expect_equal
 from anytime_lct.cutting.groups import cut_children, cut_groups
 from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace
@@ -68,16 +69,19 @@ class LCTNetwork(nn.Module):
         `example` is a small batch (B >= 2) of inputs. `cut` names the places, or the shares of the main network's cost
         that the exits may take (`choice.cuts_at_shares`), or a strategy (`choice.best_cuts`). A network that torch.fx
         cannot follow is cut after its children named in `places`, where they simply run one after another
-        (`groups.cut_children`). Raises PartitionError and CriticError.
+        (`groups.cut_children`). One group is the network itself; more are compared with it over a training step
+        (`comparison.expect_equal`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
         """
         _expect_answers(model)
         outputs = _outputs(model, example)
         places = cut.places or choose_places(model, example, cut, critic, task)
-        groups, hints = _groups(model, places, example)
+        groups, hints = _groups(model, places)
         depths = critics.depths(critic, len(places))
         modules, shapes, crossing = [], [], _crossing(groups, example)
+        if places:
+            expect_equal(model, groups, places, example)
         amounts, _ = count_in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
         costs_behind = [sum(amounts[k:]) for k in range(1, len(groups))]
         for hidden, cost_behind, depth, hint in zip(crossing, costs_behind, depths, hints, strict=True):
@@ -132,6 +136,8 @@ def choose_places(
     peers: Peers = NO_PEERS,
 ) -> tuple[str, ...]:
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
+    if cut.groups == 1 and not cut.shares:
+        return ()
     outputs, trace = _outputs(model, example), Trace.of(model)
 
     def make(depth: int, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
@@ -146,16 +152,16 @@ def choose_places(
     return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, peers)
 
 
-def _groups(
-    model: nn.Module, places: Sequence[str], example: Tensor
-) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
+def _groups(model: nn.Module, places: Sequence[str]) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
     """Return the groups between the cuts, and hints about the tensor that crosses each cut (`critics.layout`)."""
+    if odd := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
+        raise PartitionError(f"The state '{odd}' of the network is no tensor and belongs to no group.")
+    if not places:
+        return [model], []
     try:
         trace = Trace.of(model)
     except PartitionError:
-        if not places:
-            raise
-        return cut_children(model, places, example), [{} for _ in places]
+        return cut_children(model, places), [{} for _ in places]
     return cut_groups(trace, places), [trace.hints(place) for place in places]
 
 
@@ -164,8 +170,15 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
     crossing, hidden = [], example
     for number, group in enumerate(groups, start=1):
         before, version = hidden, hidden._version
-        with probing(group):
-            hidden = group(hidden)
+        try:
+            with probing(group):
+                hidden = group(hidden)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            raise PartitionError(
+                f"Layer group {number} cannot read a tensor of shape {tuple(hidden.shape)}: {reason}; so the groups do "
+                f"not compute what the network does; cut elsewhere."
+            ) from error
         if before._version != version and number > 1:
             raise PartitionError(
                 f"Layer group {number} overwrites its input, which the critic before it reads too; cut elsewhere, "
@@ -176,9 +189,11 @@ def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
                 f"Expected one tensor behind layer group {number}, got a {type(hidden).__name__}; cut elsewhere."
             )
         if hidden.shape[:1] != example.shape[:1]:
+            second = hidden.shape[1:2] == example.shape[:1]
+            remedy = "build its layers with batch_first=True, or cut elsewhere" if second else "cut elsewhere"
             raise PartitionError(
                 f"Expected the batch, {len(example)}, as the first size of the output of layer group {number}, got a "
-                f"tensor of shape {tuple(hidden.shape)}; cut elsewhere."
+                f"tensor of shape {tuple(hidden.shape)}; {remedy}."
             )
         crossing.append(hidden)
     return crossing[:-1]

@@ -11,7 +11,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,46 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
     >>> build("torchvision:resnet18", (3, 64, 64), 10, {})(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
     """
-    source, _, member = name.rpartition(":")
+    source = name.rpartition(":")[0]
     if source not in SOURCES and not source.endswith(".py"):
         raise ModelError(
             f"Expected a network as torchvision:NAME, timm:NAME or path/to/file.py:FACTORY, got '{name}'; choose one."
         )
-    builder = SOURCES.get(source, _from_file(Path(source)) if source.endswith(".py") else _torchvision)
+    if source in SOURCES:
+        return _build(name, SOURCES[source], input_shape, outputs, options)
+    with _importing_from(Path(source).resolve().parent):
+        try:
+            return _build(name, _from_file(Path(source)), input_shape, outputs, options)
+        except ModuleNotFoundError as error:
+            raise ModelError(
+                f"The network '{name}' imports '{error.name}', which is neither installed nor beside its file; install "
+                f"it with pip."
+            ) from error
+
+
+def _build(
+    name: str, builder: Builder, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]
+) -> nn.Module:
     try:
-        model = builder(member, input_shape, outputs, options)
-    except (ModelError, ImportError):
+        model = builder(name.rpartition(":")[2], input_shape, outputs, options)
+    except (ModelError, ModuleNotFoundError):
         raise
     except Exception as error:
         settings = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
         raise ModelError(f"The network '{name}' cannot be built{settings}: {_reason(error)}.") from error
+    _check_kind(name, model)
     _check_forward(name, model, input_shape, outputs)
     return model
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let imports find the files of a folder within this block."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _torchvision(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
@@ -93,7 +119,13 @@ def _from_file(path: Path) -> Builder:
             raise ModelError(f"Expected a function or class '{name}' in '{path}' that builds the network, got none.")
         parameters = inspect.signature(factory).parameters
         facts = {"input_shape": input_shape, "outputs": outputs}
-        model = factory(**{key: value for key, value in facts.items() if key in parameters}, **options)
+        arguments = {key: value for key, value in facts.items() if key in parameters} | options
+        if missing := [key for key, one in parameters.items() if _is_required(one) and key not in arguments]:
+            raise ModelError(
+                f"Expected '{path}:{name}' to take `outputs`, the number of classes, and `input_shape`, but it "
+                f"requires {', '.join(missing)} too; rename the parameter, or set it as an option of the model."
+            )
+        model = factory(**arguments)
         if not isinstance(model, nn.Module):
             raise ModelError(f"Expected '{path}:{name}' to return a torch.nn.Module, got a {type(model).__name__}.")
         return model
@@ -101,27 +133,32 @@ def _from_file(path: Path) -> Builder:
     return build_from_file
 
 
+def _is_required(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return named and parameter.default is inspect.Parameter.empty
+
+
 SOURCES: dict[str, Builder] = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _module(path: Path) -> Any:
-    """Import a file, once per process, with its folder on the import path."""
+    """Import a file, once per process, as a package of its own: `from .layers import ..` finds the file beside it."""
     if not path.is_file():
         raise ModelError(f"Expected the network's file at '{path.absolute()}', which is not there; name another.")
     key = f"anytime_lct_network_{path.resolve()}"
     if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, path)
+        folder = str(path.resolve().parent)
+        spec = importlib.util.spec_from_file_location(key, path, submodule_search_locations=[folder])
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
-        sys.path.insert(0, str(path.resolve().parent))
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[key]
+            if isinstance(error, ModuleNotFoundError):
+                raise
             raise ModelError(f"The network's file '{path}' cannot be read: {_reason(error)}.") from error
-        finally:
-            sys.path.remove(str(path.resolve().parent))
     return sys.modules[key]
 
 
@@ -157,6 +194,20 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
     setattr(model.get_submodule(parent), attribute, convolution)
 
 
+def _check_kind(name: str, model: nn.Module) -> None:
+    """Raise ModelError for a network without its Python code, which can be neither cut nor exported."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"Expected the network '{name}' as written in Python, got one of torch.jit, which cannot be cut; return "
+            f"the network from before torch.jit.script or torch.jit.trace."
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(
+            f"Expected the network '{name}' uncompiled, got the result of torch.compile; return the network itself, "
+            f"and set train.compile=true to compile it in training."
+        )
+
+
 def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int) -> None:
     """Run the model once; raises ModelError if it cannot read the inputs or does not return logits (B, outputs)."""
     dtype = torch.float32 if len(input_shape) > 1 else torch.int64
@@ -172,11 +223,17 @@ def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], ou
     finally:
         for module, mode in modes:
             module.training = mode
-    if not isinstance(Z, Tensor) or Z.shape[-1] != outputs:
-        output = f"of shape {tuple(Z.shape)}" if isinstance(Z, Tensor) else f"that is a {type(Z).__name__}"
+    if not isinstance(Z, Tensor):
         raise ModelError(
-            f"Expected logits of {outputs} classes from the network '{name}', got an output {output}; let its factory "
-            f"take `outputs`."
+            f"Expected one tensor of logits from the network '{name}', got a {type(Z).__name__}; let its factory "
+            f"return a module whose forward pass returns the logits alone."
+        )
+    expected = (2, outputs) if len(input_shape) > 1 else (2, *input_shape, outputs)
+    if Z.shape != expected:
+        remedy = "let its factory take `outputs`" if Z.shape[-1] != outputs else "reshape its output"
+        raise ModelError(
+            f"Expected logits of {outputs} classes from the network '{name}', {expected} for a batch of 2, got an "
+            f"output of shape {tuple(Z.shape)}; {remedy}."
         )
 
 

@@ -42,7 +42,7 @@ HEAVY = {
 OWNERS = {
     "torch.distributed": {"training/processes/", "training/methods/backprop.py", "training/methods/pipeline.py"},
     "torch.onnx": {"export/"},
-    "torch.fx": {"cutting/", "training/methods/admm.py"},
+    "torch.fx": {"cutting/"},
     "fvcore": {"counting.py"},
     "onnxscript": {"export/"},
     "onnx": {"export/"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -156,6 +158,106 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\nraise ValueError('no')\n")
     with pytest.raises(ModelError, match=r"no \(at .*broken\.py:2: raise ValueError"):
         networks.build(f"{tmp_path}/broken.py:make", (1, 8, 8), 7)
+
+
+NEIGHBOURS = """
+from torch import nn
+
+def lazily(outputs):
+    from beside_{key} import small
+    return small(outputs)
+
+def relatively(outputs):
+    from .beside_{key} import small
+    return small(outputs)
+
+def missing(outputs):
+    import a_package_that_is_not_installed
+
+def other_name(num_classes):
+    return lazily(num_classes)
+"""
+
+
+def test_a_factory_imports_the_files_beside_it_when_it_is_called(tmp_path):
+    key = tmp_path.name.replace("-", "_")
+    (tmp_path / f"beside_{key}.py").write_text(FACTORY + "\n\nsmall = Small\n")
+    (tmp_path / "own.py").write_text(NEIGHBOURS.format(key=key))
+    (tmp_path / "top.py").write_text(f"from .beside_{key} import small\n")
+    (tmp_path / "none.py").write_text("import a_package_that_is_not_installed\n")
+    path = list(sys.path)
+    for name in ("own.py:lazily", "own.py:relatively", "top.py:small"):
+        assert networks.build(f"{tmp_path}/{name}", (1, 8, 8), 7)[7].weight.shape == (7, 8)
+    for name in ("own.py:missing", "none.py:make"):
+        with pytest.raises(ModelError, match=r"imports 'a_package_that_is_not_installed'.*install it with pip"):
+            networks.build(f"{tmp_path}/{name}", (1, 8, 8), 7)
+    with pytest.raises(ModelError, match=r"`outputs`, the number of classes.*requires num_classes too"):
+        networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7)
+    assert networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7, num_classes=7)[7].weight.shape == (7, 8)
+    assert sys.path == path
+
+
+ODD = """
+import torch
+from torch import nn
+
+def plain(outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+class Odd(nn.Module):
+    def __init__(self, outputs, way):
+        super().__init__()
+        self.net, self.way = plain(outputs), way
+
+    def forward(self, x):
+        y = self.net(x)
+        return {"row": y.unsqueeze(1), "flat": y.flatten(), "pair": (y, y), "dict": {"logits": y}}[self.way]
+
+def scripted(outputs):
+    return torch.jit.script(plain(outputs))
+
+def traced(outputs):
+    return torch.jit.trace(plain(outputs), torch.zeros(2, 1, 8, 8))
+
+def compiled(outputs):
+    return torch.compile(plain(outputs), backend="eager")
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "says"),
+    [
+        ("Odd", {"way": "row"}, r"\(2, 7\) for a batch of 2, got an output of shape \(2, 1, 7\); reshape"),
+        ("Odd", {"way": "flat"}, r"got an output of shape \(14,\)"),
+        ("Odd", {"way": "pair"}, "one tensor of logits.*got a tuple.*logits alone"),
+        ("Odd", {"way": "dict"}, "one tensor of logits.*got a dict.*logits alone"),
+        ("scripted", {}, "before torch.jit.script"),
+        ("traced", {}, "before torch.jit.script"),
+        ("compiled", {}, "uncompiled.*train.compile=true"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_networks_with_odd_answers_get_the_cause_and_the_way_out(factory, options, says, tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    with pytest.raises(ModelError, match=says):
+        networks.build(f"{tmp_path}/odd.py:{factory}", (1, 8, 8), 7, **options)
+
+
+def test_layers_that_read_the_sequence_first_are_named():
+    class SequenceFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.fc = nn.Linear(8, 8), nn.Linear(8, 10)
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embedding(x.squeeze(1)).transpose(0, 1)
+            for layer in self.layers:
+                x = layer(x)
+            return self.fc(x.mean(0))
+
+    with pytest.raises(PartitionError, match=r"batch, 2, as the first size.*\(5, 2, 8\); build .*batch_first=True"):
+        LCTNetwork.cut(SequenceFirst(), torch.zeros(2, 1, 5, 8), CutRecipe(groups=3))
 
 
 def test_weights_come_from_every_kind_of_file(file, tmp_path):

@@ -73,9 +73,13 @@ def _is_trainable(step: fx.Node, recording: Recording) -> bool:
 
 
 def _weights(step: fx.Node, recording: Recording) -> list[nn.Parameter]:
-    """Return the parameters that a step uses: those of its module, and those passed to it."""
+    """Return the parameters that a step uses: those of its module, and those passed to it, as they are or computed."""
     values = [recording.attributes.get(str(step.target))] if step.op == "call_module" else []
-    values += [recording.attributes[str(node.target)] for node in step.all_input_nodes if node.op == "get_attr"]
+    inputs = list(step.all_input_nodes)
+    for node in inputs:
+        if node in recording.fetched:
+            values += [recording.attributes[str(node.target)]] if node.op == "get_attr" else []
+            inputs += [source for source in node.all_input_nodes if source not in inputs]
     inner = [list(value.parameters()) for value in values if isinstance(value, nn.Module)]
     return [p for part in inner for p in part] + [value for value in values if isinstance(value, nn.Parameter)]
 

@@ -50,7 +50,7 @@ def best_cuts(
     if not 1 <= num_groups <= len(trace.candidates) + 1:
         raise PartitionError(
             f"Expected from 1 to {len(trace.candidates) + 1} layer groups, got {num_groups}; the network "
-            f"can be cut after {listed(trace.candidates)}."
+            f"can be cut after {listed(trace.candidates)}{_obstacles(trace)}."
         )
     if num_groups == 1:
         return ()
@@ -63,6 +63,14 @@ def best_cuts(
     if by == "measured":
         bounds = _corrected(trace, example, num_groups, table, bounds, critic, peers)
     return tuple(trace.candidates[k - 1].name for k in bounds)
+
+
+def _obstacles(trace: Trace) -> str:
+    """Return what keeps a network from being cut at more places, for messages."""
+    obstacles = [f"'{path}' is one step, as {reason}" for path, reason in list(trace.recording.whole.items())[:2]]
+    if frozen := sum(not p.requires_grad for p in trace.model.parameters()):
+        obstacles.append(f"{frozen} of its weight tensors are frozen, and each group needs one to train")
+    return "".join(f"; {obstacle}" for obstacle in obstacles)
 
 
 def _corrected(

@@ -56,11 +56,15 @@ def is_tensor(node: fx.Node) -> bool:
     return not arithmetic or any(is_tensor(source) for source in reversed(node.all_input_nodes))
 
 
+def is_writing(node: fx.Node) -> bool:
+    """Return whether a step is an operation that writes into a tensor, by its name."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op != "call_module" and ((name.endswith("_") and not name.endswith("__")) or node.target in IN_PLACE)
+
+
 def is_constant(node: fx.Node, fetched: set[fx.Node]) -> bool:
     """Return whether a value depends on weights and constants only, so that any group can recompute it."""
-    name = str(getattr(node.target, "__name__", node.target))
-    writes = (name.endswith("_") and not name.endswith("__")) or node.target in IN_PLACE
-    if writes or node.op not in ("call_function", "call_method"):
+    if is_writing(node) or node.op not in ("call_function", "call_method"):
         return False
     return bool(node.all_input_nodes) and fetched.issuperset(node.all_input_nodes)
 

@@ -4,8 +4,10 @@
     steps:    conv1, relu, dropout, flatten, fc
 
 Weights used outside modules, constants, and arguments that depend on train or eval mode are not steps: they are fetched
-where a step needs them, so that they need not cross a cut. A module that fx cannot follow (control flow that depends on
-shapes, another path in training than in evaluation) is one step, and runs unchanged. The batch size, as in
+where a step needs them, so that they need not cross a cut. A module is one step, and runs unchanged, where fx cannot
+follow it (control flow that depends on shapes, another path in training than in evaluation), or where it does more than
+its operations say: its `train()` is its own, or its forward pass changes the gradient or autocast mode, draws random
+numbers that do not depend on its input, assigns to a tensor or buffer, or changes a part's mode. The batch size, as in
 x.view(x.size(0), -1), is read again from the input of each group.
 """
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytime_lct.cutting.joining import ByMode, join_modes
+from anytime_lct.cutting.snapshot import Snapshot, random_positions
 from anytime_lct.cutting.steps import (
     RETURN_TUPLES,
     UnfollowedError,
@@ -31,6 +34,7 @@ from anytime_lct.cutting.steps import (
     is_item,
     is_shape,
     is_tensor,
+    is_writing,
     kind,
     target,
 )
@@ -41,14 +45,16 @@ from anytime_lct.errors import PartitionError
 class Recording:
     """The steps of a forward pass with one input and one result, and the modules and tensors that they name.
 
-    `whole` maps the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size`
-    holds the nodes of the input's batch size, the first size of every tensor between two groups.
+    `fetched` holds the nodes that are not steps: weights, constants, and what is computed of these alone. `whole` maps
+    the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size` holds the
+    nodes of the input's batch size, the first size of every tensor between two groups.
     """
 
     input: fx.Node
     steps: tuple[fx.Node, ...]
     result: fx.Node
     attributes: dict[str, Any]
+    fetched: frozenset[fx.Node]
     whole: dict[str, str]
     batch_size: frozenset[fx.Node]
 
@@ -64,6 +70,15 @@ class _OneInput(nn.Module):
         return self.model(input)
 
 
+class _Proxy(fx.Proxy):
+    """A recorded value that cannot be assigned to, as in `self.weight.data = ..`: fx would drop the assignment."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise AttributeError(f"it assigns to {name} of a tensor")
+        super().__setattr__(name, value)
+
+
 class _Tracer(fx.Tracer):
     """Recurrent layers are leaves, as torch's own modules are, wherever their class is defined; buffers stay names."""
 
@@ -72,21 +87,52 @@ class _Tracer(fx.Tracer):
     def __init__(self, root: nn.Module, whole: dict[Any, str]) -> None:
         super().__init__()
         self._roots, self._whole = (root, root.get_submodule("model")), whole
+        self._context = _context()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self._roots:
             return False
         return kind(m) in self._whole or isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != self._context:
+            raise RuntimeError("it changes the gradient or autocast mode")
+        return super().create_node(*args, **kwargs)
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
+        if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)
+        positions, parts = random_positions(), _parts(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+            if random_positions() != positions:
+                raise RuntimeError("it draws random numbers that do not depend on its input")
+            if _parts(m) != parts:
+                raise RuntimeError("it changes the mode, or replaces the weights or buffers, of its parts")
+            return result
         except UnfollowedError:
             raise
         except Exception as error:
             if m in self._roots:
                 raise
             raise UnfollowedError(m, _where(error)) from error
+
+
+def _parts(m: nn.Module) -> list[Any]:
+    """Return the modes of a module and its parts, and which weights and buffers they hold."""
+    return [
+        (part.training, [*map(id, part._parameters.values()), *map(id, part._buffers.values())]) for part in m.modules()
+    ]
+
+
+def _context() -> tuple[Any, ...]:
+    """Return the gradient mode, and in how many blocks of autocast this code runs."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth
 
 
 def record(model: nn.Module) -> Recording:
@@ -96,10 +142,15 @@ def record(model: nn.Module) -> Recording:
     and where the network has not one input and one tensor as its result.
     """
     _check_signature(model)
-    whole: dict[Any, str] = {}
+    whole: dict[Any, str] = {
+        kind(module): "its train() is its own"
+        for module in model.modules()
+        if module is not model and type(module).train is not nn.Module.train
+    }
     while True:
         try:
-            in_training, attributes, twins = _record_both(model, whole)
+            with torch.inference_mode(False), torch.enable_grad():
+                in_training, attributes, twins = _record_both(model, whole)
             break
         except UnfollowedError as unfollowed:  # again, with that kind of module as one step
             whole[unfollowed.kind] = str(unfollowed)
@@ -127,27 +178,45 @@ def record(model: nn.Module) -> Recording:
     shapes = [node for node in placeholder.users if is_shape(node)]
     batch_size = {node for node in (*placeholder.users, *(u for s in shapes for u in s.users)) if is_batch_size(node)}
     shapes = [node for node in shapes if batch_size.issuperset(node.users)]
-    steps = tuple(node for node in nodes if node not in fetched and node not in {*batch_size, *shapes})
-    modules = {node.target: attributes[node.target] for node in steps if node.op == "call_module"}
+    others = {*fetched, *batch_size, *shapes}
+    steps = _deferred([node for node in nodes if node not in others], others)
+    modules = {str(node.target): attributes[str(node.target)] for node in steps if node.op == "call_module"}
     reasons = {path: whole[kind(module)] for path, module in modules.items() if kind(module) in whole}
-    return Recording(placeholder, steps, result, attributes, reasons, frozenset(batch_size))
+    return Recording(placeholder, steps, result, attributes, frozenset(fetched), reasons, frozenset(batch_size))
+
+
+def _deferred(steps: list[fx.Node], others: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the steps in order, those that need no input of the network just before their first use.
+
+    So what a module makes of a learned query crosses no cut. `others` are the nodes that are fetched where needed.
+    """
+    free = set(others)
+    for step in steps:
+        if step.users and free.issuperset(step.all_input_nodes) and not is_writing(step):
+            free.add(step)
+    order = list(steps)
+    for step in reversed(steps):
+        if step in free and (uses := [order.index(user) for user in step.users if user in order]):
+            order.remove(step)
+            order.insert(min(uses) - 1, step)
+    return tuple(order)
 
 
 def _record_both(model: nn.Module, whole: dict[Any, str]) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
     """Record in train and in eval mode and join the two; raises UnfollowedError for a module that is not in `whole`."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        in_training, attributes = _record_mode(model, whole, training=True)
-        in_evaluation, twins = _record_mode(model, whole, training=False)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    in_training, attributes = _record_mode(model, whole, training=True)
+    in_evaluation, twins = _record_mode(model, whole, training=False)
     attributes |= join_modes(model, in_training, in_evaluation)
     return in_training, attributes, twins
 
 
 def _check_signature(model: nn.Module) -> None:
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError as error:
+        raise PartitionError(
+            f"Expected a network as written in Python, got a {type(model).__name__}; cut it before torch.jit."
+        ) from error
     try:
         signature.bind(object())
     except TypeError as error:
@@ -158,21 +227,19 @@ def _check_signature(model: nn.Module) -> None:
 
 
 def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> tuple[fx.Graph, dict[str, Any]]:
-    for module in model.modules():
-        module.training = training
     root = _OneInput(model)
     try:
-        with torch.random.fork_rng(devices=[]):
-            # Two seeds: random constants differ between the modes, and are detected.
-            torch.default_generator.manual_seed(int(training))
+        with Snapshot(model, values=False):
+            for module in model.modules():
+                module.training = training
             graph = _Tracer(root, whole).trace(root)
     except UnfollowedError:
         raise
     except Exception as error:
         raise PartitionError(
-            f"The network cannot be traced by torch.fx: {_where(error)}; take control flow that depends on the data, "
-            f"or on its shape, out of {type(model).__name__}.forward, into a submodule for example, or name places to "
-            f"cut after where its children simply follow one another."
+            f"The network cannot be traced by torch.fx: {_where(error)}; take this, like control flow that depends on "
+            f"the data or on its shape, out of {type(model).__name__}.forward, into a submodule, which runs as it is, "
+            f"or name places to cut after where its children simply follow one another."
         ) from error
     attributes: dict[str, Any] = {}
     for node in graph.nodes:

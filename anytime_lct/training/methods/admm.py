@@ -17,9 +17,10 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from anytime_lct import task as tasks
+from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import TEXT, Positive, Recipe, Section
@@ -153,13 +154,9 @@ class ADMM:
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers of a traced perceptron in order; raises RecipeError for any other network."""
-    steps = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
-    used = [
-        model.get_submodule(str(step.target)) if step.op == "call_module" else step
-        for step in steps
-        if step.op not in ("placeholder", "output")
-    ]
+    """Return the linear layers of a perceptron in order; raises RecipeError for any other network that fx follows."""
+    steps = Trace.of(model).recording.steps
+    used = [model.get_submodule(str(step.target)) if step.op == "call_module" else step for step in steps]
     names = [type(part).__name__ if isinstance(part, nn.Module) else part.name for part in used]
     linear_layers = [part for part in used if isinstance(part, nn.Linear) and part.bias is not None]
     expected = ["Linear", *["ReLU", "Linear"] * (len(linear_layers) - 1)]
