@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
