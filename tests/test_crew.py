@@ -95,7 +95,9 @@ def test_a_load_of_several_versions_is_all_or_none(tmp_path):
     rewrite(tmp_path / "tiny" / "2", classes=["a", "b", "c"])
     with pytest.raises(BundleError, match="altered"):
         load(repository, "tiny")
-    assert {repository.find("tiny", version).bundle.manifest.classes[0] for version in ("1", "2")} != {"a"}
+    assert {repository.find("tiny", version).bundle.manifest.classes[0] for version in ("1", "2")} == {"zero"}
+    assert rows(repository) == [("tiny", "1", True), ("tiny", "2", True)]
+    assert repository.index()[0].reason == "" and "altered" in repository.index()[1].reason
 
 
 def test_what_is_unloaded_stays_out_until_it_is_loaded(folder):

@@ -103,7 +103,11 @@ def test_workers_serve_the_same_after_every_load(folder):
         assert set(census(server, "one")) == {"new"} and "not loaded" not in census(server, "two")
         # One that cannot be loaded changes nowhere.
         assert ask(server.port, "/v2/repository/models/three/load", "POST")[0] == 500
-        assert set(census(server, "three")) == {404}
+        assert set(census(server, "three")) == {500}
+        index = {row["name"]: row for row in ask(server.port, "/v2/repository/index", "POST")[1]}
+        assert index["three"]["state"] == "UNAVAILABLE" and "altered" in index["three"]["reason"]
+        assert index["two"]["state"] == "READY"
+        assert ask(server.port, "/v2/repository/models/nobody/load", "POST")[0] == 404
         # A worker that replaces another joins when the others serve what it has read.
         os.kill(workers_of(server)[0], signal.SIGKILL)
         while set(census(server, "two")) != {"not loaded"}:

@@ -58,7 +58,8 @@ class Alone:
             async with self._lock:
                 change = await asyncio.to_thread(self._repository.prepare, name)
                 accepted, problems = agree([change.report])
-                if name is not None:
+                if name is not None and problems:
+                    self._repository.note(problems)
                     refuse(problems)
                 self._repository.commit(change, accepted, problems)
             log_change(accepted, problems)

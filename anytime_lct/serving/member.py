@@ -68,6 +68,7 @@ class Member:
             self._repository.commit(self._change, *arguments)
             self._change = None
         if verb == "abort":
+            self._repository.note(*arguments)
             self._change = None
         if verb == "unload":
             return self._repository.unload(*arguments)

@@ -144,7 +144,12 @@ class Repository(Generic[BundleT]):
         paths, problems = scan(self.path)
         paths = {key: path for key, path in paths.items() if self._is_meant(key[0], name)}
         problems = {key: error for key, error in problems.items() if self._is_meant(key[0], name)}
-        if name is not None and not paths and not problems and not any(key[0] == name for key in self._models):
+        if (
+            name is not None
+            and not paths
+            and not problems
+            and not any(key[0] == name for key in self._models | self._problems)
+        ):
             raise Refusal(
                 f"Expected the name of a bundle in '{self.path}', got {show(name)}; copy it there.", "unknown"
             )
@@ -177,6 +182,10 @@ class Repository(Generic[BundleT]):
         self._unloaded.discard(change.name or "")
         self._highest = highest(self._models)
         self.is_open = True
+
+    def note(self, problems: Problems) -> None:
+        """Record why models cannot be loaded, for the index; what is in service stays."""
+        self._problems = self._problems | problems
 
     def unload(self, name: str) -> Problems:
         """Take a model out of service until it is loaded by its name; return its versions, with why they are out.

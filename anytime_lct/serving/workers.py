@@ -194,12 +194,9 @@ class Workers:
             workers = [*self._serving(), *joining]
             reports: list[Report] = await _ask(workers, "prepare", name)
             accepted, problems = agree(reports)
-            try:
-                if name is not None:
-                    refuse(problems)
-            except LCTError:
-                await _ask(workers, "abort")
-                raise
+            if name is not None and problems:
+                await _ask(workers, "abort", problems)
+                refuse(problems)
             await _ask(workers, "commit", accepted, problems)
             self._sums = (await _ask(self._serving(), "sums"))[0]
             self._unloaded = {key: error for key, error in self._unloaded.items() if key[0] != name}
