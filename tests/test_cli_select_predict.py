@@ -228,6 +228,14 @@ def test_predict_refuses_what_makes_no_sense(
     assert (code, out) == (2, "") and says in " ".join(err.split())
 
 
+def test_calibrate_refuses_a_read_only_folder_before_it_measures(program: Program, tmp_path: Path, monkeypatch) -> None:
+    write_image_bundle(tmp_path / "tiny")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    code, _, err = program("calibrate", tmp_path / "tiny", "--seconds", "1000")
+    assert code == 2 and f"'{tmp_path}' to be writable" in " ".join(err.split())
+    assert not (tmp_path / "tiny.calibration.json").exists()
+
+
 def test_calibrate_with_the_fastest_number_of_threads(program: Program, tmp_path: Path) -> None:
     write_image_bundle(tmp_path / "tiny")
     calibrate = ("calibrate", tmp_path / "tiny", "--sizes", "1", "--seconds", "0.01", "--json")

@@ -211,6 +211,12 @@ def test_every_order_of_layers_is_quantised_also_into_a_single_file(layers: list
     assert difference < 0.1 * np.ptp(expected)
 
 
+def test_the_comparison_uses_the_threads_of_torch(int8_bundle):
+    """Else onnxruntime pins a thread to every core of the machine, also those that a container may not use."""
+    options = parity._open(int8_bundle[0].exit(1)).get_session_options()
+    assert options.intra_op_num_threads == torch.get_num_threads()
+
+
 def test_what_onnxruntime_raises_is_one_sentence(network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def damaged(path: Path, exits: object) -> object:
         path.write_bytes(b"no graph")
