@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from anytime_lct.cutting import snapshot
 from anytime_lct.cutting.comparison import expect_equal
@@ -365,6 +366,18 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+class Checkpointed(Top):
+    """Activation checkpointing updates the statistics of a norm again in the backward pass; groups do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.c, checkpoint(self.b, self.a(x), use_reentrant=False), use_reentrant=False)
+        return self.fc(self.pool(x).flatten(1))
+
+
+def test_a_network_with_activation_checkpointing_is_cut():
+    assert LCTNetwork.cut(Checkpointed(""), EXAMPLE, CutRecipe(places=("a", "b"))).num_groups == 3
 
 
 class Named(nn.Module):

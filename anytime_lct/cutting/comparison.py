@@ -42,10 +42,10 @@ def expect_equal(model: nn.Module, groups: Sequence[nn.Module], places: Sequence
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError):
         outcome = {}  # a part cannot read the output of the one before it
     if difference := _difference(expected, outcome, lambda: _outcome(model, [model], example, snapshot)):
-        own = f" and {name}.train" if type(model).train is not nn.Module.train else ""
+        own = f" and {name}.train do" if type(model).train is not nn.Module.train else " does"
         raise PartitionError(
             f"The groups between {', '.join(places)} do not compute what the network does: {difference}; move what "
-            f"{name}.forward{own} does beyond calling submodules into a submodule, which runs as it is, or train the "
+            f"{name}.forward{own} beyond calling submodules into a submodule, which runs as it is, or train the "
             f"uncut network, by method bp."
         )
     for number, group in enumerate(groups, start=1):
@@ -80,20 +80,30 @@ def _outcome(model: nn.Module, parts: Sequence[nn.Module], example: Tensor, snap
         Z = run(x, training=True)
         if not isinstance(Z, Tensor):
             raise TypeError(f"it returns a {type(Z).__name__}")
-        if Z.requires_grad:
-            Z.backward(random_like(Z))
         outcome: dict[str, Any] = {f"the mode of '{n}'": m.training for n, m in model.named_modules() if id(m) in owned}
         outcome["the output in training"] = Z.detach()
-        outcome |= {_gradient(n): p.grad for n, p in model.named_parameters()}
         values = {n: v for n, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
         values |= dict(model.named_buffers())
         for n, v in values.items():
             unchanged = id(v) in snapshot.values and torch.equal(v, snapshot.values[id(v)])
-            outcome[f"'{n}' after a training step"] = None if unchanged else v.detach().clone()
+            outcome[_after(n)] = None if unchanged else v.detach().clone()
+        if Z.requires_grad:
+            Z.backward(random_like(Z))
+        outcome |= {_gradient(n): p.grad for n, p in model.named_parameters()}
+        for (
+            n,
+            v,
+        ) in values.items():  # checkpointing runs its parts again in the backward pass, and moves statistics twice
+            if outcome[_after(n)] is not None:
+                v.data.copy_(outcome[_after(n)])
         with torch.no_grad():
             outcome["the output after a training step"] = run(x, training=True)
             outcome["the output in evaluation"] = run(x, training=False)
     return outcome
+
+
+def _after(name: str) -> str:
+    return f"'{name}' after a forward pass in training"
 
 
 def _gradient(name: str) -> str:
