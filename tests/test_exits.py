@@ -199,7 +199,7 @@ def test_what_a_method_needs_is_asked_for(tmp_path):
         ),
         (
             {"method": "joint", "track_descent": 5},
-            "Expected train.track_descent with local critic training, which it holds against backprop, got it with "
+            "Expected train.track_descent with local critic training, which it compares with backprop, got it with "
             "method joint; leave it out.",
         ),
     ):
