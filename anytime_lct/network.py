@@ -63,14 +63,16 @@ class LCTNetwork(nn.Module):
         cut: CutRecipe = CUT,
         critic: CriticRecipe = CRITIC,
         task: TaskName = "classification",
+        *,
+        compare: bool = True,
     ) -> LCTNetwork:
         """Cut a traceable network and put a local critic behind each cut.
 
         `example` is a small batch (B >= 2) of inputs. `cut` names the places, or the shares of the main network's cost
         that the exits may take (`choice.cuts_at_shares`), or a strategy (`choice.best_cuts`). A network that torch.fx
         cannot follow is cut after its children named in `places`, where they simply run one after another
-        (`groups.cut_children`). One group is the network itself; more are compared with it over a training step
-        (`comparison.expect_equal`). Raises PartitionError and CriticError.
+        (`groups.cut_children`). One group is the network itself; with `compare`, more are compared with it over a
+        training step (`comparison.expect_equal`). Raises PartitionError and CriticError.
 
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
         """
@@ -80,7 +82,7 @@ class LCTNetwork(nn.Module):
         groups, hints = _groups(model, places)
         depths = critics.depths(critic, len(places))
         modules, shapes, crossing = [], [], _crossing(groups, example)
-        if places:
+        if places and compare:
             expect_equal(model, groups, places, example)
         amounts, _ = count_in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
         costs_behind = [sum(amounts[k:]) for k in range(1, len(groups))]

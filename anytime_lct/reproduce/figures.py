@@ -173,7 +173,7 @@ def _exit_costs(job: SeededRun) -> list[Cost]:
 def _components(job: SeededRun) -> tuple[Sequence[Cost], Sequence[Cost]]:
     """Count groups and critics of a run's network, which is built and not trained."""
     facts, row = facts_of(job.recipe), row_of(job.recipe.train.method)
-    network = build_network(job.recipe, facts, whole=not row.cuts)
+    network = build_network(job.recipe, facts, whole=not row.cuts, compare=False)
     return component_costs(list(network.groups), list(network.critics), example_input(facts, 1))
 
 

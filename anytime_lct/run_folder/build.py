@@ -13,10 +13,11 @@ from anytime_lct.task import Facts
 WHOLE = CutRecipe(groups=1)
 
 
-def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False) -> LCTNetwork:
+def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False, compare: bool = True) -> LCTNetwork:
     """Build, cut and initialise the network of a recipe; the weights depend on the seed alone.
 
     With `whole` it stays uncut, a network of one group. With `train.exit` it is the sub-network of that exit alone.
+    With `compare`, groups are compared with the network over a training step; a trained run was compared before.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -26,6 +27,7 @@ def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False) -> LCTNe
             WHOLE if whole else recipe.cut,
             CriticRecipe(kind=recipe.critic.kind) if whole else recipe.critic,
             facts.task,
+            compare=compare,
         )
     return network if recipe.train.exit is None else LCTNetwork([network.sub_model(recipe.train.exit)], [])
 

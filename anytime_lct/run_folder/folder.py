@@ -84,7 +84,8 @@ def open_run(path: Path) -> OpenedRun:
                 f"The run '{path}' has no weights yet ('{name}' is missing); finish it with --resume."
             )
     main, critics = load_tensors(path / MAIN), load_tensors(path / CRITICS)
-    network = build_network(recipe, facts, whole=not critics and recipe.train.exit is None)  # one exit, the main one
+    whole = not critics and recipe.train.exit is None  # one exit, the main one
+    network = build_network(recipe, facts, whole=whole, compare=False)
     network.load(main, critics)
     return OpenedRun(path, recipe, facts, network.eval())
 
