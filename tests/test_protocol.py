@@ -505,7 +505,7 @@ def test_long_arrays_are_read_in_pieces_to_the_bit(monkeypatch, shape, indent):
         ("[[1" + ",1" * 35 + "],[1" + ",1" * 35 + "]", "flat or nested"),
         ("[1[2]" + ",1" * 71 + "]", "flat or nested"),
         ("[[1" + ",1" * 35 + "],1[" + ",1" * 35 + "]]", "flat or nested"),
-        ("[[1" + ",1" * 34 + ",1]1,[1" + ",1" * 34 + "]]", "flat or nested"),
+        ("[[1" + ",1" * 34 + ",1]1,[1" + ",1" * 35 + "]]", "flat or nested"),
         ("[1 2" + ",1" * 71 + "]", "in JSON"),
         ("[1" + ",1" * 70 + ",]", "in JSON"),
         ("[1,," + ",1" * 69 + "]", "in JSON"),

@@ -201,7 +201,7 @@ def test_the_tables_of_the_server_are_those_of_the_committed_result():
         f"{1e3 * serving['http'][str(i)]['more_p50']:.2f}" for i in (1, 2, 3, 4)
     ]
     faults = result("faults")
-    for words, name in (("two processes that", "hog"), ("20 clients a second", "gone"), ("timings that say", "slow")):
+    for words, name in (("two processes that", "hog"), ("20 clients a second", "gone"), ("timings that give", "slow")):
         row = faults[name]
         assert cells(words) == [f"{row['on_time_share']:.2%}", f"{row['refused_share']:.2%}"]
     assert faults["sigterm"]["lost"] == 0 and faults["sigterm"]["ended_with"] == 0
