@@ -90,6 +90,8 @@ class Learner:
         for name, value in flat.items():
             number, _, slot = name.partition(".")
             owner = parameters[int(number)]
+            if value.dim() and value.shape != owner.shape:
+                raise ValueError(f"{slot} of weight {number} is {tuple(value.shape)}, expected {tuple(owner.shape)}")
             if value.shape == owner.shape:  # fused kernels need the same memory layout for weights and slots
                 value = torch.empty_like(owner, requires_grad=False).copy_(value)
             slots.setdefault(int(number), {})[slot] = value
