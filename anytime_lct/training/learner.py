@@ -127,7 +127,10 @@ def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:
 
 def _mismatch_error(error: Exception) -> CheckpointError:
     reason = str(error).strip().splitlines()[-1].strip()
-    return CheckpointError(f"The checkpoint does not belong to this network: {reason}")
+    return CheckpointError(
+        f"The checkpoint does not belong to this network: {reason.rstrip('.')}; start the run again in another "
+        f"--run-dir."
+    )
 
 
 def forward_pass(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
