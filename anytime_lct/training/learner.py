@@ -47,7 +47,8 @@ class Learner:
         options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "fused": True}
         if optimizer.name == "sgd":
             options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov and optimizer.momentum > 0}
-        self._optimizer = OPTIMIZERS[optimizer.name]((p for p in module.parameters() if p.requires_grad), **options)
+        self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self._optimizer = OPTIMIZERS[optimizer.name](self._weights.values(), **options)
 
     def zero_grad(self) -> None:
         self._optimizer.zero_grad()
@@ -67,12 +68,12 @@ class Learner:
             module.carry, module.state = True, None
 
     def state(self, kind: str) -> dict[str, Tensor]:
-        """Return everything that training resumes from, as `kind.NAME`, `kind_optimizer.NUMBER.SLOT`."""
+        """Return everything that training resumes from, as `kind.NAME`, `kind_optimizer.NAME.SLOT`."""
         flat = module_state(kind, self.module)
-        for number, slots in self._optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
+        for name, weight in self._weights.items():
+            for slot, value in self._optimizer.state.get(weight, {}).items():
                 if value is not None:
-                    flat[f"{kind}_optimizer.{number}.{slot}"] = torch.as_tensor(value)
+                    flat[f"{kind}_optimizer.{name}.{slot}"] = torch.as_tensor(value)
         return flat
 
     def load(self, kind: str, flat: dict[str, Tensor]) -> None:
@@ -80,22 +81,21 @@ class Learner:
         load_module(kind, self.module, flat)
         try:
             self._load_slots(_without_prefix(f"{kind}_optimizer.", flat))
-        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError) as error:
             raise _mismatch_error(error) from None
 
     def _load_slots(self, flat: dict[str, Tensor]) -> None:
-        state_dict = self._optimizer.state_dict()
-        parameters = self._optimizer.param_groups[0]["params"]
+        numbers = {name: number for number, name in enumerate(self._weights)}
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in flat.items():
-            number, _, slot = name.partition(".")
-            owner = parameters[int(number)]
-            if value.dim() and value.shape != owner.shape:
-                raise ValueError(f"{slot} of weight {number} is {tuple(value.shape)}, expected {tuple(owner.shape)}")
-            if value.shape == owner.shape:  # fused kernels need the same memory layout for weights and slots
-                value = torch.empty_like(owner, requires_grad=False).copy_(value)
-            slots.setdefault(int(number), {})[slot] = value
-        self._optimizer.load_state_dict({**state_dict, "state": slots})
+        for key, value in flat.items():
+            name, _, slot = key.rpartition(".")
+            if name not in numbers:
+                raise ValueError(f"its optimizer has state of '{name}', which is no weight here")
+            weight = self._weights[name]
+            if value.shape == weight.shape:  # fused kernels need the same memory layout for weights and slots
+                value = torch.empty_like(weight, requires_grad=False).copy_(value)
+            slots.setdefault(numbers[name], {})[slot] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": slots})
 
 
 def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
