@@ -171,6 +171,12 @@ def rewrite(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def spoil(folder: Path) -> None:
+    """Change the last byte of the first group's graph, so that it differs from its checksum."""
+    graph = folder / "group_1.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+
+
 def update_checksum(folder: Path, kind: str, index: int) -> None:
     """Write the current checksum and size of a group or critic file to the manifest."""
     files = json.loads((folder / "manifest.json").read_text())[f"{kind}s"]

@@ -72,6 +72,13 @@ class FakeEngine:
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.gate.set()
+        self.drain(1)
+
 
 def open_repository(folder: Path) -> Repository:
     """Return a repository whose bundles are in service, with a FakeServed for each."""

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from asgi import ask
-from bundles import rewrite, write_image_bundle
+from bundles import rewrite, spoil, write_image_bundle
 from fake_engine import FakeEngine, FakeServed, open_repository
 
 from anytime_lct.errors import BundleError
@@ -29,11 +29,6 @@ def folder(tmp_path):
     write_image_bundle(tmp_path / "good")
     shutil.copytree(tmp_path / "good", tmp_path / "other")
     return tmp_path
-
-
-def spoil(bundle):
-    graph = bundle / "group_1.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
 
 
 def rows(repository):

@@ -199,10 +199,8 @@ def test_the_numbers_of_fields_and_chunks_are_bounded():
 
 @pytest.fixture
 def engine():
-    engine = FakeEngine()
-    yield engine
-    engine.gate.set()
-    engine.drain(1)
+    with FakeEngine() as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asgi import ask, binary, logits, request
-from bundles import rewrite, write_image_bundle, write_text_bundle
+from bundles import rewrite, spoil, write_image_bundle, write_text_bundle
 from fake_engine import FakeEngine, open_repository
 
 from anytime_lct.errors import BundleError
@@ -44,10 +44,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def engine():
-    engine = FakeEngine()
-    yield engine
-    engine.gate.set()
-    engine.drain(1)
+    with FakeEngine() as engine:
+        yield engine
 
 
 ADMIN = Access(allow_admin=True)
@@ -402,8 +400,7 @@ def test_two_bundles_of_one_name_are_refused(folder):
 
 
 def test_an_altered_bundle_is_not_served(folder):
-    graph = folder / "tiny.bundle" / "group_1.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    spoil(folder / "tiny.bundle")
     with pytest.raises(BundleError, match="altered"):
         open_repository(folder / "tiny.bundle")
     shutil.rmtree(folder / "text")

@@ -21,7 +21,7 @@ import pytest
 import tritonclient.http as triton
 from asgi import binary
 from bundles import rewrite, write_image_bundle, write_text_bundle
-from serving_process import Server
+from serving_process import Server, workers_of
 
 from anytime_lct.runtime.session import AnytimeSession
 
@@ -337,17 +337,6 @@ def test_workers_end_with_their_parent(folder):
         server.code = -9
         while any(map(alive, children)):
             time.sleep(0.05)
-
-
-def workers_of(server):
-    """The parent's children that serve, not multiprocessing's own helper."""
-    parent = server.process.pid
-    workers = []
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        with contextlib.suppress(OSError):  # one that has ended meanwhile
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                workers.append(int(child))
-    return workers
 
 
 def alive(process):

@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from asgi import binary
-from bundles import rewrite, write_image_bundle
-from serving_process import PROGRAM, Server
+from bundles import rewrite, spoil, write_image_bundle
+from serving_process import PROGRAM, Server, workers_of
 
 X = np.zeros((1, 1, 6, 6), np.float32)
 JSON = "application/json"
@@ -73,23 +72,6 @@ def census(server, model, times=16):
 def infer(server, model="one"):
     body, headers = binary(X)
     return ask(server.port, f"/v2/models/{model}/infer", "POST", body, headers)[0]
-
-
-def workers_of(server):
-    """The parent's children that serve, not multiprocessing's own helper."""
-    parent = server.process.pid
-    workers = []
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        with contextlib.suppress(OSError):  # one that has ended meanwhile
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                workers.append(int(child))
-    return workers
-
-
-def spoil(bundle, **changes):
-    graph = bundle / "group_1.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
-    rewrite(bundle, **changes)
 
 
 def test_workers_serve_the_same_after_every_load(folder):

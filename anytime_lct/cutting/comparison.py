@@ -90,10 +90,8 @@ def _outcome(model: nn.Module, parts: Sequence[nn.Module], example: Tensor, snap
         if Z.requires_grad:
             Z.backward(random_like(Z))
         outcome |= {_gradient(n): p.grad for n, p in model.named_parameters()}
-        for (
-            n,
-            v,
-        ) in values.items():  # checkpointing runs its parts again in the backward pass, and moves statistics twice
+        # Checkpointing runs its parts again in the backward pass, and moves statistics twice.
+        for n, v in values.items():
             if outcome[_after(n)] is not None:
                 v.data.copy_(outcome[_after(n)])
         with torch.no_grad():

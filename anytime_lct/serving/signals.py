@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOPPING, signal.SIGHUP)
 
 
-@contextmanager
-def held() -> Iterator[None]:
+def held() -> AbstractContextManager[None]:
     """Let SIGTERM, SIGINT and SIGHUP wait inside the block."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return _masked(signal.SIG_BLOCK)
+
+
+def released() -> AbstractContextManager[None]:
+    """Let them arrive inside the block, those that have waited at once."""
+    return _masked(signal.SIG_UNBLOCK)
 
 
 @contextmanager
@@ -41,9 +41,8 @@ def held_to_the_end() -> Iterator[None]:
 
 
 @contextmanager
-def released() -> Iterator[None]:
-    """Let them arrive inside the block, those that have waited at once."""
-    previous = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+def _masked(how: int) -> Iterator[None]:
+    previous = signal.pthread_sigmask(how, SIGNALS)
     try:
         yield
     finally:
