@@ -249,9 +249,8 @@ def main() -> None:
                 if (seed, load, mode) in finished:
                     continue
                 with server(bundle, "--deadline", arguments.deadline, *options) as (port, _):
-                    asyncio.run(
-                        open_loop(HOST, port, 20, 1, messages, seed=seed)
-                    )  # the first requests allocate buffers
+                    # The first requests allocate buffers.
+                    asyncio.run(open_loop(HOST, port, 20, 1, messages, seed=seed))
                     rate = load * result["capacity"]
                     exchanges = asyncio.run(open_loop(HOST, port, rate, arguments.seconds, messages, seed))
                 row = judge(exchanges, offline, classes, result["deadline_seconds"])

@@ -51,9 +51,8 @@ class Temperatures:
             return []
         u = self._grid.log()
         temperatures = []
-        for errors, slope, curvature in zip(
-            self._errors.tolist(), self._slopes, self._curvatures * self._grid, strict=True
-        ):  # d/du = b d/db
+        curvatures = self._curvatures * self._grid  # d/du = b d/db
+        for errors, slope, curvature in zip(self._errors.tolist(), self._slopes, curvatures, strict=True):
             falling = int((slope < 0).sum())  # slopes rise with b
             if not errors or falling in (0, STEPS):
                 temperatures.append(1.0 if not errors else HOTTEST if falling == 0 else COLDEST)

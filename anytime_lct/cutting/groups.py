@@ -85,9 +85,8 @@ def _steps(trace: Trace, start: int, stop: int, entry: fx.Node, result: fx.Node,
         if node.op in ("call_module", "get_attr"):
             value = trace.recording.attributes[node.target]
             if isinstance(value, nn.Module) and id(value) in used and not value.state_dict():
-                value = copy.deepcopy(
-                    value
-                )  # a ReLU or Dropout of several groups: train() of one must not change the others
+                # A ReLU or Dropout of several groups: train() of one must not change the others.
+                value = copy.deepcopy(value)
             attributes[node.target] = value
     group = Steps(attributes, graph, trace.model.state_dict().keys())
     modes = {path: module.training for path, module in trace.model.named_modules()}

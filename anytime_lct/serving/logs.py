@@ -10,7 +10,7 @@ ACCESS = logging.getLogger("anytime_lct.access")
 
 
 def to_stderr() -> None:
-    """Write the logs of this process to stderr; those of uvicorn and asyncio from warnings on.
+    """Write the logs of this process to stderr; those of other packages from warnings on.
 
     2026-01-31T12:00:00.123Z WARNING [42] A worker ended (exit code -9); another replaces it.
     """

@@ -249,9 +249,8 @@ class Workers:
         self._is_stopping = True
         self._listener.close()
         for worker in self._workers:
-            worker.send(
-                signal.SIGTERM if worker.values else signal.SIGKILL
-            )  # it has shown no life yet: nothing is lost
+            # One that has shown no life yet has nothing to lose.
+            worker.send(signal.SIGTERM if worker.values else signal.SIGKILL)
 
     async def _end(self) -> None:
         """Wait for the workers, and end those that hang."""
