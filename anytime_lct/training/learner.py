@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from anytime_lct.errors import CheckpointError
 from anytime_lct.modes import carriers
 from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
+from anytime_lct.training import norms
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -28,10 +31,11 @@ def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """The number of steps of the run, in total and per epoch."""
+    """The number of steps of the run, in total and per epoch, and the samples of a whole minibatch in this process."""
 
     total: int
     per_epoch: int
+    rows: int = 1
 
 
 class Learner:
@@ -57,6 +61,9 @@ class Learner:
         """Take step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
+        for weight in self._weights.values():  # fused kernels read gradients in the memory layout of the weights
+            if weight.grad is not None and weight.grad.stride() != weight.stride():
+                weight.grad = torch.empty_like(weight).copy_(weight.grad)
         rate = self._recipe.lr * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
@@ -133,21 +140,32 @@ def _mismatch_error(error: Exception) -> CheckpointError:
     )
 
 
-def forward_pass(module: nn.Module, train: TrainRecipe, *, compiled: bool = True) -> Any:
-    """Return the module's forward pass in the recipe's precision, compiled where the recipe says so."""
+def forward_pass(module: nn.Module, train: TrainRecipe, clock: Clock, *, compiled: bool = True) -> Any:
+    """Return the module's forward pass in training: in the recipe's precision, compiled where the recipe says so.
+
+    Batch norms follow the length of the run (`norms.suit_run`), and short minibatches by their share of samples.
+    """
+    norms.suit_run(module, clock.total)
+    averages = norms.batch_norms(module)
     module = torch.compile(module) if train.compile and compiled else module  # type: ignore[assignment]
-    return _Autocast(module) if train.precision == "bfloat16" else module
+    return _Forward(module, averages, clock.rows, train.precision == "bfloat16")
 
 
-class _Autocast(nn.Module):
-    """A module whose forward pass, and nothing else, runs under bfloat16 autocast."""
+class _Forward(nn.Module):
+    """A module whose forward pass, and nothing else, runs under bfloat16 autocast where `autocast` is set."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, averages: list[_BatchNorm], rows: int, autocast: bool) -> None:
         super().__init__()
         self.module = module
+        self._averages, self._rows, self._autocast = averages, rows, autocast
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        self._rows = max(self._rows, len(x))
+        short = self.module.training and 2 * len(x) < self._rows
+        with (
+            torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._autocast),
+            norms.weighted(self._averages, len(x) / self._rows) if short else nullcontext(),
+        ):
             return self.module(x)
 
 

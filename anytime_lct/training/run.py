@@ -45,8 +45,10 @@ def train(
     KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     recipe = checked(recipe)
-    clock = Clock(recipe.train.epochs * data.num_batches("train"), data.num_batches("train"))
     team = team or Team(device_of(recipe.train.device))
+    per_epoch = data.num_batches("train")
+    rows = data.num_rows("train", 0) // team.replicas if per_epoch else 1
+    clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows)
     expect_processes(recipe, team.workers, team.replicas)
     shortest = shortest_minibatch(data, clock, team)
     with team.together():

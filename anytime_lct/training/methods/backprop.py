@@ -46,7 +46,7 @@ class Backprop:
                 )
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, team.replica_group)
         self._learner = Learner(self._model, recipe.groups, recipe.groups_schedule, clock)
-        self._f = forward_pass(self._model, recipe.train)
+        self._f = forward_pass(self._model, recipe.train, clock)
         if team.replicas > 1:
             self._f = data_parallel(self._f, team.replica_group, recipe.train.wire)
 

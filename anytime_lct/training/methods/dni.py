@@ -61,8 +61,8 @@ class DNI:
         synthesizers = self._make(network.shapes, team.device)
         self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
         self.synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
-        self._f = [forward_pass(group, recipe.train) for group in network.groups]
-        self.M = [forward_pass(M, recipe.train) for M in synthesizers]
+        self._f = [forward_pass(group, recipe.train, clock) for group in network.groups]
+        self.M = [forward_pass(M, recipe.train, clock) for M in synthesizers]
 
     def _make(self, shapes: Iterable[tuple[int, ...]], device: torch.device) -> list[nn.Sequential]:
         with torch.random.fork_rng(devices=[]):

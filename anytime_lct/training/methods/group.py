@@ -47,8 +47,10 @@ class GroupInTraining:
         self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
         self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock)
-        self._f = forward_pass(group, recipe.train)
-        self._c = None if critic is None else forward_pass(critic, recipe.train, compiled=False)  # run backward twice
+        self._f = forward_pass(group, recipe.train, clock)
+        self._c = None  # not compiled: its graph is run backward twice
+        if critic is not None:
+            self._c = forward_pass(critic, recipe.train, clock, compiled=False)
         self._h: Tensor | None = None
         self._here: lct.LocalLoss | None = None
         self._L, self._share = torch.zeros(()), 1.0
@@ -63,7 +65,7 @@ class GroupInTraining:
 
     def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
         """Return f_i and c_i at the recipe's precision, for a graph that is run backward twice."""
-        return forward_pass(self.group, self._recipe.train, compiled=False), self._c
+        return forward_pass(self.group, self._recipe.train, self._clock, compiled=False), self._c
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""

@@ -29,7 +29,7 @@ class Joint:
         self._network, self._recipe = network, recipe
         self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
         self._critics = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
-        self._f = forward_pass(network, recipe.train)
+        self._f = forward_pass(network, recipe.train, clock)
 
     @property
     def exits(self) -> tuple[int, ...]:

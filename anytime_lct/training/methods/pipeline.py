@@ -160,7 +160,7 @@ class _Stage(nn.Module):
 
     def __init__(self, groups: nn.Sequential, recipe: Recipe) -> None:
         super().__init__()
-        self._f = forward_pass(groups, recipe.train)
+        self._f = forward_pass(groups, recipe.train, clock)
         self._carriers = [module for _, module in carriers(groups)]
         self._states: list[list[tuple[Tensor, ...] | None]] = []
         self._at = 0

@@ -58,8 +58,8 @@ class PostHoc:
         self._network, self._recipe = network, recipe
         self._options = recipe.section("posthoc", PostHocRecipe)
         network.groups.requires_grad_(False).eval()
-        self._groups = [forward_pass(group, recipe.train) for group in network.groups]
-        self._critics = [forward_pass(critic, recipe.train) for critic in network.critics]
+        self._groups = [forward_pass(group, recipe.train, clock) for group in network.groups]
+        self._critics = [forward_pass(critic, recipe.train, clock) for critic in network.critics]
         self._learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
 
     @property
