@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bundles import SYMBOLS, make_profile, write_image_bundle, write_text_bundle
 
-from anytime_lct.errors import BudgetError, BundleError
+from anytime_lct.errors import BudgetError, BundleError, NothingFitsError
 from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.thresholds import MEASURES, MeanCost, Thresholds
 from anytime_lct.runtime import calibration, deadline, timings
@@ -80,6 +80,19 @@ def test_a_single_sample_pays_no_more_than_it_ran(session: AnytimeSession):
     assert (answer.exit, answer.flops, answer.stopped) == (1, 35, "confident")
     answer = session.run(images(1), Budget(exit=2), min_confidence=1.0)
     assert (answer.exit, answer.flops, answer.stopped) == (2, 105, "budget")
+
+
+@pytest.mark.parametrize(
+    ("budget", "deepest", "stopped"),
+    [(Budget(), 3, "last"), (Budget(exit=2), 2, "budget"), (Budget(flops=35), 1, "budget")],
+)
+def test_who_is_not_confident_goes_to_the_deepest_exit_though_another_is_better(tmp_path, budget, deepest, stopped):
+    session = AnytimeSession(write_image_bundle(tmp_path, profile=make_profile((0.95, 0.9, 0.8))))
+    assert session.choose(budget) == 1
+    answer = session.run(images(1), Ask(budget, min_confidence=1.0, measure="margin"))
+    assert (answer.exit, answer.stopped) == (deepest, stopped)
+    with pytest.raises(NothingFitsError):
+        session.run(images(1), Budget(flops=1), min_confidence=0.9)
 
 
 def test_keywords_are_those_of_an_ask(session: AnytimeSession):

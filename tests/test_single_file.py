@@ -78,14 +78,15 @@ def test_one_threshold_stops_the_same_samples_as_the_session(tmp_path: Path, fac
     if facts is TEXT:
         network = LCTNetwork([nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7)], [nn.Linear(6, 7), nn.Linear(6, 7)])
         x = np.random.default_rng(0).integers(0, 7, (40, 5))
-    profile = make_profile((2.5, 2.2, 2.0) if facts is TEXT else (0.8, 0.9, 0.95), metric=facts.metric)
+    # The second exit is the most accurate: samples that are not confident there go on all the same.
+    profile = make_profile((2.5, 2.0, 2.2) if facts is TEXT else (0.8, 0.95, 0.9), metric=facts.metric)
     exits = tuple(e.model_copy(update={"temperature": 0.3 * e.index}) for e in profile.exits)
     profile = profile.model_copy(update={"exits": exits})
     bundle = export(network.eval(), facts, profile, tmp_path / "b", model_name="made", single=True)
     session, ask = AnytimeSession(bundle), opened(bundle)
     level = float(np.median(confidence(session.run_to(1, x).logits, temperature=0.3))) + 0.001  # no tie
     answer = session.run(x, min_confidence=level)
-    assert len(set(answer.exits)) > 1
+    assert {1, 3} <= set(answer.exits.tolist())
     assert [ask(x[k : k + 1], [level, level])[1] for k in range(40)] == answer.exits.tolist()
 
 

@@ -14,7 +14,7 @@ from anytime_lct.exits.thresholds import Measure, Thresholds
 Mode = Literal["anytime", "fixed"]
 StopReason = Literal["budget", "confident", "deadline", "load", "last"]
 """Why no deeper exit answered: the budget's exit was reached, every sample was confident enough, the deadline was near,
-other requests waited, or no deeper exit is better."""
+other requests waited, or none is deeper or better."""
 
 COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
@@ -55,8 +55,9 @@ class Ask:
 
     `budget` bounds the exit. `timeout` is the time in seconds from the request's arrival until its answer is due. A
     sample stops early in one way at most: at the first exit whose confidence, by `measure`, is at least
-    `min_confidence`, of (0, 1]; by a `rule`; or by the bundle's rule for a mean cost of `mean_flops` over many
-    requests. In the mode "fixed" the exit that the budget names answers, whatever the load. Raises BudgetError.
+    `min_confidence`, of (0, 1], and else at the deepest in the budget; by a `rule`; or by the bundle's rule for a mean
+    cost of `mean_flops` over many requests. In the mode "fixed" the exit that the budget names answers, whatever the
+    load. Raises BudgetError.
 
     >>> Ask(Budget(flops=20e6), timeout=0.02).mode
     'anytime'

@@ -52,11 +52,9 @@ def select(
     floors = _floors(profile, min_accuracy, max_bpc, max_drop)
     allowed = _allowed(profile, exits)
     bounds = _bounds(profile, budget, allowed)
-    fitting = [i for i in allowed if all(need(i) <= limit for _, limit, need, _ in bounds)]
-    if not fitting:
-        raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
-    best = min(fitting, key=lambda i: (-profile.merit(i), *_price(profile, i)))
-    reaching = [i for i in fitting if all(profile.merit(i) >= floor for floor, _ in floors)]
+    affordable = fitting(profile, budget, exits)
+    best = min(affordable, key=lambda i: (-profile.merit(i), *_price(profile, i)))
+    reaching = [i for i in affordable if all(profile.merit(i) >= floor for floor, _ in floors)]
     if not reaching:
         raise NothingFitsError(_nothing_reaches(profile, floors, bounds, allowed, best))
     if within_noise:
@@ -69,6 +67,20 @@ def select(
         conditions.append(f"is not significantly worse than exit {best} (p >= {SIGNIFICANCE})")
     reason = _reason(profile, cheapest, conditions, bounds)
     return Selection(exit, profile.cost(exit), profile.quality(exit), reason)
+
+
+def fitting(profile: Profile, budget: Budget, exits: Iterable[int] | None = None) -> list[int]:
+    """Return the exits that fit a budget, by rising index; raises NothingFitsError and BudgetError.
+
+    >>> fitting(profile, Budget(flops=20e6))  # doctest: +SKIP
+    [1, 2]
+    """
+    allowed = _allowed(profile, exits)
+    bounds = _bounds(profile, budget, allowed)
+    affordable = [i for i in allowed if all(need(i) <= limit for _, limit, need, _ in bounds)]
+    if not affordable:
+        raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
+    return affordable
 
 
 def pareto_front(profile: Profile) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from anytime_lct.errors import BudgetError, BundleError, InputError
 from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, StopReason
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Latency, Profile
-from anytime_lct.exits.selector import select
+from anytime_lct.exits.selector import fitting, select
 from anytime_lct.exits.thresholds import Measure, Thresholds
 from anytime_lct.runtime import deadline, timings
 from anytime_lct.runtime.answer import Answer
@@ -109,8 +109,7 @@ class AnytimeSession:
         """
         budget = budget or UNLIMITED
         if (exit := self._exit_of.get(budget)) is None:
-            profile = self.profile if budget.latency is None else self._profile_here()
-            exit = select(profile, budget, exits=self.served).exit
+            exit = select(self._profile_for(budget), budget, exits=self.served).exit
             if len(self._exit_of) >= MAX_CACHED_BUDGETS:
                 self._exit_of.clear()
             if budget.latency is None:  # timings change
@@ -126,9 +125,9 @@ class AnytimeSession:
         elif ask.min_confidence is not None:
             at, measure = dict.fromkeys((i for i in self.served if i < deepest), float(ask.min_confidence)), ask.measure
         else:
-            return Plan(deepest, None, self._stop_reason(deepest))
+            return Plan(deepest, None, self._stop_reason(deepest, ask))
         stopping = StoppingRule(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
-        return Plan(deepest, stopping, self._stop_reason(deepest))
+        return Plan(deepest, stopping, self._stop_reason(deepest, ask))
 
     def run(
         self,
@@ -145,7 +144,8 @@ class AnytimeSession:
 
         `x` is (B, C, H, W) float32 or float64, or (B, T) integers. A budget alone runs groups 1..i and critic i only,
         i = `choose(budget)`. With a minimum confidence or thresholds, each sample stops at the first exit that reaches
-        them, its logits divided by the profile's temperature. With a timeout, in seconds from this call, the deepest
+        them, its logits divided by the profile's temperature; below a minimum confidence it goes on to the deepest exit
+        in the budget, as in the bundle's single file. With a timeout, in seconds from this call, the deepest
         exit in time answers, by this machine's timings; if none is in time, the first exit answers. Call `warm` before:
         loading graphs takes time too. Raises InputError, BudgetError, NothingFitsError and BundleError.
         """
@@ -238,24 +238,27 @@ class AnytimeSession:
         return self.bundle.thresholds.within(mean_flops)
 
     def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
-        """The deepest exit of a request: the budget's, a rule's, or in the mode "fixed" the one that is named."""
+        """The deepest exit of a request: the one that it names, the deepest or the best in its budget, or a rule's."""
         exit = ask.budget.exit
         if ask.mode == "fixed" and exit is not None and ask.budget == Budget(exit=exit):
             if exit not in self.served:
                 served = ", ".join(map(str, self.served))
                 raise BudgetError(f"Expected a fixed exit among those served, {served}, got {exit}; name one of them.")
             return exit
+        if ask.min_confidence is not None:  # samples go on until they are confident, past the most accurate exit too
+            return max(fitting(self._profile_for(ask.budget), ask.budget, self.served))
         if rule is None:
             return self.choose(ask.budget)
         return max(rule.at) if ask.budget == UNLIMITED else min(max(rule.at), self.choose(ask.budget))
 
-    def _stop_reason(self, exit: int) -> StopReason:
-        """Why an answer goes no deeper than its planned exit: whether any deeper one is better."""
-        return "last" if exit in (self.served[-1], self.choose()) else "budget"
+    def _stop_reason(self, exit: int, ask: Ask = DEFAULT_ASK) -> StopReason:
+        """Why an answer goes no deeper than its planned exit: whether any deeper one is better, or could be sure."""
+        is_last = exit == self.served[-1] or (ask.min_confidence is None and exit == self.choose())
+        return "last" if is_last else "budget"
 
-    def _profile_here(self) -> Profile:
-        """The profile with the latencies of this machine, where they were measured."""
-        if self.timing is None:
+    def _profile_for(self, budget: Budget) -> Profile:
+        """The profile that a budget is compared with: for latencies those of this machine, where they were measured."""
+        if budget.latency is None or self.timing is None:
             return self.profile
         exits = [
             each.model_copy(

@@ -180,7 +180,7 @@ async function ask() {
 }
 
 const WHY = {budget: "the budget allows no deeper exit", confident: "it is confident enough", deadline: "the deadline is near",
-  load: "other requests wait", last: "no deeper exit is better"};
+  load: "other requests wait", last: "none is deeper, or better"};
 function showAnswer(reply, seconds) {
   const parameters = reply.parameters, K = info.classes.length, logits = reply.outputs[0].data.slice(-K);
   const top = Math.max(...logits), odds = logits.map(z => Math.exp(z - top)), sum = odds.reduce((a, b) => a + b, 0);
