@@ -15,7 +15,7 @@ from anytime_lct.errors import UnreadableError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 LONGEST = 16  # of an image, in times of its shorter side: what is longer is cropped before it is enlarged
 
 
@@ -26,18 +26,15 @@ def read_picture(source: str | IO[bytes], name: str, channels: int) -> NDArray[n
     that is no image or damaged, has more than 8 bits a channel, or more pixels than Pillow decodes.
     """
     with _opened(source, name) as image:
-        if image.mode.startswith(("I", "F")):
-            raise UnreadableError(
-                f"The image '{name}' cannot be read: expected 8 bits a channel, got mode {image.mode}; convert it."
-            )
         pixels = np.array(_on_white(_upright(image)).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def picture_size(path: str) -> tuple[int, int]:
-    """Read no more than an image file's width and height, before EXIF turns it; raises UnreadableError."""
+    """Read the head of an image file; return the (height, width) of `read_picture`, or raise as it does."""
     with _opened(path, path) as image:
-        return image.size
+        width, height = image.size
+        return (width, height) if image.format != "TIFF" and _orientation(image) in SIDEWAYS else (height, width)
 
 
 @contextmanager
@@ -49,6 +46,11 @@ def _opened(source: str | IO[bytes], name: str) -> Iterator[Picture]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large image, or of a flaw that Pillow reads all the same
             with Image.open(source) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise UnreadableError(
+                        f"The image '{name}' cannot be read: expected 8 bits a channel, got mode {image.mode}; convert "
+                        f"it."
+                    )
                 yield image
         return
     except UnreadableError:
@@ -114,10 +116,7 @@ def _upright(image: Picture) -> Picture:
     from PIL.Image import Transpose
 
     image.load()  # TIFF turns itself here
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # damaged EXIF makes Pillow raise errors of many types
-        return image
+    orientation = _orientation(image)
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -128,6 +127,16 @@ def _upright(image: Picture) -> Picture:
         8: Transpose.ROTATE_90,
     }
     return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _orientation(image: Picture) -> int | None:
+    """Return the EXIF orientation, of what is read of the file so far; None where there is none or it is damaged."""
+    from PIL import Image
+
+    try:
+        return Image.Image.getexif(image).get(ORIENTATION)  # that of PNG files would read all of them
+    except Exception:  # damaged EXIF makes Pillow raise errors of many types
+        return None
 
 
 def _on_white(image: Picture) -> Picture:

@@ -62,8 +62,9 @@ def start_line(start: Start) -> str:
         f", {count:,} for {split}" for count, split in zip(facts.counts[1:], ("validation", "test"), strict=False)
     )
     training = f"{facts.counts[0]:,} {unit} for training{samples}; " if facts.counts else ""
+    size = "" if is_text else f" as {'x'.join(map(str, facts.input_shape))}"
     cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
-    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}); {training}{cuts}"
+    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}"
 
 
 def epoch_line(epoch: Epoch, metric: str) -> str:

@@ -218,7 +218,7 @@ def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], ou
     except Exception as error:
         raise ModelError(
             f"The network '{name}' cannot read inputs {tuple(input_shape)}: {_reason(error)}; change the network's "
-            f"options or the size of the inputs."
+            f"options or the size of the inputs (of images in a folder: --set data.image_size=N)."
         ) from error
     finally:
         for module, mode in modes:

@@ -279,13 +279,51 @@ def test_images_of_the_size_asked_for_are_held_in_memory_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_folder_of_small_images_has_one_size(tmp_path, monkeypatch, in_memory):
+def test_nearly_all_images_of_one_size_keep_it_and_the_others_are_stretched(tmp_path, monkeypatch, in_memory):
     root = write_folder(tmp_path)
-    Image.new("RGB", (7, 6)).save(root / "train" / "dog" / "3.png")
+    odd = Image.fromarray(np.arange(7 * 6 * 3, dtype=np.uint8).reshape(6, 7, 3))
+    odd.save(root / "test" / "dog" / "3.png")
     if not in_memory:
         monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
-    with pytest.raises(DataError, match=r"images of 6x6 like the first, but '.*dog/3.png' is 7x6"):
-        samples(load("imagefolder", root=root, validation=0))
+    dataset = load("imagefolder", root=root)
+    x, _ = samples(dataset, "test")
+    expected = torch.from_numpy(np.array(odd.resize((6, 6), Image.Resampling.BILINEAR))).permute(2, 0, 1).float()
+    torch.testing.assert_close(x[-1], expected, atol=1e-3, rtol=0)
+    assert dataset.facts.input_shape == (3, 6, 6) and dataset.facts.resize is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "image_size", "largest", "expected"),
+    [
+        ([(64, 64)], None, 224, ((64, 64), True)),  # alike: their own size
+        ([(40, 30)], None, 224, ((40, 30), True)),
+        ([(64, 64)] * 9 + [(500, 400)], None, 224, ((64, 64), True)),
+        ([(64, 64)] * 8 + [(500, 400)] * 2, None, 224, ((64, 64), False)),
+        ([(k, 90) for k in (30, 31, 32, 33)], None, 224, ((31, 31), False)),  # the median of the shorter sides
+        ([(70, 90), (71, 80), (72, 99)], None, 224, ((64, 64), False)),
+        ([(190, 210), (180, 200), (300, 170)], None, 224, ((160, 160), False)),
+        ([(300, 400), (400, 300)], None, 224, ((224, 224), False)),  # the network's own size
+        ([(1024, 1024)], None, 300, ((300, 300), False)),
+        ([(256, 256)], None, 380, ((256, 256), True)),
+        ([(64, 64)], 224, 32, ((224, 224), False)),  # the recipe decides
+        ([(64, 48)], (64, 48), 32, ((64, 48), True)),
+    ],
+)
+def test_the_size_of_images_suits_them_and_the_network(sizes, image_size, largest, expected):
+    assert folders.choose_size(sizes, image_size, largest) == expected
+
+
+def test_a_run_names_the_size_of_its_images(tmp_path):
+    root = write_folder(tmp_path / "data", size=(200, 190), count=1, parts=("train", "val"))
+    tables = {"data": {"name": "imagefolder", "root": str(root)}, "model": {"name": "timm:resnet10t"}}
+    recipe = data.sized(recipes.complete(tables))
+    assert recipe.data.image_size == 160  # below 176, for which the network is made
+    recipes.write(recipe, tmp_path / "recipe.toml")
+    (root / "train" / "cat" / "0.png").write_bytes(b"no image")  # the size is not chosen again
+    assert data.sized(recipes.read(tmp_path / "recipe.toml")) == recipe
+    oblong = recipes.complete({"data": {"name": "imagefolder", "image_size": [20, 40]}})
+    recipes.write(oblong, tmp_path / "recipe.toml")
+    assert recipes.read(tmp_path / "recipe.toml").data.image_size == (20, 40)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

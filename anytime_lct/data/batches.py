@@ -53,7 +53,7 @@ class Images:
     """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` that are read on demand.
 
     `shape` is that of the network's input, (C, H, W). Files of another size are resized to a shorter side of `resize`
-    and cropped at their centre; without `resize`, all files have the same size.
+    and cropped at their centre, or stretched without `resize`, as where the network answers (`pixels.fit`).
     """
 
     labels: Tensor
@@ -70,13 +70,8 @@ class Images:
         if self.pixels is not None:
             return self.pixels[indices]
         size = (self.shape[1], self.shape[2])
-        images = [self.original(index) for index in indices.tolist()]
-        if self.resize is not None:
-            resized = [fit(image.permute(1, 2, 0).numpy(), *size, self.resize) for image in images]
-            return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
-        for index, image in zip(indices.tolist(), images, strict=True):
-            expect_size(str(self.files[index]), image, size)
-        return torch.stack(images)
+        images = [fit(self.original(i).permute(1, 2, 0).numpy(), *size, self.resize) for i in indices.tolist()]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -169,15 +164,6 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
 def decode(path: str) -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB, as `pixels.read_picture` does; raises DataError."""
     return torch.from_numpy(read_picture(path, path, 3)).permute(2, 0, 1)
-
-
-def expect_size(path: str, image: Tensor, size: tuple[int, int]) -> None:
-    """Raise DataError unless an image (C, H, W) has `size`, (H, W)."""
-    if tuple(image.shape[1:]) != size:
-        raise DataError(
-            f"Expected images of {size[1]}x{size[0]} like the first, but '{path}' is "
-            f"{image.shape[2]}x{image.shape[1]}; resize all images of the folder to one size."
-        )
 
 
 @contextmanager

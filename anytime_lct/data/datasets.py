@@ -8,8 +8,9 @@ from functools import partial
 
 from anytime_lct.data import cifar, digits, folders, idx, text
 from anytime_lct.data.batches import Dataset
-from anytime_lct.data.images import load_images
+from anytime_lct.data.images import load_images, root_of
 from anytime_lct.errors import DataError
+from anytime_lct.models.weights import input_side
 from anytime_lct.recipes.recipe import DataRecipe, Recipe
 
 # A data set is a file beside this one and a line here; one on text is named in `recipes.recipe.TEXT` too.
@@ -31,9 +32,10 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     `root` is the folder of the data set, in torchvision's layout; without one, that of the environment variable
     ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, relative to `root` where there is one, and
     `encoding` is how it is decoded, where it is not UTF-8 and has no byte-order mark. `validation` is the share of the
-    training images held out by `seed`, or of a text before its test part. With `image_size`, images of any sizes in a
-    folder become squares of that side. `mean` and `std` of each channel, on pixels scaled to [0, 1], are by default the
-    data set's own, or ImageNet's where files are read on demand.
+    training images held out by `seed`, or of a text before its test part. With `image_size`, a side or (height, width),
+    the images of a folder get that size; without, one that suits them (`folders.network_size`). `mean` and `std` of
+    each channel, on pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read on
+    demand.
 
     >>> load(DataRecipe(name="digits", batch_size=64)).num_batches("train")
     21
@@ -44,8 +46,20 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
 
 def from_recipe(recipe: Recipe, root: str | None = None) -> Dataset:
     """Load the data of a recipe, from `root` where it has moved; raises DataError as `load` does."""
-    data = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
-    return load(data, recipe.train.seed)
+    moved = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
+    return load(sized(recipe.model_copy(update={"data": moved})).data, recipe.train.seed)
+
+
+def sized(recipe: Recipe) -> Recipe:
+    """Return a recipe that names the size of its images, where they are those of a folder; raises DataError.
+
+    It is the size that the recipe names, or one that suits images and network, and never enlarges them.
+    """
+    if recipe.data.name != "imagefolder" or recipe.data.image_size is not None:
+        return recipe
+    height, width = folders.network_size(recipe.data, root_of(recipe.data), input_side(recipe.model.name))
+    size = height if height == width else (height, width)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": size})})
 
 
 def expect_known(name: str) -> None:

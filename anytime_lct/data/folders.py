@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anytime_lct.data.batches import Images, decode, expect_size
+from anytime_lct.data.batches import Images
 from anytime_lct.data.images import IMAGENET, ImageSet
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import picture_size, shorter_side
 from anytime_lct.recipes.recipe import DataRecipe
 
-SMALL_SIDE, IN_MEMORY_BYTES = 64, 2**30
-IMAGENET_SIDE = 224
+LARGEST = 224  # side of a network's input, where nothing names another
+ALIKE = 0.9  # share of the images that have one size
+SMALL_SIDE, IN_MEMORY_BYTES = 128, 2**30  # images up to this side are moved, larger ones zoomed
 MAX_COMPARED = 1000  # files of a folder whose sizes are compared
 
 
@@ -32,6 +37,61 @@ class ClassFolders:
 
 def read(recipe: DataRecipe, root: Path) -> ImageSet:
     """Read ROOT/train and ROOT/test (or val), each with one folder per class; raises DataError."""
+    train, test = _parts(root)
+    paths = [*train.files, *test.files]
+    size, alike = choose_size(_sample(paths), recipe.image_size, LARGEST)
+    shape, resize = (3, *size), None if alike else shorter_side(*size)
+    in_memory = alike and len(paths) * math.prod(shape) <= IN_MEMORY_BYTES
+    parts = []
+    for folder in (train, test):
+        images = Images(torch.tensor(folder.labels), shape, None, folder.files, resize)
+        parts.append(dataclasses.replace(images, pixels=_decoded(images)) if in_memory else images)
+    augment = "crop-flip" if alike and max(size) <= SMALL_SIDE else "imagenet"
+    return ImageSet(parts[0], parts[1], train.classes, None if in_memory else IMAGENET, augment)
+
+
+def network_size(recipe: DataRecipe, root: Path, largest: int | None = None) -> tuple[int, int]:
+    """Return the (height, width) at which a network reads the images of a folder: the recipe's, or what suits them.
+
+    Images that are alike keep their size, if that is at most `largest` (by default 224). Others become squares of that
+    side, or of the median of their shorter sides, rounded down to a multiple of 32 where it is large, or of 16. Raises
+    DataError.
+    """
+    train, test = _parts(root)
+    return choose_size(_sample([*train.files, *test.files]), recipe.image_size, largest or LARGEST)[0]
+
+
+def choose_size(
+    sizes: list[tuple[int, int]], image_size: int | tuple[int, int] | None, largest: int
+) -> tuple[tuple[int, int], bool]:
+    """Return the size (height, width) of a network's input for images of `sizes`, and whether nearly all have it.
+
+    >>> choose_size([(64, 64)] * 9 + [(50, 80)], None, 224)
+    ((64, 64), True)
+    >>> choose_size([(64, 64), (170, 200), (150, 100)], None, 224)  # 100 is the median of the shorter sides
+    ((96, 96), False)
+    """
+    common, count = Counter(sizes).most_common(1)[0]
+    uniform = count >= ALIKE * len(sizes)
+    if image_size is not None:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    elif uniform and max(common) <= largest:
+        size = common
+    else:
+        side = int(median(min(size) for size in sizes))
+        step = 32 if side >= 128 else 16 if side >= 32 else 1
+        side = min(largest, side - side % step)
+        size = (side, side)
+    return size, uniform and size == common
+
+
+def _sample(paths: list[str]) -> list[tuple[int, int]]:
+    """Return the sizes of at most so many images, evenly spread; raises DataError where one of them cannot be read."""
+    return [picture_size(path) for path in paths[:: -(-len(paths) // MAX_COMPARED)]]
+
+
+def _parts(root: Path) -> tuple[ClassFolders, ClassFolders]:
+    """List the class folders of both parts; raises DataError where they are missing or have other classes."""
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if not (root / "train").is_dir() or test_root is None:
         raise DataError(
@@ -48,21 +108,7 @@ def read(recipe: DataRecipe, root: Path) -> ImageSet:
             f"Expected the same classes in '{root}/train' and '{test_root}', but '{single}' is in one of them "
             f"only; add or remove its folder."
         )
-    first = decode(train.files[0])
-    height, width = first.shape[1:]
-    small = height == width == recipe.image_size if recipe.image_size else max(height, width) < SMALL_SIDE
-    if small and recipe.image_size:  # then compare the other files
-        paths = [*train.files, *test.files]
-        small = all(_size(path) == (width, height) for path in paths[:: -(-len(paths) // MAX_COMPARED)])
-    in_memory = small and (len(train.files) + len(test.files)) * first.numel() <= IN_MEMORY_BYTES
-    side = recipe.image_size or IMAGENET_SIDE
-    shape, resize = (tuple(first.shape), None) if small else ((3, side, side), shorter_side(side, side))
-    parts = []
-    for folder in (train, test):
-        pixels = _decoded(folder.files, shape) if in_memory else None
-        parts.append(Images(torch.tensor(folder.labels), shape, pixels, folder.files, resize))
-    statistics = None if in_memory else IMAGENET
-    return ImageSet(parts[0], parts[1], train.classes, statistics, "imagenet" if resize else "crop-flip")
+    return train, test
 
 
 def list_images(root: Path) -> ClassFolders:
@@ -97,18 +143,8 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _size(path: str) -> tuple[int, int]:
-    """Return an image file's width and height; (0, 0) where it is damaged, which `decode` will report."""
-    try:
-        return picture_size(path)
-    except DataError:
-        return 0, 0
-
-
-def _decoded(files: list[str], shape: tuple[int, ...]) -> Tensor:
-    images = torch.empty(len(files), *shape, dtype=torch.uint8)
-    for number, path in enumerate(files):
-        image = decode(path)
-        expect_size(path, image, (shape[1], shape[2]))
-        images[number] = image
-    return images
+def _decoded(images: Images) -> Tensor:
+    pixels = torch.empty(len(images.files), *images.shape, dtype=torch.uint8)
+    for number in range(len(pixels)):
+        pixels[number] = images.view(torch.tensor([number]))[0]
+    return pixels

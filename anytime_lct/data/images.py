@@ -42,7 +42,7 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     """Read an image set and split validation images from its training part by `seed`; raises DataError."""
     if (recipe.mean is None) != (recipe.std is None):
         raise DataError("Expected data.mean and data.std together, got one of them; set both or leave both out.")
-    images = read(recipe, Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser())
+    images = read(recipe, root_of(recipe))
     order = torch.randperm(len(images.train.labels), generator=torch.Generator().manual_seed(seed))
     num_validation = round(recipe.validation * len(order))
     if num_validation == len(order):
@@ -63,6 +63,11 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     return ImageBatches(facts, augment, parts, recipe.batch_size, seed, recipe.workers)
+
+
+def root_of(recipe: DataRecipe) -> Path:
+    """Return the folder of a data set: the recipe's, that of the environment variable, or ./.data."""
+    return Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser()
 
 
 def in_memory(pixels: Tensor, labels: Tensor) -> Images:

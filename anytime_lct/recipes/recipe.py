@@ -46,7 +46,7 @@ class DataRecipe(Section):
     download: bool = False
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     augment: Literal["auto", Augment] = "auto"
-    image_size: Count | None = None
+    image_size: Count | tuple[Count, Count] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
     batch_size: Count = 128

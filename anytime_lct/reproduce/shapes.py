@@ -23,8 +23,9 @@ def facts_of(recipe: Recipe) -> Facts:
         symbols = tuple(chr(33 + k) for k in range(SYMBOLS))
         return Facts(name, "language-model", (recipe.data.sequence_length,), SYMBOLS, symbols)
     if name == "imagefolder":
-        side = recipe.data.image_size
-        shape, classes = ((3, side, side), 1000) if side else ((3, 32, 32), 10)
+        size = recipe.data.image_size
+        sides = (size, size) if isinstance(size, int) else size
+        shape, classes = ((3, *sides), 1000) if sides else ((3, 32, 32), 10)
     elif name in SHAPES:
         shape, classes = SHAPES[name]
     else:

@@ -111,7 +111,7 @@ def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
     """Raise DataError where the data has other classes, sizes or counts than the facts of the run in `path`."""
     pairs: list[tuple[str, object, object]] = [
         ("inputs of shape", facts.input_shape, current.input_shape),
-        ("images resized to", facts.resize, current.resize),
+        ("images", _resized(facts), _resized(current)),
         ("symbols" if facts.task == "language-model" else "classes", len(facts.classes), len(current.classes)),
         *(
             (f"{'symbol' if facts.task == 'language-model' else 'class'} {number}", repr(ours), repr(theirs))
@@ -125,6 +125,10 @@ def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
                 f"Expected the data of the run '{path}', with {what} {ours}, got {what} {theirs}; restore the data "
                 f"as it was, or train a new run."
             )
+
+
+def _resized(facts: Facts) -> str:
+    return f"resized to {facts.resize}" if facts.resize else "of one size"
 
 
 def read_profile(path: Path) -> Profile:

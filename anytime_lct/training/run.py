@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from anytime_lct.data import datasets
 from anytime_lct.data.batches import Dataset
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import checkpoint, start
@@ -44,7 +45,7 @@ def train(
     writes what a run has once. On SIGINT or SIGTERM the minibatch in progress is finished, a checkpoint is written and
     KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
     """
-    recipe = checked(recipe)
+    recipe = checked(recipe if resume else datasets.sized(recipe))
     team = team or Team(device_of(recipe.train.device))
     per_epoch = data.num_batches("train")
     rows = data.num_rows("train", 0) // team.replicas if per_epoch else 1

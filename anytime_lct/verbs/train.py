@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, size: tuple[int, int], *, resume: bool = False) -> R
     recipe = checked(recipe if resume else start.with_statistics(recipe))
     expect_processes(recipe, *size)
     datasets.expect_known(recipe.data.name)
-    return recipe
+    return datasets.sized(recipe)
 
 
 def starts_processes(workers: int, replicas: int) -> bool:
