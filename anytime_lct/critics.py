@@ -6,23 +6,25 @@
                     pooled to 8x8, flatten, linear
     slim            pool to 8x8, conv1x1, depth x [conv3x3],      linear             linear at every step
                     batch norm and ReLU after each, pool, linear
-    residual        basic blocks of stride 2 down to 8x8,         linear             linear at every step
+    residual        basic blocks of stride 2 down to 8x8,         linear             3 x linear at every step
                     twice as wide each, then of stride 1 up
-                    to depth blocks, pool, linear; narrowed to
-                    cost no more than the groups behind
+                    to depth blocks, pool, linear; as wide as
+                    its budget allows
 
 Maps with channels last (B, H, W, C), as in Swin, are permuted to (B, C, H, W) first. Of tokens (B, T, C) a critic reads
-the mean and, where the network has one, the class token: slim critics by layer norm and a linear layer, residual ones
-by layer norm, depth x [linear, GELU] and a linear layer, the paper's by a linear layer.
+the mean and, where the network has one, the class token: slim and residual critics by layer norm and linear layers, the
+paper's by linear layers.
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
-imitation of the groups behind it (as in Nokland and Eidnes 2019; Belilovsky et al. 2020), narrow where these are cheap,
-down to 8 channels, so that its exit costs no more than the main network.
+imitation of the groups behind it (as in Nokland and Eidnes 2019; Belilovsky et al. 2020), and its budget is a share of
+their multiply-adds, so that exits cost more from group to group and less than the main network. Where even 8 channels
+are over the budget, the map is pooled and read by a linear layer.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
@@ -41,26 +43,25 @@ Layout = Literal["map", "channels-last map", "tokens", "tokens with a class toke
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_MIN_WIDTH, SLIM_MAX_WIDTH = 32, 48
-RESIDUAL_MIN_WIDTH, RESIDUAL_MAX_WIDTHS, RESIDUAL_DEPTH = 32, (256, 128, 64, 32, 16, 8), 3
+RESIDUAL_MIN_WIDTH, RESIDUAL_MAX_WIDTHS = 32, (256, 192, 128, 96, 64, 48, 32, 24, 16, 8)
+RESIDUAL_BLOCKS, SEQUENCE_LAYERS = 2, 3  # measured: benchmarks/results/first_try.md, table5_small.md
 POOLED_SIDE = 8
 
 
-def depths(critic: CriticRecipe, count: int) -> list[int]:
-    """Return the depth of each of `count` critics: as in the recipe, one for all or one each, or the default.
+def depths(critic: CriticRecipe, count: int) -> list[int | None]:
+    """Return the depth of each of `count` critics: as in the recipe, one for all or one each; None is the default.
 
-    By default residual critics shrink with the groups that they replace (as the auxiliary networks of Ma et al., 2024),
-    from 3 blocks behind the first group to 1 behind the last but one; others have depth 1. Raises CriticError.
+    Raises CriticError for another number of depths.
 
-    >>> depths(CriticRecipe(kind="residual"), 3)
+    >>> depths(CriticRecipe(depth=(3, 2, 1)), 3)
     [3, 2, 1]
     """
-    if critic.depth is None:
-        first = RESIDUAL_DEPTH if critic.kind == "residual" else 1
-        return [max(1, round(first * (count - k) / count)) for k in range(count)]
-    values = [critic.depth] * count if isinstance(critic.depth, int) else list(critic.depth)
+    if critic.depth is None or isinstance(critic.depth, int):
+        return [critic.depth] * count
+    values = list(critic.depth)
     if len(values) != count:
         raise CriticError(f"Expected one critic depth, or {count} of them, one per critic; got {len(values)}.")
-    return values
+    return [*values]
 
 
 def is_square(images: Tensor) -> bool:
@@ -107,32 +108,34 @@ def build(
     hidden: Tensor,
     outputs: int,
     task: TaskName = "classification",
-    depth: int = 1,
+    depth: int | None = None,
     read_as: Layout | None = None,
-    cost_behind: int | None = None,
+    budget: float | None = None,
 ) -> nn.Module:
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
-    `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for vectors and sequences
-    (residual: always one), for tokens hidden ones (residual) or all (slim, paper). `read_as` defaults to
-    `layout(hidden)`. `cost_behind` is the multiply-adds per sample of the groups behind the cut: a residual critic of a
-    map is at most 256 channels wide, or 128, 64, .. 8 where it would cost more than these. Raises CriticError where the
-    kind is unknown or does not suit the shape.
+    `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for all other tensors; by
+    default it is 1, but residual critics have 2 blocks for maps and 3 layers for sequences. `read_as` defaults to
+    `layout(hidden)`. `budget` is the largest number of multiply-adds per sample of a residual critic of a map: it is at
+    most 256 channels wide, and as wide as the budget allows. Raises CriticError where the kind is unknown or does not
+    suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
     """
     if kind not in get_args(CriticKind):
         raise CriticError(f"Expected a critic of kind {', '.join(get_args(CriticKind))}, got '{kind}'.")
+    read_as = read_as or layout(hidden, task)
+    if depth is None:
+        depth = _default_depth(kind, read_as)
     if depth < 1:
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
-    read_as = read_as or layout(hidden, task)
     if read_as == "map":
-        return _map(kind, hidden.shape, outputs, depth, cost_behind)
+        return _map(kind, hidden.shape, outputs, depth, budget)
     if read_as == "channels-last map":
         batch, height, width, channels = hidden.shape
         shape = torch.Size([batch, channels, height, width])
-        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, cost_behind))
+        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, budget))
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -140,7 +143,13 @@ def build(
         )
     if read_as.startswith("tokens"):
         return _tokens(kind, hidden.shape[-1], outputs, depth, read_as == "tokens with a class token")
-    return _linear(hidden.shape[-1], outputs, 1 if kind == "residual" else depth)
+    return _linear(hidden.shape[-1], outputs, depth)
+
+
+def _default_depth(kind: CriticKind, read_as: Layout) -> int:
+    if kind != "residual":
+        return 1
+    return {"map": RESIDUAL_BLOCKS, "channels-last map": RESIDUAL_BLOCKS, "sequence": SEQUENCE_LAYERS}.get(read_as, 1)
 
 
 class ReadTokens(nn.Module):
@@ -158,13 +167,7 @@ class ReadTokens(nn.Module):
 def _tokens(kind: CriticKind, channels: int, outputs: int, depth: int, class_token: bool) -> nn.Sequential:
     features = 2 * channels if class_token else channels
     norm = [] if kind == "paper" else [nn.LayerNorm(channels)]
-    if kind != "residual":
-        return nn.Sequential(*norm, ReadTokens(class_token), *_linear(features, outputs, depth))
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Linear(features, channels), nn.GELU()]
-        features = channels
-    return nn.Sequential(*norm, ReadTokens(class_token), *layers, nn.Linear(channels, outputs))
+    return nn.Sequential(*norm, ReadTokens(class_token), *_linear(features, outputs, depth))
 
 
 def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
@@ -174,18 +177,22 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, outputs))
 
 
-def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, cost_behind: int | None) -> nn.Sequential:
+def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, budget: float | None) -> nn.Sequential:
     channels, height, width = shape[1:]
     if kind != "residual":
         return MAP_CRITICS[kind](channels, height, width, outputs, depth)
     make = partial(_residual, channels, height, width, outputs, depth)
-    if cost_behind is None:
+    if budget is None:
         return make(RESIDUAL_MAX_WIDTHS[0])
-    for max_width in RESIDUAL_MAX_WIDTHS:
+
+    def costs_too_much(max_width: int) -> bool:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            if count_in_turn([make(max_width)], torch.zeros(1, *shape[1:]))[0][0] <= cost_behind:
-                break
-    return make(max_width)
+            return count_in_turn([make(max_width)], torch.zeros(1, *shape[1:]))[0][0] > budget
+
+    first = bisect_left(RESIDUAL_MAX_WIDTHS, True, key=lambda max_width: not costs_too_much(max_width))
+    if first < len(RESIDUAL_MAX_WIDTHS):
+        return make(RESIDUAL_MAX_WIDTHS[first])
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
 def _paper(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:

@@ -88,7 +88,8 @@ class LCTNetwork(nn.Module):
         costs_behind = [sum(amounts[k:]) for k in range(1, len(groups))]
         for hidden, cost_behind, depth, hint in zip(crossing, costs_behind, depths, hints, strict=True):
             layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
-            modules.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, cost_behind))
+            budget = critic.budget * cost_behind
+            modules.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, budget))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, modules, places, shapes)
 
@@ -142,15 +143,15 @@ def choose_places(
         return ()
     outputs, trace = _outputs(model, example), Trace.of(model)
 
-    def make(depth: int, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
+    def make(depth: int | None, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
         hints = trace.hints(trace.candidates[k].name)
         layout = critics.layout(hidden, task, square=critics.is_square(example), **hints)
-        return critics.build(critic.kind, hidden, outputs, task, depth, layout, cost_behind)
+        return critics.build(critic.kind, hidden, outputs, task, depth, layout, critic.budget * cost_behind)
 
     if cut.shares:
         makers = [partial(make, depth) for depth in critics.depths(critic, len(cut.shares))]
         return cuts_at_shares(trace, example, cut.shares, makers)
-    deepest = max(critics.depths(critic, cut.groups - 1), default=1)
+    deepest = max(critics.depths(critic, cut.groups - 1), key=lambda depth: depth or 0)
     return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, peers)
 
 

@@ -7,27 +7,50 @@ import re
 import pytest
 
 from anytime_lct.errors import RecipeError
-from anytime_lct.recipes import reading
+from anytime_lct.recipes import fitting, reading
 from anytime_lct.recipes.recipe import TEXT, CutRecipe
 from anytime_lct.training.methods.table import checked
 
 
-def test_the_papers_settings_are_the_defaults_of_their_task():
+def test_defaults_of_images_and_text():
     images = reading.complete({"data": {"name": "cifar10"}})
-    assert (images.groups.name, images.groups.lr, images.groups.momentum, images.groups.weight_decay) == (
-        "sgd",
-        0.1,
-        0.9,
-        5e-4,
-    )
-    assert images.critics == images.groups and images.critics_schedule == images.groups_schedule
-    assert images.groups_schedule.milestones == (0.5, 0.75)
     assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "cross-entropy")
-    assert images.critic.kind == "residual"
+    assert images.groups_schedule.name == "one-cycle" and images.critics_schedule == images.groups_schedule
+    assert (images.critic.kind, images.groups.lr, images.train.clip_norm) == ("residual", None, None)
     text = reading.complete({"data": {"name": "text"}})
-    assert (text.groups.name, text.groups.lr, text.groups.weight_decay) == ("adam", 2.7e-3, 1.2e-5)
-    assert (text.data.batch_size, text.data.sequence_length, text.model.options["embedding"]) == (128, 150, 128)
-    assert (text.groups_schedule.milestones, text.groups_schedule.gamma) == ((0.2, 0.4, 0.6, 0.8), 0.33)
+    assert (text.groups.name, text.groups.lr, text.train.clip_norm, text.cut.groups) == ("adam", 2.7e-3, 1.0, 2)
+    own = reading.complete({"data": {"name": "text"}, "model": {"name": "own.py:make"}})
+    assert (own.groups.name, own.groups.lr, own.train.clip_norm, own.cut.groups) == (None, None, None, 4)
+
+
+def fitted(traits, rows=128, **tables):
+    recipe = fitting.fit(reading.complete(tables), traits, rows)
+    assert fitting.is_fitted(recipe)
+    return recipe
+
+
+CONVOLUTIONAL = fitting.Traits(batch_norms=True, layer_norms=False, attention=False, recurrent=False)
+TRANSFORMER = fitting.Traits(batch_norms=False, layer_norms=True, attention=True, recurrent=False)
+
+
+def test_optimizers_follow_from_the_network_and_the_minibatch():
+    small, large = fitted(CONVOLUTIONAL, 32), fitted(CONVOLUTIONAL, 256)
+    assert (small.groups.name, small.groups.lr, large.groups.lr) == ("sgd", 0.025, 0.2)
+    assert small.critics == small.groups and small.groups.weight_decay == 5e-4 and small.train.clip_norm == 0.0
+    transformer = fitted(TRANSFORMER, 512)
+    assert (transformer.groups.name, transformer.groups.lr, transformer.groups.weight_decay) == ("adamw", 2e-3, 0.05)
+    assert transformer.train.clip_norm == 1.0
+    plain = fitting.Traits(batch_norms=False, layer_norms=False, attention=False, recurrent=False)
+    assert fitted(plain).groups.name == "adamw"
+
+
+def test_what_a_recipe_names_is_not_fitted():
+    recipe = fitted(CONVOLUTIONAL, groups={"lr": 0.3}, train={"clip_norm": 2.0})
+    assert (recipe.groups.name, recipe.groups.lr, recipe.critics.lr, recipe.train.clip_norm) == ("sgd", 0.3, 0.3, 2.0)
+    adam = fitted(CONVOLUTIONAL, critics={"name": "adam"})
+    assert (adam.groups.lr, adam.critics.lr, adam.critics.weight_decay) == (0.1, 1e-3, 0.0)
+    started = fitted(CONVOLUTIONAL, train={"weights": "default"})
+    assert (started.groups.lr, started.critics.lr) == (0.01, 0.1)
 
 
 def test_options_of_a_default_network_do_not_pass_to_another():
@@ -36,10 +59,8 @@ def test_options_of_a_default_network_do_not_pass_to_another():
 
 
 def test_options_of_a_default_optimizer_do_not_pass_to_another():
-    with pytest.raises(RecipeError, match=r"needs a value for 'critics\.lr'"):
-        reading.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam"}})
-    named = reading.complete({"data": {"name": "cifar10"}, "critics": {"name": "adam", "lr": 1e-4}})
-    assert named.critics.weight_decay == 0.0
+    named = reading.complete({"data": {"name": "text"}, "groups": {"name": "sgd"}})
+    assert (named.groups.name, named.groups.lr) == ("sgd", None)
 
 
 def test_entries_that_do_not_go_together_are_refused_in_a_sentence():

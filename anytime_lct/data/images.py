@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anytime_lct.data.batches import ImageBatches, Images, Split
 from anytime_lct.errors import DataError
+from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
 
@@ -62,7 +63,8 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
         images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
-    return ImageBatches(facts, augment, parts, recipe.batch_size, seed, recipe.workers)
+    rows = recipe.batch_size or batch_size(len(train_indices))
+    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers)
 
 
 def root_of(recipe: DataRecipe) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -31,6 +31,12 @@ class LoadedBatches:
             raise DataError("Expected validation data that every epoch can iterate, got an iterator; pass a list.")
         self._splits: dict[Split, Batches] = {"train": train, "validation": validation}
         self.facts = Facts("own", task, (), 0, ())
+
+    @property
+    def rows(self) -> int | None:
+        """The samples of a minibatch, as the loader or the first of a list of minibatches says, None where unknown."""
+        train = self._splits["train"]
+        return len(train[0][1]) if isinstance(train, Sequence) and train else getattr(train, "batch_size", None)
 
     def num_batches(self, split: Split) -> int:
         """Count minibatches; for validation data without a length, return 1 where there are any."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
+from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
 from anytime_lct.texts import decode
@@ -116,11 +117,12 @@ def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
     counts = tuple(len(ids[split]) for split in PARTS)
     shape = (recipe.sequence_length,)
     facts = Facts(recipe.name, "language-model", shape, len(symbols), symbols, encoding=recipe.encoding, counts=counts)
-    batches = TextBatches(facts, ids, recipe.batch_size, recipe.sequence_length)
+    streams = recipe.batch_size or batch_size(counts[0] // recipe.sequence_length)
+    batches = TextBatches(facts, ids, streams, recipe.sequence_length)
     for split in PARTS:
         if batches.num_batches(split) < 1 and (split != "validation" or recipe.validation > 0):
             raise DataError(
-                f"The text has {len(ids[split])} characters for {split}, too few for {recipe.batch_size} streams "
+                f"The text has {len(ids[split])} characters for {split}, too few for {streams} streams "
                 f"of {recipe.sequence_length}; lower data.batch_size or data.sequence_length."
             )
     return batches

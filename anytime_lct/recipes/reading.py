@@ -1,7 +1,8 @@
 """Recipes read from TOML and `--set key=value`, completed with defaults, and written back.
 
-A key that a recipe leaves out gets the paper's value for its task (Section V), or the value of the small built-in data
-set. The completed recipe is written into the run folder and names every value.
+A key that a recipe leaves out gets the default of its task or of its data set (`defaults`); what depends on the network
+or on the number of samples stays open until these are known (`fitting`, `data.datasets`). The recipe in a run folder
+names every value.
 """
 
 from __future__ import annotations
@@ -16,35 +17,36 @@ from pydantic import ValidationError
 
 from anytime_lct import disk
 from anytime_lct.errors import RecipeError
-from anytime_lct.recipes.defaults import BUILT_IN, PAPER_IMAGES, PAPER_TEXT, SCALED_INPUTS
+from anytime_lct.recipes.defaults import BUILT_IN, IMAGES, LSTM, SCALED_INPUTS, TEXTS
 from anytime_lct.recipes.recipe import TEXT, Recipe, sentence
 
 
 def complete(tables: dict[str, Any]) -> Recipe:
     """Add the defaults of the data set to the keys in `tables`, and check the recipe.
 
-    >>> complete({"data": {"name": "cifar10"}, "train": {"epochs": 10}}).groups.lr
-    0.1
+    >>> complete({"data": {"name": "cifar10"}, "train": {"epochs": 10}}).groups_schedule.name
+    'one-cycle'
 
     Raises RecipeError naming the first key that is unknown or out of range. A table that `Recipe` does not define may
     belong to a training method, and is checked later (`training.methods.table.checked`).
     """
     name = str(_table(tables, "data").get("name", "digits"))
     empty: dict[str, Any] = {key: {} for key in Recipe.model_fields}
-    layers = [empty, PAPER_TEXT if name in TEXT else PAPER_IMAGES, BUILT_IN.get(name, {})]
+    layers = [empty, TEXTS if name in TEXT else IMAGES, BUILT_IN.get(name, {})]
+    if name in TEXT and _table(tables, "model").get("name", "lstm") == "lstm":
+        layers.append(LSTM)
     if "name" in _table(tables, "model"):  # another network does not get the options of the default one
         layers = [{**layer, "model": cast("dict[str, Any]", {})} for layer in layers]
-    for table in ("groups", "critics"):  # nor another optimizer those of the default one
-        optimizer = _table(tables, table).get("name")
-        if optimizer is not None:
-            foreign = [_table(layer, table).get("name", optimizer) != optimizer for layer in layers]
-            layers = [{**layer, table: {}} if drop else layer for layer, drop in zip(layers, foreign, strict=True)]
+    if _table(tables, "groups").get("name", "adam") != "adam":  # nor another optimizer the rate of the default one
+        layers = [{**layer, "groups": cast("dict[str, Any]", {})} for layer in layers]
     merged: dict[str, Any] = {}
     for layer in [*layers, tables]:
         for key, value in layer.items():
             merged[key] = {**_table(merged, key), **_table(layer, key)} if isinstance(value, dict) else value
     if _table(merged, "train").get("weights") == "default" and _table(merged, "model").get("name") in SCALED_INPUTS:
         merged["model"].setdefault("transform_input", True)
+    if "name" not in merged["critics_schedule"]:
+        merged["critics_schedule"] = {**merged["groups_schedule"], **merged["critics_schedule"]}
     cut = _table(tables, "cut")
     if "groups" not in cut and (cut.get("places") or cut.get("shares")):
         merged["cut"].pop("groups", None)  # places and shares determine the number of groups

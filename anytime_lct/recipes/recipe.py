@@ -49,7 +49,7 @@ class DataRecipe(Section):
     image_size: Count | tuple[Count, Count] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
-    batch_size: Count = 128
+    batch_size: Count | None = None
     sequence_length: Count = 150
     workers: Annotated[int, Field(ge=0)] = 0
 
@@ -106,10 +106,14 @@ class CutRecipe(Section):
 
 
 class CriticRecipe(Section):
-    """The critics behind the cuts: their kind, and their depth, one for all or one for each."""
+    """The critics behind the cuts: their kind, and their depth, one for all or one for each.
 
-    kind: CriticKind = "slim"
+    `budget` is the largest cost of a residual critic, as a share of the multiply-adds of the groups behind its cut.
+    """
+
+    kind: CriticKind = "residual"
     depth: Count | tuple[Count, ...] | None = None
+    budget: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 3
 
 
 class RuleRecipe(Section):
@@ -122,13 +126,13 @@ class RuleRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """An optimizer and its learning rate, before the schedule."""
+    """An optimizer and its rate before the schedule; what is None follows from the network (`fitting.fit`)."""
 
-    name: OptimizerName
-    lr: Positive
+    name: OptimizerName | None = None
+    lr: Positive | None = None
     momentum: Fraction = 0.9
     nesterov: bool = True
-    weight_decay: NotNegative = 0.0
+    weight_decay: NotNegative | None = None
 
 
 class ScheduleRecipe(Section):
@@ -141,7 +145,10 @@ class ScheduleRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """The run: its method by name, its length, its precision, device and checkpoints."""
+    """The run: its method by name, its length, its precision, device and checkpoints.
+
+    A `clip_norm` of 0 does not clip; None follows from the network (`fitting.fit`).
+    """
 
     method: str = "lct"
     exit: Count | None = None
@@ -150,7 +157,7 @@ class TrainRecipe(Section):
     epochs: Count
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    clip_norm: Positive | None = None
+    clip_norm: NotNegative | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     compile: bool = False

@@ -66,11 +66,27 @@ PAPER_CRITICS: Tables = {
     "critics": {"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
     "critics_schedule": {"name": "constant"},
 }
-# Section V-B; image folders hold ImageNet in torchvision's layout. Validation: none, as nothing is chosen.
-CIFAR: Tables = merged(PAPER_RULE, PAPER_CRITICS, {"train": {"epochs": 205}, "data": {"validation": 0.0}})
+# Section V-B: 80,000 minibatches of 128 are about 205 epochs of CIFAR.
+SGD: Tables = {
+    "data": {"batch_size": 128},
+    "train": {"clip_norm": 0.0},
+    "groups": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+    "groups_schedule": {"name": "step", "milestones": [0.5, 0.75], "gamma": 0.1},
+}
+PAPER_IMAGES: Tables = merged(SGD, PAPER_RULE, PAPER_CRITICS, {"data": {"validation": 0.0}})
+PAPER_TEXT: Tables = {
+    **PAPER_RULE,
+    "data": {"batch_size": 128, "validation": 0.05},
+    "train": {"epochs": 100, "clip_norm": 0.0},
+    "cut": {"groups": 4},
+    "groups": {"name": "adam", "lr": 2.7e-3, "weight_decay": 1.2e-5},
+    "groups_schedule": {"name": "step", "milestones": [0.2, 0.4, 0.6, 0.8], "gamma": 0.33},
+    "critics": {"name": "adam", "lr": 2.7e-3, "weight_decay": 0.0},
+}
+# Image folders hold ImageNet in torchvision's layout. Validation: none, as nothing is chosen.
+CIFAR: Tables = merged(PAPER_IMAGES, {"train": {"epochs": 205}})
 IMAGENET: Tables = merged(
-    PAPER_RULE,
-    PAPER_CRITICS,
+    PAPER_IMAGES,
     {
         "data": {"name": "imagefolder", "root": "imagenet", "batch_size": 32, "image_size": 224, "validation": 0.0},
         "train": {"epochs": 75},
@@ -79,12 +95,12 @@ IMAGENET: Tables = merged(
         "critic": {"kind": "paper-imagenet", "depth": 1},
     },
 )
-PTB: Tables = merged(PAPER_RULE, {"data": {"name": "text", "path": "text/ptb"}})
+PTB: Tables = merged(PAPER_TEXT, {"data": {"name": "text", "path": "text/ptb"}})
 ENWIK8: Tables = {
-    **merged(PAPER_RULE, {"data": {"name": "text", "path": "text/enwik8"}, "train": {"epochs": 50}}),
+    **merged(PAPER_TEXT, {"data": {"name": "text", "path": "text/enwik8"}, "train": {"epochs": 50}}),
     "groups": {"name": "adam", "lr": 1e-4, "weight_decay": 1.2e-5},
     "groups_schedule": {"name": "constant"},
-    "critics": {"name": "adam", "lr": 1e-4},
+    "critics": {"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
     "critics_schedule": {"name": "constant"},
 }
 PAPER_PLACES: dict[int, tuple[str, ...]] = {  # of LCT_n3, from the parameters of Table VIII
@@ -100,11 +116,12 @@ def fast_precision(cpu: Path = Path("/proc/cpuinfo")) -> str:
     return "bfloat16" if tiles else "float32"
 
 
+RESIDUAL: Tables = {"critic": {"kind": "residual", "depth": [3, 2, 1], "budget": 1.0}}
 SMALL_IMAGES: Tables = {
+    **merged(SGD, RESIDUAL),
     "model": {"name": "resnet20"},
-    "train": {"epochs": 8, "precision": fast_precision(), "channels_last": True},
+    "train": {"epochs": 8, "precision": fast_precision(), "channels_last": True, "clip_norm": 0.0},
     "groups_schedule": {"name": "one-cycle"},
-    "critics_schedule": {"name": "one-cycle"},
 }
 ADAM: Tables = {
     "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
@@ -121,13 +138,13 @@ SMALL_TEXT: Tables = {
     "train": {"epochs": 4, "clip_norm": 1.0, "precision": fast_precision()},
     "groups": {"name": "adam", "lr": 4e-3, "weight_decay": 0.0},
     "groups_schedule": {"name": "one-cycle"},
-    "critics": {"name": "adam", "lr": 4e-3},
-    "critics_schedule": {"name": "one-cycle"},
+    "critics": {"name": "adam", "lr": 4e-3, "weight_decay": 0.0},
 }
 TRACKED_METHODS: dict[str, Tables] = {"lct": {"train": {"track_descent": 50}}}
 SMALL_METHODS: dict[str, Tables] = {**TRACKED_METHODS, "dni": merged(ADAM, {"dni": {"width": 32}})}
 # Chosen on MNIST's validation split. No method has augmentation, because ADMM needs the same samples in every epoch.
 PERCEPTRON: Tables = merged(
+    SGD,
     PAPER_RULE,
     ADAM,
     {
@@ -151,8 +168,7 @@ PERCEPTRON_DIFFERENCES = (
     "ADMM: beta 1, gamma 100, 60 sweeps over all samples, multipliers never moved. DNI: gradients scaled by 100, two "
     "hidden layers of 128 units; without labels 512 and a rate of 0.01 for the groups.",
 )
-# Forms and losses of critics, compared with the default of `anytime-lct train`, which is the first.
-RESIDUAL: Tables = {"critic": {"kind": "residual", "depth": [3, 2, 1]}}
+# Forms and losses of critics, compared with the first.
 SLIM_BY_SGD: Tables = {"critic": {"kind": "slim", "depth": 2}}
 SLIM: Tables = merged(ADAM, SLIM_BY_SGD)
 OWN_LOSS: Tables = {"rule": {"critic_loss": "cross-entropy"}}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from anytime_lct.models import networks
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.fitting import Traits
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe, Recipe
 from anytime_lct.task import Facts
 
@@ -35,6 +38,17 @@ def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False, compare:
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
     """Build the uncut network of a recipe; draws its weights from torch's random state."""
     return networks.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
+
+
+def traits(model: nn.Module) -> Traits:
+    """Return what a network is made of; timm's and torchvision's attention is known by the names of its classes."""
+    parts = list(model.modules())
+    return Traits(
+        batch_norms=any(isinstance(part, _BatchNorm | nn.GroupNorm | _InstanceNorm) for part in parts),
+        layer_norms=any(isinstance(part, nn.LayerNorm) for part in parts),
+        attention=any("Attention" in type(part).__name__ for part in parts),
+        recurrent=any(isinstance(part, nn.RNNBase) for part in parts),
+    )
 
 
 def example_input(facts: Facts, batch: int = 2) -> Tensor:

@@ -47,8 +47,11 @@ class Learner:
 
     def __init__(self, module: nn.Module, optimizer: OptimizerRecipe, schedule: ScheduleRecipe, clock: Clock) -> None:
         self.module = module
-        self._recipe, self._schedule, self._clock = optimizer, schedule, clock
-        options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "fused": True}
+        self._schedule, self._clock = schedule, clock
+        assert optimizer.name is not None and optimizer.lr is not None, "an optimizer that is fitted to the network"
+        self._rate = optimizer.lr
+        options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay or 0.0}
+        options["fused"] = True
         if optimizer.name == "sgd":
             options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov and optimizer.momentum > 0}
         self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
@@ -58,13 +61,13 @@ class Learner:
         self._optimizer.zero_grad()
 
     def step(self, step: int, clip_norm: float | None = None) -> None:
-        """Take step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`."""
-        if clip_norm is not None:
+        """Take step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`, unless 0."""
+        if clip_norm:
             nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
         for weight in self._weights.values():  # fused kernels read gradients in the memory layout of the weights
             if weight.grad is not None and weight.grad.stride() != weight.stride():
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
-        rate = self._recipe.lr * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
+        rate = self._rate * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
         self._optimizer.step()

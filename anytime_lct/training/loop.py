@@ -15,8 +15,10 @@ from anytime_lct.data.batches import Dataset
 from anytime_lct.data.loaders import Batches, LoadedBatches
 from anytime_lct.errors import DivergenceError, RecipeError
 from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes.fitting import USUAL_ROWS, fit
 from anytime_lct.recipes.reading import complete
 from anytime_lct.recipes.recipe import TrainRecipe
+from anytime_lct.run_folder.build import traits
 from anytime_lct.task import TaskName
 from anytime_lct.training.events import Epoch, Position, Progress
 from anytime_lct.training.learner import Clock
@@ -49,8 +51,8 @@ def train(
 
     `data` is iterated once per epoch and has a length: a DataLoader, a list of minibatches (x, y); classification
     takes y (B,), a language model x and y (B, T). `tables` are those of a recipe (`groups={"lr": 0.05}`, `critics`,
-    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), with the toolkit's defaults for images
-    or for text; the rest of a recipe follows from the network and the data. `report` is called after every epoch. The
+    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), with the defaults of `anytime-lct
+    train`; the rest of a recipe follows from the network and the data. `report` is called after every epoch. The
     network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
 
     >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
@@ -58,6 +60,7 @@ def train(
     """
     batches = LoadedBatches(data, validation, task)
     recipe = complete(_recipe_tables(tables, task, {"epochs": epochs, "seed": seed, "device": device}))
+    recipe = fit(recipe, traits(network), batches.rows or USUAL_ROWS)
     per_epoch = batches.num_batches("train")
     team, clock = Team(device_of(device)), Clock(epochs * per_epoch, per_epoch)
     network.to(team.device).train()
@@ -239,4 +242,4 @@ def _recipe_tables(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[
             f"leave it out, or train into a run folder."
         )
     name = "cifar10" if task == "classification" else "text"
-    return {"data": {"name": name}, **tables, "train": {**train, **own}}
+    return {"data": {"name": name}, "model": {"name": "own"}, **tables, "train": {**train, **own}}

@@ -15,8 +15,9 @@ from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork, choose_places
+from anytime_lct.recipes.fitting import fit, is_fitted
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
-from anytime_lct.run_folder.build import build_model, build_network, example_input
+from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
@@ -67,6 +68,13 @@ def expect_windows_suit(network: nn.Module, data: Dataset) -> None:
                     f"Expected a network that reads the {split} split's windows of {x.shape[1]} characters, got one "
                     f"for {length} alone ({reason}); let it slice its positions to the length of its input."
                 ) from None
+
+
+def fit_optimizers(recipe: Recipe, data: Dataset) -> Recipe:
+    """Return the recipe with all that depends on the network and the data: batch size, optimizers, clipping."""
+    rows = recipe.data.batch_size or data.num_rows("train", 0)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": rows})})
+    return recipe if is_fitted(recipe) else fit(recipe, traits(build_model(recipe, data.facts)), rows)
 
 
 def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:

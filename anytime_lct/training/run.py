@@ -29,6 +29,7 @@ from anytime_lct.training.prepare import (
     device_of,
     expect_one_sample_suffices,
     expect_windows_suit,
+    fit_optimizers,
     shortest_minibatch,
 )
 from anytime_lct.training.processes.team import Team
@@ -58,6 +59,7 @@ def train(
             recipe, facts = run_folder.read(path)
             recipe = checked(recipe)
             run_folder.expect_same_data(path, facts, data.facts)
+        recipe = fit_optimizers(recipe, data)
         row = row_of(recipe.train.method)
         network, recipe = cut_network(recipe, data, team)
         if shortest == 1:

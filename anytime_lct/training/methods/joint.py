@@ -49,7 +49,7 @@ class Joint:
         total = torch.stack(losses).sum()
         total.backward()
         expect_finite(total, batch.step)
-        if train.clip_norm is not None:
+        if train.clip_norm:
             nn.utils.clip_grad_norm_(self._network.parameters(), train.clip_norm)
         for learner in (*self._groups, *self._critics):
             learner.step(batch.step)

@@ -45,7 +45,7 @@ class Pipeline:
         mine = owned(team.bounds, team.worker)
         self._learners = {k + 1: Learner(network.groups[k], recipe.groups, recipe.groups_schedule, clock) for k in mine}
         self._groups = nn.Sequential(*(network.groups[k] for k in mine))
-        self._stage = _Stage(self._groups, recipe)
+        self._stage = _Stage(self._groups, recipe, clock)
         self._schedules: dict[tuple[int, ...], Any] = {}
         self._shapes: dict[tuple[int, ...], Tensor] = {}
 
@@ -125,7 +125,7 @@ class Pipeline:
     def _clip(self) -> None:
         """Clip the gradient of the whole network, as backprop does."""
         max_norm = self._recipe.train.clip_norm
-        if max_norm is None:
+        if not max_norm:
             return
         weights = [p for p in self._groups.parameters() if p.grad is not None]
         square = self._team.sum(nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]).square())
@@ -158,7 +158,7 @@ class Pipeline:
 class _Stage(nn.Module):
     """A worker's groups as one module, with a hidden state for each microbatch between `begin` and `end`."""
 
-    def __init__(self, groups: nn.Sequential, recipe: Recipe) -> None:
+    def __init__(self, groups: nn.Sequential, recipe: Recipe, clock: Clock) -> None:
         super().__init__()
         self._f = forward_pass(groups, recipe.train, clock)
         self._carriers = [module for _, module in carriers(groups)]
