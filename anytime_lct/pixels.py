@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+# Bytes a pixel while an image is decoded, turned and copied: of these modes, and of others, which have more copies.
+PLAIN_MODES, PLAIN, OTHER = ("1", "L", "P", "RGB"), 14, 20
 LONGEST = 16  # of an image, in times of its shorter side: what is longer is cropped before it is enlarged
 
 
-def read_picture(source: str | IO[bytes], name: str, channels: int) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | IO[bytes], name: str, channels: int, formats: tuple[str, ...] | None = None
+) -> NDArray[np.uint8]:
     """Read an image file as pixels (H, W, C), RGB or grey, as a viewer shows it: turned by EXIF, on a white ground.
 
-    `name` stands for the file in messages. An image of several frames is its first. Raises UnreadableError for a file
-    that is no image or damaged, has more than 8 bits a channel, or more pixels than Pillow decodes.
+    `name` stands for the file in messages; only files of `formats`, by Pillow's names, are read. An image of several
+    frames is its first. Raises UnreadableError for a file that is no image or damaged, has more than 8 bits a channel,
+    or more pixels than Pillow decodes.
     """
-    with _opened(source, name) as image:
-        pixels = np.array(_on_white(_upright(image)).convert("L" if channels == 1 else "RGB"))
+    with _opened(source, name, formats) as image:
+        shown, mode = _on_white(_upright(image)), "L" if channels == 1 else "RGB"
+        pixels = np.array(shown if shown.mode == mode else shown.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -37,15 +43,29 @@ def picture_size(path: str) -> tuple[int, int]:
         return (width, height) if image.format != "TIFF" and _orientation(image) in SIDEWAYS else (height, width)
 
 
+def decoding_bytes(source: str | IO[bytes], name: str, formats: tuple[str, ...] | None = None) -> int:
+    """Return the bytes of memory that `read_picture` takes at most, from the head of the file; raises as it does."""
+    with _opened(source, name, formats) as image:
+        is_plain = image.mode in PLAIN_MODES and not image.has_transparency_data
+        return image.width * image.height * (PLAIN if is_plain else OTHER)
+
+
+def load_decoders() -> None:
+    """Import Pillow's usual decoders, so that the first image does not wait for them."""
+    from PIL import Image
+
+    Image.preinit()
+
+
 @contextmanager
-def _opened(source: str | IO[bytes], name: str) -> Iterator[Picture]:
+def _opened(source: str | IO[bytes], name: str, formats: tuple[str, ...] | None = None) -> Iterator[Picture]:
     """Open an image, without Pillow's warnings; its errors, here and in the block, become UnreadableError."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large image, or of a flaw that Pillow reads all the same
-            with Image.open(source) as image:
+            with Image.open(source, formats=formats) as image:
                 if image.mode.startswith(("I", "F")):
                     raise UnreadableError(
                         f"The image '{name}' cannot be read: expected 8 bits a channel, got mode {image.mode}; convert "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
+from base64 import b64encode
 from dataclasses import dataclass, replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+from PIL import Image
 
 from anytime_lct.errors import InputError, LCTError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
@@ -20,7 +24,7 @@ from anytime_lct.serving.v2 import json_text
 from anytime_lct.serving.v2.json_text import Numbers, read_json
 from anytime_lct.serving.v2.parameters import read_ask
 from anytime_lct.serving.v2.protocol import InferRequest, describe_config, describe_model, read_request, write_reply
-from anytime_lct.serving.v2.tensors import from_bytes, from_list
+from anytime_lct.serving.v2.tensors import elements_from_bytes, from_bytes, from_list
 
 X = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 
@@ -76,7 +80,7 @@ def reply(logits, exits):
 def test_json_is_read_to_the_bit(image, data):
     request = read(image, {"id": "7", "inputs": [tensor(data)]})
     assert np.array_equal(request.x, X) and request.x.dtype == np.float32
-    assert (request.id, request.outputs, request.ask) == ("7", {"logits": False, "exit": False}, Ask())
+    assert (request.id, request.outputs.binary, request.ask) == ("7", {"logits": False, "exit": False}, Ask())
 
 
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("FP64", "<f8"), ("FP16", "<f2")])
@@ -98,6 +102,137 @@ def test_pixels_are_preprocessed_as_the_bundle_says(image):
     assert np.array_equal(read(image, {"inputs": [sent]}).x, expected)
 
 
+def picture(kind, pixels, **more):
+    """An image file's bytes."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, kind, **more)
+    return file.getvalue()
+
+
+def pack_bytes(elements, parameters=None, **request):
+    """A binary request with elements of BYTES, and the length of its JSON."""
+    raw = b"".join(struct.pack("<I", len(each)) + each for each in elements)
+    entry = tensor(None, "BYTES", (len(elements),), parameters={"binary_data_size": len(raw)} | (parameters or {}))
+    head = json.dumps({"inputs": [entry], **request}).encode()
+    return head + raw, str(len(head)).encode()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Image files of several sizes, modes and orientations, and what `predict` reads from them."""
+    rng, turned = np.random.default_rng(4), Image.Exif()
+    turned[0x0112] = 6
+    contents = [
+        picture("JPEG", rng.integers(0, 256, (31, 17, 3), np.uint8), exif=turned),
+        picture("PNG", rng.integers(0, 256, (6, 6), np.uint8)),
+        picture("PNG", rng.integers(0, 256, (9, 50, 4), np.uint8)),
+    ]
+    return [(content, tmp_path_factory.mktemp("files") / "image") for content in contents]
+
+
+def test_image_files_are_decoded_as_predict_does(image, files):
+    for content, path in files:
+        path.write_bytes(content)
+    expected = np.concatenate([preprocess.read_input(path, image) for _, path in files])
+    contents = [content for content, _ in files]
+    in_base64 = [b64encode(content) for content in contents]
+    is_base64 = {"content_type": "base64"}
+    for body, length in (pack_bytes(contents), pack_bytes(in_base64, is_base64)):
+        assert np.array_equal(whole(body, length, image, DEFAULT_LIMITS, DEFAULT_ASK).x, expected)
+    sent = tensor([each.decode() for each in in_base64], "BYTES", (3,), parameters=is_base64)
+    assert np.array_equal(read(image, {"inputs": [sent]}).x, expected)
+    for content, one in zip(contents, expected, strict=True):
+        request = whole(content, b"0", image, DEFAULT_LIMITS, DEFAULT_ASK)
+        assert np.array_equal(request.x[0], one) and request.outputs.binary == {"logits": True, "exit": True}
+
+
+@pytest.mark.parametrize(
+    ("data", "parameters", "words"),
+    [
+        (["iVBORw0K"], {}, "base64 in JSON, with 'content_type'"),
+        (["%"], {"content_type": "base64"}, "Expected base64 in BYTES"),
+        (["é"], {"content_type": "base64"}, "Expected base64 in BYTES"),
+        ([b64encode(b"GIF89a").decode()], {"content_type": "base64"}, "got another kind as image 1"),
+        ([b64encode(b"\xff\xd8\xff\xe0..").decode()], {"content_type": "base64"}, "'image 1' cannot be read"),
+        ([], {}, "at least one image"),
+        ([["AAAA"]], {}, "shape [batch]"),
+    ],
+)
+def test_files_that_are_no_images_are_named(image, data, parameters, words):
+    shape = (len(data), 1) if data and isinstance(data[0], list) else (len(data),)
+    with pytest.raises((Refusal, InputError)) as caught:
+        request = read_request(
+            json.dumps({"inputs": [tensor(data, "BYTES", shape, parameters=parameters)]}).encode(),
+            None, image, DEFAULT_LIMITS, DEFAULT_ASK,
+        )  # fmt: skip
+        request.decoding_size()
+    assert words in str(caught.value)
+
+
+def test_images_that_take_more_memory_than_a_request_has_are_refused_undecoded(image, monkeypatch):
+    """They are a few bytes here: an empty PNG file of that size, whose head alone is read."""
+    head = struct.pack(">IIBBBBB", 5000, 4000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    request = read_request(*pack_bytes([png]), image, DEFAULT_LIMITS, DEFAULT_ASK)
+    with pytest.raises(Refusal, match="within 192 MB, got one that takes 267 MB as image 1; make it smaller"):
+        request.decoding_size()
+    room = replace(DEFAULT_LIMITS, in_flight=2 * DEFAULT_LIMITS.in_flight)
+    request = read_request(*pack_bytes([png]), image, room, DEFAULT_ASK)
+    assert request.decoding_size() == len(png) + 5000 * 4000 * 14 + 4 * 36
+
+
+def test_networks_on_other_channels_and_on_text_take_no_image_files(text, files, tmp_path):
+    deep = write_image_bundle(tmp_path / "deep", channels=4).manifest
+    body, length = pack_bytes([files[0][0]])
+    with pytest.raises(Refusal, match="UINT8, got 'BYTES'"):
+        whole(body, length, deep, DEFAULT_LIMITS, DEFAULT_ASK)
+    with pytest.raises(Refusal, match="as Inference-Header-Content-Length is 0"):
+        read_request(files[0][0], b"0", deep, DEFAULT_LIMITS, DEFAULT_ASK)
+    sent = tensor([b64encode(b"ab").decode()], "BYTES", (1,), parameters={"content_type": "base64"})
+    assert read(text, {"inputs": [sent]}).x.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_classes_are_tritons_with_the_largest_value_first(image, text, is_binary):
+    values = np.array([[0.5, 2.0, 2.0], [-1.0, 0.25, 0.0]], np.float32)
+    two, all_ = ({"binary_data": is_binary, "classification": count} for count in (2, 9))
+    wanted = [{"name": "logits", "parameters": two}, {"name": "probabilities", "parameters": all_}, {"name": "exit"}]
+    request = read(image, {"inputs": [tensor(X.tolist())], "outputs": wanted})
+    answer = Answer(2, values, 1.0, np.array([1, 2]), temperatures=np.array([0.5, 2.0]))
+    raw, size = write_reply(request, "tiny", "1", Reply(answer, 0.0, 0.0, None), 0.0)
+    logits, odds, exits = json.loads(raw[:size])["outputs"]
+    assert exits["data"] == [1, 2] and [logits["shape"], odds["shape"]] == [[2, 2], [2, 3]]
+    assert (logits["datatype"], odds["datatype"]) == ("BYTES", "BYTES")
+    p = answer.probabilities.tolist()
+    expected = [
+        ["2.000000:1:one", "2.000000:2:two", "0.250000:1:one", "0.000000:2:two"],
+        [f"{p[row][k]:f}:{k}:{image.classes[k]}" for row, k in [(0, 1), (0, 2), (0, 0), (1, 1), (1, 2), (1, 0)]],
+    ]
+    if is_binary:
+        split = size + logits["parameters"]["binary_data_size"]
+        parts = raw[size:split], raw[split:]
+        read_back = [[bytes(e).decode() for e in elements_from_bytes((count,), memoryview(part))]
+                     for part, count in zip(parts, (4, 6), strict=True)]  # fmt: skip
+        assert read_back == expected
+    else:
+        assert [logits["data"], odds["data"]] == expected
+    assert request.outputs.size(2, 6) >= sum(len(each) for row in expected for each in row)
+
+
+def test_classes_of_a_text_are_what_comes_next(text):
+    logits = np.random.default_rng(5).standard_normal((1, 3, 5)).astype(np.float32)
+    wanted = [{"name": "logits", "parameters": {"classification": 1}}, {"name": "probabilities"}]
+    request = read(text, {"inputs": [tensor(["abé"], "BYTES", (1,))], "outputs": wanted})
+    best = int(logits[0, -1].argmax())
+    answer = Answer(1, logits, 1.0, np.array([1]), temperatures=3.0)
+    outputs = json.loads(write_reply(request, "t", "1", Reply(answer, 0.0, 0.0, None), 0.0)[0])["outputs"]
+    assert outputs[0]["data"] == [f"{logits[0, -1, best]:f}:{best}:{SYMBOLS[best]}"] and outputs[0]["shape"] == [1, 1]
+    assert np.array_equal(np.float32(outputs[1]["data"]).reshape(1, 3, 5), answer.probabilities)
+
+
 def test_text_is_numbers_or_strings(text):
     expected = [[0, 1, 1, 3], [3, 3, 0, 4]]
     texts = ["".join(SYMBOLS[k] for k in row) for row in expected]
@@ -117,7 +252,7 @@ def test_text_is_numbers_or_strings(text):
     ("changes", "words"),
     [
         ({"name": "image"}, "Expected an input named 'input', got 'image'"),
-        ({"datatype": "BOOL"}, "datatype FP32, FP64, FP16, UINT8, got 'BOOL'"),
+        ({"datatype": "BOOL"}, "datatype FP32, FP64, FP16, UINT8, BYTES, got 'BOOL'"),
         ({"datatype": ["FP32"]}, "datatype"),
         ({"shape": [2, 36]}, "Expected an input of shape (batch, 1, 6, 6)"),
         ({"shape": [0, 1, 6, 6], "data": []}, "Expected at least one sample"),
@@ -156,6 +291,13 @@ def test_wrong_inputs_are_named(image, changes, words):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
+        *(
+            (
+                {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "logits", "parameters": {"classification": n}}]},
+                words,
+            )
+            for n, words in ((-1, "number of top classes, got -1"), (True, "got True"), ("3", "got '3'"))
+        ),
         ([], "a request as a JSON object"),
         ({}, "'inputs' as a list"),
         ({"inputs": []}, "'inputs' as a list"),
@@ -165,11 +307,14 @@ def test_wrong_inputs_are_named(image, changes, words):
         ({"inputs": [tensor([0.0] * 72)], "id": 7}, "'id' as a text"),
         ({"inputs": [tensor([0.0] * 72)], "id": "7" * 1001}, "'id' as a text"),
         ({"inputs": [tensor([0.0] * 72)], "outputs": {}}, "'outputs' as a list"),
-        ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "probabilities"}]}, "an output of logits, exit"),
+        (
+            {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "classes"}]},
+            "an output of logits, probabilities, exit",
+        ),
         ({"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit"}] * 2}, "'exit' again"),
         (
             {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit", "parameters": {"classification": 3}}]},
-            "got 'classification'",
+            "'classification' of logits or probabilities, got it of 'exit'",
         ),
         (
             {"inputs": [tensor([0.0] * 72)], "outputs": [{"name": "exit", "parameters": {"binary_data": 1}}]},
@@ -388,7 +533,7 @@ def test_only_the_outputs_that_were_asked_for_come_each_in_its_way(image):
     outputs = json.loads(raw[:size])["outputs"]
     assert [output["name"] for output in outputs] == ["exit", "logits"]
     assert outputs[1]["data"] == [0.0] * 6 and raw[size:] == np.array([3, 3], "<i8").tobytes()
-    assert read(image, {"inputs": [tensor(X.tolist())], "outputs": wanted[:1]}).outputs == {"exit": True}
+    assert read(image, {"inputs": [tensor(X.tolist())], "outputs": wanted[:1]}).outputs.binary == {"exit": True}
 
 
 def test_logits_that_are_no_numbers_are_no_answer(image):
@@ -401,7 +546,11 @@ def test_metadata_tell_shapes_with_free_dimensions(image, text):
     assert describe_model("tiny", ["1"], image)["inputs"] == [
         {"name": "input", "datatype": "FP32", "shape": [-1, 1, 6, 6]}
     ]
-    assert [each["shape"] for each in describe_model("tiny", ["1"], text)["outputs"]] == [[-1, -1, 5], [-1]]
+    assert [each["shape"] for each in describe_model("tiny", ["1"], text)["outputs"]] == [
+        [-1, -1, 5],
+        [-1, -1, 5],
+        [-1],
+    ]
 
 
 def test_tensors_cross_the_wire_without_a_copy_where_they_can():
@@ -457,12 +606,12 @@ def test_fields_that_other_clients_add_are_ignored(image):
     sent = tensor(X.tolist(), extra=1, parameters={"content_type": "np"})
     wanted = [{"name": "exit", "datatype": "INT64", "parameters": {"x": 1}}]
     request = read(image, {"model_name": "tiny", "raw": [], "inputs": [sent], "outputs": wanted})
-    assert np.array_equal(request.x, X) and request.outputs == {"exit": False}
+    assert np.array_equal(request.x, X) and request.outputs.binary == {"exit": False}
 
 
 def test_a_body_that_is_the_input_alone_is_a_request(image, text):
     request = whole(X.tobytes(), b"0", image, DEFAULT_LIMITS, DEFAULT_ASK)
-    assert np.array_equal(request.x, X) and request.outputs == {"logits": True, "exit": True}
+    assert np.array_equal(request.x, X) and request.outputs.binary == {"logits": True, "exit": True}
     request = whole(np.array([0, 1, 3]).astype("<i8").tobytes(), b"0", text, DEFAULT_LIMITS, DEFAULT_ASK)
     assert request.x.tolist() == [[0, 1, 3]]
     for size, manifest in ((0, image), (287, image), (9, text)):
@@ -475,6 +624,7 @@ def test_the_configuration_gives_the_sizes_that_are_answered(image, text):
     assert config["max_batch_size"] == 256 and config["input"][0]["dims"] == [1, 6, 6]
     assert config["output"] == [
         {"name": "logits", "data_type": "TYPE_FP32", "dims": [3]},
+        {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [3]},
         {"name": "exit", "data_type": "TYPE_INT64", "dims": [1], "reshape": {"shape": []}},
     ]
     few = describe_config("tiny", image, replace(DEFAULT_LIMITS, body=5 * 4 * 36))["max_batch_size"]

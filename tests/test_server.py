@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import shutil
 import threading
@@ -15,6 +16,7 @@ import pytest
 from asgi import ask, binary, logits, request
 from bundles import rewrite, spoil, write_image_bundle, write_text_bundle
 from fake_engine import FakeEngine, open_repository
+from PIL import Image
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
@@ -102,7 +104,11 @@ def test_the_engine_is_told_what_the_request_may_cost(folder, engine):
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("/v2", {"name": "anytime-lct", "extensions": ["binary_tensor_data", "model_repository", "statistics"]}),
+        (
+            "/v2",
+            {"extensions": ["binary_tensor_data", "classification", "model_repository", "statistics"]},
+        ),
+        ("/v2/models/tiny", {"parameters": {"classes": ["zero", "one", "two"]}}),
         ("/v2/health/live", {"live": True}),
         ("/v2/health/ready", {"ready": True}),
         ("/v2/models/tiny", {"name": "tiny", "versions": ["1"]}),
@@ -550,6 +556,52 @@ def test_what_takes_time_to_read_is_read_beside_the_event_loop(app, monkeypatch,
     threads.clear()
     ask(app, "POST", INFER, JSON)
     assert threads == [threading.main_thread()] * 2
+
+
+def image_file(height, width):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((height, width), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_image_files_are_measured_and_decoded_beside_the_event_loop_within_the_allowance(folder, engine, monkeypatch):
+    """Their memory is held while they are decoded, one request at a time, and given back when they are."""
+    service = service_of(folder, engine)
+    app, content = create_app(service, access=ADMIN), image_file(200, 300)
+    calls = []
+
+    def record(function):
+        def recorded(*arguments):
+            calls.append((threading.current_thread(), service.allowance.used))
+            return function(*arguments)
+
+        return recorded
+
+    monkeypatch.setattr(protocol, "decoding_size", record(protocol.decoding_size))
+    monkeypatch.setattr(protocol, "decode", record(protocol.decode))
+
+    async def go():
+        raw = {"Inference-Header-Content-Length": "0"}
+        return await asyncio.gather(*(request(app, "POST", INFER, content, raw) for _ in range(3)))
+
+    assert [response.status for response in asyncio.run(go())] == [200] * 3
+    assert threading.main_thread() not in {thread for thread, _ in calls}
+    waiting, decoding = [used for _, used in calls[::2]], [used for _, used in calls[1::2]]
+    assert len(decoding) == 3 and all(used < 200 * 300 for used in waiting)
+    assert all(200 * 300 * 14 < used < 2 * 200 * 300 * 14 for used in decoding)
+    assert service.allowance.used == 0
+
+
+def test_image_files_that_come_too_late_or_have_no_memory_are_shed_undecoded(folder, engine, monkeypatch):
+    content, raw = image_file(200, 300), {"Inference-Header-Content-Length": "0"}
+    late = create_app(service_of(folder, engine, default=Ask(timeout=1e-6)), access=ADMIN)
+    monkeypatch.setattr(protocol, "decode", lambda *_: pytest.fail("decoded"))
+    assert "before the deadline" in ask(late, "POST", INFER, content, raw).json()["error"]
+    service = service_of(folder, engine, limits=Limits(in_flight=2_000_000))
+    with service.allowance.hold() as other:
+        other.take(1_000_000)
+        response = refused(ask(create_app(service), "POST", INFER, content, raw), 503, "bytes of requests at a time")
+    assert response.headers["retry-after"] == "1"
 
 
 NUMBER = 10**4000

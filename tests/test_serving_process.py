@@ -21,6 +21,7 @@ import pytest
 import tritonclient.http as triton
 from asgi import binary
 from bundles import rewrite, write_image_bundle, write_text_bundle
+from PIL import Image
 from serving_process import Server, workers_of
 
 from anytime_lct.runtime.session import AnytimeSession
@@ -126,6 +127,14 @@ def test_tritonclient_works_as_it_is(server, folder):
                     assert answer.as_numpy("exit").tolist() == [2, 2]
                     response = answer.get_response()
                     assert response["id"] == "7" and response["parameters"]["on_time"] is True
+        for inside in (True, False):
+            wanted = [triton.InferRequestedOutput("probabilities", binary_data=inside, class_count=2)]
+            classes = client.infer("tiny", [tensor], outputs=wanted).as_numpy("probabilities")
+            odds = session.run_to(3, X).probabilities
+            names = session.manifest.classes
+            assert classes.astype(str).tolist() == [
+                [f"{row[k]:f}:{k}:{names[k]}" for k in np.argsort(-row)[:2].tolist()] for row in odds
+            ]
         with pytest.raises(triton.InferenceServerException, match="'depth'"):
             client.infer("tiny", [tensor], parameters={"depth": 1})
         words = triton.InferInput("input", [1, 3], "INT64").set_data_from_numpy(np.array([[0, 1, 3]]))
@@ -350,9 +359,10 @@ def alive(process):
 def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
     """`console`, `py` and `yaml` blocks show other programs and are not run; `bash` and `python` blocks are."""
     write_image_bundle(tmp_path / "bundles" / "digits", size=8)
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "digit.png")
     docs = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     outputs = []
     with Server(tmp_path / "bundles") as server:
         for kind, block in blocks:
@@ -361,7 +371,8 @@ def test_the_examples_of_the_docs_run_as_they_stand(tmp_path):
             done = subprocess.run([*program, block], cwd=tmp_path, capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
             outputs.append(done.stdout)
-    assert "'exit': 3" in outputs[0] and '"exit":2' in outputs[1] and "'stopped': " in outputs[2]
+    assert "'exit': 3" in outputs[0] and '"exit":2' in outputs[1] and "'stopped': " in outputs[3]
+    assert any(f':{name}"' in outputs[2] for name in ("0:zero", "1:one", "2:two"))
 
 
 @pytest.mark.parametrize(

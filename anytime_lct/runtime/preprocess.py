@@ -15,6 +15,7 @@ from anytime_lct.exits.bundle import Manifest, Preprocessing
 from anytime_lct.pixels import fit, read_picture
 from anytime_lct.texts import decode
 
+PICTURE_CHANNELS = (1, 3)  # of image files: grey, RGB
 NPY = b"\x93NUMPY"  # with which every .npy file begins, one that comes through a pipe too
 
 
@@ -42,7 +43,7 @@ def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
             return from_text(_read_text(content, path, rules), rules)
         if path.suffix.lower() == ".npy" or content.startswith(NPY):
             return from_array(_read_array(content, path), rules)
-        return normalise(_read_image(content, path, rules)[None], rules)
+        return from_picture(content, str(path), rules)
     except InputError as error:
         # Some messages do not name the file, as what raises them sees only its content.
         message = str(error)
@@ -68,6 +69,20 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
                 f"remove or replace it."
             )
     return np.array([[number[symbol] for symbol in text]], dtype=np.int64)
+
+
+def from_picture(
+    content: bytes | memoryview, name: str, rules: Preprocessing, formats: tuple[str, ...] | None = None
+) -> NDArray[np.float32]:
+    """Make a network input (1, C, H, W) of the content of an image file, called `name` in messages; raises InputError.
+
+    Only files of `formats`, by Pillow's names, are read.
+    """
+    channels, height, width = _image_shape(rules)
+    if channels not in PICTURE_CHANNELS:
+        raise InputError(f"Expected a .npy array for a network on {channels} channels, got '{name}'; save one.")
+    pixels = read_picture(BytesIO(content), name, channels, formats)
+    return normalise(fit(pixels, height, width, rules.resize)[None], rules)
 
 
 def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
@@ -173,14 +188,6 @@ def _read_text(content: bytes, path: Path, rules: Preprocessing) -> str:
     text = decode(content, str(path), rules.encoding, f"save it as {(rules.encoding or 'utf-8').upper()}")
     # Editors end files with a line feed, which is not part of the text unless the network knows that symbol.
     return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
-
-
-def _read_image(content: bytes, path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, C) pixels of the network's size and channels."""
-    channels, height, width = _image_shape(rules)
-    if channels not in (1, 3):
-        raise InputError(f"Expected a .npy array for a network on {channels} channels, got '{path}'; save one.")
-    return fit(read_picture(BytesIO(content), str(path), channels), height, width, rules.resize)
 
 
 def _image_shape(rules: Preprocessing) -> tuple[int, int, int]:

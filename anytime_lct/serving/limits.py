@@ -10,7 +10,7 @@ from anytime_lct.serving.request import Overloaded, Refusal
 
 MEGA = 1 << 20
 SMALL = 1 << 14  # bytes that a request may always take while there are any
-LEFT = 8  # a larger one leaves so many times its size to smaller ones, up to a quarter of all
+LEFT, LEAST = 8, 4  # a larger one leaves 8 times its size to smaller ones, up to a quarter of all
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Limits:
     header_seconds: float = 10.0
     read_seconds: float = 30.0
     connections: int = 4096
+
+    @property
+    def alone(self) -> int:
+        """The bytes that one request can hold at most; the others are left to smaller ones."""
+        return self.in_flight - self.in_flight // LEAST
 
 
 DEFAULT_LIMITS = Limits()
@@ -68,7 +73,7 @@ class Holding:
     def take(self, size: int) -> None:
         """Take `size` more bytes; raises Overloaded where all requests together would use too many."""
         allowance = self._allowance
-        left = min(LEFT * max(0, self.used + size - SMALL), allowance.limit // 4)
+        left = min(LEFT * max(0, self.used + size - SMALL), allowance.limit // LEAST)
         if allowance.used + size > allowance.limit - left:
             raise Overloaded(
                 f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later, or send "
@@ -77,6 +82,16 @@ class Holding:
             )
         allowance.used += size
         self.used += size
+
+    @contextmanager
+    def borrow(self, size: int) -> Iterator[None]:
+        """Take `size` more bytes and give them back at the end; raises Overloaded."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self._allowance.used -= size
+            self.used -= size
 
 
 def too_large(limit: int) -> Refusal:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import Ask, StopReason
 from anytime_lct.exits.bundle import Bundle
+from anytime_lct.pixels import load_decoders
 from anytime_lct.runtime import calibration, timings
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.deadline import next_exit
@@ -33,6 +34,8 @@ class ServedBundle:
     def __init__(self, bundle: Bundle | Path | AnytimeSession, progress: Callable[[str], None] | None = None) -> None:
         self.session = bundle if isinstance(bundle, AnytimeSession) else AnytimeSession(bundle)
         self.manifest, self.profile = self.session.manifest, self.session.profile
+        if self.manifest.preprocessing.kind == "image":
+            load_decoders()
         if self.session.timing is None:
             measured = calibration.calibrate(self.session, progress=progress)
             try:

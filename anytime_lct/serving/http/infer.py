@@ -12,12 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.body import Message, Receive, compress, read_body
+from anytime_lct.serving.limits import Holding
 from anytime_lct.serving.request import ClientGone, Kind, Overloaded, kind_of
 from anytime_lct.serving.service import Service, num_logits
 from anytime_lct.serving.v2.json_text import write_json
-from anytime_lct.serving.v2.protocol import HEADER_LENGTH, json_length, read_request, write_reply
+from anytime_lct.serving.v2.protocol import HEADER_LENGTH, InferRequest, json_length, read_request, write_reply
 
 Scope = Any
 Send = Callable[[Message], Awaitable[None]]
@@ -36,7 +39,6 @@ UNREAD: tuple[Kind, ...] = ("slow", "large")  # after these the rest of the body
 # of JSON, and numbers in it.
 LARGE, LARGE_JSON, MANY = 1 << 18, 1 << 15, 1 << 10
 PIECE = 1 << 18
-NUMBER_IN_JSON = 24  # bytes that a number of an answer takes at most while it is written
 
 
 class Infer:
@@ -44,6 +46,7 @@ class Infer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._decoding = asyncio.Lock()  # images one at a time: they take many times the memory of their files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,14 +61,14 @@ class Infer:
             is_slow = len(body) > LARGE or json_length(header, len(body)) > LARGE_JSON
             request = await in_thread_if(is_slow, read_request, body, header, manifest, limits, service.default)
             exchange.holding.take(max(0, request.input_bytes - len(body)))
-            x = await in_thread_if(is_slow or request.input_bytes > LARGE, request.read_input)
-            request = replace(request, read_input=lambda: x)  # what was read from JSON takes many times the bytes of x
-            is_json = not all(request.outputs.values())
-            exchange.holding.take(num_logits(x, manifest) * (NUMBER_IN_JSON if is_json else 4))
+            x = await self._read_input(request, exchange.holding, arrived, is_slow)
+            # What was read from JSON takes many times the bytes of x.
+            request = replace(request, read_input=lambda: x, decoding_size=None)
+            exchange.holding.take(request.outputs.size(len(x), num_logits(x, manifest)))
             exchange.take_buffers(x)
             reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))
             logits = reply.answer.logits
-            is_slow = logits.size > MANY if is_json else logits.nbytes > LARGE
+            is_slow = logits.size > MANY if request.outputs.has_text else logits.nbytes > LARGE
             seconds = time.monotonic() - arrived
             content, length = await in_thread_if(
                 is_slow, write_reply, request, model.name, model.version, reply, seconds
@@ -75,6 +78,19 @@ class Infer:
             seconds = time.monotonic() - arrived
             await send_answer(send, content, response_headers, limits.read_seconds)
             exchange.count_reply(reply, seconds, request.ask.timeout)  # after sending: counting takes time too
+
+    async def _read_input(self, request: InferRequest, holding: Holding, arrived: float, is_slow: bool) -> NDArray[Any]:
+        """Read a request's input; raises Refusal, InputError and Overloaded."""
+        if request.decoding_size is None:
+            return await in_thread_if(is_slow or request.input_bytes > LARGE, request.read_input)
+        async with self._decoding:
+            timeout = request.ask.timeout
+            if timeout is not None and time.monotonic() > arrived + timeout:
+                raise Overloaded(
+                    "Expected time to decode images before the deadline, got none; allow more time, or try again later."
+                )
+            with holding.borrow(await asyncio.to_thread(request.decoding_size)):
+                return await asyncio.to_thread(request.read_input)
 
 
 async def in_thread_if(is_slow: bool, function: Callable[..., T], *arguments: Any) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,8 +16,10 @@ from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.request import Refusal, show
 from anytime_lct.serving.v2 import tensors
 from anytime_lct.serving.v2.json_text import Numbers, read_object
+from anytime_lct.serving.v2.pictures import is_picture, takes_pictures
 
 INPUT = "input"
+BASE64 = "base64"  # as MLServer calls the content type of binary data in JSON
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
 
 
@@ -33,15 +36,18 @@ def max_images(manifest: Manifest, limits: Limits) -> int:
     return min(limits.images, max(1, limits.body // image_bytes(manifest)))
 
 
-def describe_raw(size: int, manifest: Manifest) -> dict[str, Any]:
-    """Return the description of an input that is the whole body, of `size` bytes; raises Refusal."""
-    is_text = manifest.input_dtype == "int64"
+def describe_raw(body: memoryview, manifest: Manifest) -> dict[str, Any]:
+    """Return the description of an input that is the whole body: an image file, or numbers; raises Refusal."""
+    if takes_pictures(manifest) and is_picture(body):
+        return {"name": INPUT, "datatype": tensors.TEXT, "shape": [1]}
+    is_text, size = manifest.input_dtype == "int64", len(body)
     datatype, bytes_each = ("INT64", 8) if is_text else ("FP32", image_bytes(manifest))
     count, rest = divmod(size, bytes_each)
     if rest or not count:
+        file = ", or a JPEG or PNG file" if takes_pictures(manifest) else ""
         raise Refusal(
-            f"Expected {datatype} of a multiple of {bytes_each} bytes, as Inference-Header-Content-Length is 0, got "
-            f"{size} bytes; give the length of the request in JSON."
+            f"Expected {datatype} of a multiple of {bytes_each} bytes{file}, as Inference-Header-Content-Length is 0, "
+            f"got {size} bytes; give the length of the request in JSON."
         )
     shape = [1, count] if is_text else [count, *manifest.input_shape[1:]]
     return {"name": INPUT, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
@@ -70,6 +76,19 @@ def find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[st
     return tensor, shape, count * bytes_each
 
 
+def read_elements(
+    tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview
+) -> Sequence[str | bytes | memoryview]:
+    """Return the elements of an input of BYTES: strings of JSON, or bytes, also from base64; raises Refusal."""
+    if len(shape) != 1:
+        raise Refusal(f"Expected BYTES of shape [batch], one text or file each, got {list(shape)}; fix the shape.")
+    data = _data(tensor, binary)
+    is_binary = isinstance(data, memoryview)
+    elements = tensors.elements_from_bytes(shape, data) if is_binary else tensors.elements_from_list(shape, data)
+    is_base64 = read_object(tensor.get("parameters", {}), "an input's parameters").get("content_type") == BASE64
+    return list(map(tensors.from_base64, elements)) if is_base64 else elements
+
+
 def read_input(
     tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
 ) -> NDArray[Any]:
@@ -82,16 +101,11 @@ def _read_tensor(
 ) -> NDArray[Any]:
     """Read the input, and convert pixels, text and half-precision numbers to what the network takes."""
     datatype: Any = tensor.get("datatype")
-    is_text = manifest.input_dtype == "int64"
-    datatypes = ("INT64", "INT32", tensors.TEXT) if is_text else ("FP32", "FP64", "FP16", "UINT8")
-    if datatype not in datatypes:
+    if datatype not in (datatypes := _datatypes(manifest)):
         raise Refusal(f"Expected the datatype {', '.join(datatypes)}, got {show(datatype)}; convert the input.")
-    data = _data(tensor, binary)
     if datatype == tensors.TEXT:
-        if len(shape) != 1:
-            raise Refusal(f"Expected BYTES of shape [batch], one text each, got {list(shape)}; fix the shape.")
-        read = tensors.texts_from_bytes if isinstance(data, memoryview) else tensors.texts_from_list
-        return _encode(read(shape, data), manifest, limits)  # type: ignore[arg-type]
+        return _encode(list(map(_read_text, read_elements(tensor, shape, binary))), manifest, limits)
+    data = _data(tensor, binary)
     if datatype == "UINT8":
         _check_pixels(shape, manifest, limits)
     elif isinstance(data, Numbers):  # they take time to read
@@ -108,6 +122,12 @@ def _read_tensor(
                 raise
             raise Refusal(f"Expected pixels that can be resized, got {list(shape)}; send smaller images.") from None
     return array
+
+
+def _datatypes(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.input_dtype == "int64":
+        return "INT64", "INT32", tensors.TEXT
+    return "FP32", "FP64", "FP16", "UINT8", *((tensors.TEXT,) if takes_pictures(manifest) else ())
 
 
 def _check_pixels(shape: tuple[int, ...], manifest: Manifest, limits: Limits) -> None:
@@ -141,6 +161,13 @@ def _data(tensor: dict[str, Any], binary: memoryview) -> object:
             f"Expected 'binary_data_size' {len(binary)}, as many as follow the JSON, got {show(size)}; fix it."
         )
     return binary
+
+
+def _read_text(element: str | bytes | memoryview) -> str:
+    try:
+        return element if isinstance(element, str) else str(element, "utf-8")
+    except UnicodeDecodeError:
+        raise Refusal("Expected UTF-8 text in BYTES, got other bytes; encode the text as UTF-8.") from None
 
 
 def _encode(texts: list[str], manifest: Manifest, limits: Limits) -> NDArray[np.int64]:

@@ -7,8 +7,9 @@ from typing import Any, get_args
 from anytime_lct import __version__
 from anytime_lct.exits.budget import StopReason
 from anytime_lct.exits.thresholds import MEASURES
+from anytime_lct.serving.v2.outputs import OUTPUTS
 from anytime_lct.serving.v2.parameters import MODES
-from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID, OUTPUTS
+from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID
 from anytime_lct.serving.v2.tensors import DTYPES, MAX_DIMENSIONS, TEXT
 
 Json = dict[str, Any]
@@ -144,6 +145,7 @@ SCHEMAS: Json = {
         platform=STRING,
         inputs=_list(_ref("Tensor")),
         outputs=_list(_ref("Tensor")),
+        parameters=_object(["classes"], classes=_list(STRING)),
     ),
     "Config": _object(["name", "platform", "input", "output"], name=STRING, platform=STRING),
     "Statistics": _object(["model_stats"], model_stats=_list({"type": "object"})),
@@ -176,9 +178,13 @@ SCHEMAS: Json = {
         datatype={"enum": [*DTYPES, TEXT]},
         shape=_list(NON_NEGATIVE, minItems=1, maxItems=MAX_DIMENSIONS),
         data=NESTED,
-        parameters=_object([], binary_data_size=NON_NEGATIVE),
+        parameters=_object([], binary_data_size=NON_NEGATIVE, content_type=STRING),
     ),
-    "Output": _object(["name"], name={"enum": list(OUTPUTS)}, parameters=_object([], binary_data=BOOLEAN)),
+    "Output": _object(
+        ["name"],
+        name={"enum": list(OUTPUTS)},
+        parameters=_object([], binary_data=BOOLEAN, classification=NON_NEGATIVE),
+    ),
     "Answer": _object(
         ["model_name", "model_version", "parameters", "outputs"],
         model_name=STRING,

@@ -2,7 +2,7 @@
 
 A body is JSON alone, or JSON followed by the bytes of tensors in the order in which the JSON lists them. The header
 Inference-Header-Content-Length is the length of the JSON, `binary_data_size` that of each tensor. Where it is 0, the
-body is the input, as FP32 or INT64, and the answer is binary. Fields that are not known are ignored.
+body is the input, as FP32, INT64 or an image file, and the answer is binary. Fields that are not known are ignored.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +21,39 @@ from anytime_lct.exits.budget import Ask
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.serving.limits import Limits, too_large
 from anytime_lct.serving.request import Refusal, Reply, show
-from anytime_lct.serving.v2.inputs import INPUT, SHARED_MEMORY, describe_raw, find_input, max_images, read_input
+from anytime_lct.serving.v2.inputs import (
+    INPUT,
+    describe_raw,
+    find_input,
+    max_images,
+    read_elements,
+    read_input,
+)
 from anytime_lct.serving.v2.json_text import read_boolean, read_json, read_object, write_json
+from anytime_lct.serving.v2.outputs import OUTPUTS, Outputs, read_outputs
 from anytime_lct.serving.v2.parameters import read_ask, reply_parameters
+from anytime_lct.serving.v2.pictures import decode, decoding_size, read_files, takes_pictures
+from anytime_lct.serving.v2.tensors import TEXT
 
-OUTPUTS = {"logits": "FP32", "exit": "INT64"}
 HEADER_LENGTH = b"inference-header-content-length"
-EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics"]
 MAX_ID = 1000
-UNSUPPORTED = SHARED_MEMORY | {"classification"}
 
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
     """A request; `read_input` returns its input as the network takes it, of about `input_bytes`.
 
-    `outputs` says of each requested output whether it is binary. `read_input` raises Refusal and InputError.
+    Where the input is image files, `decoding_size` returns the bytes that decoding takes. Both raise Refusal and
+    InputError.
     """
 
     id: str | None
-    outputs: dict[str, bool]
+    outputs: Outputs
     ask: Ask
     input_bytes: int
     read_input: Callable[[], NDArray[Any]]
+    decoding_size: Callable[[], int] | None = None
 
 
 def read_request(
@@ -58,8 +68,9 @@ def read_request(
     length = json_length(header_length, len(body))
     if length > limits.json:
         raise too_large(limits.json)
-    if header_length is not None and length == 0:
-        request = {"inputs": [describe_raw(len(body), manifest)], "parameters": {"binary_data_output": True}}
+    binary, is_raw = memoryview(body)[length:], header_length is not None and length == 0
+    if is_raw:
+        request = {"inputs": [describe_raw(binary, manifest)], "parameters": {"binary_data_output": True}}
     else:
         request = read_object(read_json(bytes(memoryview(body)[:length])), "a request")
     identity = request.get("id")
@@ -67,13 +78,14 @@ def read_request(
         raise Refusal(f"Expected 'id' as a text of up to {MAX_ID} characters, got {show(identity)}; shorten it.")
     parameters = read_object(request.get("parameters", {}), "'parameters'")
     tensor, shape, size = find_input(request.get("inputs"), manifest, limits)
-    return InferRequest(
-        identity,
-        _read_outputs(request.get("outputs"), read_boolean(parameters, "binary_data_output")),
-        read_ask(parameters, default),
-        size,
-        partial(read_input, tensor, shape, memoryview(body)[length:], manifest, limits),
-    )
+    is_binary = read_boolean(parameters, "binary_data_output")
+    outputs = read_outputs(request.get("outputs"), is_binary, manifest.classes)
+    ask = read_ask(parameters, default)
+    if tensor.get("datatype") == TEXT and takes_pictures(manifest):
+        files = read_files([binary] if is_raw else read_elements(tensor, shape, binary))
+        sized = partial(decoding_size, files, size, limits)
+        return InferRequest(identity, outputs, ask, size, partial(decode, files, manifest), sized)
+    return InferRequest(identity, outputs, ask, size, partial(read_input, tensor, shape, binary, manifest, limits))
 
 
 def write_reply(
@@ -86,18 +98,7 @@ def write_reply(
     answer = reply.answer
     if not math.isfinite(answer.logits.sum(dtype=np.float64)):
         raise Refusal("Expected an input that leads to finite logits, got infinity or NaN; scale it as in training.")
-    arrays = {"logits": np.asarray(answer.logits, "<f4"), "exit": np.asarray(answer.exits, "<i8")}
-    outputs: list[dict[str, Any]] = []
-    raw: list[bytes] = []
-    for name, binary in request.outputs.items():
-        array = arrays[name]
-        output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": array.shape}
-        if binary:
-            raw.append(array.tobytes())
-            output["parameters"] = {"binary_data_size": array.nbytes}
-        else:
-            output["data"] = array.ravel().tolist()
-        outputs.append(output)
+    outputs, raw = request.outputs.write(answer)
     names: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         names["id"] = request.id
@@ -112,7 +113,7 @@ def describe_server(*, has_admin: bool) -> dict[str, Any]:
 
 
 def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[str, Any]:
-    """Return a model's metadata: its input as the network takes it, and its outputs."""
+    """Return a model's metadata: its input as the network takes it, its outputs, and the names of its classes."""
     shape = [size if isinstance(size, int) else -1 for size in manifest.input_shape]
     batch = shape[: 1 if manifest.task == "classification" else 2]
     return {
@@ -123,9 +124,10 @@ def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[s
             {"name": INPUT, "datatype": "FP32" if manifest.input_dtype == "float32" else "INT64", "shape": shape}
         ],
         "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": [*batch, manifest.outputs]},
-            {"name": "exit", "datatype": "INT64", "shape": batch[:1]},
+            {"name": name, "datatype": kind, "shape": batch[:1] if name == "exit" else [*batch, manifest.outputs]}
+            for name, kind in OUTPUTS.items()
         ],
+        "parameters": {"classes": manifest.classes},
     }
 
 
@@ -161,23 +163,3 @@ def json_length(header: bytes | None, size: int) -> int:
             f"{show(header.decode('latin-1'))}; give the length of the JSON."
         )
     return int(header)
-
-
-def _read_outputs(raw: object, binary: bool) -> dict[str, bool]:
-    if raw is None or raw == []:
-        return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(raw, list):
-        raise Refusal(f"Expected 'outputs' as a list, got {show(raw)}; fix it.")
-    outputs: dict[str, bool] = {}
-    for entry in cast("list[object]", raw):
-        output = read_object(entry, "an output")
-        name = output.get("name")
-        if type(name) is not str or name not in OUTPUTS:
-            raise Refusal(f"Expected an output of {', '.join(OUTPUTS)}, got {show(name)}; choose one of them.")
-        if name in outputs:
-            raise Refusal(f"Expected every output once, got '{name}' again; leave it out.")
-        parameters = read_object(output.get("parameters", {}), "an output's parameters")
-        if unsupported := parameters.keys() & UNSUPPORTED:
-            raise Refusal(f"Expected an output's parameter 'binary_data', got {show(min(unsupported))}; leave it out.")
-        outputs[name] = read_boolean(parameters, "binary_data") if "binary_data" in parameters else binary
-    return outputs

@@ -1,4 +1,4 @@
-"""Tensors of the V2 protocol: JSON lists or little-endian bytes become arrays and texts.
+"""Tensors of the V2 protocol: JSON lists or little-endian bytes become arrays and strings.
 
 Nothing is allocated for a shape before the length of its data is checked.
 """
@@ -6,6 +6,8 @@ Nothing is allocated for a shape before the length of its data is checked.
 from __future__ import annotations
 
 import math
+from base64 import b64decode
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, cast
 
@@ -98,7 +100,7 @@ def _from_numbers(datatype: str, shape: tuple[int, ...], numbers: Numbers) -> ND
     return _shaped(array, shape)
 
 
-def texts_from_list(shape: tuple[int, ...], data: object) -> list[str]:
+def elements_from_list(shape: tuple[int, ...], data: object) -> list[str]:
     """Return the strings of a BYTES tensor in JSON; raises Refusal."""
     flat = _flatten(data, shape)
     if others := set(map(type, flat)) - {str}:
@@ -106,28 +108,47 @@ def texts_from_list(shape: tuple[int, ...], data: object) -> list[str]:
     return cast("list[str]", flat)
 
 
-def texts_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[str]:
-    """Return the strings of a binary BYTES tensor, each after its length in 4 little-endian bytes; raises Refusal.
+def elements_from_bytes(shape: tuple[int, ...], raw: memoryview) -> list[memoryview]:
+    """Return the elements of a binary BYTES tensor, each after its length in 4 little-endian bytes; raises Refusal.
 
-    >>> texts_from_bytes((1,), memoryview(b"\\2\\0\\0\\0ab"))
-    ['ab']
+    >>> elements_from_bytes((1,), memoryview(b"\\2\\0\\0\\0ab"))[0].tobytes()
+    b'ab'
     """
-    count, texts, offset = math.prod(shape), list[str](), 0
-    while offset < len(raw) and len(texts) < count:
+    count, elements, offset = math.prod(shape), list[memoryview](), 0
+    while offset < len(raw) and len(elements) < count:
         start = offset + 4
         end = start + int.from_bytes(raw[offset:start], "little")
         if start > len(raw) or end > len(raw):
             raise Refusal("Expected every string of BYTES after its length, got a length beyond the end; encode again.")
-        try:
-            texts.append(str(raw[start:end], "utf-8"))
-        except UnicodeDecodeError:
-            raise Refusal("Expected UTF-8 text in BYTES, got other bytes; encode the text as UTF-8.") from None
+        elements.append(raw[start:end])
         offset = end
-    if len(texts) != count or offset != len(raw):
+    if len(elements) != count or offset != len(raw):
         raise Refusal(
-            f"Expected {count} strings of BYTES, got {'more' if offset < len(raw) else len(texts)}; fix the shape."
+            f"Expected {count} strings of BYTES, got {'more' if offset < len(raw) else len(elements)}; fix the shape."
         )
-    return texts
+    return elements
+
+
+def bytes_from_elements(elements: Iterable[str]) -> bytes:
+    """Return strings as a binary BYTES tensor.
+
+    >>> bytes_from_elements(["ab"])
+    b'\\x02\\x00\\x00\\x00ab'
+    """
+    encoded = (element.encode() for element in elements)
+    return b"".join(part for each in encoded for part in (len(each).to_bytes(4, "little"), each))
+
+
+def from_base64(element: str | memoryview) -> bytes:
+    """Return what an element of BYTES holds in base64; raises Refusal.
+
+    >>> from_base64("YWI=")
+    b'ab'
+    """
+    try:
+        return b64decode(element, validate=True)
+    except ValueError:
+        raise Refusal("Expected base64 in BYTES, as 'content_type' says, got other text; encode it again.") from None
 
 
 def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
