@@ -138,7 +138,7 @@ def main() -> None:
         result[name] = judge(exchanges, offline, classes, deadline)
         row = result[name]
         print(
-            f"{name:8s} on time {100 * row['on_time_share']:.2f}%  refused {100 * row['refused_share']:.2f}%",
+            f"{name:8s} on time {100 * row['on_time_share']:.2f}%  shed {100 * row['refused_share']:.2f}%",
             flush=True,
         )
 

@@ -105,7 +105,7 @@ def capacity(bundle: Path, deepest: int, messages: list[bytes], seconds: float =
 
 
 def judge(exchanges: list[Exchange], offline: np.ndarray, classes: np.ndarray, deadline: float) -> dict[str, Any]:
-    """Summarise a load: shares in time and refused, exits, accuracy, and answers that differ from the sub-model's."""
+    """Summarise a load: shares in time and shed, exits, accuracy, and answers that differ from the sub-model's."""
     answered, correct, different, exits, in_time, stopped, seconds = [], 0, 0, {}, 0, {}, []
     for each in exchanges:
         logits = each.read()
@@ -257,7 +257,7 @@ def main() -> None:
                 result["rows"].append({"seed": seed, "load": load, "mode": mode, "rate": rate, **row})
                 write("serving", result, arguments.out)
                 print(
-                    f"seed {seed} load {load} {mode:8s} on time {100 * row['on_time_share']:.3f}%  refused "
+                    f"seed {seed} load {load} {mode:8s} on time {100 * row['on_time_share']:.3f}%  shed "
                     f"{100 * row['refused_share']:.2f}%  accuracy {100 * row['accuracy']:.2f}%  exits {row['exits']}  "
                     f"p99 {1e3 * row['latency_p99']:.1f} ms  wrong {row['not_the_sub_models']}",
                     flush=True,

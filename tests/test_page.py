@@ -9,12 +9,13 @@ import shutil
 
 import numpy as np
 import pytest
-from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+from bundles import SYMBOLS, make_profile, write_image_bundle, write_text_bundle
 from PIL import Image
 from serving_process import Server
 
 from anytime_lct.runtime import preprocess
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.serving.metrics import OUTCOMES
 
 selenium = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
-    write_image_bundle(folder / "tiny", size=8)
+    profile = make_profile()
+    exits = tuple(each.model_copy(update={"temperature": 2.0 * each.index}) for each in profile.exits)
+    write_image_bundle(folder / "tiny", size=8, profile=profile.model_copy(update={"exits": exits}))
     write_text_bundle(folder / "words")
     return folder
 
@@ -101,20 +104,21 @@ def test_every_exit_is_shown_with_its_cost_and_quality(page):
     assert page.errors() == []
 
 
-def test_a_picture_is_answered_by_the_exit_that_the_budget_chooses(page, folder, tmp_path):
-    """The picture is as large as what it is drawn on, so that nothing is resized but by a whole factor."""
+def test_a_picture_is_answered_as_predict_does_by_the_exit_that_the_budget_chooses(page, folder, tmp_path):
     page.choose("tiny")
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
-    Image.fromarray(pixels.repeat(35, 0).repeat(35, 1)).save(tmp_path / "picture.png")
-    output = page.ask(lambda: page.find("file").send_keys(str(tmp_path / "picture.png")))
+    path, turned = tmp_path / "picture.png", Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 44, 4), np.uint8)).save(path, exif=turned)
+    output = page.ask(lambda: page.find("file").send_keys(str(path)))
     assert "exit 3, because" in output
     session = AnytimeSession(folder / "tiny")
+    x = preprocess.read_input(path, session.manifest)
     for place in (1, 2, 3):
         output = page.budget(place)
         assert f"exit {place}, because" in output
-        answer = session.run_to(place, preprocess.from_array(pixels, session.manifest.preprocessing))
-        best = session.manifest.classes[int(answer.classes[0])]
-        assert output.split()[0] == best
+        odds = session.run_to(place, x).probabilities[0]
+        rows = [f"{session.manifest.classes[k]} {100 * odds[k]:.1f}%" for k in np.argsort(-odds)]
+        assert output.replace("\n", " ").startswith(" ".join(rows))
         assert int(page.text("server-us").split()[0]) > 0
     assert page.find("exits").find_element("class name", "chosen").text.startswith("3")
     assert page.errors() == []
@@ -159,6 +163,11 @@ def test_text_is_gone_on_from(page, folder):
     assert output.splitlines()[1] == f'"{symbol}"' and "exit 3" in output
     box.send_keys("z")
     assert "got 'z' as character 4" in page.ask(page.find("go").click, "Expected")
+    page.wait(lambda page: page.text("all").isdigit() and page.text("refused") != "0")
+    counts = {name: int(page.text(name)) for name in OUTCOMES}
+    assert sum(counts.values()) == int(page.text("all")) and counts["failed"] == 0
+    for name, count in counts.items():
+        assert page.text(f"{name}-share") == f"{100 * count / sum(counts.values()):.1f}%"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -169,12 +178,13 @@ def test_it_fits_any_screen_and_can_be_read(page, scheme, width):
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    wide, ink, ground = page.browser.execute_script(
+    wide, ink, ground, tops = page.browser.execute_script(
         "const style = getComputedStyle(document.body);"
-        "return [document.documentElement.scrollWidth, style.color, style.backgroundColor]"
+        "const tops = [...document.querySelectorAll('section:not(.wide)')].map(e => e.getBoundingClientRect().top);"
+        "return [document.documentElement.scrollWidth, style.color, style.backgroundColor, tops]"
     )
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert wide <= width
+    assert wide <= width and len(set(tops)) == (1 if width == 1400 else 3)
     bright = [sum(int(part) for part in colour.strip("rgb()").split(",")) for colour in (ink, ground)]
     assert (bright[0] < 150 and bright[1] > 600) if scheme == "light" else (bright[0] > 600 and bright[1] < 150)
     for kind in ("input", "select", "textarea"):

@@ -187,10 +187,10 @@ def test_the_tables_of_the_server_are_those_of_the_committed_result():
     assert cells("load, as multiple") == [f"{load}" for load in loads]
     for words, mode, name in (
         ("in time, as deep as time allows", "anytime", "on_time_share"),
-        ("refused, as deep as time allows", "anytime", "refused_share"),
+        ("shed, as deep as time allows", "anytime", "refused_share"),
         ("test accuracy, as deep as time allows", "anytime", "accuracy"),
         ("in time, fixed depth", "fixed", "on_time_share"),
-        ("refused, fixed depth", "fixed", "refused_share"),
+        ("shed, fixed depth", "fixed", "refused_share"),
     ):
         of_load = [
             [100 * row[name] for row in serving["rows"] if (row["load"], row["mode"]) == (load, mode)] for load in loads

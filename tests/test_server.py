@@ -25,7 +25,7 @@ from anytime_lct.serving.access import Access
 from anytime_lct.serving.http import infer
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
-from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.metrics import OUTCOMES, Metrics
 from anytime_lct.serving.request import Overloaded
 from anytime_lct.serving.scan import scan
 from anytime_lct.serving.service import Service
@@ -136,6 +136,10 @@ def test_the_page_comes_from_the_server_alone(app):
     assert response.status == 200 and response.headers["content-type"].startswith("text/html")
     assert b"http://" not in response.body and b"https://" not in response.body
     assert "default-src 'none'" in response.headers["content-security-policy"]
+    described = ask(app, "GET", "/metrics").body.decode()
+    for outcome, meaning in OUTCOMES.items():  # one vocabulary
+        assert f'{outcome}<small>{meaning}</small></th><td id="{outcome}">' in response.body.decode()
+        assert f"{outcome} ({meaning})" in described
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from anytime_lct.exits.thresholds import Measure, Thresholds
 Mode = Literal["anytime", "fixed"]
 StopReason = Literal["budget", "confident", "deadline", "load", "last"]
 """Why no deeper exit answered: the budget's exit was reached, every sample was confident enough, the deadline was near,
-other requests waited, or none is deeper or better."""
+other requests waited, or no deeper exit is better."""
 
 COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}

@@ -30,7 +30,13 @@ Values = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
 """Values of metrics by the metric's name, the sample's name and its labels."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
-OUTCOMES = ("answered", "refused", "shed", "gone", "failed")
+OUTCOMES = {
+    "answered": "on time or late",
+    "refused": "wrong, or not allowed",
+    "shed": "no time or memory left",
+    "gone": "the client left",
+    "failed": "the server's fault",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +85,8 @@ class Metrics:
             labels = ("model", "version")
             return Histogram(f"anytime_lct_{name}_seconds", description, labels, buckets=SECONDS, registry=own)
 
-        self._requests = counter("requests", f"Requests by outcome: {', '.join(OUTCOMES)}.", "outcome")
+        outcomes = ", ".join(f"{outcome} ({meaning})" for outcome, meaning in OUTCOMES.items())
+        self._requests = counter("requests", f"Requests by outcome: {outcomes}.", "outcome")
         self._latency = histogram("request", "Seconds from a request's arrival until its answer is written.")
         self._queued = histogram("queue", "Seconds that an answered request waited.")
         self._computed = histogram("compute", "Seconds of computing an answer.")
@@ -170,7 +177,7 @@ class Metrics:
             "execution_count": requests("answered"),
             "inference_stats": {
                 "success": spent("request"),
-                "fail": {"count": sum(map(requests, OUTCOMES[1:])), "ns": 0},
+                "fail": {"count": sum(map(requests, OUTCOMES.keys() - {"answered"})), "ns": 0},
                 "queue": spent("queue"),
                 "compute_input": zero,
                 "compute_infer": spent("compute"),

@@ -25,7 +25,7 @@ from anytime_lct.serving.engine.job import Job
 from anytime_lct.serving.request import Overloaded
 
 MAX_WAITING = 1024
-MIN_SECONDS = 0.001  # the shortest time in a refusal
+MIN_SECONDS = 0.001  # the shortest time in a message
 PATIENCE = 1.0  # seconds
 
 
@@ -59,8 +59,8 @@ class Scheduler:
     def admit(self, job: Job, now: float) -> None:
         """Put a request into the queue, or raise Overloaded at once where not even its first exit is in time.
 
-        It is also refused where it would make an admitted request late that is in time without it. A request of the
-        mode "fixed" has no guarantee, and is refused only where too many wait.
+        It is also shed where it would make an admitted request late that is in time without it. A request of the
+        mode "fixed" has no guarantee, and is shed only where too many wait.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"Expected fewer than {MAX_WAITING} waiting requests; try again later.", 1.0)

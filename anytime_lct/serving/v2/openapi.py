@@ -84,7 +84,10 @@ def _administration(model: Json, summary: str) -> Json:
 
 def _operation(summary: str, schema: str, *errors: str) -> Json:
     answer = {"description": "The answer.", "content": {"application/json": {"schema": _ref(schema)}}}
-    refusal = {"description": "The reason of the refusal.", "content": {"application/json": {"schema": _ref("Error")}}}
+    refusal = {
+        "description": "Why the request is not answered.",
+        "content": {"application/json": {"schema": _ref("Error")}},
+    }
     if schema == "Ready":
         refusal = {
             "description": "Not accepting requests.",

@@ -2,6 +2,7 @@
 const $ = id => document.getElementById(id);
 const WINDOW = 10;  // seconds that the live numbers cover
 let info = null, samples = [], busy = false;
+let picture = null;  // the image file on the pad, until something else is drawn there
 
 const count = n => { for (const [u, f] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) if (n >= f) return (n / f).toPrecision(4) + u; return String(n); };
 const time = s => s == null ? "–" : s >= 1 ? s.toFixed(2) + " s" : s >= 1e-3 ? (s * 1e3).toFixed(2) + " ms" : (s * 1e6).toFixed(0) + " µs";
@@ -84,8 +85,12 @@ function showStats(stats) {
   $("rate").textContent = recent ? (done / (now.at - first.at)).toFixed(1) : "0";
   $("mean").textContent = done ? time(spent / done / 1e9) : "–";
   $("queue").textContent = stats.anytime.queue_length;
-  $("answered").textContent = stats.anytime.requests.answered;
-  $("shed").textContent = stats.anytime.requests.shed;
+  const outcomes = Object.entries(stats.anytime.requests), sum = outcomes.reduce((total, [, n]) => total + n, 0);
+  for (const [outcome, n] of outcomes) {
+    $(outcome).textContent = n;
+    $(outcome + "-share").textContent = sum ? share(n / sum) : "–";
+  }
+  $("all").textContent = sum;
   $("span").textContent = recent ? "answered, last 10 s" : "answered since the start";
   const answered = info.exits.map(e => since(s => s.anytime.exits[e.exit] || 0));
   const all = answered.reduce((a, b) => a + b, 0);
@@ -97,8 +102,13 @@ function showStats(stats) {
 }
 
 const pad = $("pad"), pen = pad.getContext("2d", {willReadFrequently: true});
-function clear() { pen.fillStyle = "#000"; pen.fillRect(0, 0, pad.width, pad.height); }
+function clear(ground = "#000") {
+  picture = null;
+  pen.fillStyle = ground;
+  pen.fillRect(0, 0, pad.width, pad.height);
+}
 function random() {
+  picture = null;
   const small = sized();
   const noise = small.createImageData(small.canvas.width, small.canvas.height);
   for (let i = 0; i < noise.data.length; i += 4) {
@@ -119,6 +129,7 @@ function sized() {
 }
 function draw(event) {
   if (!event.buttons) return;
+  picture = null;
   const box = pad.getBoundingClientRect(), at = e => [(e.clientX - box.left) / box.width * pad.width, (e.clientY - box.top) / box.height * pad.height];
   pen.strokeStyle = "#fff";
   pen.lineWidth = pad.width / 11;
@@ -134,7 +145,8 @@ async function openFile() {
   if (!file) return;
   try {
     const image = await createImageBitmap(file);
-    clear();
+    clear("#fff");  // as the server shows what is transparent
+    if (["image/jpeg", "image/png"].includes(file.type) && [1, 3].includes(info.preprocessing.channels)) picture = file;
     /* Cropped at the centre where the network was measured on such crops, else stretched. */
     const {resize, width} = info.preprocessing, scale = resize ? pad.width * resize / width / Math.min(image.width, image.height) : 0;
     const wide = scale * image.width || pad.width, tall = scale * image.height || pad.height;
@@ -163,16 +175,20 @@ async function ask() {
     const {kind, width, height, channels} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
     if ($("deadline").value) parameters.timeout = Math.max(1, Math.round(1000 * $("deadline").value));
     if ($("confidence").value) parameters.min_confidence = $("confidence").value / 100;
-    let body, headers = {};
-    if (kind === "image") {
-      const raw = pixels();
-      const input = {name: "input", datatype: "UINT8", shape: [1, height, width, channels], parameters: {binary_data_size: raw.length}};
-      const head = JSON.stringify({inputs: [input], parameters});
-      headers = {"Inference-Header-Content-Length": String(head.length), "Content-Type": "application/octet-stream"};
-      body = new Blob([head, raw]);
-    } else {
-      body = JSON.stringify({inputs: [{name: "input", datatype: "BYTES", shape: [1], data: [$("words").value]}], parameters});
+    const input = {name: "input", datatype: "BYTES", shape: [1]};
+    const outputs = [{name: "probabilities", parameters: {classification: 5}}];
+    let parts = [];  // behind the JSON
+    if (kind === "text") input.data = [$("words").value];
+    else if (picture) parts = [new Uint32Array([picture.size]), picture];  // every string of BYTES follows its length
+    else {
+      parts = [pixels()];
+      Object.assign(input, {datatype: "UINT8", shape: [1, height, width, channels]});
     }
+    const size = new Blob(parts).size;
+    if (size) input.parameters = {binary_data_size: size};
+    const head = new Blob([JSON.stringify({inputs: [input], outputs, parameters})]);
+    const headers = {"Inference-Header-Content-Length": String(head.size), "Content-Type": "application/octet-stream"};
+    const body = new Blob([head, ...parts]);
     const sentAt = performance.now();
     const reply = await get(model() + "/infer", {method: "POST", body, headers});
     showAnswer(reply, (performance.now() - sentAt) / 1000);
@@ -180,16 +196,15 @@ async function ask() {
 }
 
 const WHY = {budget: "the budget allows no deeper exit", confident: "it is confident enough", deadline: "the deadline is near",
-  load: "other requests wait", last: "none is deeper, or better"};
+  load: "other requests wait", last: "no deeper exit is better"};
 function showAnswer(reply, seconds) {
-  const parameters = reply.parameters, K = info.classes.length, logits = reply.outputs[0].data.slice(-K);
-  const top = Math.max(...logits), odds = logits.map(z => Math.exp(z - top)), sum = odds.reduce((a, b) => a + b, 0);
-  const best = odds.map((o, k) => [o / sum, k]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+  const parameters = reply.parameters;
+  const best = reply.outputs[0].data.map(each => /^(.*?):(.*?):(.*)$/s.exec(each).slice(1));  // value:index:label
   const text = info.preprocessing.kind === "text", list = make("ol");
-  for (const [p, k] of best) {
+  for (const [p, , label] of best) {
     const item = make("li", null, list);
     make("i", null, item).style.width = 100 * p + "%";
-    make("span", text ? JSON.stringify(info.classes[k]) : info.classes[k], item);
+    make("span", text ? JSON.stringify(label) : label, item);
     make("span", share(p), item);
   }
   const words = make("p");
@@ -210,7 +225,7 @@ function showError(error) {
 pad.addEventListener("pointerdown", draw);
 pad.addEventListener("pointermove", draw);
 pad.addEventListener("pointerup", ask);
-$("clear").addEventListener("click", clear);
+$("clear").addEventListener("click", () => clear());
 $("random").addEventListener("click", () => { random(); ask(); });
 $("file").addEventListener("change", openFile);
 $("budget").addEventListener("input", () => { budget(); ask(); });
