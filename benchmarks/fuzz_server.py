@@ -1,7 +1,7 @@
 """The server under malformed requests: at least 10,000 are refused; none makes it fail, leak memory or hang.
 
 1. Valid and invalid requests that schemathesis generates from the server's OpenAPI description; it checks the answers.
-2. Binary requests with random changes to bytes, sizes, shapes, compression or headers.
+2. Binary requests, with numbers or image files, with random changes to bytes, sizes, shapes, compression or headers.
 3. Sockets that send something other than HTTP, a part of a request, too much, trailers, upgrades or one request in
    two packets, hang up midway, close their sending side, or do not read.
 
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import gzip
 import http.client
+import io
 import json
 import socket
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from measuring import RESULTS, write
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from bundles import write_image_bundle, write_text_bundle
@@ -97,16 +99,35 @@ class Fuzz:
 
 def valid_request(fuzz: Fuzz) -> tuple[str, dict[str, Any], bytes]:
     """Return the path of a valid request, its JSON, and the binary data after it."""
-    if fuzz.rng.random() < 0.5:
-        x = fuzz.rng.standard_normal((int(fuzz.rng.integers(1, 4)), 1, SIZE, SIZE)).astype("<f4")
-        path, datatype = "/v2/models/tiny/infer", "FP32"
+    kind, batch = fuzz.choose(("images", "files", "text")), int(fuzz.rng.integers(1, 4))
+    shape, datatype = [batch], "BYTES"
+    if kind == "files":
+        files = [image_file(fuzz) for _ in range(batch)]
+        raw = b"".join(len(file).to_bytes(4, "little") + file for file in files)
+    elif kind == "images":
+        x = fuzz.rng.standard_normal((batch, 1, SIZE, SIZE)).astype("<f4")
+        shape, datatype, raw = list(x.shape), "FP32", x.tobytes()
     else:
-        x = fuzz.rng.integers(0, 5, (int(fuzz.rng.integers(1, 4)), int(fuzz.rng.integers(1, 9))))
-        path, datatype = "/v2/models/words/infer", "INT64"
-    tensor = {
-        "name": "input", "datatype": datatype, "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}
-    }  # fmt: skip
-    return path, {"id": "7", "inputs": [tensor], "parameters": {"timeout": 10**6}}, x.tobytes()
+        x = fuzz.rng.integers(0, 5, (batch, int(fuzz.rng.integers(1, 9))))
+        shape, datatype, raw = list(x.shape), "INT64", x.tobytes()
+    tensor = {"name": "input", "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
+    classes = {"classification": int(fuzz.rng.integers(0, 3)), "binary_data": bool(fuzz.rng.integers(2))}
+    outputs = [{"name": fuzz.choose(("logits", "probabilities")), "parameters": classes}]
+    path = f"/v2/models/{'words' if kind == 'text' else 'tiny'}/infer"
+    return path, {"id": "7", "inputs": [tensor], "outputs": outputs, "parameters": {"timeout": 10**6}}, raw
+
+
+def image_file(fuzz: Fuzz) -> bytes:
+    """Return a small JPEG or PNG file, half of the time with random changes to its bytes."""
+    sides = fuzz.rng.integers(1, 60, 2)
+    file = io.BytesIO()
+    Image.fromarray(fuzz.rng.integers(0, 256, (*sides, 3), np.uint8)).save(file, fuzz.choose(("JPEG", "PNG")))
+    content = bytearray(file.getvalue())
+    if fuzz.rng.random() < 0.5:
+        for _ in range(fuzz.rng.integers(1, 6)):
+            start = int(fuzz.rng.integers(min(len(content), 200)))  # most is said at the start
+            content[start : start + int(fuzz.rng.integers(0, 5))] = fuzz.rng.bytes(int(fuzz.rng.integers(0, 5)))
+    return bytes(content)
 
 
 def changed_request(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
@@ -136,7 +157,7 @@ def changed_request(fuzz: Fuzz) -> tuple[str, bytes, dict[str, str]]:
             raw = raw[: int(fuzz.rng.integers(len(raw) + 1))]
         elif change == 9:
             raw += fuzz.rng.bytes(int(fuzz.rng.integers(1, 100)))
-        elif change == 10:
+        elif change == 10 and tensor["datatype"] == "FP32":
             raw = np.full(len(raw) // 4, fuzz.choose((np.nan, np.inf, 3e38)), "<f4").tobytes()
         else:
             changes_bytes = True

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -46,7 +47,10 @@ class Infer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._decoding = asyncio.Lock()  # images one at a time: they take many times the memory of their files
+        # Images are decoded one at a time, in a thread of their own: they take many times the memory of their files, and
+        # what is free of it is used again by the thread that freed it.
+        self._decoding = asyncio.Lock()
+        self._decoder = ThreadPoolExecutor(1, "decoder")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -89,8 +93,9 @@ class Infer:
                 raise Overloaded(
                     "Expected time to decode images before the deadline, got none; allow more time, or try again later."
                 )
-            with holding.borrow(await asyncio.to_thread(request.decoding_size)):
-                return await asyncio.to_thread(request.read_input)
+            in_decoder = partial(asyncio.get_running_loop().run_in_executor, self._decoder)
+            with holding.borrow(await in_decoder(request.decoding_size)):
+                return await in_decoder(request.read_input)
 
 
 async def in_thread_if(is_slow: bool, function: Callable[..., T], *arguments: Any) -> T:
