@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,31 +14,38 @@ import typer
 from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from rich.progress import Progress
 
+    from anytime_lct.cli.answers import Row
     from anytime_lct.exits.budget import Ask, Budget
-    from anytime_lct.exits.bundle import Manifest
     from anytime_lct.runtime.answer import Answer
+    from anytime_lct.runtime.inputs import Portion
     from anytime_lct.runtime.session import AnytimeSession
 
+    # An input's name for the user, and what reads it.
+    Source = tuple[str, Callable[[], Iterator[Portion]]]
 
-# An input's name for the user, and its batch.
-Input = tuple[str, Any]
+
+INPUTS = "Image files, .npy arrays or text files, folders of them, patterns such as 'photos/**/*.jpg', or - for stdin."
 TIMEOUT = "Answer by the deepest exit that this machine reaches within this time, such as 5ms; needs `calibrate` first."
 CONFIDENCE = "Let every sample stop at the first exit with at least this confidence, from 0 to 1."
 MEAN = "Let samples stop by the bundle's rule for this mean number of multiply-adds, such as 20M; see `thresholds`."
 MEASURE = "Measure of confidence: max-probability, margin or entropy."
+EXIT = "Go no deeper than this exit, a number or main."
+FIXED = "Answer by this exit, a number or main."
+FORMAT = "How answers are printed: table, or csv or jsonl (one JSON object a line) as soon as they are there."
 STREAM = "Show the answer of every exit on the way, up to the one that the budget chooses."
 
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    files: Annotated[list[Path] | None, typer.Argument(help="Image files, .npy arrays or text files.")] = None,
-    text: Annotated[str | None, typer.Option(help="Text to continue, instead of files.")] = None,
+    inputs: Annotated[list[str] | None, typer.Argument(help=INPUTS)] = None,
+    text: Annotated[str | None, typer.Option(help="Text to continue by a character, instead of files.")] = None,
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
-    exit: Annotated[int | None, typer.Option("--exit", help="Go no deeper than this exit.")] = None,
+    exit: Annotated[str | None, typer.Option("--exit", metavar="N|main", help=EXIT)] = None,
+    fixed: Annotated[str | None, typer.Option(metavar="N|main", help=FIXED)] = None,
     stream: Annotated[bool, typer.Option("--stream", help=STREAM)] = False,
     top: Annotated[int | None, typer.Option(min=1, help="Number of classes to show; default: 1, for text 5.")] = None,
     timeout: Annotated[str | None, typer.Option(help=TIMEOUT)] = None,
@@ -44,59 +55,129 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of onnxruntime; default: as calibrated, else 1.")
     ] = None,
+    output: Annotated[str | None, typer.Option("--format", metavar="FORMAT", help=FORMAT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Answer files by a bundle: the class of every image, or the most likely next characters of a text.
 
-    Every answer comes from the most accurate exit that the budget allows. All inputs are read before the first answer
-    is shown.
+    Every answer comes from the most accurate exit that the budget allows. Files are read one after another; an array
+    of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
+    and the exit code is then 2.
 
-    Example: anytime-lct predict fashion.bundle boot.png --budget-flops 20M --top 3
+    Example: anytime-lct predict fashion.bundle photos --budget-flops 20M --format csv
     """
-    from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import Ask
+    import json
+    import sys
+
+    from anytime_lct.cli import answers
+    from anytime_lct.errors import BudgetError, InputError
     from anytime_lct.runtime.session import AnytimeSession
 
+    if as_json and output:
+        raise InputError(f"Expected --json or --format {output}, got both; leave one out.")
+    if output not in (None, *answers.FORMATS):
+        raise InputError(f"Expected --format {', '.join(answers.FORMATS)}, got '{output}'; name one of them.")
     session = AnytimeSession(bundle, threads=threads)
-    budget = read_budget(budget_flops, budget_params, budget_latency, exit)
+    main = session.profile.num_groups
+    budget = read_budget(budget_flops, budget_params, budget_latency, exit_number(exit, main))
     ask = read_ask(budget, timeout, min_confidence, measure, mean_flops)
-    if stream and ask != Ask(budget):
+    if fixed is not None:
+        ask = fixed_ask(ask, exit_number(fixed, main))
+    if stream and (ask.timeout, ask.min_confidence, ask.mean_flops) != (None, None, None):
         raise BudgetError(
             "Expected --stream alone, which shows every exit; leave --timeout, --min-confidence and --mean-flops out."
         )
     session.plan(ask)  # raises before any input is read where this bundle cannot answer
-    inputs = read_inputs(session, files or [], text)
+    if not inputs and text is None:
+        raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
     if timeout is not None:
         session.warm()  # loading graphs is not part of the request
     num_classes = top or (1 if session.manifest.task == "classification" else 5)
-    rows = (
-        row
-        for name, x in inputs
-        for answer in (stream_to(session, x, session.choose(budget)) if stream else [session.run(x, ask)])
-        for row in rows_of(session.manifest, name, answer, num_classes)
-    )
-    if as_json:
-        import json
 
-        typer.echo(json.dumps({"bundle": str(bundle), "answers": list(rows)}))
-    elif stream:
-        for row in rows:
-            typer.echo(line(row))
-    else:
-        show(list(rows))
+    def reply(x: Any) -> Iterator[Answer]:
+        return stream_to(session, x, session.plan(ask).deepest) if stream else iter([session.run(x, ask)])
+
+    sources = sources_of(inputs or [], text, session)
+    is_shown = as_json or output in (None, "table") or not sys.stdout.isatty()
+    failed: list[dict[str, str]] = []
+    with answers.bar_of(len(sources), shown=is_shown and not stream) as bar:
+        rows = answer_all(session, sources, reply, num_classes, failed, bar)
+        if as_json:
+            typer.echo(json.dumps({"bundle": str(bundle), "answers": list(rows), "failed": failed}))
+        elif output == "csv":
+            answers.write_csv(rows)
+        elif output == "jsonl":
+            answers.write_jsonl(rows)
+        elif stream:
+            answers.write_lines(rows)
+        else:
+            answers.write_table(rows, bar)
+    if failed:
+        if len(sources) > 1:
+            typer.echo(f"{len(failed)} of {len(sources)} inputs have no answer.", err=True)
+        raise typer.Exit(InputError.exit_code)
 
 
-def read_inputs(session: AnytimeSession, files: list[Path], text: str | None) -> list[Input]:
-    """Read and check every file and text."""
+def sources_of(names: list[str], text: str | None, session: AnytimeSession) -> list[Source]:
+    """Return the files that the names stand for, each with what reads it, and the text; the names may be none."""
     from anytime_lct.errors import InputError
-    from anytime_lct.runtime import preprocess
+    from anytime_lct.runtime.inputs import Portion, files_of, read
+    from anytime_lct.runtime.preprocess import from_text
 
-    inputs: list[Input] = [(str(path), preprocess.read_input(path, session.manifest)) for path in files]
+    def refuse(error: InputError) -> Iterator[Portion]:
+        raise error
+
+    manifest = session.manifest
+    sources: list[Source] = []
+    for name in names:
+        try:
+            sources += [(printable(file), partial(read, file, manifest)) for file in files_of(name, manifest)]
+        except InputError as error:
+            sources.append((printable(name), partial(refuse, error)))
     if text is not None:
-        inputs.append(("--text", preprocess.from_text(text, session.manifest.preprocessing)))
-    if not inputs:
-        raise InputError("Expected an input, got none; name files, or give --text for a text network.")
-    return [(name, session.check(x)) for name, x in inputs]
+        sources.append(("--text", lambda: iter([Portion(from_text(text, manifest.preprocessing), 0, 1)])))
+    return sources
+
+
+def printable(name: str) -> str:
+    """Return a file's name with the bytes that are not UTF-8 written as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def answer_all(
+    session: AnytimeSession,
+    sources: list[Source],
+    reply: Callable[[Any], Iterator[Answer]],
+    top: int,
+    failed: list[dict[str, str]],
+    bar: Progress,
+) -> Iterator[Row]:
+    """Read and answer one source after another; those without an answer are named on stderr and added to `failed`."""
+    from rich.text import Text
+
+    from anytime_lct.cli.answers import rows_of
+    from anytime_lct.errors import InputError
+
+    for name, read in sources:
+        try:
+            for portion in read():
+                for answer in reply(portion.x):
+                    yield from rows_of(session.manifest, name, portion, answer, top)
+        except InputError as error:
+            failed.append({"input": name, "error": str(error)})
+            bar.console.print(Text(str(error), style="red"), soft_wrap=True)
+        bar.advance(bar.task_ids[0])
+
+
+def exit_number(name: str | None, main: int) -> int | None:
+    """Return the number of an exit that is named by it or as main; raises BudgetError."""
+    from anytime_lct.errors import BudgetError
+
+    if name is None or name == "main":
+        return None if name is None else main
+    if not name.removeprefix("-").isdecimal():
+        raise BudgetError(f"Expected an exit from 1 to {main}, or main, got '{name}'; name one of them.")
+    return int(name)
 
 
 def read_ask(
@@ -118,64 +199,19 @@ def read_ask(
     )
 
 
+def fixed_ask(ask: Ask, exit: int | None) -> Ask:
+    """Return the Ask for one exit; raises BudgetError where `ask` has bounds of its own."""
+    from anytime_lct.errors import BudgetError
+    from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
+
+    if replace(ask, measure=DEFAULT_ASK.measure) != DEFAULT_ASK:
+        raise BudgetError("Expected --fixed alone, which names the exit; leave budgets, timeouts and thresholds out.")
+    return Ask(Budget(exit=exit), mode="fixed")
+
+
 def stream_to(session: AnytimeSession, x: Any, last: int) -> Iterator[Answer]:
     """Yield the answers of every exit on the way to `last`."""
     for answer in session.stream(x):
         yield answer
         if answer.exit == last:
             return
-
-
-def rows_of(manifest: Manifest, name: str, answer: Answer, top: int) -> Iterator[dict[str, Any]]:
-    """Yield an answer as plain values, one row per sample; for a text, those of its last character."""
-    probabilities = answer.probabilities
-    if probabilities.ndim == 3:
-        probabilities = probabilities[:, -1]
-    for sample, row in enumerate(probabilities):
-        best = row.argsort(kind="stable")[::-1][:top]
-        yield {
-            "input": name,
-            "sample": sample,
-            "samples": len(probabilities),
-            "exit": int(answer.exits[sample]),
-            "flops": answer.flops,
-            "stopped": answer.stopped,
-            "top": [
-                {"class": manifest.classes[k], "index": int(k), "probability": float(row[k])} for k in best.tolist()
-            ],
-            "text": manifest.task == "language-model",
-        }
-
-
-def line(row: dict[str, Any]) -> str:
-    """Format an answer as one line."""
-    from anytime_lct.exits.budget import show_count
-
-    return f"{title(row)}  exit {row['exit']}  {show_count(row['flops'])} FLOPs  {likely(row)}"
-
-
-def title(row: dict[str, Any]) -> str:
-    """Return the name of the input, with the sample's index if it has several."""
-    return row["input"] if row["samples"] == 1 else f"{row['input']}[{row['sample']}]"
-
-
-def likely(row: dict[str, Any]) -> str:
-    """Format classes with their probabilities; symbols in quotes, so that a space is visible."""
-    return ", ".join(
-        f"{repr(each['class']) if row['text'] else each['class']} {100 * each['probability']:.1f}%"
-        for each in row["top"]
-    )
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print answers as a table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from anytime_lct.cli.screen import screen
-    from anytime_lct.exits.budget import show_count
-
-    table = Table("input", "next character" if rows[0]["text"] else "class", "exit", "FLOPs")
-    for row in rows:
-        table.add_row(Text(title(row)), Text(likely(row)), str(row["exit"]), show_count(row["flops"]))
-    screen().print(table)

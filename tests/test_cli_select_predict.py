@@ -1,18 +1,23 @@
 """`select` and `predict` as a user calls them."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
+from PIL import Image
 
 from anytime_lct.cli.main import run
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import describe_file
 from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.runtime.preprocess import from_array
 from anytime_lct.runtime.session import AnytimeSession
 
 # Runs the program; returns its exit code, standard output and standard error.
@@ -155,14 +160,101 @@ def test_predict_text(program: Program, tmp_path: Path) -> None:
     assert "'\\n'" in program("predict", tmp_path / "bundle", "--text", "a b")[1]
 
 
-def test_predict_prints_nothing_before_every_input_is_read(
-    program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path
+@pytest.fixture
+def photos(images: tuple[Path, Path, np.ndarray], tmp_path: Path) -> Path:
+    """A folder of files that can be read (a.png, b/c.npy, b/d.PNG), one that is damaged, and what is no input."""
+    folder, rng = tmp_path / "photos", np.random.default_rng(1)
+    (folder / "b" / ".thumbnails").mkdir(parents=True)
+    for name in ("a.png", "b/d.PNG", "b/.thumbnails/d.png", ".e.png"):
+        Image.fromarray(rng.integers(0, 256, (9, 7), dtype=np.uint8)).save(folder / name)
+    np.save(folder / "b" / "c.npy", images[2])
+    (folder / "b" / "damaged.jpg").write_bytes(b"bad")
+    (folder / "notes.md").write_text("no picture")
+    (folder / "b" / "again").symlink_to(folder)
+    return folder
+
+
+def test_predict_answers_a_folder_but_for_what_is_damaged(
+    program: Program, images: tuple[Path, Path, np.ndarray], photos: Path
+) -> None:
+    code, out, err = program("predict", images[0], photos, "--json")
+    answer = json.loads(out)
+    names = [f"{photos}/{name}" for name in ("a.png", "b/c.npy", "b/c.npy", "b/d.PNG")]
+    assert [row["input"] for row in answer["answers"]] == names and [row["sample"] for row in answer["answers"]][2] == 1
+    assert [each["input"] for each in answer["failed"]] == [f"{photos}/b/damaged.jpg"]
+    assert code == 2 and err.splitlines() == [answer["failed"][0]["error"], "1 of 4 inputs have no answer."]
+    alone = json.loads(program("predict", images[0], *dict.fromkeys(names), "--json")[1])
+    assert alone["answers"] == answer["answers"] and not alone["failed"]
+    code, out, err = program("predict", images[0], f"{photos}/**/*.npy", photos / "absent.png", f"{photos}/x*")
+    assert (code, err.count("\n")) == (2, 3) and "c.npy[1]" in out and "absent.png" in err and "matches none" in err
+    code, out, err = program(
+        "predict", images[0], photos / "b" / ".thumbnails" / "d.png", photos.parent / "bundle", "--json"
+    )
+    assert code == 2 and len(json.loads(out)["answers"]) == 1 and "without a file" in err
+
+
+def test_predict_prints_csv_and_json_lines(
+    program: Program, images: tuple[Path, Path, np.ndarray], photos: Path
 ) -> None:
     bundle, file, _ = images
-    (tmp_path / "bad.png").write_bytes(b"bad")
-    for mode in ([], ["--stream"], ["--json"]):
-        code, out, err = program("predict", bundle, file, tmp_path / "bad.png", *mode)
-        assert (code, out, err.count("\n")) == (2, "", 1) and "bad.png" in err
+    expected = json.loads(program("predict", bundle, photos, file, "--top", "2", "--json")[1])["answers"]
+    code, out, _ = program("predict", bundle, photos, file, "--top", "2", "--format", "jsonl")
+    assert code == 2 and [json.loads(line) for line in out.splitlines()] == expected
+    code, out, _ = program("predict", bundle, photos, file, "--top", "2", "--format", "csv")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert code == 2 and [row["input"] for row in rows] == [row["input"] for row in expected]
+    for row, answer in zip(rows, expected, strict=True):
+        best, second = answer["top"]
+        assert (row["class"], row["class_2"], row["exit"]) == (best["class"], second["class"], str(answer["exit"]))
+        assert float(row["probability"]) == best["probability"]
+
+
+def test_predict_reads_standard_input(
+    program: Program, images: tuple[Path, Path, np.ndarray], photos: Path, tmp_path: Path, monkeypatch
+) -> None:
+    bundle, file, _ = images
+    text = tmp_path / "a.txt"
+    text.write_text("ab")
+    write_text_bundle(tmp_path / "text")
+    for folder, path in ((bundle, file), (bundle, photos / "a.png"), (tmp_path / "text", text)):
+        expected = json.loads(program("predict", folder, path, "--json")[1])["answers"]
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
+        answers = json.loads(program("predict", folder, "-", "--json")[1])["answers"]
+        assert answers == [row | {"input": "-"} for row in expected]
+    code, out, err = program("predict", bundle, "-")  # which is at its end
+    assert (code, out, err.count("\n")) == (2, "", 1) and "standard input" in err
+
+
+def test_predict_answers_large_arrays_in_portions(
+    program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path, monkeypatch
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (37, 6, 6), dtype=np.uint8)
+    np.save(tmp_path / "many.npy", pixels)
+    sizes, session = list[int](), AnytimeSession(images[0])
+    run = AnytimeSession.run
+    monkeypatch.setattr(AnytimeSession, "run", lambda self, x, ask: sizes.append(len(x)) or run(self, x, ask))
+    answers = json.loads(program("predict", images[0], tmp_path / "many.npy", "--json")[1])["answers"]
+    expected = run(session, from_array(pixels, session.manifest.preprocessing))
+    assert sizes == [16, 16, 5] and [row["sample"] for row in answers] == list(range(37))
+    assert [row["top"][0]["index"] for row in answers] == expected.classes.tolist()
+
+
+def test_predict_by_a_fixed_exit(program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
+    write_image_bundle(tmp_path / "some", served=(1, 3), profile=make_profile((0.9, 0.8, 0.7)))
+    for named, exit in (("--fixed", "1"), ("--fixed", "3"), ("--fixed", "main"), ("--exit", "main"), ("--exit", "2")):
+        answers = json.loads(program("predict", tmp_path / "some", images[1], named, exit, "--json")[1])["answers"]
+        chosen = {"1": 1, "3": 3, "main": 3}[exit] if named == "--fixed" else 1  # the most accurate up to there
+        assert {row["exit"] for row in answers} == {chosen}
+    for arguments, says in (
+        (("--exit", "9"), "among 1, 3, got 9"),
+        (("--fixed", "2"), "1, 3, got 2"),
+        (("--fixed", "deep"), "from 1 to 3, or main"),
+        (("--fixed", "1", "--budget-flops", "20M"), "--fixed alone"),
+        (("--format", "xml"), "table, csv, jsonl"),
+        (("--format", "csv", "--json"), "got both"),
+    ):
+        code, out, err = program("predict", tmp_path / "some", images[1], *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and says in err
 
 
 def test_predict_complains_in_one_sentence(

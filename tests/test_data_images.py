@@ -18,6 +18,7 @@ import torch
 from bundles import write_image_bundle
 from PIL import Image
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from anytime_lct.data import datasets as data
@@ -28,6 +29,7 @@ from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.export.write import preprocessing
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import TEXT, DataRecipe
+from anytime_lct.runtime import inputs
 from anytime_lct.runtime.preprocess import from_array, read_input
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
@@ -217,6 +219,10 @@ def test_hidden_folders_and_files_and_pipes_are_no_images(tmp_path):
     dataset = load("imagefolder", root=root, batch_size=3)
     assert dataset.facts == expected.facts and dataset.facts.classes == ("cat", "dog")
     assert torch.equal(samples(dataset)[0], samples(expected)[0])
+
+
+def test_predict_reads_of_a_folder_what_training_reads():
+    assert set(inputs.PICTURES) == set(IMG_EXTENSIONS)
 
 
 def test_files_are_listed_in_torchvisions_order(tmp_path):

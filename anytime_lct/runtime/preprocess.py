@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from anytime_lct.pixels import fit, read_picture
 from anytime_lct.texts import decode
 
 PICTURE_CHANNELS = (1, 3)  # of image files: grey, RGB
+ARRAY = ".npy"
 NPY = b"\x93NUMPY"  # with which every .npy file begins, one that comes through a pipe too
 
 
@@ -35,20 +38,30 @@ def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"Expected an input file, got '{path}': {error.strerror}; check its name.") from None
+    return from_bytes(content, str(path), manifest)
+
+
+def from_bytes(content: bytes, name: str, manifest: Manifest) -> NDArray[Any]:
+    """Turn what the file `name` holds into a batch, as `read_input` does; raises InputError."""
     if not content:
-        raise InputError(f"Expected an input file, got '{path}', which is empty; name another one.")
+        raise InputError(f"Expected an input file, got '{name}', which is empty; name another one.")
     rules = manifest.preprocessing
-    try:
+    with naming(name):
         if rules.kind == "text":
-            return from_text(_read_text(content, path, rules), rules)
-        if path.suffix.lower() == ".npy" or content.startswith(NPY):
-            return from_array(_read_array(content, path), rules)
-        return from_picture(content, str(path), rules)
+            return from_text(_read_text(content, name, rules), rules)
+        if name.lower().endswith(ARRAY) or content.startswith(NPY):
+            return from_array(load_array(BytesIO(content), name), rules)
+        return from_picture(content, name, rules)
+
+
+@contextmanager
+def naming(name: str) -> Generator[None]:
+    """Put the name of a file into the messages of InputErrors in this block that lack it."""
+    try:
+        yield
     except InputError as error:
-        # Some messages do not name the file, as what raises them sees only its content.
         message = str(error)
-        named = message if str(path) in message else f"In '{path}': {message[0].lower()}{message[1:]}"
-        raise InputError(named) from None
+        raise InputError(message if name in message else f"In '{name}': {message[0].lower()}{message[1:]}") from None
 
 
 def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
@@ -91,12 +104,19 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
     uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised; float32 and
     float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
     """
+    return from_samples(samples(array, rules), rules)
+
+
+def samples(array: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
+    """Return an array as `from_array` takes it with a batch dimension, not copied; raises InputError.
+
+    Pixels are (B, H, W, C), network inputs (B, C, H, W).
+    """
     channels, height, width = _image_shape(rules)
     if array.size == 0:
         raise InputError(f"Expected at least one image, got an array of shape {array.shape}; add one.")
     if array.dtype == np.uint8:
-        pixels = _batch_of_pixels(array, channels, (height, width))
-        return normalise(np.stack([fit(image, height, width, rules.resize) for image in pixels]), rules)
+        return _batch_of_pixels(array, channels, (height, width))
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise InputError(
             f"Expected uint8 pixels or float32 network inputs, got {array.dtype.name}; convert them to one of the two."
@@ -107,6 +127,14 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
             f"Expected network inputs of shape ({channels}, {height}, {width}), with or without a batch dimension "
             f"before, got {array.shape}; give raw pixels as uint8."
         )
+    return batch
+
+
+def from_samples(batch: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
+    """Make a batch (B, C, H, W) float32 of what `samples` returns, or of some of it; raises InputError."""
+    if batch.dtype == np.uint8:
+        _, height, width = _image_shape(rules)
+        return normalise(np.stack([fit(image, height, width, rules.resize) for image in batch]), rules)
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(batch, dtype=np.float32)
     if not np.isfinite(floats).all():
@@ -170,22 +198,23 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
     )
 
 
-def _read_array(content: bytes, path: Path) -> NDArray[Any]:
+def load_array(source: BytesIO | Path, name: str, *, mapped: bool = False) -> NDArray[Any]:
+    """Read the array of the .npy file `name`; with `mapped`, its numbers are read when used; raises InputError."""
     try:
-        array = np.load(BytesIO(content), allow_pickle=False)
+        array = np.load(source, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError, BadZipFile):
         raise InputError(
-            f"Expected '{path}' to hold one array of numbers, got a damaged or pickled file; save it again with "
+            f"Expected '{name}' to hold one array of numbers, got a damaged or pickled file; save it again with "
             f"numpy.save."
         ) from None
     if not isinstance(array, np.ndarray):
         array.close()
-        raise InputError(f"Expected '{path}' to hold one array, got an archive of several; save one with numpy.save.")
+        raise InputError(f"Expected '{name}' to hold one array, got an archive of several; save one with numpy.save.")
     return cast("NDArray[Any]", array)
 
 
-def _read_text(content: bytes, path: Path, rules: Preprocessing) -> str:
-    text = decode(content, str(path), rules.encoding, f"save it as {(rules.encoding or 'utf-8').upper()}")
+def _read_text(content: bytes, name: str, rules: Preprocessing) -> str:
+    text = decode(content, name, rules.encoding, f"save it as {(rules.encoding or 'utf-8').upper()}")
     # Editors end files with a line feed, which is not part of the text unless the network knows that symbol.
     return text if "\n" in rules.symbols else text.removesuffix("\n").removesuffix("\r")
 

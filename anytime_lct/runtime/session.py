@@ -105,9 +105,13 @@ class AnytimeSession:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.
 
         A latency is compared with this machine's timings where there are any, and with the profile's otherwise.
-        Raises NothingFitsError, and BudgetError for a latency budget where neither has latencies.
+        Raises NothingFitsError, and BudgetError for an exit that the network lacks, or for a latency budget where
+        neither has latencies.
         """
         budget = budget or UNLIMITED
+        if budget.exit is not None and budget.exit > self.manifest.num_groups:
+            served = ", ".join(map(str, self.served))
+            raise BudgetError(f"Expected an exit among {served}, got {budget.exit}; name one of them.")
         if (exit := self._exit_of.get(budget)) is None:
             exit = select(self._profile_for(budget), budget, exits=self.served).exit
             if len(self._exit_of) >= MAX_CACHED_BUDGETS:

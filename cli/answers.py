@@ -1,0 +1,124 @@
+"""Answers as `predict` shows them: rows of plain values, as a table, lines, CSV, JSON lines or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from anytime_lct.exits.bundle import Manifest
+    from anytime_lct.runtime.answer import Answer
+    from anytime_lct.runtime.inputs import Portion
+
+FORMATS = ("table", "csv", "jsonl")
+MANY = 20  # inputs, of which a bar shows how many are answered
+PAGE = 1000  # rows of a table
+
+Row = dict[str, Any]
+
+
+def rows_of(manifest: Manifest, name: str, portion: Portion, answer: Answer, top: int) -> Iterator[Row]:
+    """Yield an answer as plain values, one row per sample; for a text, those of its last character."""
+    probabilities = answer.probabilities
+    if probabilities.ndim == 3:
+        probabilities = probabilities[:, -1]
+    for k, row in enumerate(probabilities):
+        best = row.argsort(kind="stable")[::-1][:top]
+        yield {
+            "input": name,
+            "sample": portion.first + k,
+            "samples": portion.count,
+            "exit": int(answer.exits[k]),
+            "flops": answer.flops,
+            "stopped": answer.stopped,
+            "top": [
+                {"class": manifest.classes[c], "index": int(c), "probability": float(row[c])} for c in best.tolist()
+            ],
+            "text": manifest.task == "language-model",
+        }
+
+
+def write_csv(rows: Iterable[Row]) -> None:
+    """Print rows as CSV, the first class as class, index and probability, the second as class_2, .."""
+    import csv
+
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(map(_flat, rows)):
+        if number == 0:
+            lines.writerow(row)
+        lines.writerow(row.values())
+        sys.stdout.flush()
+
+
+def write_jsonl(rows: Iterable[Row]) -> None:
+    """Print every row as a JSON object in a line of its own."""
+    for row in rows:
+        typer.echo(json.dumps(row))
+
+
+def write_lines(rows: Iterable[Row]) -> None:
+    """Print every row as a line for people."""
+    from anytime_lct.exits.budget import show_count
+
+    for row in rows:
+        typer.echo(f"{_title(row)}  exit {row['exit']}  {show_count(row['flops'])} FLOPs  {_likely(row)}")
+
+
+def write_table(rows: Iterable[Row], bar: Progress) -> None:
+    """Print rows as a table, of many rows as several; meanwhile the bar is not on the screen."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from anytime_lct.cli.screen import screen
+    from anytime_lct.exits.budget import show_count
+
+    remaining = iter(rows)
+    while page := list(islice(remaining, PAGE)):
+        table = Table("input", "next character" if page[0]["text"] else "class", "exit", "FLOPs")
+        for row in page:
+            table.add_row(Text(_title(row)), Text(_likely(row)), str(row["exit"]), show_count(row["flops"]))
+        bar.stop()
+        screen().print(table)
+        bar.start()
+
+
+def bar_of(total: int, *, shown: bool) -> Progress:
+    """Return a bar on standard error, of many inputs on a terminal, and else one that shows nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True,
+        redirect_stdout=False, disable=not (shown and total > MANY and console.is_terminal),
+    )  # fmt: skip
+    bar.add_task("inputs", total=total)
+    return bar
+
+
+def _flat(row: Row) -> Row:
+    """Return a row with its classes as columns, without what CSV does not need."""
+    flat = {key: value for key, value in row.items() if key not in ("top", "samples", "text")}
+    for rank, each in enumerate(row["top"], start=1):
+        flat |= {key if rank == 1 else f"{key}_{rank}": value for key, value in each.items()}
+    return flat
+
+
+def _title(row: Row) -> str:
+    """Return the name of the input, with the sample's index if it has several."""
+    return row["input"] if row["samples"] == 1 else f"{row['input']}[{row['sample']}]"
+
+
+def _likely(row: Row) -> str:
+    """Format classes with their probabilities; symbols in quotes, so that a space is visible."""
+    return ", ".join(
+        f"{repr(each['class']) if row['text'] else each['class']} {100 * each['probability']:.1f}%"
+        for each in row["top"]
+    )
