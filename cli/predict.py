@@ -34,6 +34,11 @@ MEASURE = "Measure of confidence: max-probability, margin or entropy."
 EXIT = "Go no deeper than this exit, a number or main."
 FIXED = "Answer by this exit, a number or main."
 FORMAT = "How answers are printed: table, or csv or jsonl (one JSON object a line) as soon as they are there."
+GENERATE = "Write so many characters that follow --prompt, each within the budget."
+PROMPT = "The text that --generate continues; default: a line feed."
+TEMPERATURE = "With --generate: 1, the default, draws as the network predicts, less is safer, 0 takes the likeliest."
+SEED = "With --generate: equal seeds give equal texts; default: 0."
+CONTEXT = "With --generate: the network reads no more than this many characters back; default: all."
 STREAM = "Show the answer of every exit on the way, up to the one that the budget chooses."
 
 
@@ -55,6 +60,11 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of onnxruntime; default: as calibrated, else 1.")
     ] = None,
+    generate: Annotated[int | None, typer.Option(metavar="CHARACTERS", help=GENERATE)] = None,
+    prompt: Annotated[str | None, typer.Option(help=PROMPT)] = None,
+    temperature: Annotated[float | None, typer.Option(help=TEMPERATURE)] = None,
+    seed: Annotated[int | None, typer.Option(help=SEED)] = None,
+    context: Annotated[int | None, typer.Option(help=CONTEXT)] = None,
     output: Annotated[str | None, typer.Option("--format", metavar="FORMAT", help=FORMAT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -62,7 +72,7 @@ def predict(
 
     Every answer comes from the most accurate exit that the budget allows. Files are read one after another; an array
     of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
-    and the exit code is then 2.
+    and the exit code is then 2. With --generate, a text network writes on from --prompt by itself.
 
     Example: anytime-lct predict fashion.bundle photos --budget-flops 20M --format csv
     """
@@ -88,10 +98,19 @@ def predict(
             "Expected --stream alone, which shows every exit; leave --timeout, --min-confidence and --mean-flops out."
         )
     session.plan(ask)  # raises before any input is read where this bundle cannot answer
-    if not inputs and text is None:
-        raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
     if timeout is not None:
         session.warm()  # loading graphs is not part of the request
+    drawing = {"temperature": temperature, "seed": seed, "context": context}
+    if generate is not None:
+        others = {"inputs": inputs, "--text": text, "--stream": stream, "--top": top}
+        if extra := [name for name, value in others.items() if value]:
+            raise InputError(f"Expected --prompt alone with --generate, got {extra[0]}; leave it out.")
+        write_text(session, (prompt, generate), ask, drawing, "json" if as_json else output)
+        return
+    if extra := [name for name, value in {"prompt": prompt, **drawing}.items() if value is not None]:
+        raise InputError(f"Expected --generate with --{extra[0]}, got none; add --generate 200, or leave it out.")
+    if not inputs and text is None:
+        raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
     num_classes = top or (1 if session.manifest.task == "classification" else 5)
 
     def reply(x: Any) -> Iterator[Answer]:
@@ -116,6 +135,24 @@ def predict(
         if len(sources) > 1:
             typer.echo(f"{len(failed)} of {len(sources)} inputs have no answer.", err=True)
         raise typer.Exit(InputError.exit_code)
+
+
+def write_text(
+    session: AnytimeSession, start: tuple[str | None, int], ask: Ask, drawing: dict[str, Any], output: str | None
+) -> None:
+    """Generate a text from its start, a prompt and a number of characters, and print it as `output` says."""
+    from anytime_lct.cli import generation
+    from anytime_lct.runtime.generation import default_prompt, generate
+
+    prompt, length = start
+    options = {key: value for key, value in drawing.items() if value is not None}
+    characters = generate(session, default_prompt(session) if prompt is None else prompt, length, ask, **options)
+    if output == "json":
+        generation.write_json(str(session.bundle.path), prompt or "", characters)
+    elif output in ("csv", "jsonl"):
+        generation.write_rows(characters, output)
+    else:
+        generation.write_text(prompt or "", characters)
 
 
 def sources_of(names: list[str], text: str | None, session: AnytimeSession) -> list[Source]:

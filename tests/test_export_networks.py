@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime_lct.errors import ExportError
+from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Profile
 from anytime_lct.export import parity
 from anytime_lct.models import networks as models
+from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
+from anytime_lct.runtime import AnytimeSession, generate
 from anytime_lct.task import Facts
 
 IMAGES = Facts("made", "classification", (1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.25,))
@@ -124,6 +127,15 @@ def test_a_character_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     bundle = export(network, TEXT, profile_of(network), tmp_path / "bundle", model_name="lstm")
     for batch, length in [(1, 12), (3, 5), (64, 12), (2, 1), (1, 1), (2, 31)]:
         agree(bundle, network, sample(TEXT, batch, length))
+    for exit in (1, 2, 3):
+        with probing(network), carrying(network):  # torch reads every character once
+            k, expected = 0, ""
+            for _ in range(15):
+                k = int(network(torch.tensor([[k]]))[exit - 1][0, -1].argmax())
+                expected += TEXT.classes[k]
+        ask = Ask(Budget(exit=exit), mode="fixed")
+        text = generate(AnytimeSession(bundle), "a", 15, ask, temperature=0)
+        assert "".join(character.symbol for character in text) == expected
     assert capfd.readouterr() == ("", "")  # onnxruntime would tell of a shape unlike the recorded one
 
 
