@@ -21,8 +21,8 @@ class Facts:
     `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
     the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is the
     length to which the shorter side of an image of another size is resized, before its centre is cropped. `encoding` is
-    that of a text's file where the recipe names one. `counts` are the images, or the characters, of the training,
-    validation and test split, () where they are not known.
+    that of a text's file where the recipe names one, `encodings` are those that its files were decoded by. `counts` are
+    the images, or the characters, of the training, validation and test split, () where they are not known.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Facts:
     resize: int | None = None
     encoding: str | None = None
     counts: tuple[int, ...] = ()
+    encodings: tuple[str, ...] = ()
 
     @property
     def metric(self) -> MetricName:

@@ -16,6 +16,15 @@ MARKS = {
 }
 
 
+def encoding_of(content: bytes) -> str:
+    """Return the encoding that the byte-order mark of a text names; UTF-8 without one.
+
+    >>> encoding_of("ab".encode("utf-16"))
+    'utf-16'
+    """
+    return next((encoding for mark, encoding in MARKS.items() if content.startswith(mark)), "utf-8")
+
+
 def decode(content: bytes, name: str, encoding: str | None, remedy: str) -> str:
     """Decode the content of the file `name` by `encoding`; by default by its byte-order mark, or else as UTF-8.
 
@@ -24,8 +33,7 @@ def decode(content: bytes, name: str, encoding: str | None, remedy: str) -> str:
     >>> decode(b"\\xef\\xbb\\xbfcaf\\xc3\\xa9", "a.txt", None, "save it as UTF-8")
     'café'
     """
-    by_mark = next((each for mark, each in MARKS.items() if content.startswith(mark)), None)
-    codec = encoding or by_mark or "utf-8"
+    codec = encoding or encoding_of(content)
     try:
         text = content.decode(codec)
     except LookupError:

@@ -34,7 +34,8 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
 
         def show(event: Event) -> None:
             if isinstance(event, Note):  # printed even with `quiet`
-                Console(stderr=True).print(event.text, highlight=False, markup=False, soft_wrap=True)
+                notes = Console(stderr=True) if quiet else console
+                notes.print(event.text, highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Start):
                 console.print(start_line(event), highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Epoch):
@@ -62,7 +63,9 @@ def start_line(start: Start) -> str:
         f", {count:,} for {split}" for count, split in zip(facts.counts[1:], ("validation", "test"), strict=False)
     )
     training = f"{facts.counts[0]:,} {unit} for training{samples}; " if facts.counts else ""
-    size = "" if is_text else f" as {'x'.join(map(str, facts.input_shape))}"
+    size = f" as {'x'.join(map(str, facts.input_shape))}"
+    if is_text:
+        size = f" in {', '.join(facts.encodings).upper()}" if facts.encodings else ""
     cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
     return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}"
 

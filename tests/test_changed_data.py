@@ -167,6 +167,7 @@ def test_a_network_that_slices_its_positions_is_trained_and_measured(tmp_path):
     start, *_ = train(recipe, datasets.from_recipe(recipe), tmp_path / "run")
     assert isinstance(start, Start)
     assert start_line(start).startswith(
-        r"text: 4 symbols ('\n', 'a', 'b', 'c'); 1,800 characters for training, 100 for validation, 100 for test; cut"
+        r"text: 4 symbols ('\n', 'a', 'b', 'c') in UTF-8; 1,800 characters for training, 100 for validation, 100 for "
+        "test; cut"
     )
     assert verbs.analyze(tmp_path / "run").metric == "bpc"

@@ -152,6 +152,7 @@ def test_a_text_is_decoded_by_its_mark_or_as_the_recipe_says(tmp_path, codec, na
         data__name="text", data__path=str(tmp_path / "b"), data__batch_size=2, data__sequence_length=5, **settings
     ).facts
     assert facts.classes == ("A", "ÿ") and facts.encoding == named and sum(facts.counts) == 1000
+    assert facts.encodings == (named or codec.removesuffix("-sig"),)
 
 
 @pytest.mark.parametrize(

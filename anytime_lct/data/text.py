@@ -15,7 +15,7 @@ from anytime_lct.errors import DataError
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
-from anytime_lct.texts import decode
+from anytime_lct.texts import decode, encoding_of
 
 TEST_SHARE = 0.05
 REMEDY = "repair it, or name its encoding with --set data.encoding=NAME, such as utf-16-le, cp1252 or latin-1"
@@ -93,15 +93,17 @@ def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
         raise DataError("The data set 'text' needs a file; name it with --set data.path=FILE.")
     path = (Path(recipe.root or "") / recipe.path).expanduser()
     if not path.is_dir():
-        return _as_batches(recipe, _split(_read(path, recipe.encoding), recipe.validation))
-    parts = _split("", 0.0)
+        text, encoding = _read(path, recipe.encoding)
+        return _as_batches(recipe, _split(text, recipe.validation), (encoding,))
+    parts, encodings = _split("", 0.0), dict[str, None]()
     for split in PARTS:
         if recipe.validation or split != "validation":
-            parts[split] = _read(_part(path, split), recipe.encoding)
-    return _as_batches(recipe, parts)
+            parts[split], encoding = _read(_part(path, split), recipe.encoding)
+            encodings[encoding] = None
+    return _as_batches(recipe, parts, tuple(encodings))
 
 
-def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
+def _as_batches(recipe: DataRecipe, parts: dict[Split, str], encodings: tuple[str, ...] = ()) -> TextBatches:
     """Number the symbols of the whole text, sorted, so that none is unknown in the test part."""
     if recipe.mean is not None or recipe.std is not None:
         raise DataError("Expected data.mean and data.std for images only, got them for a text; leave them out.")
@@ -116,7 +118,10 @@ def _as_batches(recipe: DataRecipe, parts: dict[Split, str]) -> TextBatches:
     ids: dict[Split, Tensor] = {split: torch.from_numpy(number[code]) for split, code in codes.items()}
     counts = tuple(len(ids[split]) for split in PARTS)
     shape = (recipe.sequence_length,)
-    facts = Facts(recipe.name, "language-model", shape, len(symbols), symbols, encoding=recipe.encoding, counts=counts)
+    facts = Facts(
+        recipe.name, "language-model", shape, len(symbols), symbols, encoding=recipe.encoding, counts=counts,
+        encodings=encodings,
+    )  # fmt: skip
     streams = recipe.batch_size or batch_size(counts[0] // recipe.sequence_length)
     batches = TextBatches(facts, ids, streams, recipe.sequence_length)
     for split in PARTS:
@@ -134,7 +139,8 @@ def _split(text: str, validation: float) -> dict[Split, str]:
     return {"train": text[:middle], "validation": text[middle:end], "test": text[end:]}
 
 
-def _read(path: Path, encoding: str | None) -> str:
+def _read(path: Path, encoding: str | None) -> tuple[str, str]:
+    """Return the text of a file, and the encoding that it was decoded by."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -142,7 +148,7 @@ def _read(path: Path, encoding: str | None) -> str:
             f"Expected a text in '{path.absolute()}', which cannot be read ({error.strerror}); name a file with "
             f"--set data.path=FILE."
         ) from None
-    return decode(content, str(path), encoding, REMEDY)
+    return decode(content, str(path), encoding, REMEDY), encoding or encoding_of(content)
 
 
 def _part(folder: Path, split: Split) -> Path:

@@ -18,6 +18,7 @@ from anytime_lct.training.methods.table import checked, expect_processes
 from anytime_lct.training.prepare import device_of
 from anytime_lct.training.processes.launch import launch
 from anytime_lct.training.processes.team import in_team, join_team
+from anytime_lct.verbs.trial import with_trial
 
 
 def train(
@@ -58,7 +59,8 @@ def train(
     if team is None or (team.leads and not team.restarted):
         _expect_no_run(path, resume)
     last_epoch: Epoch | None = None
-    for event in run.train(recipe, datasets.from_recipe(recipe), path, resume=resume, team=team):
+    events = run.train(recipe, datasets.from_recipe(recipe), path, resume=resume, team=team)
+    for event in events if resume or team is not None else with_trial(events, recipe):
         if report is not None:
             report(event)
         last_epoch = event if isinstance(event, Epoch) else last_epoch
