@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from bundles import make_profile
+from bundles import make_profile, write_text_bundle
 from exporting import export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime_lct.errors import ExportError
-from anytime_lct.exits.budget import Ask, Budget
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Profile
 from anytime_lct.export import parity
@@ -136,7 +137,30 @@ def test_a_character_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
         ask = Ask(Budget(exit=exit), mode="fixed")
         text = generate(AnytimeSession(bundle), "a", 15, ask, temperature=0)
         assert "".join(character.symbol for character in text) == expected
+    assert bundle.manifest.reads_on
+    confidences = AnytimeSession(bundle).run_to(1, sample(TEXT, 1, 30).numpy()).probabilities.max(axis=-1)
+    half = Ask(min_confidence=float(np.median(confidences)))
+    for ask in (DEFAULT_ASK, half, replace(half, budget=Budget(exit=2))):
+        once, anew = (
+            list(generate(AnytimeSession(bundle), "ab", 40, ask, context=context, seed=1)) for context in (None, 99)
+        )  # groups that were not needed catch up
+        for a, b in zip(once, anew, strict=True):
+            assert (a.symbol, a.exit, a.stopped) == (b.symbol, b.exit, b.stopped)
+            assert abs(a.probability - b.probability) < 1e-5
+        assert len({a.exit for a in once}) > 1 or ask == DEFAULT_ASK
     assert capfd.readouterr() == ("", "")  # onnxruntime would tell of a shape unlike the recorded one
+
+
+def test_a_network_that_needs_the_whole_text_does_not_read_on(tmp_path: Path):
+    bundle = write_text_bundle(tmp_path)
+    facts = Facts("made", "language-model", (12,), bundle.manifest.outputs, bundle.manifest.classes)
+    assert parity.reads_on(tmp_path, 3, (1, 2), facts)
+    model = onnx.load(bundle.group(2))
+    model.graph.node[0].input[0] = "sums"
+    model.graph.node.insert(0, onnx.helper.make_node("CumSum", ["input", "axis"], ["sums"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "axis"))
+    onnx.save(model, bundle.group(2))
+    assert not parity.reads_on(tmp_path, 3, (1, 2), facts)
 
 
 def test_pooling_to_a_side_that_does_not_divide(tmp_path: Path):

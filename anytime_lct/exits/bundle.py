@@ -4,6 +4,7 @@ BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
 BUNDLE/critic_1.onnx ..                 "input" -> "logits", from a hidden tensor to an answer
+    of a text, with constants for the state of every LSTM, state_1_h, state_1_c, and outputs state_1_h_next, ..
 BUNDLE/anytime.onnx                     optional: all exits, "input" and "thresholds" -> "logits" and "exit"
 """
 
@@ -71,7 +72,8 @@ class Manifest(Record):
     """What is in the bundle. `served` are the exits that it can answer with; indices count from 1.
 
     All graphs have one `precision`. `largest_difference` is between the graphs' logits and torch's or, for int8,
-    between those of the chain of groups and of the whole exits.
+    between those of the chain of groups and of the whole exits. `reads_on` is whether groups and critics on text,
+    given the states that they left, answer the characters that follow as they would behind the whole text.
     """
 
     format: Literal[1] = 1
@@ -92,6 +94,7 @@ class Manifest(Record):
     served: Annotated[tuple[int, ...], Field(min_length=1)]
     largest_difference: Annotated[float, Field(ge=0.0)]
     precision: Literal["float32", "int8"] = "float32"
+    reads_on: bool = False
     profile: File
     thresholds: File | None = None
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
-from anytime_lct.export.nodes import forget_shapes, read_input_once, unfold_norms
+from anytime_lct.export.nodes import expose_states, forget_shapes, read_input_once, unfold_norms
 from anytime_lct.export.pooling import PoolingByWindows
 
 OPSET = 18
@@ -51,15 +51,15 @@ class Sheet:
     dynamic: tuple[str, ...]
 
     def group(self, i: int) -> onnx.ModelProto:
-        """Return layer group i, "input" -> "hidden", or "logits" where it is the network's last."""
+        """Return layer group i, "input" -> "hidden", or "logits" where it is the last; of a text with states."""
         is_last = self.complete and i == self.num_groups
         model = _chain(self, f"group_{i}", [_group(i)], "logits" if is_last else "hidden")
         read_input_once(model.graph)
-        return model
+        return self._continued(model)
 
     def critic(self, i: int) -> onnx.ModelProto:
-        """Return critic i, "input" -> "logits"."""
-        return _chain(self, f"critic_{i}", [(f"hidden_{i}", f"critic_{i}")], "logits")
+        """Return critic i, "input" -> "logits", of a text with states."""
+        return self._continued(_chain(self, f"critic_{i}", [(f"hidden_{i}", f"critic_{i}")], "logits"))
 
     def exit(self, i: int) -> onnx.ModelProto:
         """Return sub-model i, "input" -> "logits"."""
@@ -67,6 +67,13 @@ class Sheet:
         if not (self.complete and i == self.num_groups):
             parts.append((f"hidden_{i}", f"critic_{i}"))
         return _chain(self, f"exit_{i}", parts, "logits")
+
+    def _continued(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a part, of a text with inputs and outputs for the states of its recurrent layers."""
+        if "time" in self.dynamic:
+            expose_states(model.graph)
+            onnx.checker.check_model(model, full_check=True)
+        return model
 
 
 def export_sheet(

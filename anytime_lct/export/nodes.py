@@ -1,4 +1,4 @@
-"""Changes to the nodes of an exported graph: shapes of sequences, batch norms, and an input that several nodes read."""
+"""Changes to the nodes of an exported graph: shapes and states of sequences, norms, an input that several read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 import onnx
 import onnx_ir
 from onnx import helper, numpy_helper
+
+# Of recurrent layers, the inputs that hold the state to begin from, and its letter.
+STATES = {"LSTM": {5: "h", 6: "c"}, "GRU": {5: "h"}, "RNN": {5: "h"}}
 
 
 def forget_shapes(graph: onnx_ir.Graph) -> None:
@@ -38,6 +41,38 @@ def read_input_once(graph: onnx.GraphProto) -> None:
             if value == "input":
                 node.input[index] = "input_once"
     graph.node.insert(0, helper.make_node("MaxPool", ["input"], ["input_once"], "enter_once", kernel_shape=[1, 1]))
+
+
+def expose_states(graph: onnx.GraphProto) -> None:
+    """Let recurrent layers begin from a state that is a constant of its own, zero, and return their last one.
+
+    The k-th layer has the constant state_k_h, (1, 1, units), and the output state_k_h_next, (directions, batch, units);
+    an LSTM has state_k_c too. The runtime makes the constants inputs.
+    """
+    nodes, count = list(graph.node), 0
+    del graph.node[:]
+    for node in nodes:
+        states = STATES.get(node.op_type, {})
+        has_states = all(position < len(node.input) and node.input[position] for position in states)
+        is_last_unused = not any(node.output[1:])
+        if states and has_states and is_last_unused:
+            count += 1
+            for position, letter in states.items():
+                _expose_state(graph, node, position, f"state_{count}_{letter}")
+        graph.node.append(node)
+
+
+def _expose_state(graph: onnx.GraphProto, node: onnx.NodeProto, position: int, state: str) -> None:
+    """Add the constant `state` to an input of a recurrent node, and return the last state of this kind."""
+    units = next(attribute.i for attribute in node.attribute if attribute.name == "hidden_size")
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, units), np.float32), state))
+    graph.node.append(helper.make_node("Add", [node.input[position], state], [f"{state}_first"], f"{state}_first"))
+    node.input[position] = f"{state}_first"
+    last = position - 4  # behind the output of every step
+    node.output.extend([""] * (last + 1 - len(node.output)))
+    node.output[last] = f"{state}_next"
+    shape = [None, "batch", units]
+    graph.output.append(helper.make_tensor_value_info(f"{state}_next", onnx.TensorProto.FLOAT, shape))
 
 
 def unfold_norms(graph: onnx.GraphProto) -> None:

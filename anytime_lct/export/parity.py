@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anytime_lct.errors import ExportError
+from anytime_lct.runtime.states import names_of, with_inputs
 from anytime_lct.task import Facts
 
 TOLERANCE = 1e-4
@@ -75,17 +76,39 @@ def samples(facts: Facts) -> Iterator[NDArray]:
             yield generator.standard_normal((batch, *facts.input_shape), dtype=np.float32)
 
 
-def chain_engine(folder: Path, num_groups: int, critics: Sequence[int]) -> Engine:
-    """Open the groups and critics of a folder as an engine that runs them one after another."""
-    group_sessions = [_open(folder / f"group_{i}.onnx") for i in range(1, num_groups + 1)]
-    critic_sessions = {i: _open(folder / f"critic_{i}.onnx") for i in critics}
+def reads_on(folder: Path, num_groups: int, critics: Sequence[int], facts: Facts) -> bool:
+    """Return whether a text read in portions, from the states that portions before leave, is answered as in one."""
+    if facts.task != "language-model":
+        return False
+    x, states = next(samples(facts)), dict[int, dict[str, NDArray]]()
+    whole, continued = (chain_engine(folder, num_groups, critics, states=each) for each in (None, states))
+    expected = whole(x)
+    parts = [continued(part) for part in np.split(x, [1, 2, x.shape[1] // 2], axis=1) if part.size]
+    try:
+        for i, logits in expected.items():
+            _difference(f"text in portions at exit {i}", np.concatenate([part[i] for part in parts], axis=1), logits)
+    except ExportError:
+        return False
+    return True
+
+
+def chain_engine(
+    folder: Path, num_groups: int, critics: Sequence[int], states: dict[int, dict[str, NDArray]] | None = None
+) -> Engine:
+    """Open the groups and critics of a folder as an engine that runs them one after another.
+
+    With `states`, which it changes, every part goes on from those of the run before.
+    """
+    fed = states is not None
+    group_sessions = [_open(folder / f"group_{i}.onnx", fed=fed) for i in range(1, num_groups + 1)]
+    critic_sessions = {i: _open(folder / f"critic_{i}.onnx", fed=fed) for i in critics}
 
     def run(x: NDArray) -> dict[int, NDArray]:
         answers = {}
         for i, group in enumerate(group_sessions, start=1):
-            x = _run(group, x)
+            x = _run(group, x, states)
             if i in critic_sessions:
-                answers[i] = _run(critic_sessions[i], x)
+                answers[i] = _run(critic_sessions[i], x, states)
         return answers if num_groups in critic_sessions else answers | {num_groups: x}
 
     return run
@@ -130,13 +153,23 @@ def _exits(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module], x: Ten
     return answers if len(groups) in critics else answers | {len(groups): x.numpy()}
 
 
-def _open(path: Path) -> ort.InferenceSession:
+def _open(path: Path, *, fed: bool = False) -> ort.InferenceSession:
+    """Open a graph; with `fed`, the states of its recurrent layers are inputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # onnxruntime counts cores that a container does not have
     options.log_severity_level = 4  # errors are raised; nothing is printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would occupy the cores
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if fed and (states := names_of([each.name for each in session.get_outputs()])):
+        content = with_inputs(path.read_bytes(), states)
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return session
 
 
-def _run(session: ort.InferenceSession, x: NDArray) -> NDArray:
-    return np.asarray(session.run(None, {"input": x})[0])
+def _run(session: ort.InferenceSession, x: NDArray, states: dict[int, dict[str, NDArray]] | None = None) -> NDArray:
+    last = states.get(id(session), {}) if states is not None else {}
+    output, *following = map(np.asarray, session.run(None, {"input": x} | last))
+    if states is not None:
+        names = names_of([each.name for each in session.get_outputs()])
+        states[id(session)] = dict(zip(names, following, strict=True))
+    return output

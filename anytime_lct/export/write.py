@@ -99,7 +99,8 @@ def write_bundle(
             difference = parity.largest_disagreement(list(engines.values()), facts)
         report("timing every exit")
         rules = thresholds.of_exits(scope.served) if thresholds is not None and scope.with_groups else None
-        write = partial(_write_records, folder, facts, scope, trained.model_name, difference, int8 is not None, rules)
+        reads_on = scope.with_groups and parity.reads_on(folder, scope.num_groups, scope.critics, facts)
+        write = partial(_write_records, folder, trained, scope, difference, reads_on, int8 is not None, rules)
         write(profile)  # the session that times the exits opens a complete bundle
         write(_timed(folder, facts, profile, scope))
         Bundle.open(folder)
@@ -193,10 +194,10 @@ def _predictor(engine: parity.Engine, served: tuple[int, ...]) -> Predictor:
 
 def _write_records(
     folder: Path,
-    facts: Facts,
+    trained: Trained,
     scope: _Scope,
-    model_name: str,
     difference: float,
+    reads_on: bool,
     int8: bool,
     rules: ThresholdTable | None,
     profile: Profile,
@@ -204,12 +205,13 @@ def _write_records(
     profile.save(folder / PROFILE)
     if rules is not None and rules.rules:
         rules.save(folder / THRESHOLDS)
+    facts = trained.facts
     is_text = facts.task == "language-model"
     groups = range(1, scope.num_groups + 1) if scope.with_groups else ()
     manifest = Manifest(
         toolkit=__version__,
         task=facts.task,
-        model=model_name,
+        model=trained.model_name,
         num_groups=scope.network_groups,
         input_shape=("batch", "time") if is_text else ("batch", *facts.input_shape),
         input_dtype="int64" if is_text else "float32",
@@ -224,6 +226,7 @@ def _write_records(
         served=scope.served,
         largest_difference=difference,
         precision="int8" if int8 else "float32",
+        reads_on=reads_on,
         profile=describe_file(folder / PROFILE),
         thresholds=describe_file(folder / THRESHOLDS) if (folder / THRESHOLDS).exists() else None,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,17 @@ from anytime_lct.exits.budget import DEFAULT_ASK, Ask, StopReason
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.confidence import softmax
 from anytime_lct.runtime.preprocess import from_text
+from anytime_lct.runtime.reading import TextReader
 from anytime_lct.runtime.session import AnytimeSession
+from anytime_lct.runtime.walk import Walk
 
 
 @dataclass(frozen=True)
 class Character:
-    """A character of a generated text: its probability, the exit that it was drawn from, and why that exit."""
+    """A character of a generated text: its probability, the exit that it was drawn from, and why that exit.
+
+    `flops` are the multiply-adds for each character that was read before it was drawn.
+    """
 
     symbol: str
     probability: float
@@ -42,9 +48,10 @@ def generate(
 
     Every character is a request of its own, answered as `ask` says by the exit that its budget, confidence or deadline
     allows. Probabilities are those of the exit, its logits divided by `temperature` too; 0 takes the most likely
-    character. Equal seeds give equal texts. The network reads the whole text anew for every character, or the last
-    `context` of it, and so has the hidden state that it would have after reading it once, whatever exits answered
-    before. Raises InputError, BudgetError and NothingFitsError.
+    character. Equal seeds give equal texts. A network whose state the bundle carries reads every character once, and
+    groups that were not needed catch up; any other, or with a `context`, reads the whole text, or that many characters
+    of it, anew for every character. Both have the hidden state of the whole text, whatever exits answered before.
+    Raises InputError, BudgetError and NothingFitsError.
 
     >>> "".join(c.symbol for c in generate(session, "In the ", 40, temperature=0.7))   # doctest: +SKIP
     'most of the string and the context manag'
@@ -60,17 +67,40 @@ def generate(
     text = from_text(prompt, session.manifest.preprocessing)
     session.plan(ask)
     draws = np.random.default_rng(seed).random(length) if temperature else np.zeros(length)
+    return _characters(session, text, _replies(session, ask, context), draws, temperature)
 
-    def characters(text: NDArray[np.int64]) -> Iterator[Character]:
-        for draw in draws:
-            answer = session.run(text if context is None else text[:, -context:], ask)
-            p = _probabilities(answer, temperature)
-            k = min(int(np.searchsorted(p.cumsum(), draw * p.sum(), side="right")), len(p) - 1)
-            symbol = session.manifest.classes[k]
-            yield Character(symbol, float(answer.probabilities[0, -1, k]), answer.exit, answer.flops, answer.stopped)
-            text = np.append(text, [[k]], axis=1)
 
-    return characters(text)
+def _replies(session: AnytimeSession, ask: Ask, context: int | None) -> Callable[[NDArray[np.int64]], Answer]:
+    """Return a function that answers a text (1, T) which grows from call to call."""
+    if context is not None or not session.manifest.reads_on:
+        return lambda text: session.run(text if context is None else text[:, -context:], ask)
+    reader = TextReader(session.graphs, session.manifest, session.profile)
+    timeout = ask.timeout if ask.mode == "anytime" else None
+
+    def go_on(text: NDArray[np.int64]) -> Answer:
+        start, new = time.perf_counter(), text[:, reader.length :]
+        with Walk(new, reader, session.profile, session.timing) as walk:
+            answer = session.follow(walk, session.plan(ask), timeout, start)
+        return replace(answer, flops=reader.flops / new.shape[1])
+
+    return go_on
+
+
+def _characters(
+    session: AnytimeSession,
+    text: NDArray[np.int64],
+    reply: Callable[[NDArray[np.int64]], Answer],
+    draws: NDArray[np.float64],
+    temperature: float,
+) -> Iterator[Character]:
+    """Yield a character that follows the text for every draw, a number of [0, 1)."""
+    for draw in draws:
+        answer = reply(text)
+        p = _probabilities(answer, temperature)
+        k = min(int(np.searchsorted(p.cumsum(), draw * p.sum(), side="right")), len(p) - 1)
+        symbol, probability = session.manifest.classes[k], float(answer.probabilities[0, -1, k])
+        yield Character(symbol, probability, answer.exit, answer.flops, answer.stopped)
+        text = np.append(text, [[k]], axis=1)
 
 
 def _probabilities(answer: Answer, temperature: float) -> NDArray[np.float64]:

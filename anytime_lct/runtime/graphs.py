@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime.outside import has_outside_data
+from anytime_lct.runtime.states import names_of, with_inputs
+
+State = dict[str, NDArray[np.float32]]
+"""The state of a graph's recurrent layers, by the names of its inputs for them."""
 
 
 class Graphs:
@@ -34,25 +38,29 @@ class Graphs:
         self._start()
 
     def _start(self) -> None:
-        self._loaded: dict[str, ort.InferenceSession] = {}
+        self._loaded: dict[tuple[str, bool], ort.InferenceSession] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     @property
     def loaded(self) -> set[str]:
         """Names of the files that are loaded."""
-        return set(self._loaded)
+        return {name for name, _ in self._loaded}
 
-    def load(self, name: str) -> ort.InferenceSession:
-        """Return a graph by its file's name, loaded on the first call; raises BundleError."""
+    def load(self, name: str, *, fed: bool = False) -> ort.InferenceSession:
+        """Return a graph by its file's name, loaded on the first call; raises BundleError.
+
+        With `fed`, the states of its recurrent layers are inputs.
+        """
         if self._process != os.getpid():
             for graph in self._loaded.values():  # to delete it would wait for threads that stayed behind
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph))
             self._start()
-        if (graph := self._loaded.get(name)) is None:
+        if (graph := self._loaded.get((name, fed))) is None:
+            states = self.states(name) if fed else []
             with self._lock:
-                if (graph := self._loaded.get(name)) is None:
-                    graph = self._loaded[name] = self._open(name)
+                if (graph := self._loaded.get((name, fed))) is None:
+                    graph = self._loaded[name, fed] = self._open(name, states)
         return graph
 
     def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
@@ -63,7 +71,24 @@ class Graphs:
         except Exception as error:
             raise run_error(name, error) from None
 
-    def _open(self, name: str) -> ort.InferenceSession:
+    def states(self, name: str) -> list[str]:
+        """Return the names of the states of a graph's recurrent layers."""
+        return names_of([each.name for each in self.load(name).get_outputs()])
+
+    def go_on(self, name: str, x: NDArray[Any], state: State) -> tuple[NDArray[np.float32], State]:
+        """Run a graph on a batch from the state that an earlier run left, {} at first; return its output and its state.
+
+        Raises BundleError.
+        """
+        names = self.states(name)
+        graph = self.load(name, fed=bool(names))
+        try:
+            output, *states = map(np.asarray, graph.run(None, {graph.get_inputs()[0].name: x} | state))
+        except Exception as error:
+            raise run_error(name, error) from None
+        return output, dict(zip(names, states, strict=True))
+
+    def _open(self, name: str, states: list[str]) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -84,10 +109,11 @@ class Graphs:
             raise BundleError(f"The bundle's file '{path}' was replaced after the bundle was opened; open it again.")
         _check_contained(path, content)
         try:
-            graph = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            graph = ort.InferenceSession(with_inputs(content, states), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise _no_graph(path, error) from None
-        if len(graph.get_inputs()) != 1 or len(graph.get_outputs()) != 1:
+        outputs = [each.name for each in graph.get_outputs()]
+        if len(graph.get_inputs()) != 1 or len(outputs) != 1 + len(names_of(outputs)):
             raise BundleError(f"Expected one input and one output in '{path}', got others; export the bundle again.")
         return graph
 

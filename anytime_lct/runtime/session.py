@@ -162,24 +162,27 @@ class AnytimeSession:
         plan = self.plan(ask)
         if ask.mode == "fixed" or (ask.timeout is None and plan.stopping is None):
             return self.run_to(plan.deepest, x)
+        with self.walk(x) as walk:
+            return self.follow(walk, plan, ask.timeout, start)
+
+    def follow(self, walk: Walk, plan: Plan, timeout: float | None, start: float) -> Answer:
+        """Answer what is on a walk as a plan and a timeout of seconds from `start` say; raises BudgetError."""
         timing = self.timing
-        if ask.timeout is not None and timing is None:
+        if timeout is not None and timing is None:
             raise BudgetError(
                 f"Expected timings of this machine for a timeout, got none; measure them with: "
                 f"anytime-lct calibrate {self.bundle.path}."
             )
-        with self.walk(x) as walk:
-            orders = steps(walk, plan.deepest, plan.stopping, plan.stop_reason)
-            try:
-                next(orders)
-                while True:
-                    order: Order = "deeper"
-                    if ask.timeout is not None and timing is not None:
-                        remaining = start + ask.timeout - time.perf_counter()
-                        order = deadline.order(timing, walk, remaining, ask.timeout)
-                    orders.send(order)
-            except StopIteration as end:
-                return walk.answer_so_far(end.value)
+        orders = steps(walk, plan.deepest, plan.stopping, plan.stop_reason)
+        try:
+            next(orders)
+            while True:
+                order: Order = "deeper"
+                if timeout is not None and timing is not None:
+                    order = deadline.order(timing, walk, start + timeout - time.perf_counter(), timeout)
+                orders.send(order)
+        except StopIteration as end:
+            return walk.answer_so_far(end.value)
 
     def run_to(self, exit: int, x: NDArray[Any]) -> Answer:
         """Answer a batch by a served exit, as `run` does by the one it chooses; raises InputError."""

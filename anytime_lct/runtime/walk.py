@@ -9,22 +9,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.exits.budget import StopReason
+from anytime_lct.exits.bundle import Manifest
 from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import Measure
 from anytime_lct.runtime.answer import Answer
-from anytime_lct.runtime.chain import Chain, ChainPool
 from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.timing import Timing
 
 Order = Literal["deeper", "answer and deeper", "deadline", "load", "late"]
 """What to do behind a group: go on; compute an answer as a fallback, then go on; answer here, with the reason; or,
 where there is no time even for that, return the last answer."""
+
+
+class Chained(Protocol):
+    """The parts of a network in a row, at a `depth`: what a walk needs of a chain, or of the reader of a text."""
+
+    depth: int
+
+    def start(self, x: NDArray[Any], depth: int = 0) -> None: ...
+    def advance(self) -> bool: ...
+    def hidden(self) -> NDArray[np.float32]: ...
+    @property
+    def is_critic_bound(self) -> bool: ...
+    def logits(self) -> NDArray[np.float32]: ...
+
+
+class Lender(Protocol):
+    """What lends a walk the parts of a network, and takes them back."""
+
+    manifest: Manifest
+
+    def take(self, shape: tuple[int, ...]) -> Chained: ...
+    def give_back(self, shape: tuple[int, ...], chain: Any) -> None: ...
 
 
 class StoppingRule(NamedTuple):
@@ -48,7 +70,7 @@ class Walk:
     from the times of the parts.
     """
 
-    def __init__(self, x: NDArray[Any], pool: ChainPool, profile: Profile, timing: Timing | None = None) -> None:
+    def __init__(self, x: NDArray[Any], pool: Lender, profile: Profile, timing: Timing | None = None) -> None:
         self.rows = np.arange(len(x))
         self.exits = np.zeros(len(x), np.int64)
         self.logits: NDArray[np.float32] | None = None
@@ -59,7 +81,7 @@ class Walk:
         self._pool, self._profile, self._timing = pool, profile, timing
         self._shape = x.shape
         self._answered = False
-        self._chain: Chain | None = pool.take(x.shape)
+        self._chain: Chained | None = pool.take(x.shape)
         self._chain.start(x)
 
     @property
