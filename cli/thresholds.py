@@ -27,8 +27,10 @@ def thresholds(
 ) -> None:
     """Search which exits to visit and how confident each must be, for the best accuracy at a mean cost.
 
-    Easy samples stop early and leave their share of the budget to hard ones. The search uses validation data only; the
-    test split is reported. Rules are added to thresholds.json in the run folder, which `export` puts into the bundle.
+    Easy samples stop early and leave their share of the budget to hard ones. The search uses validation data only, and
+    holds the budget with a margin for new samples; the test split is reported. Where no rule is significantly better
+    than the best fixed exit within the budget, every sample stops at that exit. Rules are added to thresholds.json in
+    the run folder, which `export` puts into the bundle.
 
     Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
     """
@@ -48,15 +50,30 @@ def thresholds(
         return
     console = screen()
     console.print(table(rules.rules))
+    for line in _fixed_lines(rules.rules):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
     console.print(f"Wrote {run / 'thresholds.json'}.", highlight=False, soft_wrap=True)
 
 
 NOTE = (
     "FLOPs: one multiply-add counts one; a sample pays for the groups up to its exit and every visited critic. "
-    "Searched on validation; accuracy and cost are those of test, with 95% intervals. The fixed exit is the most "
-    "accurate one on validation that costs no more than the mean budget."
+    "Searched on validation, where the one-sided 95% bound of the mean cost holds the budget; accuracy and cost are "
+    "those of test, with 95% intervals. The fixed exit is the most accurate one on validation that costs no more than "
+    "the mean budget."
 )
+
+
+def _fixed_lines(rules: tuple[Thresholds, ...]) -> list[str]:
+    """Say for which budgets no rule is offered, and which exit to use instead."""
+    from anytime_lct.exits.budget import show_count
+
+    return [
+        f"{show_count(rule.mean_flops)}: no rule is significantly better than exit {rule.fixed} on validation"
+        f"{'' if rule.p_value is None else f' (p = {rule.p_value:.2g})'}; every sample stops at exit {rule.fixed}."
+        for rule in rules
+        if len(rule.at) == 1 and rule.fixed is not None
+    ]
 
 
 def table(rules: tuple[Thresholds, ...]) -> Table:

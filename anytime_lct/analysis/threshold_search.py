@@ -1,15 +1,24 @@
-"""Which exits to visit, and how confident each must be, for the best accuracy at a mean cost: found on validation data.
+"""Which exits to visit, and how confident each must be, for the best accuracy at a mean cost: searched on validation.
 
 A rule visits exits v_1 < .. < v_m. A sample that stops at v_k costs C_k: groups 1..v_k and the critics of v_1..v_k. Of
 the samples that reach v_k the share q_k stops, the most confident first, by the measure of confidence:
 
-    log(q_k / (1 - q_k)) = a + b k,   q_m = 1;      p_k = q_k (1 - q_1) .. (1 - q_{k-1});      sum of p_k C_k = budget
+    log(q_k / (1 - q_k)) = a + b k,   q_m = 1;      p_k = q_k (1 - q_1) .. (1 - q_{k-1});      sum of p_k C_k = cost
 
 With b = 0 these are the geometric shares of Huang et al., Multi-Scale Dense Networks, 2018; with up to three visited
-exits all shares have this form. For every set of exits and every slope b the budget determines a, and the shares
-determine the thresholds, as quantiles: nothing is fitted to single samples. Exits, slope and measure are chosen by
-cross-validation: thresholds from four fifths of the validation samples, accuracy on the other fifth, five times. Where
-no rule that spends the budget beats the best fixed exit, deeper exits add nothing: rules that cost less are compared.
+exits all shares have this form. For every set of exits and every slope b the cost determines a, and the shares
+determine the thresholds, as quantiles of confidence: no label is used. An exit that is less accurate than an earlier
+one is not visited.
+
+The budget holds for the mean of new samples, not only of these n. A quantile of n samples cuts off its share of all
+samples with the error of a mean of n, so the cost is the budget minus z sd / sqrt(n): the one-sided 95% bound of the
+mean, with the standard deviation at the budget itself (a score bound as Wilson's, sound where few samples go deep).
+
+Labels choose exits, slope and measure, among many: the best of them looks better than it is. So the choice is tested
+as a whole by cross-validation: choose on four fifths, answer the other fifth, five times, and compare these answers
+with those of the best fixed exit on the same samples (McNemar's exact test). Only where they are better by that test
+is the rule, chosen on all samples, offered; otherwise every sample stops at the fixed exit. Halves would choose on
+too few samples and test on too few; a bound over all candidates would be far too wide, as they are nearly alike.
 """
 
 from __future__ import annotations
@@ -30,16 +39,14 @@ from anytime_lct.errors import NothingFitsError
 from anytime_lct.evaluation import Evaluation
 from anytime_lct.exits.budget import check_positive, show_count
 from anytime_lct.exits.profile import Profile, Quality
+from anytime_lct.exits.selector import SIGNIFICANCE
 from anytime_lct.exits.thresholds import MEASURES, MeanCost, Measure, Thresholds
 from anytime_lct.runtime.confidence import confidence
 
-SHARES_OF_BUDGET = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 SLOPES = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0, 3.0, -3.0)
 # A rule visits at most so many exits, fewer in a network of many exits, which has too many sets of them.
 MAX_VISITED, MAX_VISITED_OF_MANY, MANY = 4, 3, 8
 FOLDS = 5
-# Thresholds cannot separate equal confidences, so that a rule may miss its budget by this share.
-TOLERANCE = 0.005
 Confidences = dict[Measure, NDArray[np.float32]]
 
 
@@ -94,9 +101,8 @@ def search(
 ) -> Thresholds:
     """Search the rule of the best accuracy at a mean cost of `mean_flops`, on validation; report it on test.
 
-    The rule spends the budget if that beats the best fixed exit, and may cost less otherwise; if no rule beats the
-    fixed exit, the rule is to stop there. Raises NothingFitsError for a budget below the cheapest exit, and
-    BudgetError.
+    Where no rule is significantly better than the best fixed exit within the budget, the rule is to stop there. Raises
+    NothingFitsError for a budget below the cheapest exit, and BudgetError.
 
     >>> search(profile, validation, test, 20e6).at                                            # doctest: +SKIP
     {1: 0.9725, 2: 0.8816, 4: 0.0}
@@ -110,9 +116,14 @@ def search(
             f"{cheapest} needs {show_count(profile.cost(cheapest).flops)} FLOPs."
         )
     fixed = max(fitting, key=lambda i: (validation.correct[_row(validation, i)].mean(), -profile.cost(i).flops))
-    rule = _best(profile, validation, mean_flops, measures, fixed)
-    thresholds = _without_unused(validation, rule, _thresholds(validation, rule))
-    return _report(profile, test, mean_flops, rule.measure, thresholds, fixed)
+    size = validation.correct.shape[1]
+    rule = _best(validation, _rules(profile, validation.exits, mean_flops, measures, size), fixed)
+    if rule is None:
+        return _report(profile, test, mean_flops, measures[0], {fixed: 0.0}, fixed)
+    rules = _rules(profile, validation.exits, mean_flops, measures, size * (FOLDS - 1) // FOLDS)
+    p_value = _p_value(validation, rules, fixed)
+    at = {fixed: 0.0} if p_value >= SIGNIFICANCE else _without_unused(validation, rule, _thresholds(validation, rule))
+    return _report(profile, test, mean_flops, rule.measure, at, fixed, p_value)
 
 
 def stopping_rows(samples: Samples, measure: Measure, thresholds: dict[int, float]) -> NDArray[np.intp]:
@@ -137,49 +148,56 @@ def stopping_costs(profile: Profile, visited: Iterable[int]) -> tuple[float, ...
     return tuple(costs)
 
 
-def _best(profile: Profile, validation: Samples, budget: float, measures: Sequence[Measure], fixed: int) -> _Candidate:
-    """Return the rule of the best cross-validated accuracy; among equals the first, which is the simplest.
-
-    A rule that costs less than the budget must beat the fixed exit by a standard error: among many, one is best by
-    chance.
-    """
-    fold = np.random.default_rng(0).permutation(validation.correct.shape[1]) % FOLDS
-    held_out = [np.flatnonzero(fold == k) for k in range(FOLDS)]
-    folds = [(_subset(validation, np.flatnonzero(fold != k)), _subset(validation, held_out[k])) for k in range(FOLDS)]
-    best = _Candidate((fixed,), stopping_costs(profile, (fixed,)), (1.0,), measures[0])
-    correct_fixed = validation.correct[_row(validation, fixed)]
-    best_sum = correct_fixed.sum()
-    for target in (budget, *(share * budget for share in SHARES_OF_BUDGET)):
-        for rule in _rules(profile, validation.exits, target, measures):
-            thresholds = _thresholds(validation, rule)
-            if not _meets(validation, rule, thresholds, target):
-                continue
-            if _correct(validation, rule.measure, thresholds).sum() <= best_sum:
-                continue  # no better even on the samples that its thresholds come from
-            correct = np.zeros_like(correct_fixed)
-            for indices, (fitting, testing) in zip(held_out, folds, strict=True):
-                correct[indices] = _correct(testing, rule.measure, _thresholds(fitting, rule))
-            noise = math.sqrt((correct != correct_fixed).sum()) if target < budget else 0.0
-            if correct.sum() > max(best_sum, correct_fixed.sum() + noise):
-                best, best_sum = rule, correct.sum()
-        if target == budget and len(best.visited) > 1:
-            break
+def _best(samples: Samples, rules: Iterable[_Candidate], fixed: int) -> _Candidate | None:
+    """Return the most accurate rule on these samples, the first among equals; None where the fixed exit is as good."""
+    best, best_sum, sums = None, samples.correct[_row(samples, fixed)].sum(), samples.correct.sum(axis=1)
+    worse = {
+        i for i, own, highest in zip(samples.exits, sums, np.maximum.accumulate(sums), strict=True) if own < highest
+    }
+    for rule in rules:
+        if worse.isdisjoint(rule.visited):
+            correct_sum = _correct(samples, rule.measure, _thresholds(samples, rule)).sum()
+            if correct_sum > best_sum:
+                best, best_sum = rule, correct_sum
     return best
 
 
-def _rules(profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure]) -> Iterator[_Candidate]:
+def _p_value(validation: Samples, rules: Iterable[_Candidate], fixed: int) -> float:
+    """Return the one-sided p-value of "the best of the rules is no better than the fixed exit", cross-validated."""
+    fold = np.random.default_rng(0).permutation(validation.correct.shape[1]) % FOLDS
+    correct_fixed = validation.correct[_row(validation, fixed)]
+    correct, rules = correct_fixed.copy(), tuple(rules)
+    for k in range(FOLDS):
+        fitting, held_out = _subset(validation, np.flatnonzero(fold != k)), np.flatnonzero(fold == k)
+        rule = _best(fitting, rules, fixed)
+        if rule is not None:
+            correct[held_out] = _correct(_subset(validation, held_out), rule.measure, _thresholds(fitting, rule))
+    return statistics.p_worse(np.stack([correct_fixed, correct]), "accuracy")[0][1]
+
+
+def _rules(
+    profile: Profile, exits: Sequence[int], budget: float, measures: Sequence[Measure], size: int
+) -> Iterator[_Candidate]:
+    """Yield the rules whose mean cost holds the budget on new samples, when searched on `size`."""
     max_visited = MAX_VISITED if len(exits) <= MANY else MAX_VISITED_OF_MANY
     for count in range(2, min(max_visited, len(exits)) + 1):
         for visited in itertools.combinations(exits, count):
             costs = stopping_costs(profile, visited)
             if costs[0] < budget < costs[-1]:
                 for slope in SLOPES if count > 2 else SLOPES[:1]:
-                    shares = _shares(costs, slope, budget)
-                    yield from (_Candidate(visited, costs, shares, measure) for measure in measures)
+                    cost = budget - statistics.margin(_deviation(costs, _shares(costs, slope, budget)), size)
+                    if cost > costs[0]:
+                        shares = _shares(costs, slope, cost)
+                        yield from (_Candidate(visited, costs, shares, measure) for measure in measures)
 
 
-def _shares(costs: Sequence[float], slope: float, budget: float) -> tuple[float, ...]:
-    """Return the shares p_k of slope b that cost `budget`: a by bisection, as the cost falls while a grows."""
+def _deviation(costs: Sequence[float], shares: Sequence[float]) -> float:
+    """Return the standard deviation of the cost of a sample."""
+    return math.sqrt(max(0.0, float(np.dot(shares, np.square(costs)) - np.dot(shares, costs) ** 2)))
+
+
+def _shares(costs: Sequence[float], slope: float, cost: float) -> tuple[float, ...]:
+    """Return the shares p_k of slope b whose mean is `cost`: a by bisection, as the mean falls while a grows."""
 
     def shares_of(a: float) -> list[float]:
         shares, remaining = [], 1.0
@@ -189,9 +207,9 @@ def _shares(costs: Sequence[float], slope: float, budget: float) -> tuple[float,
         return [*shares, remaining]
 
     low, high = -60.0, 60.0
-    for _ in range(80):
+    for _ in range(50):
         a = (low + high) / 2
-        too_expensive = sum(p * C for p, C in zip(shares_of(a), costs, strict=True)) > budget
+        too_expensive = sum(p * C for p, C in zip(shares_of(a), costs, strict=True)) > cost
         low, high = (a, high) if too_expensive else (low, a)
     return tuple(shares_of(high))
 
@@ -205,33 +223,20 @@ def _thresholds(samples: Samples, rule: _Candidate) -> dict[int, float]:
     for exit, share in zip(rule.visited[:-1], rule.shares, strict=False):
         passing -= share
         confidences = samples.confidences[rule.measure][_row(samples, exit)][remaining]
-        thresholds[exit] = threshold_between(confidences, round(passing * size))
+        thresholds[exit] = threshold_between(confidences, int(passing * size + 1e-6))
         remaining = remaining[confidences < np.float32(thresholds[exit])]
     return thresholds | {rule.visited[-1]: 0.0}
 
 
 def threshold_between(confidences: NDArray[np.float32], passing: int) -> float:
-    """Return a threshold, exact in float32, with `passing` confidences below it, or about as many if some are equal."""
+    """Return a threshold, exact in float32, with `passing` confidences below it, or fewer where some are equal."""
     if passing >= len(confidences):
         return 1.0
     if passing <= 0:
         return 0.0
     low, high = np.partition(confidences, (passing - 1, passing))[[passing - 1, passing]]
     middle = np.float32((np.float64(low) + np.float64(high)) / 2)
-    if low < middle <= high:
-        return float(middle)
-    if low < high:
-        return float(high)
-    fewer, more = int((confidences < low).sum()), int((confidences <= low).sum())  # equals go to the nearer side
-    above = np.nextafter(low, np.float32(2.0))
-    return float(above) if more - passing < passing - fewer and above <= 1 else float(low)
-
-
-def _meets(samples: Samples, rule: _Candidate, thresholds: dict[int, float], budget: float) -> bool:
-    """Return whether the thresholds cost the budget, which equal confidences can prevent."""
-    rows = stopping_rows(samples, rule.measure, thresholds)
-    cost = sum(C * (rows == _row(samples, i)).mean() for i, C in zip(rule.visited, rule.costs, strict=True))
-    return abs(cost / budget - 1) <= max(TOLERANCE, rule.costs[-1] / budget / len(rows))
+    return float(middle) if low < middle <= high else float(high)
 
 
 def _correct(samples: Samples, measure: Measure, thresholds: dict[int, float]) -> NDArray[np.bool_]:
@@ -246,7 +251,13 @@ def _without_unused(samples: Samples, rule: _Candidate, thresholds: dict[int, fl
 
 
 def _report(
-    profile: Profile, test: Samples, budget: float, measure: Measure, thresholds: dict[int, float], fixed: int
+    profile: Profile,
+    test: Samples,
+    budget: float,
+    measure: Measure,
+    thresholds: dict[int, float],
+    fixed: int,
+    p_value: float | None = None,
 ) -> Thresholds:
     """Evaluate a rule on test data."""
     rows = stopping_rows(test, measure, thresholds)
@@ -263,6 +274,7 @@ def _report(
         cost=MeanCost(flops=mean, low=low, high=high),
         fixed=fixed,
         fixed_accuracy=_quality(test.correct[_row(test, fixed)], test.losses[_row(test, fixed)]),
+        p_value=p_value,
     )
 
 

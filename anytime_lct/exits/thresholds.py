@@ -34,7 +34,8 @@ class Thresholds(Record):
     `at` has the thresholds of the visited exits by rising index; that of the deepest is 0, which stops every sample. An
     exit that is not in it is skipped without running its critic. `shares` are the fractions of the test samples that
     stop at each; `accuracy` and `cost` are measured on test data, which the search does not see. `fixed` is the most
-    accurate single exit, by validation, that costs no more than `mean_flops`.
+    accurate single exit, by validation, that costs no more than `mean_flops`, and `p_value` that of "no rule is better
+    than this exit" on validation: where it is 0.05 or more, or None as no rule seems better, every sample stops there.
     """
 
     mean_flops: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -45,6 +46,7 @@ class Thresholds(Record):
     cost: MeanCost
     fixed: int | None = None
     fixed_accuracy: Quality | None = None
+    p_value: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
     @model_validator(mode="after")
     def _stops_all(self) -> Thresholds:
