@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
     from anytime_lct.exits.profile import Profile, Quality
 
+MODEL = "Network as path/to/file.py:FACTORY, if the run's copy of its file cannot be used."
+
 
 def analyze(
     run: Annotated[Path, typer.Argument(help="Run folder that `train` wrote.")],
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
     """Measure every sub-model: multiply-adds, parameters, quality on validation and test data, latency.
@@ -27,7 +30,7 @@ def analyze(
     from anytime_lct.cli.screen import screen
     from anytime_lct.verbs.analyze import analyze as analyze_run
 
-    profile = analyze_run(run, data_root)
+    profile = analyze_run(run, data_root, model)
     if as_json:
         typer.echo(profile.model_dump_json())
         return

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.analyze import MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -26,6 +28,7 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8, and measure every exit again.")] = False,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the scales of int8.")] = 512,
     data_root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     single_file: Annotated[
         bool,
         typer.Option("--single-file", help="Also write anytime.onnx: all exits in one file, thresholds as an input."),
@@ -58,6 +61,7 @@ def export(
             contents,
             int8_samples=calibration_samples if int8 else None,
             data_root=data_root,
+            model=model,
             force=force,
             report=report,
         )

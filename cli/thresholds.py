@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.analyze import MODEL
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,6 +25,7 @@ def thresholds(
     mean_flops: Annotated[list[str], typer.Option(help=BUDGET)],
     measure: Annotated[str, typer.Option(metavar="max-probability|margin|entropy|best", help=MEASURE)] = "best",
     data_root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rules as one JSON object.")] = False,
 ) -> None:
     """Search which exits to visit and how confident each must be, for the best accuracy at a mean cost.
@@ -44,7 +47,7 @@ def thresholds(
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
     measures = MEASURES if measure == "best" else (measure,)
     budgets = [parse_count(text) for text in mean_flops]
-    rules = search_thresholds(run, budgets, measures, data_root)  # type: ignore[arg-type]
+    rules = search_thresholds(run, budgets, measures, data_root, model)  # type: ignore[arg-type]
     if as_json:
         typer.echo(rules.model_dump_json())
         return

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from anytime_lct.recipes.recipe import Recipe
+    from anytime_lct.run_folder.paths import Changes
 
 DATA = "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text."
 MODEL = (
@@ -47,7 +48,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --run-dir; with more --epochs, extend it.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help=WORKERS)] = 1,
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of all workers, each with its share of every minibatch.")
@@ -62,7 +65,9 @@ def train(
     With --workers, processes on this machine train neighbouring layer groups side by side, with the result of one;
     under torchrun each process gets its rank from the environment.
 
-    Ctrl-C writes a checkpoint first; a run continued by --resume ends with the weights of an uninterrupted one.
+    Ctrl-C writes a checkpoint first; a run continued by --resume ends with the weights of an uninterrupted one. With
+    --epochs, --resume extends a run to this many epochs in total; with --data-root or --model, the run's data or
+    network are taken from where they are now.
 
     Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
     """
@@ -70,6 +75,7 @@ def train(
     from anytime_lct.errors import RecipeError
     from anytime_lct.recipes import reading
     from anytime_lct.run_folder import folder as run_folder
+    from anytime_lct.run_folder.paths import Changes
     from anytime_lct.verbs.train import launch_workers, prepare, starts_processes
 
     flags = {
@@ -79,23 +85,27 @@ def train(
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides |= dict(reading.assignment(text) for text in settings or [])
+    changes = Changes(epochs, data_root, model) if resume else Changes()
     if not resume:
         run_recipe = reading.read(recipe, overrides)
     elif run_dir is None:
         raise RecipeError("Expected --run-dir with --resume, got none; name the run folder to continue.")
-    elif overrides or recipe:
+    elif recipe or overrides.keys() - {"train.epochs", "data.root", "model.name"}:
         raise RecipeError(
-            "Expected --resume with --run-dir alone, since a run keeps its own recipe; leave the other options out."
+            "Expected --resume with --run-dir, and at most --epochs, --data-root and --model, as a run keeps its own "
+            "recipe; leave the other options out."
         )
     else:
-        run_recipe = run_folder.read(run_dir)[0]
+        run_recipe = run_folder.read(run_dir, changes)[0]
     folder = run_dir or default_folder(run_recipe)
     if starts_processes(workers, replicas):
         checked = prepare(run_recipe, (workers, replicas), resume=resume)
         options = ["--json"] if as_json else []
-        launch_workers(checked, folder, (workers, replicas), max_restarts, resume=resume, options=options)
+        launch_workers(
+            checked, folder, (workers, replicas), max_restarts, resume=resume, changes=changes, options=options
+        )
         return
-    last = run(run_recipe, folder, resume=resume, quiet=as_json, size=(workers, replicas))
+    last = run(run_recipe, folder, resume=resume, changes=changes, quiet=as_json, size=(workers, replicas))
     if not _leads():
         return
     if as_json:
@@ -110,17 +120,28 @@ def train(
 
 
 def run(
-    recipe: Recipe, folder: Path, *, resume: bool = False, quiet: bool = False, size: tuple[int, int] = (1, 1)
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    changes: Changes | None = None,
+    quiet: bool = False,
+    size: tuple[int, int] = (1, 1),
 ) -> Any:
     """Train and show the progress; return the last epoch, or None where the run was complete."""
     from anytime_lct.cli.progress import progress
+    from anytime_lct.run_folder.paths import Changes
     from anytime_lct.training.memory import keep_freed_memory
     from anytime_lct.verbs.train import train as training
 
     keep_freed_memory()
     try:
         with progress(metric_of(recipe), quiet=quiet or not _leads()) as report:
-            return training(recipe, folder, resume=resume, workers=size[0], replicas=size[1], report=report)
+            workers, replicas = size
+            changes = changes or Changes()
+            return training(
+                recipe, folder, resume=resume, changes=changes, workers=workers, replicas=replicas, report=report
+            )
     except KeyboardInterrupt:
         if _leads():
             typer.echo(

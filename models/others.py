@@ -11,8 +11,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct.errors import ModelError
+from anytime_lct.models.imports import importing_from
 
 Builder = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
 
@@ -27,6 +27,21 @@ Builder = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
 def has_source(name: str) -> bool:
     """Return whether a name says where the network comes from: `torchvision:resnet18`, `my/file.py:make`."""
     return ":" in name
+
+
+def file_of(name: str) -> Path | None:
+    """Return the file of a network named as path/to/file.py:FACTORY, None for any other name.
+
+    >>> file_of("my/net.py:make").name
+    'net.py'
+    """
+    source = name.rpartition(":")[0]
+    return Path(source) if source.endswith(".py") else None
+
+
+def with_file(name: str, path: Path) -> str:
+    """Return the name of a network whose file is at `path` instead."""
+    return f"{path}:{name.rpartition(':')[2]}"
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
@@ -45,9 +60,15 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
         )
     if source in SOURCES:
         return _build(name, SOURCES[source], input_shape, outputs, options)
-    with _importing_from(Path(source).resolve().parent):
+    path = Path(source)
+    if not path.is_file():
+        raise ModelError(
+            f"Expected the network's file at '{path.absolute()}', which is not there; name it with --model "
+            f"path/to/file.py:FACTORY."
+        )
+    with importing_from(path.resolve().parent):
         try:
-            return _build(name, _from_file(Path(source)), input_shape, outputs, options)
+            return _build(name, _from_file(path), input_shape, outputs, options)
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"The network '{name}' imports '{error.name}', which is neither installed nor beside its file; install "
@@ -68,16 +89,6 @@ def _build(
     _check_kind(name, model)
     _check_forward(name, model, input_shape, outputs)
     return model
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Let imports find the files of a folder within this block."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _torchvision(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
@@ -143,8 +154,6 @@ SOURCES: dict[str, Builder] = {"torchvision": _torchvision, "timm": _timm}
 
 def _module(path: Path) -> Any:
     """Import a file, once per process, as a package of its own: `from .layers import ..` finds the file beside it."""
-    if not path.is_file():
-        raise ModelError(f"Expected the network's file at '{path.absolute()}', which is not there; name another.")
     key = f"anytime_lct_network_{path.resolve()}"
     if key not in sys.modules:
         folder = str(path.resolve().parent)

@@ -36,9 +36,9 @@ OPTIONS = {
         "--replicas --resume --run-dir --seed --set --weights --workers"
     ),
     "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
-    "analyze": "--data-root --json",
-    "thresholds": "--data-root --json --mean-flops --measure",
-    "export": "--calibration-samples --data-root --exits --force --int8 --json --only --out --single-file",
+    "analyze": "--data-root --json --model",
+    "thresholds": "--data-root --json --mean-flops --measure --model",
+    "export": "--calibration-samples --data-root --exits --force --int8 --json --model --only --out --single-file",
     "select": (
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),

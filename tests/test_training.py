@@ -208,9 +208,14 @@ def test_damaged_checkpoints_and_weights_are_told_apart(tmp_path):
 
 
 def test_only_the_two_newest_checkpoints_are_kept_and_none_half_written(tmp_path, monkeypatch):
-    run(tiny(), tmp_path / "run")
-    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-00000012", "step-00000018"]
+    def names():
+        return sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "run", stop_after=15)
+    assert len(names()) == 2 and names()[0] == "step-00000012"
+    run(tiny(), tmp_path / "run", resume=True)
+    assert names() == ["step-00000018"]  # of a finished run, the newest
 
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -218,7 +223,7 @@ def test_only_the_two_newest_checkpoints_are_kept_and_none_half_written(tmp_path
     monkeypatch.setattr(disk, "flush", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoint.write_group(checkpoint.begin(tmp_path / "run" / "checkpoints", 99), 1, {})
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == names
+    assert names() == ["step-00000018"]
 
 
 def test_an_unknown_device_is_refused(tmp_path):

@@ -166,6 +166,7 @@ class TrainRecipe(Section):
     sync_batch_norm: bool = False
     microbatches: Count = 4
     keep: Literal["last", "best"] = "last"
+    keep_optimizer: bool = False
     checkpoint_minutes: Positive = 10.0
 
 

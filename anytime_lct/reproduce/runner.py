@@ -31,7 +31,10 @@ from anytime_lct.training.methods.table import checked, row_of
 
 State = Literal["missing", "unfinished", "trained", "done"]
 # Keys that say where and how a run trains, and do not identify it; a figure has its precision in `detail`.
-IGNORED_KEYS = {"data": {"root", "download"}, "train": {"device", "weights", "checkpoint_minutes", "precision"}}
+IGNORED_KEYS = {
+    "data": {"root", "download"},
+    "train": {"device", "weights", "checkpoint_minutes", "precision", "keep_optimizer"},
+}
 WAIT_SECONDS, INTERRUPTED = 0.5, 130
 PROGRAM = (sys.executable, "-m", "anytime_lct.cli.main")
 

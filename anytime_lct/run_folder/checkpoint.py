@@ -2,8 +2,9 @@
 
     RUN/checkpoints/step-00000320/group_1.safetensors .. group_N.safetensors, progress.json
 
-A checkpoint is written under another name, flushed to the disk and renamed when it is complete; the two newest stay.
-progress.json holds the sha256 sums of the files and the position in the run.
+A checkpoint is written under another name, flushed to the disk and renamed when it is complete; the two newest stay, of
+a finished run the newest. progress.json holds the sha256 sums of the files, the position in the run, whether the files
+have the state of optimizers, and the step at which these last started without one.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def write_group(part: Path, index: int, tensors: dict[str, Tensor]) -> str:
         return disk.flush(part / _file_name(index), _bytes(tensors))
 
 
-def commit(part: Path, step: int, sums: Mapping[int, str], progress: dict[str, Any]) -> Path:
-    """Rename a checkpoint once every group is written, and remove the oldest; `sums` are the sha256 sums by group."""
+def commit(
+    part: Path, step: int, sums: Mapping[int, str], progress: dict[str, Any], keep: int = MAX_CHECKPOINTS
+) -> Path:
+    """Rename a checkpoint once every group is written, and keep the newest; `sums` are the sha256 sums by group."""
     folder, final = part.parent, part.parent / f"step-{step:08d}"
     digests = {_file_name(index): digest for index, digest in sums.items()}
     with _removing_on_error(part):
@@ -55,7 +58,7 @@ def commit(part: Path, step: int, sums: Mapping[int, str], progress: dict[str, A
             shutil.rmtree(final)
         part.rename(final)
         disk.sync(folder)
-    for old in _checkpoints(folder)[:-MAX_CHECKPOINTS]:
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -81,6 +84,18 @@ def newest(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
+def fresh_start(folder: Path) -> int:
+    """Return the step at which the optimizers of a run start, or last started, without state; 0 for its beginning.
+
+    This is the step of the newest checkpoint below `folder` where it has no such state. Raises CheckpointError.
+    """
+    path = newest(folder)
+    if path is None:
+        return 0
+    progress = _progress(path)
+    return progress["fresh_start"] if progress["has_optimizer"] else progress["step"]
+
+
 def load(
     path: Path, num_groups: int, indices: Iterable[int] | None = None
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
@@ -88,11 +103,8 @@ def load(
 
     Raises CheckpointError where it is damaged or has another number of groups.
     """
-    try:
-        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        sums = progress["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _damage_error(path, PROGRESS) from None
+    progress = _progress(path)
+    sums = progress["sha256"]
     if len(sums) != num_groups:
         raise CheckpointError(f"The checkpoint '{path}' holds {len(sums)} layer groups, but the run has {num_groups}.")
     groups = {}
@@ -153,6 +165,14 @@ def _removing_on_error(part: Path) -> Iterator[None]:
             f"Could not write the checkpoint '{part}': {error.strerror or error}; the earlier ones are complete, "
             f"so make room and continue with --resume."
         ) from None
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    try:
+        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+        return {key: progress[key] for key in ("step", "sha256", "at", "sums", "has_optimizer", "fresh_start")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _damage_error(path, PROGRESS) from None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

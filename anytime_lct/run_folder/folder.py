@@ -1,6 +1,7 @@
 """The run folder: the files that a training run writes, and the trained network read from them.
 
 RUN/recipe.toml  facts.json  environment.json     the recipe, the facts of the data, the machine
+RUN/network/  sources.json                        the user's own network, copied, and sums of files (`paths`)
 RUN/checkpoints/  metrics.jsonl  tensorboard/     progress, and what a run resumes from
 RUN/main.safetensors  critics.safetensors         the trained weights
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
@@ -29,11 +30,14 @@ from anytime_lct.data.batches import Dataset
 from anytime_lct.errors import CheckpointError, DataError, ProfileError
 from anytime_lct.exits import profile
 from anytime_lct.exits.profile import Profile
+from anytime_lct.models.others import file_of, with_file
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder import paths
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.run_folder.checkpoint import load_tensors, save_tensors
+from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.task import Facts
 
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
@@ -50,6 +54,13 @@ class OpenedRun:
     recipe: Recipe
     facts: Facts
     network: LCTNetwork
+
+    @property
+    def model(self) -> str:
+        """The name of the network, without the folder of its file."""
+        name = self.recipe.model.name
+        file = file_of(name)
+        return name if file is None else with_file(name, Path(file.name))
 
     def load_data(self, root: str | None = None) -> Dataset:
         """Load the run's data, from `root` where it has moved; raises DataError where it is missing or other data."""
@@ -70,14 +81,29 @@ def create(path: Path, recipe: Recipe, facts: Facts) -> None:
         raise CheckpointError(
             f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
         ) from None
+    recipe = paths.store(recipe, path)
     for name, record in ((FACTS, dataclasses.asdict(facts)), (ENVIRONMENT, environment())):
         disk.write(path / name, json.dumps(record, indent=1) + "\n", CheckpointError, "choose another --run-dir")
     reading.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run
 
 
-def open_run(path: Path) -> OpenedRun:
-    """Open a run folder with its trained weights; raises CheckpointError where it is incomplete."""
-    recipe, facts = read(path)
+def rewrite(path: Path, changes: Changes) -> Recipe:
+    """Change the recipe of a run, copy a network that is at another place into it, and return the earlier recipe."""
+    earlier = reading.read(path / RECIPE)
+    recipe = paths.changed(earlier, changes)
+    if changes.model is not None:
+        sums = {name: digest for name, digest in paths.read_sources(path).sums.items() if Path(name).is_absolute()}
+        recipe = paths.copy_network(recipe, path, sums)
+    reading.write(recipe, path / RECIPE)
+    return earlier
+
+
+def open_run(path: Path, model: str | None = None) -> OpenedRun:
+    """Open a run folder with its trained weights; raises CheckpointError where it is incomplete.
+
+    `model` names the network where the run's own copy of its file cannot be used, as path/to/file.py:FACTORY.
+    """
+    recipe, facts = read(path, Changes(model=model))
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
             raise CheckpointError(
@@ -90,8 +116,11 @@ def open_run(path: Path) -> OpenedRun:
     return OpenedRun(path, recipe, facts, network.eval())
 
 
-def read(path: Path) -> tuple[Recipe, Facts]:
-    """Read a run folder's recipe and the facts of its data."""
+def read(path: Path, changes: Changes = UNCHANGED) -> tuple[Recipe, Facts]:
+    """Read a run folder's recipe, with absolute paths and with changes, and the facts of its data.
+
+    Raises CheckpointError, also where the copy of the network's file was altered, and RecipeError.
+    """
     if not (path / RECIPE).exists():
         raise CheckpointError(
             f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a training run."
@@ -104,7 +133,10 @@ def read(path: Path) -> tuple[Recipe, Facts]:
         facts = Facts(**fields)
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
-    return reading.read(path / RECIPE), facts
+    recipe = reading.read(path / RECIPE)
+    if changes.model is None:
+        paths.expect_unaltered(path)
+    return paths.changed(paths.absolute(recipe, path), changes), facts
 
 
 def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:

@@ -17,9 +17,9 @@ from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import state_dicts
+from anytime_lct.run_folder.paths import DEFAULT_WEIGHTS
 from anytime_lct.task import Facts
 
-DEFAULT = "default"
 RGB_DATA_SETS = ("cifar10", "cifar100", "imagefolder")
 SHOWN_NAMES = 3
 
@@ -36,9 +36,9 @@ def load_weights(network: LCTNetwork, recipe: Recipe, facts: Facts, *, frozen: b
         return None
     own, critics, notes = network.main_state(), network.critics_state(), list[str]()
     run_critics = dict[str, Tensor]()
-    if source != DEFAULT and not Path(source).is_file():
+    if source != DEFAULT_WEIGHTS and not Path(source).is_file():
         main, run_critics = run_folder.read_weights(Path(source))
-    elif source == DEFAULT:
+    elif source == DEFAULT_WEIGHTS:
         main = default_weights(recipe.model.name, facts.input_shape, recipe.data.download)
         main = {name: value for name, value in main.items() if name in own}  # no auxiliary classifiers
     else:
@@ -81,7 +81,12 @@ def with_statistics(recipe: Recipe) -> Recipe:
     >>> with_statistics(complete(tables | {"train": {"weights": "default"}})).data.mean
     (0.5, 0.5, 0.5)
     """
-    if recipe.train.weights != DEFAULT or recipe.data.mean or recipe.data.std or recipe.data.name not in RGB_DATA_SETS:
+    if (
+        recipe.train.weights != DEFAULT_WEIGHTS
+        or recipe.data.mean
+        or recipe.data.std
+        or recipe.data.name not in RGB_DATA_SETS
+    ):
         return recipe
     statistics = input_statistics(recipe.model.name)
     if statistics is None:

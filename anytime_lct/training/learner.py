@@ -20,6 +20,9 @@ from anytime_lct.training import norms
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
+FRESH_RISE = 500  # steps at most: Adam's averages of squares are settled
+
+
 def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
     """Return the seed of all random numbers in layer group `index` (from 1) at a step (from 0) of a run.
 
@@ -31,11 +34,24 @@ def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """The number of steps of the run, in total and per epoch, and the samples of a whole minibatch in this process."""
+    """The number of steps of the run, in total and per epoch, and the samples of a whole minibatch in this process.
+
+    At step `fresh_start`, unless it is 0, the optimizers start without the state that they had.
+    """
 
     total: int
     per_epoch: int
     rows: int = 1
+    fresh_start: int = 0
+
+    @property
+    def rise(self) -> int:
+        """The number of steps over which learning rates rise after a fresh start."""
+        return min(FRESH_RISE, self.per_epoch) if self.fresh_start else 0
+
+    def warmth(self, step: int) -> float:
+        """Return the factor, up to 1, of learning rates after a fresh start."""
+        return min(1.0, (step - self.fresh_start + 1) / self.rise) if self.rise else 1.0
 
 
 class Learner:
@@ -67,7 +83,8 @@ class Learner:
         for weight in self._weights.values():  # fused kernels read gradients in the memory layout of the weights
             if weight.grad is not None and weight.grad.stride() != weight.stride():
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
-        rate = self._rate * factor(self._schedule, step, self._clock.total, self._clock.per_epoch)
+        clock = self._clock
+        rate = self._rate * clock.warmth(step) * factor(self._schedule, step, clock.total, clock.per_epoch)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
         self._optimizer.step()
@@ -120,6 +137,11 @@ def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:
 def is_carried(name: str) -> bool:
     """Whether a tensor of `module_state` is hidden state, (layers, B, units), rather than a weight."""
     return name.partition(".")[0].endswith("_carried")
+
+
+def is_slot(name: str) -> bool:
+    """Whether a tensor of `Learner.state` is state of its optimizer."""
+    return name.partition(".")[0].endswith("_optimizer")
 
 
 def load_module(kind: str, module: nn.Module, flat: dict[str, Tensor]) -> None:

@@ -18,18 +18,19 @@ from anytime_lct.network import LCTNetwork, choose_places
 from anytime_lct.recipes.fitting import fit, is_fitted
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
-from anytime_lct.training.learner import Clock
+from anytime_lct.training.learner import Clock, factor
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 
-def shortest_minibatch(data: Dataset, clock: Clock, team: Team) -> int:
+def shortest_minibatch(data: Dataset, team: Team) -> int:
     """Return the smallest number of samples that a process gets of a minibatch; raises DataError where it is 0."""
-    if clock.per_epoch < 1:
+    per_epoch = data.num_batches("train")
+    if per_epoch < 1:
         raise DataError("The training split has no whole minibatch; lower data.batch_size or data.validation.")
-    shortest = min(data.num_rows("train", number) for number in (0, clock.per_epoch - 1))
+    shortest = min(data.num_rows("train", number) for number in (0, per_epoch - 1))
     if shortest < team.replicas:
         raise DataError(
             f"Expected at least one sample of every minibatch for each of {team.replicas} replicas, got {shortest} in "
@@ -116,6 +117,26 @@ def _with_places(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
         )
     places = tuple(team.broadcast(places))
     return recipe.model_copy(update={"cut": cut.model_copy(update={"places": places})})
+
+
+def extension_text(recipe: Recipe, earlier: Recipe, finished: int, clock: Clock) -> str:
+    """Return a line on how a run continues beyond the epochs of an earlier recipe, `finished` of which are over."""
+    tables, epochs = ("groups_schedule", "critics_schedule"), recipe.train.epochs
+    schedules = [getattr(recipe, table) for table in tables if table in row_of(recipe.train.method).reads]
+    text = f"The run goes on from {earlier.train.epochs} to {epochs} epochs"
+    if schedules:
+        names = " and ".join(dict.fromkeys(schedule.name for schedule in schedules))
+        share = factor(schedules[0], finished * clock.per_epoch, clock.total, clock.per_epoch)
+        text += (
+            f"; from epoch {finished + 1} on, learning rates follow the schedule ({names}) of {epochs} epochs, now at "
+            f"{share:.2g} of their peak"
+        )
+    if schedules and clock.fresh_start == finished * clock.per_epoch > 0:
+        text += (
+            f". A finished run keeps no state of its optimizers (train.keep_optimizer=true keeps it), so they start "
+            f"fresh, with rates that rise over {clock.rise} steps"
+        )
+    return f"{text}."
 
 
 def device_of(name: str) -> torch.device:

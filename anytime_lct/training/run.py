@@ -16,9 +16,10 @@ from torch import nn
 from anytime_lct.data import datasets
 from anytime_lct.data.batches import Dataset
 from anytime_lct.recipes.recipe import Recipe
-from anytime_lct.run_folder import checkpoint, start
+from anytime_lct.run_folder import checkpoint, journal, paths, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import example_input
+from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.training.events import Event, Note, Start
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.learner import Clock
@@ -29,6 +30,7 @@ from anytime_lct.training.prepare import (
     device_of,
     expect_one_sample_suffices,
     expect_windows_suit,
+    extension_text,
     fit_optimizers,
     shortest_minibatch,
 )
@@ -37,9 +39,15 @@ from anytime_lct.training.saving import Saving
 
 
 def train(
-    recipe: Recipe, data: Dataset, path: Path, *, resume: bool = False, team: Team | None = None
+    recipe: Recipe,
+    data: Dataset,
+    path: Path,
+    *,
+    resume: bool = False,
+    changes: Changes = UNCHANGED,
+    team: Team | None = None,
 ) -> Iterator[Event]:
-    """Train in the run folder `path`; with `resume`, continue from its newest checkpoint.
+    """Train in the run folder `path`; with `resume`, continue from its newest checkpoint, with changes of its recipe.
 
     Yields a Start, a Progress every few minibatches and an Epoch after each epoch, which the caller shows as it likes.
     With a `team`, all its processes call this, each trains its own layer groups, and only the leader yields events and
@@ -50,15 +58,16 @@ def train(
     team = team or Team(device_of(recipe.train.device))
     per_epoch = data.num_batches("train")
     rows = data.num_rows("train", 0) // team.replicas if per_epoch else 1
-    clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows)
     expect_processes(recipe, team.workers, team.replicas)
-    shortest = shortest_minibatch(data, clock, team)
+    shortest = shortest_minibatch(data, team)
     with team.together():
         resume = resume or team.broadcast(team.restarted and (path / run_folder.RECIPE).exists())
         if resume:
-            recipe, facts = run_folder.read(path)
+            recipe, facts = run_folder.read(path, changes)
             recipe = checked(recipe)
             run_folder.expect_same_data(path, facts, data.facts)
+        fresh_start = checkpoint.fresh_start(path / run_folder.CHECKPOINTS) if resume else 0
+        clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start)
         recipe = fit_optimizers(recipe, data)
         row = row_of(recipe.train.method)
         network, recipe = cut_network(recipe, data, team)
@@ -67,6 +76,8 @@ def train(
             expect_one_sample_suffices(module, example_input(data.facts, 1))
         expect_windows_suit(nn.Sequential(*network.groups), data)
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
+            if resume:
+                paths.expect_unaltered(path, weights=True)
             note = start.load_weights(network, recipe, data.facts, frozen=row.fits_exits)
             if note and team.leads:
                 yield Note(note)
@@ -78,6 +89,11 @@ def train(
             run_folder.create(path, recipe, data.facts)
         team.wait_for_all()
         with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
+            if team.leads and resume and changes != UNCHANGED:
+                earlier = run_folder.rewrite(path, changes)
+                if earlier.train.epochs < recipe.train.epochs:
+                    finished = len(journal.read(path / run_folder.METRICS))
+                    yield Note(extension_text(recipe, earlier, finished, clock))
             method = row.make(network, recipe, data.facts.task, clock, team)
             num_groups, places = network.num_groups, network.places
             del network  # frees the groups of other workers

@@ -14,7 +14,7 @@ from anytime_lct.run_folder import checkpoint, journal
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.task import MetricName
 from anytime_lct.training.events import Epoch, Position
-from anytime_lct.training.learner import Clock, is_carried
+from anytime_lct.training.learner import Clock, is_carried, is_slot
 from anytime_lct.training.memory import PeakMemory, write_peaks
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
@@ -68,14 +68,18 @@ class Saving:
     def checkpoint(self, position: Position, sums: Tensor, epoch: Epoch | None = None) -> None:
         """Write a checkpoint, every worker its own groups; at the end of an epoch also the weights and metrics.
 
-        `sums` are those of losses over the epoch so far, of all processes, (2, N).
+        `sums` are those of losses over the epoch so far, of all processes, (2, N). The last checkpoint of a run has no
+        state of optimizers, unless the recipe keeps it.
         """
+        is_last = position.epoch == self._train.epochs
+        has_optimizer = self._train.keep_optimizer or not is_last
         step = position.epoch * self._clock.per_epoch + position.batch
         folder, team = self._path / run_folder.CHECKPOINTS, self._team
         part = Path(team.broadcast(str(checkpoint.begin(folder, step)) if team.leads else None))
         digests = torch.zeros(self._num_groups, DIGEST, dtype=torch.int64)
         for index, tensors in self._state().items():
             if team.replica == 0:
+                tensors = {name: value for name, value in tensors.items() if has_optimizer or not is_slot(name)}
                 digest = checkpoint.write_group(part, index, tensors)
                 digests[index - 1] = torch.tensor(list(bytes.fromhex(digest)))
         digests = team.sum(digests)
@@ -84,7 +88,13 @@ class Saving:
                 self._keep_weights(epoch, position, part)
                 journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
             by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
-            checkpoint.commit(part, step, by_group, {"at": vars(position), "sums": sums.tolist()})
+            progress = {
+                "at": vars(position),
+                "sums": sums.tolist(),
+                "has_optimizer": has_optimizer,
+                "fresh_start": self._clock.fresh_start,
+            }
+            checkpoint.commit(part, step, by_group, progress, 1 if is_last else checkpoint.MAX_CHECKPOINTS)
         team.wait_for_all()
         write_peaks(self._path, self._memory, team)
         self._last_checkpoint = time.monotonic()

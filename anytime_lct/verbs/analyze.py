@@ -9,11 +9,11 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
 
 
-def analyze(run: Path | str, data_root: str | None = None) -> Profile:
+def analyze(run: Path | str, data_root: str | None = None, model: str | None = None) -> Profile:
     """Measure every exit of a run; write profile.json and exits.png, and descent.png where descent was tracked.
 
-    `data_root` is the folder that holds the data set, if it has moved. Raises CheckpointError, DataError and
-    AnalysisError.
+    `data_root` is the folder of the data set, if it has moved, and `model` the network, as path/to/file.py:FACTORY,
+    where the run's copy of its file cannot be used. Raises CheckpointError, DataError and AnalysisError.
 
     >>> analyze("runs/digits-resnet-0").exits[0].test.value                            # doctest: +SKIP
     0.9611
@@ -21,9 +21,9 @@ def analyze(run: Path | str, data_root: str | None = None) -> Profile:
     from anytime_lct.analysis import measure, picture  # training processes do not need it
 
     path = Path(run)
-    opened_run, digest = run_folder.open_run(path), weights_sum(path)
+    opened_run, digest = run_folder.open_run(path, model), weights_sum(path)
     data = opened_run.load_data(data_root)
-    profile = measure.profile(opened_run.network, data, opened_run.recipe.model.name)
+    profile = measure.profile(opened_run.network, data, opened_run.model)
     profile = profile.model_copy(update={"weights": digest})
     profile.save(path / run_folder.PROFILE)
     picture.draw(profile, path / run_folder.PICTURE)

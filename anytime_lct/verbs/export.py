@@ -27,14 +27,16 @@ def export(
     *,
     int8_samples: int | None = None,
     data_root: str | None = None,
+    model: str | None = None,
     force: bool = False,
     report: Callable[[str | Note], object] | None = None,
 ) -> Bundle:
     """Export a run that has a profile as a bundle folder; return the bundle.
 
     With `int8_samples`, the graphs are quantised with scales from that many training images, and measured again, which
-    needs the data set (in `data_root`, if it has moved). `force` replaces a bundle at `out`. `report` is called with
-    every step, and with a Note on what is left out. Raises ProfileError, CheckpointError, ExportError and DataError.
+    needs the data set (in `data_root`, if it has moved). `model` names the network, path/to/file.py:FACTORY, where the
+    run's copy of its file cannot be used. `force` replaces a bundle at `out`. `report` is called with every step, and
+    with a Note on what is left out. Raises ProfileError, CheckpointError, ExportError and DataError.
 
     >>> export("runs/digits", "bundles/digits", Contents(exits=(1, 3))).manifest.served  # doctest: +SKIP
     (1, 3)
@@ -43,10 +45,10 @@ def export(
     from anytime_lct.export.write import Trained, write_bundle
 
     path, notify = Path(run), report or (lambda event: None)
-    opened_run = run_folder.open_run(path)
+    opened_run = run_folder.open_run(path, model)
     profile = run_folder.read_profile(path)
     rules = _rules(path, profile, notify)
-    trained = Trained(opened_run.network, opened_run.facts, profile, opened_run.recipe.model.name, rules)
+    trained = Trained(opened_run.network, opened_run.facts, profile, opened_run.model, rules)
     int8 = None
     if int8_samples is not None:
         check(opened_run.facts)

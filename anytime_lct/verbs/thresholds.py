@@ -11,12 +11,17 @@ from anytime_lct.run_folder import folder as run_folder
 
 
 def thresholds(
-    run: Path | str, mean_flops: Sequence[float], measures: Sequence[Measure] = MEASURES, data_root: str | None = None
+    run: Path | str,
+    mean_flops: Sequence[float],
+    measures: Sequence[Measure] = MEASURES,
+    data_root: str | None = None,
+    model: str | None = None,
 ) -> ThresholdTable:
     """Search a rule for each mean budget, by the best of `measures`, and add the rules to the run's thresholds.json.
 
-    Returns the new rules. `data_root` is the folder that holds the data set, if it has moved. Raises ProfileError for a
-    run without a profile, AnalysisError for a language model or a run without validation data, and NothingFitsError.
+    Returns the new rules. `data_root` is the folder that holds the data set, if it has moved, and `model` the network,
+    path/to/file.py:FACTORY, where the run's copy of its file cannot be used. Raises ProfileError for a run without a
+    profile, AnalysisError for a language model or a run without validation data, and NothingFitsError.
 
     >>> thresholds("runs/fashion", [10e6, 15e6]).rules[0].at                           # doctest: +SKIP
     {1: 0.97, 3: 0.0}
@@ -24,7 +29,7 @@ def thresholds(
     from anytime_lct.analysis import measure, threshold_search  # training processes do not need it
 
     path = Path(run)
-    opened_run = run_folder.open_run(path)
+    opened_run = run_folder.open_run(path, model)
     if opened_run.facts.task != "classification":
         raise AnalysisError(
             f"Expected a network that classifies, got a language model in '{run}', whose characters would each stop at "

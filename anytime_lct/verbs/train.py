@@ -12,6 +12,7 @@ from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal, start
+from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.training import run
 from anytime_lct.training.events import Epoch, Event
 from anytime_lct.training.methods.table import checked, expect_processes
@@ -26,6 +27,7 @@ def train(
     run_dir: Path | str,
     *,
     resume: bool = False,
+    changes: Changes = UNCHANGED,
     workers: int = 1,
     replicas: int = 1,
     max_restarts: int = 0,
@@ -34,10 +36,10 @@ def train(
     """Train in a new run folder, or resume a run; return the last epoch, None where the run was complete.
 
     `recipe` is a Recipe, a TOML file, or the name of a shipped recipe; None means the defaults. With `resume` it is not
-    read: a run has its own recipe. With `workers` and `replicas`, processes on this machine share the layer groups and
-    every minibatch; they show their progress like the command, and a run that lost one is started again up to
-    `max_restarts` times. In a single process `report` is called with every event. Raises RecipeError, DataError,
-    CheckpointError, DivergenceError and WorkerLostError.
+    read: a run has its own recipe, and `changes` are more epochs, or where its data and network are now. With `workers`
+    and `replicas`, processes on this machine share the layer groups and every minibatch; they show their progress like
+    the command, and a run that lost one is started again up to `max_restarts` times. In a single process `report` is
+    called with every event. Raises RecipeError, DataError, CheckpointError, DivergenceError and WorkerLostError.
 
     >>> recipe = reading.complete({"data": {"name": "cifar10"}, "train": {"epochs": 10}})
     >>> train(recipe, "runs/cifar", report=print).scores                               # doctest: +SKIP
@@ -45,12 +47,12 @@ def train(
     """
     path = Path(run_dir)
     if resume:
-        recipe = run_folder.read(path)[0]
+        recipe = run_folder.read(path, changes)[0]
     elif not isinstance(recipe, Recipe):
         recipe = reading.read(recipe)
     recipe = prepare(recipe, (workers, replicas), resume=resume)
     if starts_processes(workers, replicas):
-        launch_workers(recipe, path, (workers, replicas), max_restarts, resume=resume)
+        launch_workers(recipe, path, (workers, replicas), max_restarts, resume=resume, changes=changes)
         lines = journal.read(path / run_folder.METRICS)
         return Epoch.from_json(lines[-1]) if lines else None
     team = None
@@ -59,7 +61,7 @@ def train(
     if team is None or (team.leads and not team.restarted):
         _expect_no_run(path, resume)
     last_epoch: Epoch | None = None
-    events = run.train(recipe, datasets.from_recipe(recipe), path, resume=resume, team=team)
+    events = run.train(recipe, datasets.from_recipe(recipe), path, resume=resume, changes=changes, team=team)
     for event in events if resume or team is not None else with_trial(events, recipe):
         if report is not None:
             report(event)
@@ -87,6 +89,7 @@ def launch_workers(
     max_restarts: int = 0,
     *,
     resume: bool = False,
+    changes: Changes = UNCHANGED,
     options: Sequence[str] = (),
 ) -> None:
     """Check what can be checked in advance, then run `anytime-lct train` with these `options` in every process."""
@@ -101,6 +104,9 @@ def launch_workers(
         recipe_file = Path(scratch) / "recipe.toml"
         reading.write(recipe, recipe_file)
         arguments = ["--resume"] if resume else ["--recipe", str(recipe_file)]
+        flags = {"--epochs": changes.epochs, "--data-root": changes.data_root, "--model": changes.model}
+        for flag, value in flags.items():
+            arguments += [] if value is None else [flag, str(value)]
         arguments += ["--run-dir", str(path), "--workers", str(workers), "--replicas", str(replicas)]
         launch(["train", *arguments, *options], workers, replicas, max_restarts)
 

@@ -1,0 +1,161 @@
+"""Where the files of a run are, so that it works from any working directory, and after a file or itself has moved.
+
+The recipe in a run folder names files by absolute paths, or relative to the run folder. The user's network, with the
+modules beside it that it imports, is copied into the run; weights to start from are not, but their sums are stored.
+
+RUN/network/  sources.json    the copy of the user's network; where it was, and sha256 sums by path
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from anytime_lct import disk
+from anytime_lct.data.images import ROOT_VARIABLE
+from anytime_lct.errors import CheckpointError, RecipeError
+from anytime_lct.exits.profile import WEIGHTS
+from anytime_lct.models.imports import local_files
+from anytime_lct.models.others import file_of, with_file
+from anytime_lct.recipes.defaults import BUILT_IN
+from anytime_lct.recipes.recipe import Recipe
+
+NETWORK, SOURCES, DEFAULT_ROOT, DEFAULT_WEIGHTS = "network", "sources.json", ".data", "default"
+
+
+class Sources(disk.Record):
+    """The files that a run depends on: sha256 sums by path, which is relative to the run folder for those in it.
+
+    `network` is the name of the user's network where it was when it was copied.
+    """
+
+    format: Literal[1] = 1
+    network: str | None = None
+    sums: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What may change when a run is used again: its epochs in total, and where its data and its network are now."""
+
+    epochs: int | None = None
+    data_root: str | None = None
+    model: str | None = None
+
+
+UNCHANGED = Changes()
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """Return a run's recipe with changes, whose paths are relative to the working directory; raises RecipeError."""
+    data, model, train = recipe.data, recipe.model, recipe.train
+    if changes.data_root is not None:
+        data = data.model_copy(update={"root": _absolute(changes.data_root)})
+    if changes.model is not None:
+        model = model.model_copy(update={"name": _located(changes.model, Path.cwd())})
+    if changes.epochs is not None:
+        if changes.epochs < train.epochs:
+            raise RecipeError(
+                f"Expected --epochs of at least {train.epochs}, the epochs of the whole run, got {changes.epochs}; "
+                f"leave it out to finish the run as it is, or give more to extend it."
+            )
+        train = train.model_copy(update={"epochs": changes.epochs})
+    return recipe.model_copy(update={"data": data, "model": model, "train": train})
+
+
+def absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe whose paths are absolute instead of relative to `folder`."""
+    data, model, weights = recipe.data, recipe.model, recipe.train.weights
+    if data.path is not None and (data.root is None or Path(data.path).is_absolute()):
+        path = Path(_absolute(data.path, folder))
+        data = data.model_copy(update={"root": str(path.parent), "path": path.name})  # --data-root replaces the root
+    elif data.root is not None:
+        data = data.model_copy(update={"root": _absolute(data.root, folder)})
+    if weights is not None and weights != DEFAULT_WEIGHTS:
+        weights = _absolute(weights, folder)
+    train = recipe.train.model_copy(update={"weights": weights})
+    model = model.model_copy(update={"name": _located(model.name, folder)})
+    return recipe.model_copy(update={"data": data, "model": model, "train": train})
+
+
+def store(recipe: Recipe, run: Path) -> Recipe:
+    """Copy the user's network into a run, write sources.json, and return the recipe to store; raises CheckpointError.
+
+    A data set whose folder is neither in the recipe nor in the environment is where it is now: in ./.data.
+    """
+    recipe = absolute(recipe, Path.cwd())
+    data, weights = recipe.data, recipe.train.weights or DEFAULT_WEIGHTS
+    if data.root is None and data.name not in BUILT_IN and not os.environ.get(ROOT_VARIABLE):
+        data = data.model_copy(update={"root": _absolute(DEFAULT_ROOT)})
+    files = [] if weights == DEFAULT_WEIGHTS else [Path(weights)]
+    if files and files[0].is_dir():
+        files = [files[0] / name for name in WEIGHTS]
+    sums = {str(file): _sum(file) for file in files if file.is_file()}
+    return copy_network(recipe.model_copy(update={"data": data}), run, sums)
+
+
+def copy_network(recipe: Recipe, run: Path, sums: dict[str, str]) -> Recipe:
+    """Copy the user's network into a run, and write sources.json with these sums and those of the copies."""
+    file = file_of(recipe.model.name)
+    if file is None:
+        if sums:
+            _write(run, Sources(sums=sums))
+        return recipe
+    file = file.resolve()
+    contents = {source.relative_to(file.parent): source.read_bytes() for source in local_files(file)}
+    shutil.rmtree(run / NETWORK, ignore_errors=True)
+    for path, content in contents.items():
+        copy = run / NETWORK / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        sums[f"{NETWORK}/{path.as_posix()}"] = disk.write(copy, content, CheckpointError)
+    _write(run, Sources(network=recipe.model.name, sums=sums))
+    name = with_file(recipe.model.name, Path(NETWORK, file.name))
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
+
+
+def read_sources(run: Path) -> Sources:
+    """Read a run's sources.json; empty where it has none. Raises CheckpointError."""
+    path = run / SOURCES
+    if not path.exists():
+        return Sources()
+    return disk.parse(Sources, disk.read_text(path, CheckpointError, REMEDY), path, CheckpointError, REMEDY)
+
+
+def expect_unaltered(run: Path, *, weights: bool = False) -> None:
+    """Raise CheckpointError where the copy of the network has changed since; or, with `weights`, those of the start."""
+    sources = read_sources(run)
+    for path, digest in sources.sums.items():
+        file = run / path
+        if Path(path).is_absolute() == weights and (not file.is_file() or _sum(file) != digest):
+            remedy = "restore it or train a new run" if weights else f"restore it from '{sources.network}', or {REMEDY}"
+            raise CheckpointError(
+                f"Expected '{file}' as it was when the run '{run}' started, got it altered or missing; {remedy}."
+            )
+
+
+REMEDY = "name the network's file with --model path/to/file.py:FACTORY"
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write(run: Path, sources: Sources) -> None:
+    disk.write(run / SOURCES, sources.model_dump_json(indent=1) + "\n", CheckpointError)
+
+
+def _located(name: str, folder: Path) -> str:
+    """Return the name of a network, with its file, if it has one, by an absolute path."""
+    file = file_of(name)
+    return name if file is None else with_file(name, Path(_absolute(str(file), folder)))
+
+
+def _absolute(path: str, folder: Path | None = None) -> str:
+    return str(((folder or Path.cwd()) / Path(path).expanduser()).resolve())
