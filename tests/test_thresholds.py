@@ -64,14 +64,14 @@ def test_who_should_stop_is_found_where_it_is_plain(budget, wrong):
     """Exit 3 is right on all, exit 1 on all but the least sure; as many of these pass as the budget holds for, by hand.
 
     The share pi of all samples at exit 3 that costs the budget may be larger than the share of these 1,200 by
-    1.6449 standard deviations of a share.
+    1.96 standard deviations of a share.
     """
     size = 1200
     sure, right = np.tile(np.linspace(0.99, 0.01, size), (3, 1)), np.ones((3, size))
     right[0, size - wrong :] = right[1, size - wrong :] = 0
     rule = search(PROFILE, samples(right, sure), samples(right, sure), budget)
     pi = (budget - 35) / 120
-    passing = int(size * (pi - 1.6449 * (pi * (1 - pi) / size) ** 0.5))
+    passing = int(size * (pi - 1.95996 * (pi * (1 - pi) / size) ** 0.5))
     assert rule.at.keys() == {1, 3} and rule.p_value < 1e-6
     assert rule.shares == pytest.approx({1: 1 - passing / size, 3: passing / size})
     assert sure[0, size - passing] < rule.at[1] < sure[0, size - passing - 1]

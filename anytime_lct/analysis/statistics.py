@@ -11,7 +11,7 @@ from scipy import stats
 from anytime_lct.task import MetricName
 
 LEVEL = 0.95
-QUANTILE = float(stats.norm.ppf(LEVEL))
+QUANTILE = float(stats.norm.ppf((1 + LEVEL) / 2))
 
 
 def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, float, float]:
@@ -30,10 +30,10 @@ def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, f
 
 
 def margin(deviation: float, samples: int) -> float:
-    """Return how far the mean of new samples can be above that of `samples`, with 95% confidence (one-sided, normal).
+    """Return half of the 95% interval of a mean, the normal one.
 
-    >>> round(margin(30.0, 900), 3)
-    1.645
+    >>> round(margin(30.0, 900), 2)
+    1.96
     """
     return QUANTILE * deviation / math.sqrt(samples)
 
