@@ -62,8 +62,8 @@ def thresholds(
 NOTE = (
     "FLOPs: one multiply-add counts one; a sample pays for the groups up to its exit and every visited critic. "
     "Searched on validation, where the upper end of the mean cost's 95% interval holds the budget; accuracy and cost "
-    "are those of test, with 95% intervals. The fixed exit is the most accurate one on validation that costs no more than "
-    "the mean budget."
+    "are those of test, with 95% intervals. The fixed exit is the most accurate one on validation that costs no more "
+    "than the mean budget."
 )
 
 
