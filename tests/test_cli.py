@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from forked_python import python
 from programs import run, start
 
 from anytime_lct import __version__
 from anytime_lct.cli.main import VERBS, app
 
-PROGRAM = [sys.executable, "-m", "anytime_lct.cli.main"]
+MODULE = ["-m", "anytime_lct.cli.main"]
 WITHOUT = """
 import sys
 
@@ -56,7 +57,13 @@ OPTIONS = {
 
 
 def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return run([*PROGRAM, *arguments], seconds=280, cwd=cwd)
+    """Run the program to its end, in a process that has torch imported already."""
+    return run([python(), *MODULE, *arguments], seconds=280, cwd=cwd)
+
+
+def call_anew(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end, in a new process."""
+    return run([sys.executable, *MODULE, *arguments], seconds=280)
 
 
 def without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +72,7 @@ def without(blocked: set[str], *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_version_is_the_packages():
-    assert call("--version").stdout.strip() == __version__
+    assert call_anew("--version").stdout.strip() == __version__
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -100,7 +107,7 @@ def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypat
 
 
 def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_path):
-    quickstart = call("quickstart", "--folder", tmp_path / "demo", "--epochs", "2", "--json")
+    quickstart = call_anew("quickstart", "--folder", tmp_path / "demo", "--epochs", "2", "--json")
     assert quickstart.returncode == 0, quickstart.stderr
     summary = json.loads(quickstart.stdout)
     flops = [answer["budget_flops"] for answer in summary["answers"]]
@@ -125,7 +132,7 @@ def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_p
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     options = "--set model.depth=8 --set model.width=4 --groups 2 --epochs 200 --run-dir".split()
-    with start([*PROGRAM, "train", *options, folder], stderr=subprocess.PIPE) as process:
+    with start([python(), *MODULE, "train", *options, folder], stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -139,6 +146,6 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
 
 def test_compiled_training_runs(tmp_path):
     options = "--model mlp --set model.hidden=16,8 --groups 2 --epochs 1 --set train.compile=true --json --run-dir"
-    program = call("train", *options.split(), tmp_path / "run")
+    program = call_anew("train", *options.split(), tmp_path / "run")
     assert program.returncode == 0, program.stderr
     assert json.loads(program.stdout)["last_epoch"]["epoch"] == 1

@@ -6,7 +6,8 @@ import json
 import statistics
 
 import pytest
-from test_cli import call
+from forked_python import python
+from test_cli import MODULE, call
 
 from anytime_lct.errors import CheckpointError, LCTError, RecipeError
 from anytime_lct.exits.profile import Profile
@@ -32,6 +33,11 @@ def tiny(**more: Run) -> Experiment:
     cells = [Cell("BP", "Main", bp.name, paper=98.0), Cell("post-hoc", "Main", post.name)]
     cells += [Cell("post-hoc", "Sub_1", post.name, 1), *(Cell(key, "Main", run.name) for key, run in more.items())]
     return Experiment("tiny", "A small table", "quality", tuple(runs.values()), tuple(cells), differences=("All.",))
+
+
+@pytest.fixture(autouse=True)
+def runs_start_at_once(monkeypatch):
+    monkeypatch.setattr(runner, "PROGRAM", (python(), *MODULE))
 
 
 def work(experiment, folder, seeds=1, only=None):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from forked_python import python
 from programs import run
 
 HOUSE = Path(__file__).parent.parent
@@ -24,6 +25,7 @@ for title, text in re.findall(r"^##+ (.*?)\n(.*?)(?=^##|\Z)", README, re.MULTILI
 # The section that leaves behind what another one reads.
 BEFORE = {"analyze": "train", "select": "analyze", "thresholds": "The way", "export": "analyze", "predict": "export",
           "In Python": "predict"}  # fmt: skip
+ANEW = ("inspect", "thresholds")  # whose commands no other test starts in new processes
 SECONDS = 120
 KINDS = ("```", "```bash", "```python", "```console")
 
@@ -43,10 +45,13 @@ def ran(section: str, base: Path) -> Path:
             part.mkdir()
         else:
             shutil.copytree(started, part)
-        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        programs = Path(sys.executable if section in ANEW else python()).parent
+        environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
         for kind, block in BLOCKS[section]:
-            command = ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [sys.executable, "-c", block]
-            done = run(command, SECONDS, cwd=part, env={**os.environ, "PATH": programs})
+            command = (
+                ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [programs / "python", "-c", block]
+            )
+            done = run(command, SECONDS, cwd=part, env=environment)
             if done.returncode != 0:
                 outcome.write_text(f"{block}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
                 pytest.fail(f"The section '{section}' fails:\n{block}\n{done.stdout}\n{done.stderr}")

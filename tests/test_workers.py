@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_python import forked
 from training_processes import (
     checkpoint_names,
     finish,
@@ -57,13 +58,14 @@ VARIANTS = {
 
 def workers_of(process):
     """Process numbers of the workers that a launcher started, in their order."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = []
-    for child in children:
+    launcher, workers = forked(process.pid), []
+    if launcher is None:
+        return []
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         with suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended meanwhile
             if "anytime_lct.cli.main" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-                workers.append(int(child))
-    return workers
+                workers.append(forked(int(child)))
+    return [worker for worker in workers if worker is not None]
 
 
 @pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS.keys())

@@ -1,27 +1,22 @@
-"""`anytime-lct train` in processes that a test starts: forked from one with torch imported, or by the launcher.
+"""`anytime-lct train` in processes that a test starts: alone, as the ranks that torchrun starts, or by the launcher.
 
-Forked processes start at once, alone or as the ranks that torchrun starts; the launcher starts real programs. None
-outlives the test, however it ends.
+All are forked from one that has torch imported, so that they start at once. None outlives the test, however it ends.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from forked_python import python
 from programs import start
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -30,14 +25,6 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import checkpoint
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    [
-        "anytime_lct.cli.main", "anytime_lct.cli.progress", "anytime_lct.verbs.train", "anytime_lct.models.networks",
-        "anytime_lct.training.memory", "anytime_lct.training.processes.pipelining", "sklearn.datasets",
-        "torch.utils.tensorboard", "pytest",
-    ]
-)  # fmt: skip
 ONE_THREAD = "OMP_NUM_THREADS"  # so that results do not depend on the machine's number of cores
 RecipeOrTables = Recipe | dict[str, Any]
 
@@ -45,72 +32,53 @@ RecipeOrTables = Recipe | dict[str, Any]
 class Ranks:
     """The processes of one run."""
 
-    def __init__(self, processes: Sequence[ForkServerProcess], files: Sequence[Path]) -> None:
+    def __init__(self, processes: Sequence[subprocess.Popen[str]], files: Sequence[Path]) -> None:
         self.processes, self._files = processes, files
 
     def signal(self, number: int) -> None:
         """Send a signal to all processes, as Ctrl-C in a terminal does."""
         for process in self.processes:
-            assert process.pid is not None
-            os.kill(process.pid, number)
+            process.send_signal(number)
 
     def finish(self, expected: int = 0, seconds: float = 150) -> str:
         """Wait until all processes end with the exit code `expected`; return their stderr."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        stderr = "".join(file.read_text() for file in self._files if file.exists())
-        assert [process.exitcode for process in self.processes] == [expected] * len(self.processes), stderr
+            process.wait(max(0.0, deadline - time.monotonic()))
+        stderr = "".join(file.read_text() for file in self._files)
+        assert [process.returncode for process in self.processes] == [expected] * len(self.processes), stderr
         return stderr
 
 
 @contextmanager
 def fork(arguments: Sequence[object], size: int = 1) -> Iterator[Ranks]:
-    """Run `anytime-lct ARGUMENTS` in `size` forked processes, with their ranks in the environment, as torchrun does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ONE_THREAD, "1")
-        forkserver.ensure_running()
+    """Run `anytime-lct ARGUMENTS` in `size` processes, with their ranks in the environment, as torchrun does."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if size > 1 else None
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / str(rank) for rank in range(size)]
-        environments: list[dict[str, str]] = [{} for _ in files]
-        if store is not None:
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
-            shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-            environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-        flags = [str(argument) for argument in arguments]
+    environments: list[dict[str, str]] = [{}]
+    if store is not None:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+        shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        paths = [Path(folder) / str(rank) for rank in range(size)]
+        files = [stack.enter_context(path.open("w")) for path in paths]
         processes = [
-            FORK.Process(target=_program, args=(flags, environment, file))
+            stack.enter_context(_start(arguments, environment, stdout=subprocess.DEVNULL, stderr=file))
             for environment, file in zip(environments, files, strict=True)
         ]
-        try:
-            for process in processes:
-                process.start()
-            yield Ranks(processes, files)
-        finally:
-            for process in processes:
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
-                process.close()
+        yield Ranks(processes, paths)
 
 
-def _program(arguments: list[str], environment: dict[str, str], file: Path) -> None:
-    """Run `anytime-lct` in this process, with stderr in a file."""
-    from anytime_lct.cli.main import run
-
-    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.environ.update(environment)
-    run(arguments)
+def _start(arguments: Sequence[object], environment: dict[str, str], **options: Any) -> Any:
+    command = [python(), "-m", "anytime_lct.cli.main", *arguments]
+    return start(command, env={**os.environ, ONE_THREAD: "1", **environment}, **options)
 
 
 @contextmanager
 def launch(recipe: RecipeOrTables, folder: Path, workers: int, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the real program, which launches its workers."""
+    """Start the program, which launches its workers."""
     arguments = _arguments(folder, workers, *_recipe_flags(recipe, folder), *more)
-    command = [sys.executable, "-m", "anytime_lct.cli.main", *arguments]
-    with start(command, stderr=subprocess.PIPE, env={**os.environ, ONE_THREAD: "1"}) as process:
+    with _start(arguments, {}, stderr=subprocess.PIPE) as process:
         yield process
 
 
