@@ -244,15 +244,22 @@ class Zeros(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Unset(TorchFunctionMode):
+    """Makes networks whose weights have no values, and take no memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 def test_every_classifier_of_torchvision_has_the_multiply_adds_that_torchvision_publishes(name: str):
     published_weights = list(torchvision_models.get_model_weights(name))
     weights = min(published_weights, key=lambda each: each.meta["_ops"])  # of several sizes of images, the smallest
     side = max(weights.transforms().crop_size)
-    with Zeros():
+    with Unset():
         more = {"image_size": side} if name.startswith("vit") else {}
-        network = torchvision_models.get_model(name, weights=None, **more)
+        network = torchvision_models.get_model(name, weights=None, **more).to("meta")
     published = weights.meta["_ops"] * 1e9
     assert count(network, torch.zeros(1, 3, side, side)).flops == pytest.approx(published, rel=0.005, abs=DIGITS)
 
@@ -271,7 +278,8 @@ def test_every_network_of_the_survey_has_the_multiply_adds_that_torch_counts(nam
 @pytest.mark.parametrize("kind", ["slim", "residual"])
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t"])
 def test_an_exit_is_placed_by_the_multiply_adds_that_its_profile_will_have(name: str, kind: CriticKind, monkeypatch):
-    model, example = models.build(f"torchvision:{name}", (3, 64, 64), 10), torch.zeros(2, 3, 64, 64)
+    with Zeros():
+        model, example = models.build(f"torchvision:{name}", (3, 64, 64), 10), torch.zeros(2, 3, 64, 64)
     critic, amounts = CriticRecipe(kind=kind, depth=1), list[int]()
 
     def remembered(*args):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,9 @@ import pytest
 from filelock import FileLock
 from forked_python import python
 from programs import run
+from typer.testing import CliRunner
+
+from anytime_lct.cli.main import VERBS, app
 
 HOUSE = Path(__file__).parent.parent
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
@@ -81,13 +83,9 @@ def test_the_sections_that_run_are_these():
 
 
 def test_every_command_has_an_example_here_and_in_its_help():
-    from anytime_lct.cli.main import VERBS
-
     for verb in VERBS:
         assert re.search(rf"^anytime-lct {verb}\b", README, re.MULTILINE), f"the README shows no 'anytime-lct {verb}'"
-        help_text = subprocess.run(
-            [sys.executable, "-m", "anytime_lct.cli.main", verb, "--help"], check=True, capture_output=True, text=True
-        ).stdout
+        help_text = CliRunner().invoke(app, [verb, "--help"]).stdout
         assert f"Example: anytime-lct {verb}" in " ".join(help_text.split())
         assert "--json" in help_text
 
