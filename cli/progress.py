@@ -54,6 +54,8 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
 
 def start_line(start: Start) -> str:
     """Return the line that a run begins with: its data, its classes and samples, and where the network is cut."""
+    from anytime_lct.training.demand import show_bytes
+
     facts = start.facts
     is_text = facts.task == "language-model"
     names = [repr(name) if is_text else name for name in facts.classes[:SHOWN_CLASSES]]
@@ -67,7 +69,8 @@ def start_line(start: Start) -> str:
     if is_text:
         size = f" in {', '.join(facts.encodings).upper()}" if facts.encodings else ""
     cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
-    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}"
+    memory = "" if start.step_bytes is None else f"; a step takes about {show_bytes(start.step_bytes)} of memory"
+    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}{memory}"
 
 
 def epoch_line(epoch: Epoch, metric: str) -> str:

@@ -86,6 +86,21 @@ def saved_bytes(module: nn.Module, x: Tensor, *, input_grad: bool = True) -> int
     return sum(_save(on_meta(module), meta_like(x), input_grad)[0].values())
 
 
+def saved_in_turn(
+    parts: Sequence[nn.Module], critics: Sequence[nn.Module | None], x: Tensor, *, input_grad: bool = True
+) -> list[tuple[int, int]]:
+    """Return the bytes that each part, and the critic behind it, save for backward on a batch, which they run on.
+
+    With `input_grad`, parts behind the first one need the gradient of their input.
+    """
+    amounts = list[tuple[int, int]]()
+    for k, (part, critic) in enumerate(zip(parts, critics, strict=True)):
+        saved, y, _ = _save(part, x, input_grad and k > 0)
+        x = y.detach()
+        amounts.append((sum(saved.values()), 0 if critic is None else sum(_save(critic, x, True)[0].values())))
+    return amounts
+
+
 @contextmanager
 def measuring(example: Tensor, *, without_values: bool) -> Iterator[None]:
     """Keep the random state, and report in one sentence that a network cannot be measured."""

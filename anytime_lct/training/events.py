@@ -57,10 +57,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run trains on, and after which modules it cuts: all that is fixed before the first epoch."""
+    """What a run trains on, and after which modules it cuts: all that is fixed before the first epoch.
+
+    `step_bytes` is the memory that a step takes in this process, estimated; None where that is not known.
+    """
 
     facts: Facts
     places: tuple[str, ...]
+    step_bytes: float | None = None
 
 
 Event = Progress | Epoch | Note | Start

@@ -36,7 +36,26 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(MMAP_MAX, 0)) and bool(mallopt(TRIM_THRESHOLD, -1))
 
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, RESET, MACHINE = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")  # the memory of a container: limit, use, and the part of that which is only cached
+CONTAINER = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def available(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, in a container at most those that it may use; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not MACHINE.exists():
+        return None
+    amounts = [_field(MACHINE, "MemAvailable:") * 1024]
+    for limit, use, statistics, cached in CONTAINER:
+        with contextlib.suppress(OSError, ValueError):  # another kind of container, or no limit
+            most, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in (limit, use))
+            amounts.append(most - used + _field(CGROUP / statistics, cached))
+    return max(0, min(amounts))
 
 
 class PeakMemory:
@@ -77,5 +96,10 @@ def write_peaks(path: Path, memory: PeakMemory, team: Team) -> None:
 
 def _resident(field: str) -> int:
     """Return bytes of this process: VmRSS, resident now, or VmHWM, the most since it started."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+    return _field(STATUS, f"{field}:") * 1024 if STATUS.exists() else 0
+
+
+def _field(path: Path, name: str) -> int:
+    """Return the number behind a name in one of the system's files of statistics; 0 where it is not there."""
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return next((int(words[1]) for words in lines if words[:1] == [name]), 0)

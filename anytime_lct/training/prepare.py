@@ -94,7 +94,7 @@ def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, 
             rows = _rows(data, team) if by != "balanced" else 2
             example = example_input(data.facts, rows)
             critics = list(network.critics) if row.exits else []
-            table = worker_costs(list(network.groups), critics, example, by, _weight_copies(recipe.groups))
+            table = worker_costs(list(network.groups), critics, example, by, weight_copies(recipe.groups))
             bounds = spread(table, team.workers)
         team.bounds = tuple(team.broadcast(bounds))
     return network, recipe
@@ -112,7 +112,7 @@ def _with_places(recipe: Recipe, data: Dataset, team: Team) -> Recipe:
             cut,
             recipe.critic,
             data.facts.task,
-            weight_copies=_weight_copies(recipe.groups) if team.workers > 1 else 0,
+            weight_copies=weight_copies(recipe.groups) if team.workers > 1 else 0,
             peers=Peers(team.rank, team.mean),
         )
     places = tuple(team.broadcast(places))
@@ -155,6 +155,6 @@ def _rows(data: Dataset, team: Team) -> int:
     return max(2, data.num_rows("train", 0) // team.replicas)
 
 
-def _weight_copies(optimizer: OptimizerRecipe) -> int:
+def weight_copies(optimizer: OptimizerRecipe) -> int:
     """Return how often weights are in memory: themselves, their gradients, and the optimizer's slots."""
     return 4 if optimizer.name != "sgd" else 3 if optimizer.momentum > 0 else 2

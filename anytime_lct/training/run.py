@@ -20,6 +20,7 @@ from anytime_lct.run_folder import checkpoint, journal, paths, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import example_input
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
+from anytime_lct.training.demand import estimate, expect_room, out_of_memory
 from anytime_lct.training.events import Event, Note, Start
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.learner import Clock
@@ -81,6 +82,10 @@ def train(
             note = start.load_weights(network, recipe, data.facts, frozen=row.fits_exits)
             if note and team.leads:
                 yield Note(note)
+        demand = estimate(network, recipe, example_input(data.facts, rows), team)
+        warning = expect_room(demand, recipe, data.facts, team) if demand else None
+        if warning and team.leads:
+            yield Note(warning)
         network = network.to(team.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -88,7 +93,11 @@ def train(
         if team.leads and not resume:
             run_folder.create(path, recipe, data.facts)
         team.wait_for_all()
-        with run_folder.locked(path) if team.leads else nullcontext(), interruptible() as interrupted:
+        with (
+            run_folder.locked(path) if team.leads else nullcontext(),
+            interruptible() as interrupted,
+            out_of_memory(recipe),
+        ):
             if team.leads and resume and changes != UNCHANGED:
                 earlier = run_folder.rewrite(path, changes)
                 if earlier.train.epochs < recipe.train.epochs:
@@ -102,5 +111,5 @@ def train(
                 num_exits = num_groups if row.exits else 1
                 loop = Loop(method, data, recipe.train, clock, team, num_exits, saving, interrupted)
                 if team.leads:
-                    yield Start(data.facts, places)
+                    yield Start(data.facts, places, demand and demand.estimate)
                 yield from loop.events(resume)

@@ -17,6 +17,7 @@ from anytime_lct.training.methods import admm, backprop, dni, joint, pipeline, p
 from anytime_lct.training.processes.team import Team
 
 Processes = Literal["any", "replicas", "pipeline", "one"]
+Alive = Literal["group", "all", "critics"]
 RUN = frozenset({"data", "model", "train"})
 MAIN = RUN | {"groups", "groups_schedule"}
 CRITICS = frozenset({"critic", "critics", "critics_schedule"})
@@ -29,7 +30,8 @@ class Row:
     `reads` are the tables of the recipe that its result depends on, `options` its own table, named after it.
     `cuts`: it trains through the layer groups of the recipe's cut; `exits`: every group ends in an exit. `processes`
     may be any number of workers and replicas, only replicas, a pipeline of at least two workers, or one process.
-    `fits_exits`: the main network is frozen; `sub_network`: `train.exit` names the sub-network that it trains;
+    `alive` are the activations that a step holds at a time: those of one group with its critic, all, or those of the
+    critics. `fits_exits`: the main network is frozen; `sub_network`: `train.exit` names the sub-network that it trains;
     `tracks_descent`: (16) can be measured during training. `check` raises RecipeError for a recipe that does not fit
     the method.
     """
@@ -39,6 +41,7 @@ class Row:
     cuts: bool = False
     exits: bool = False
     processes: Processes = "one"
+    alive: Alive = "all"
     options: type[Section] | None = None
     check: Callable[[Recipe], None] | None = None
     fits_exits: bool = False
@@ -49,14 +52,14 @@ class Row:
 # A training method is a file beside this one and a row here.
 METHODS: dict[str, Row] = {
     "lct": Row(worker.Worker.of, MAIN | CRITICS | {"cut", "rule"}, cuts=True, exits=True, processes="any",
-               tracks_descent=True),
+               alive="group", tracks_descent=True),
     "bp": Row(backprop.Backprop, MAIN, processes="replicas"),
     "joint": Row(joint.Joint, MAIN | CRITICS | {"cut"}, cuts=True, exits=True),
     "posthoc": Row(posthoc.PostHoc, RUN | CRITICS | {"cut", "rule", "posthoc"}, cuts=True, exits=True,
-                   options=posthoc.PostHocRecipe, check=posthoc.check, fits_exits=True),
+                   alive="critics", options=posthoc.PostHocRecipe, check=posthoc.check, fits_exits=True),
     "alone": Row(backprop.Backprop, MAIN | {"cut", "critic"}, cuts=True, check=backprop.check_alone, sub_network=True),
     "dni": Row(dni.DNI, MAIN | {"cut", "critics", "critics_schedule", "dni"}, cuts=True,
-               options=dni.DNIRecipe, check=dni.check),
+               alive="group", options=dni.DNIRecipe, check=dni.check),
     "admm": Row(admm.ADMM, RUN | {"admm"}, options=admm.ADMMRecipe, check=admm.check),
     "gpipe": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline"),
     "1f1b": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline"),
