@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class LCTError(Exception):
     """Any error that the toolkit raises on purpose; the command line prints it and exits with `exit_code`."""
 
     exit_code = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as plain values, as `--json` prints it."""
+        return {"error": str(self), "exit_code": self.exit_code}
 
 
 class BudgetError(LCTError, ValueError):
@@ -18,9 +25,16 @@ class ProfileError(LCTError, ValueError):
 
 
 class NothingFitsError(LCTError, LookupError):
-    """No sub-model meets the budget; the message names the nearest alternatives."""
+    """No sub-model meets the budget; `nearest` are the alternatives, each with its exit, cost and quality."""
 
     exit_code = 3
+
+    def __init__(self, message: str = "", nearest: Sequence[dict[str, float]] = ()) -> None:
+        super().__init__(message)
+        self.nearest = tuple(nearest)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "exit": None, "nearest": list(self.nearest)}
 
 
 class BundleError(LCTError, ValueError):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anytime_lct.cli.train import BUDGETS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -27,7 +29,7 @@ def inspect(
     ] = None,
     budget_flops: Annotated[
         str | None,
-        typer.Option(metavar="SHARES", help="Cut for exits at these shares of the main network, as train does."),
+        typer.Option(metavar="B,B,..", help=BUDGETS),
     ] = None,
     critic: Annotated[str, typer.Option(help="Critics: residual, slim, paper, paper-imagenet.")] = "residual",
     settings: Annotated[
@@ -44,7 +46,7 @@ def inspect(
 
     Where a network cannot be cut, the error names the line of its code and what to do.
 
-    Example: anytime-lct inspect torchvision:resnet18 --input 3x224x224 --groups 3
+    Example: anytime-lct inspect torchvision:resnet18 --input 3x64x64 --groups 3
     """
     import dataclasses
 

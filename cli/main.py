@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -12,12 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 from anytime_lct import __version__
+from anytime_lct.cli.verb import Verb, Verbs
 from anytime_lct.errors import LCTError
 
 app = typer.Typer(
     name="anytime-lct",
+    cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
@@ -28,7 +31,7 @@ VERBS = (
 
 
 for _verb in VERBS:
-    app.command(_verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
+    app.command(_verb, cls=Verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 
 
 def _show_version(value: bool) -> None:
@@ -50,24 +53,25 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the program and end the process with its exit code.
 
     0: done; 2: bad input, reported in one sentence on stderr; 3: no sub-model meets the budget; 4: a worker was lost;
-    130: interrupted.
+    130: interrupted. With --json an error is printed on stdout as well, as one JSON object.
     """
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of code that warns
     try:
         app(args=arguments, prog_name="anytime-lct")
     except LCTError as error:
-        if str(error):
-            _print_error(str(error))
+        _report(error, as_json)
         _exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _extra_of(error)
         if extra is None:
             raise
-        _print_error(
+        missing = LCTError(
             f"This command needs the package '{error.name}', which is not installed; "
             f"install it with: pip install 'anytime-lct[{extra}]'"
         )
-        sys.exit(2)
+        _report(missing, as_json)
+        sys.exit(missing.exit_code)
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", "0")) == 0:
             _print_error("Interrupted.")
@@ -81,6 +85,14 @@ def _exit(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _report(error: LCTError, as_json: bool) -> None:
+    """Print an error on stderr, and as JSON on stdout; of several processes, the one that started the others does."""
+    if str(error):
+        _print_error(str(error))
+    if as_json and "RANK" not in os.environ:
+        typer.echo(json.dumps(error.as_dict()))
 
 
 def _print_error(message: str) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INPUTS = "Image files, .npy arrays or text files, folders of them, patterns such as 'photos/**/*.jpg', or - for stdin."
 TIMEOUT = "Answer by the deepest exit that this machine reaches within this time, such as 5ms; needs `calibrate` first."
 CONFIDENCE = "Let every sample stop at the first exit with at least this confidence, from 0 to 1."
-MEAN = "Let samples stop by the bundle's rule for this mean number of multiply-adds, such as 20M; see `thresholds`."
+MEAN = "Let samples stop by the bundle's rule for this mean of multiply-adds, such as 20M or 70%; see `thresholds`."
 MEASURE = "Measure of confidence: max-probability, margin or entropy."
 EXIT = "Go no deeper than this exit, a number or main."
 FIXED = "Answer by this exit, a number or main."
@@ -74,7 +74,7 @@ def predict(
     of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
     and the exit code is then 2. With --generate, a text network writes on from --prompt by itself.
 
-    Example: anytime-lct predict fashion.bundle photos --budget-flops 20M --format csv
+    Example: anytime-lct predict fashion.bundle photos --budget-flops 70% --format csv
     """
     import json
     import sys
@@ -222,7 +222,7 @@ def read_ask(
 ) -> Ask:
     """Return the Ask of every input, from the options; raises BudgetError."""
     from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import Ask, parse_count, parse_seconds
+    from anytime_lct.exits.budget import Ask, parse_flops, parse_seconds
     from anytime_lct.exits.thresholds import MEASURES
 
     if measure not in MEASURES:
@@ -232,7 +232,7 @@ def read_ask(
         timeout=None if timeout is None else parse_seconds(timeout),
         min_confidence=min_confidence,
         measure=measure,
-        mean_flops=None if mean_flops is None else parse_count(mean_flops),
+        mean_flops=None if mean_flops is None else parse_flops(mean_flops),
     )
 
 

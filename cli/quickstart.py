@@ -54,7 +54,7 @@ def quickstart(
     console.print(NOTE + SPLIT_NOTES[profile.split], highlight=False, style="dim", soft_wrap=True)
     console.print(_answers_table(answers))
     console.print(
-        f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5",
+        f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5%",
         highlight=False,
         soft_wrap=True,
     )

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 SOURCE = "Run folder, bundle folder or profile.json."
-FLOPS = "Most multiply-adds per sample, e.g. 20M."
+FLOPS = "Most multiply-adds per sample, e.g. 20M, or 70% of the main network's."
 PARAMS = "Most parameters, e.g. 10M."
 LATENCY = "Most time per sample, e.g. 5ms."
-DROP = "Cheapest at most this far below the best exit: percentage points of accuracy, or BPC."
+DROP = "Cheapest at most this far below the best exit, e.g. 1% (1 point of accuracy); of text, in BPC."
 NOISE = "Cheapest that is not significantly worse than the best that fits."
 
 
@@ -26,9 +26,11 @@ def select(
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
-    min_accuracy: Annotated[str | None, typer.Option(help="Cheapest of at least this accuracy, e.g. 0.93.")] = None,
+    min_accuracy: Annotated[
+        str | None, typer.Option(help="Cheapest of at least this accuracy, e.g. 93% or 0.93.")
+    ] = None,
     max_bpc: Annotated[float | None, typer.Option(help="Cheapest of at most these bits per character.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help=DROP)] = None,
+    max_drop: Annotated[str | None, typer.Option(help=DROP)] = None,
     within_noise: Annotated[bool, typer.Option("--within-noise", help=NOISE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -37,10 +39,10 @@ def select(
     Budgets alone pick the most accurate exit that fits, floors the cheapest that reaches them. The choice
     is made on the validation split and reported on the test split. The exit code is 3 where nothing fits.
 
-    Example: anytime-lct select runs/fashion --budget-flops 20M --max-drop 0.5
+    Example: anytime-lct select runs/fashion --budget-flops 70% --max-drop 0.5%
     """
     from anytime_lct.exits import selector
-    from anytime_lct.exits.budget import parse_quality
+    from anytime_lct.exits.budget import parse_drop, parse_quality
 
     profile, exits = open_profile(source)
     selection = selector.select(
@@ -48,7 +50,7 @@ def select(
         read_budget(budget_flops, budget_params, budget_latency),
         min_accuracy=None if min_accuracy is None else parse_quality(min_accuracy),
         max_bpc=max_bpc,
-        max_drop=max_drop,
+        max_drop=None if max_drop is None else parse_drop(max_drop, profile.metric),
         within_noise=within_noise,
         exits=exits,
     )
@@ -73,10 +75,10 @@ def open_profile(source: Path) -> tuple[Profile, tuple[int, ...] | None]:
 
 def read_budget(flops: str | None, params: str | None, latency: str | None, exit: int | None = None) -> Budget:
     """Read the budget options that `select` and `predict` share."""
-    from anytime_lct.exits.budget import Budget, parse_count, parse_seconds
+    from anytime_lct.exits.budget import Budget, parse_count, parse_flops, parse_seconds
 
     return Budget(
-        flops=None if flops is None else parse_count(flops),
+        flops=None if flops is None else parse_flops(flops),
         params=None if params is None else parse_count(params),
         latency=None if latency is None else parse_seconds(latency),
         exit=exit,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anytime_lct.exits.thresholds import Thresholds
 
 
-BUDGET = "Mean multiply-adds per sample, e.g. 20M; may be repeated."
+BUDGET = "Mean multiply-adds per sample, e.g. 20M, or 70% of the main network's; may be repeated."
 MEASURE = "Measure of confidence; best: the one with the best accuracy on validation."
 
 
@@ -35,18 +35,18 @@ def thresholds(
     than the best fixed exit within the budget, every sample stops at that exit. Rules are added to thresholds.json in
     the run folder, which `export` puts into the bundle.
 
-    Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 15M
+    Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 60%
     """
     from anytime_lct.cli.screen import screen
     from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import parse_count
+    from anytime_lct.exits.budget import parse_flops
     from anytime_lct.exits.thresholds import MEASURES
     from anytime_lct.verbs.thresholds import thresholds as search_thresholds
 
     if measure not in (*MEASURES, "best"):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
     measures = MEASURES if measure == "best" else (measure,)
-    budgets = [parse_count(text) for text in mean_flops]
+    budgets = [parse_flops(text) for text in mean_flops]
     rules = search_thresholds(run, budgets, measures, data_root, model)  # type: ignore[arg-type]
     if as_json:
         typer.echo(rules.model_dump_json())

@@ -18,9 +18,9 @@ MODEL = (
     "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, lstm, torchvision:NAME, timm:NAME, or "
     "path/to/file.py:FACTORY."
 )
-SHARES = (
-    "One exit for each of these shares of the main network's multiply-adds, e.g. 0.2,0.4,0.7: as deep as fits, its "
-    "critic included."
+BUDGETS = (
+    "One exit for each of these budgets of multiply-adds, as deep as fits with its critic: e.g. 20M,40M, or "
+    "20%,40%,70% of the main network's."
 )
 METHOD = (
     "lct, or an alternative: bp (with --replicas: DistributedDataParallel), joint (the losses of all exits "
@@ -41,7 +41,7 @@ def train(
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     groups: Annotated[int | None, typer.Option(help="Number of layer groups N.")] = None,
-    budget_flops: Annotated[str | None, typer.Option(metavar="SHARES", help=SHARES)] = None,
+    budget_flops: Annotated[str | None, typer.Option(metavar="B,B,..", help=BUDGETS)] = None,
     method: Annotated[str | None, typer.Option(help=METHOD)] = None,
     weights: Annotated[str | None, typer.Option(metavar="FILE|RUN|default", help=WEIGHTS)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
@@ -69,7 +69,7 @@ def train(
     --epochs, --resume extends a run to this many epochs in total; with --data-root or --model, the run's data or
     network are taken from where they are now.
 
-    Example: anytime-lct train --data fashion-mnist --model resnet20 --groups 4 --epochs 10 --run-dir runs/fashion
+    Example: anytime-lct train --data fashion-mnist --model resnet20 --epochs 10
     """
     from anytime_lct.cli.progress import descent, descent_line
     from anytime_lct.errors import RecipeError
@@ -84,7 +84,7 @@ def train(
         "train.weights": weights, "train.epochs": epochs, "train.seed": seed,
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
-    overrides |= dict(reading.assignment(text) for text in settings or [])
+    overrides = with_settings(overrides, settings)
     changes = Changes(epochs, data_root, model) if resume else Changes()
     if not resume:
         run_recipe = reading.read(recipe, overrides)
@@ -157,16 +157,32 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.data.name}-{network}-{recipe.train.seed}"
 
 
-def shares_of(text: str) -> list[float]:
-    """Parse shares with commas; raises RecipeError."""
+def with_settings(overrides: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Add the values of --set to those of flags; raises RecipeError for a key that has two."""
     from anytime_lct.errors import RecipeError
+    from anytime_lct.recipes import reading
+
+    merged = dict(overrides)
+    for key, value in (reading.assignment(text) for text in settings or []):
+        if merged.setdefault(key, value) != value:
+            source = f"{merged[key]!r} by its own flag" if key in overrides else f"{merged[key]!r} by another --set"
+            raise RecipeError(f"Expected one value for {key}, got {value!r} by --set and {source}; leave one out.")
+    return merged
+
+
+def shares_of(text: str) -> list[float]:
+    """Read the budgets of exits, with commas, as `cut.shares`; raises RecipeError."""
+    from anytime_lct.errors import BudgetError, RecipeError
+    from anytime_lct.exits.budget import Share, parse_flops
 
     try:
-        return [float(share) for share in text.split(",")]
-    except ValueError:
+        amounts = [parse_flops(part) for part in text.split(",")]
+    except BudgetError:
         raise RecipeError(
-            f"Expected shares of the main network's multiply-adds with commas, like 0.2,0.4,0.7, got '{text}'."
+            f"Expected budgets of the exits with commas, like 20%,40%,70% of the main network's multiply-adds, or "
+            f"20M,30M, got '{text}'."
         ) from None
+    return [amount.of_main if isinstance(amount, Share) else amount for amount in amounts]
 
 
 def metric_of(recipe: Recipe) -> str:

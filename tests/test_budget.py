@@ -5,7 +5,19 @@ import math
 import pytest
 
 from anytime_lct.errors import BudgetError
-from anytime_lct.exits.budget import Ask, Budget, parse_count, parse_quality, parse_seconds, show_count, show_seconds
+from anytime_lct.exits.budget import (
+    Ask,
+    Budget,
+    Share,
+    in_flops,
+    parse_count,
+    parse_drop,
+    parse_flops,
+    parse_quality,
+    parse_seconds,
+    show_count,
+    show_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,9 +36,42 @@ def test_seconds(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize(("text", "value"), [("0.93", 0.93), ("93%", 0.93), ("93.1%", 0.931), ("1", 1.0), ("0", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.93", 0.93), ("93%", 0.93), ("93.1%", 0.931), ("1", 1.0), ("0", 0.0), ("93", 0.93)]
+)
 def test_qualities(text: str, value: float) -> None:
     assert parse_quality(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"),
+    [("20M", 20e6), ("250000", 250000.0), ("70%", Share(0.7)), ("0.7", Share(0.7)), ("120%", Share(1.2))],
+)
+def test_multiply_adds_are_a_count_or_a_share(text: str, flops: object) -> None:
+    assert parse_flops(text) == flops
+    assert in_flops(parse_flops("70%"), 200) == pytest.approx(140)
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "0", "0%", "-5%", "7%%", "half"])
+def test_no_multiply_adds(text: str) -> None:
+    with pytest.raises(BudgetError):
+        parse_flops(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "points"), [("1%", 1), ("0.5%", 0.5), ("1 point", 1), ("2points", 2), ("0.01", 1), ("1", 1), ("50", 50)]
+)
+def test_drops_of_accuracy_are_points_or_a_fraction(text: str, points: float) -> None:
+    assert parse_drop(text, "accuracy") == points
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"), [("0.5", "accuracy"), ("0.1", "accuracy"), ("1M", "accuracy"), ("1%", "bpc")]
+)
+def test_drops_that_could_mean_two_things_are_refused(text: str, metric: str) -> None:
+    with pytest.raises(BudgetError, match="Expected"):
+        parse_drop(text, metric)  # pyright: ignore
+    assert parse_drop("0.05", "bpc") == 0.05
 
 
 @pytest.mark.parametrize("text", ["", "M", "20Q", "-3M", "0", "nan", "inf", "1e999", "20 M M", "0x10", "1,5M", "5%"])
@@ -41,7 +86,7 @@ def test_no_seconds(text: str) -> None:
         parse_seconds(text)
 
 
-@pytest.mark.parametrize("text", ["93", "1.01", "101%", "-0.5", "0.9M", "high"])
+@pytest.mark.parametrize("text", ["101", "101%", "-0.5", "0.9M", "high"])
 def test_no_qualities(text: str) -> None:
     with pytest.raises(BudgetError):
         parse_quality(text)

@@ -70,7 +70,9 @@ def test_select_draws_a_table(program: Program, folder: Path) -> None:
     ("conditions", "exit"),
     [
         (["--budget-params", "35"], 1), (["--budget-latency", "3ms"], 2), (["--min-accuracy", "90%"], 2),
-        (["--max-drop", "5"], 2), (["--max-drop", "4.9"], 3), (["--within-noise"], 1),
+        (["--max-drop", "5"], 2), (["--max-drop", "4.9"], 3), (["--max-drop", "0.05"], 2), (["--max-drop", "5%"], 2),
+        (["--min-accuracy", "90"], 2), (["--budget-flops", "67%"], 2), (["--budget-flops", "0.66"], 1),
+        (["--within-noise"], 1),
         (["--min-accuracy", "0.85", "--within-noise", "--budget-latency", "3ms"], 2), ([], 3),
     ],
 )  # fmt: skip
@@ -90,14 +92,17 @@ def test_select_of_a_bundle_counts_served_exits(program: Program, tmp_path: Path
 
 
 def test_select_complains_in_one_sentence(program: Program, folder: Path, tmp_path: Path) -> None:
-    code, out, err = program("select", folder, "--budget-flops", "1", "--json")
-    assert (code, out) == (3, "") and "exit 1 needs the least with 35 FLOPs" in err
+    code, out, err = program("select", folder, "--budget-flops", "2", "--json")
+    assert code == 3 and "exit 1 needs the least with 35 FLOPs" in err
+    answer = json.loads(out)
+    assert (answer["error"], answer["exit_code"], answer["exit"]) == (err.strip(), 3, None)
+    assert [(near["exit"], near["flops"]) for near in answer["nearest"]] == [(1, 35)]
     make_profile().save(tmp_path / "untimed.json")
     code, out, err = program("select", tmp_path / "untimed.json", "--budget-latency", "5ms")
     assert (code, out) == (2, "") and "anytime-lct analyze" in err
     for arguments in (
         [folder / "absent"], [folder, "--budget-flops", "20Q"], [folder, "--max-bpc", "2"],
-        [folder, "--max-drop", "nan"],
+        [folder, "--max-drop", "nan"], [folder, "--max-drop", "0.5"], [folder, "--budget-flops", "1"],
     ):  # fmt: skip
         code, out, err = program("select", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -263,7 +268,7 @@ def test_predict_complains_in_one_sentence(
     bundle, file, _ = images
     write_image_bundle(tmp_path / "exits", only="exits")
     for code, says, arguments in (
-        (3, "35 FLOPs", [bundle, file, "--budget-flops", "1"]),
+        (3, "35 FLOPs", [bundle, file, "--budget-flops", "2"]),
         (2, "Expected an input, got none", [bundle]),
         (2, "Expected images", [bundle, "--text", "ab"]),
         (2, "exported bundle", [tmp_path, file]),

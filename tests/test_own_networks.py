@@ -488,6 +488,11 @@ def test_shares_without_room_say_what_the_cheapest_exit_takes():
     *exits, whole = exit_costs(traced, example, none[0])
     with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
         cuts_at_shares(traced, example, [0.01], none)
+    with pytest.raises(PartitionError, match=f"within 1,000 multiply-adds, .* takes {exits[0]:,} with"):
+        cuts_at_shares(traced, example, [1000], none)
+    assert cuts_at_shares(traced, example, [float(exits[3])], none) == cuts_at_shares(
+        traced, example, [exits[3] / whole], none
+    )
     with pytest.raises(PartitionError, match="exit 2 within"):
         cuts_at_shares(traced, example, [0.98, 0.99], none * 2)
 
@@ -501,7 +506,7 @@ def test_shares_without_room_say_what_the_cheapest_exit_takes():
         ({"shares": [1.5]}, "less than 1"),
     ],
 )
-def test_shares_that_do_not_do_are_refused(cut, says):
+def test_shares_that_contradict_are_refused(cut, says):
     with pytest.raises(RecipeError, match=says):
         reading.complete({"cut": cut})
 
@@ -536,7 +541,9 @@ def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, m
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--budget-flops", "half"], "like 0.2,0.4,0.7, got 'half'"),
+        (["--budget-flops", "half"], "like 20%,40%,70% of the main network's multiply-adds, or 20M,30M, got 'half'"),
+        (["--groups", "4", "--set", "cut.groups=2"], "one value for cut.groups, got 2 by --set and 4 by its own flag"),
+        (["--set", "train.seed=1", "--set", "train.seed=2"], "one value for train.seed, got 2 by --set and 1 by anoth"),
         (["--set", "cut.by=evenly"], "'evenly': input should be 'layers', 'balanced', 'measured' or 'memory'."),
         (["--budget-flops", "0.5", "--groups", "4"], "1 shares make 2 groups, but groups = 4"),
         (["--method", "post-hoc"], "There is no training method 'post-hoc'; did you mean posthoc?"),

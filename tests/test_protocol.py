@@ -15,7 +15,7 @@ from bundles import SYMBOLS, write_image_bundle, write_text_bundle
 from PIL import Image
 
 from anytime_lct.errors import InputError, LCTError
-from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
+from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget, Share
 from anytime_lct.runtime import preprocess
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
@@ -451,6 +451,7 @@ def test_what_a_request_leaves_out_is_the_servers_default():
     default = Ask(Budget(exit=3), timeout=0.1)
     assert read_ask({}, default) is default
     assert read_ask({"binary_data_output": True, "priority": 3}, default) is default
+    assert read_ask({"max_flops": "70%"}, default).budget.flops == Share(0.7)
     assert read_ask({"max_flops": 10}, default) == Ask(Budget(flops=10.0, exit=3), timeout=0.1)
     assert read_ask({"sequence_id": 0, "sequence_start": False}, default) == default
     assert read_ask({"timeout": 0}, default) == default

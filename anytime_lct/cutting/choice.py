@@ -202,8 +202,8 @@ def cuts_at_shares(
 ) -> tuple[str, ...]:
     """Choose for each exit the last place where it costs at most its share of the main network's multiply-adds.
 
-    An exit costs the groups up to it and its critic, as in the profile; `critics` has one maker per exit. Raises
-    PartitionError where no place is left within a share.
+    A number above 1 is no share, but multiply-adds. An exit costs the groups up to it and its critic, as in the
+    profile; `critics` has one maker per exit. Raises PartitionError where no place is left within a share.
 
     >>> cuts_at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda *cut: None] * 2)
     ('layer1', 'layer3.0')
@@ -212,16 +212,18 @@ def cuts_at_shares(
     for share, critic in zip(shares, critics, strict=True):
         *amounts, whole = exit_costs(trace, example, critic)
         later = range(cuts[-1] + 1 if cuts else 0, len(amounts))
-        fitting = [k for k in later if amounts[k] <= share * whole]
+        fitting = [k for k in later if amounts[k] <= (share * whole if share < 1 else share)]
         if not fitting:
             cheapest = min(later, key=lambda k: amounts[k], default=None)
             hint = "the network has no place left to cut after"
             if cheapest is not None:
                 name = trace.candidates[cheapest].name
-                hint = f"the cheapest, after '{name}', takes {amounts[cheapest] / whole:.1%} with its critic"
+                need = f"{amounts[cheapest] / whole:.1%}" if share < 1 else f"{amounts[cheapest]:,}"
+                hint = f"the cheapest, after '{name}', takes {need} with its critic"
+            limit = f"{share:.1%} of the main network's multiply-adds" if share < 1 else f"{share:,.0f} multiply-adds"
             raise PartitionError(
-                f"Expected room for exit {len(cuts) + 1} within {share:.1%} of the main network's multiply-adds, but "
-                f"{hint}; raise the share, or choose a cheaper critic, for example slim."
+                f"Expected room for exit {len(cuts) + 1} within {limit}, but {hint}; raise the budget, or choose a "
+                f"cheaper critic, for example slim."
             )
         cuts.append(fitting[-1])
     return tuple(trace.candidates[k].name for k in cuts)

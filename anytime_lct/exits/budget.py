@@ -18,7 +18,22 @@ other requests waited, or no deeper exit is better."""
 
 COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 SECOND_UNITS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
+POINT_UNITS = ("%", "point", "points", "pp")
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)((?:[eE][+-]?\d{1,3})?)\s*([A-Za-z%µ]*)")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the main network's multiply-adds; above 1 for more than it costs. Raises BudgetError."""
+
+    of_main: float
+
+    def __post_init__(self) -> None:
+        check_positive(self.of_main, "a share of the main network's flops")
+
+
+Flops = float | Share
+"""Multiply-adds for one sample, or the share of the main network's that they are."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +46,14 @@ class Budget:
     Budget(flops=20000000.0, params=None, latency=0.005, exit=None)
     """
 
-    flops: float | None = None
+    flops: Flops | None = None
     params: float | None = None
     latency: float | None = None
     exit: int | None = None
 
     def __post_init__(self) -> None:
         for name, bound in (("flops", self.flops), ("params", self.params), ("latency", self.latency)):
-            if bound is not None:
+            if bound is not None and not isinstance(bound, Share):
                 check_positive(bound, f"a budget of {name}")
         if self.exit is not None and (type(self.exit) is not int or self.exit < 1):
             raise BudgetError(
@@ -67,14 +82,14 @@ class Ask:
     timeout: float | None = None
     min_confidence: float | None = None
     measure: Measure = "max-probability"
-    mean_flops: float | None = None
+    mean_flops: Flops | None = None
     rule: Thresholds | None = None
     mode: Mode = "anytime"
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
             check_positive(self.timeout, "a timeout in seconds")
-        if self.mean_flops is not None:
+        if self.mean_flops is not None and not isinstance(self.mean_flops, Share):
             check_positive(self.mean_flops, "a mean budget")
         if self.min_confidence is not None:
             check_confidence(self.min_confidence)
@@ -117,6 +132,36 @@ def parse_count(text: str) -> float:
     return _positive(number * scale, text)
 
 
+def parse_flops(text: str) -> Flops:
+    """Read multiply-adds, such as "20M", or a share of the main network's, "70%" or "0.7"; raises BudgetError.
+
+    A plain number below 1 is a share, one above 1 a count.
+
+    >>> parse_flops("70%")
+    Share(of_main=0.7)
+    """
+    number, unit = _split(text, "multiply-adds like 20M, or a share of the main network's like 70%")
+    if unit == "%":
+        return Share(_positive(number / 100, text))
+    if unit or number > 1:
+        return parse_count(text)
+    if number == 1:
+        raise BudgetError(
+            f"Expected multiply-adds like 20M, or a share of the main network's like 70%, got '{text}', which could be "
+            f"either; write 100% for all of them."
+        )
+    return Share(_positive(number, text))
+
+
+def in_flops(amount: Flops, main: float) -> float:
+    """Return an amount in multiply-adds, where the main network costs `main`.
+
+    >>> in_flops(Share(0.5), 40e6)
+    20000000.0
+    """
+    return amount.of_main * main if isinstance(amount, Share) else amount
+
+
 def parse_seconds(text: str) -> float:
     """Read a time such as "800us", "5ms" or "0.1s" into seconds; raises BudgetError, for a missing unit too.
 
@@ -131,18 +176,45 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_quality(text: str) -> float:
-    """Read an accuracy, "0.93" or "93%", into a fraction of 0 to 1; raises BudgetError.
+    """Read an accuracy, "0.93", "93%" or "93", into a fraction of 0 to 1; raises BudgetError.
 
     >>> parse_quality("93%")
     0.93
     """
     number, unit = _split(text, "an accuracy like 0.93 or 93%")
-    value = float(number / 100 if unit == "%" else number)
+    value = float(number / 100 if unit == "%" or number > 1 else number)
     if unit not in ("", "%") or value > 1.0:
         raise BudgetError(
             f"Expected an accuracy like 0.93 or 93%, got '{text}'; give a fraction up to 1 or a percentage."
         )
     return value
+
+
+def parse_drop(text: str, metric: Literal["accuracy", "bpc"]) -> float:
+    """Read how far an exit may be below the best into percentage points of accuracy, or into bits per character.
+
+    Points of accuracy are "1%", "1 point" or "1", or the fraction "0.01"; from "0.1" up to below "1" it could be a
+    fraction or points, and needs the unit. Raises BudgetError.
+
+    >>> parse_drop("0.01", "accuracy")
+    1.0
+    """
+    if metric == "bpc":
+        number, unit = _split(text, "bits per character like 0.05")
+        if unit.lower() not in ("", "bpc"):
+            raise BudgetError(f"Expected bits per character like 0.05, got '{text}'; leave the unit out.")
+        return float(number)
+    expected = "a drop of accuracy like 1%, 1 point or 0.01"
+    number, unit = _split(text, expected)
+    if unit not in ("", *POINT_UNITS):
+        raise BudgetError(f"Expected {expected}, got '{text}'; its unit is % or points.")
+    if not unit and Decimal("0.1") <= number < 1:
+        few, many = float(number), float(100 * number)
+        raise BudgetError(
+            f"Expected {expected}, got '{text}', which could be {few:g} points or {many:g}; write {few:g}% or "
+            f"{many:g}%."
+        )
+    return float(number if unit or number >= 1 else 100 * number)
 
 
 def show_count(count: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from anytime_lct.errors import BudgetError, NothingFitsError
-from anytime_lct.exits.budget import Budget, show_count, show_seconds
+from anytime_lct.exits.budget import Budget, in_flops, show_count, show_seconds
 from anytime_lct.exits.profile import Cost, Profile, Quality
 
 SIGNIFICANCE = 0.05
@@ -56,7 +56,7 @@ def select(
     best = min(affordable, key=lambda i: (-profile.merit(i), *_price(profile, i)))
     reaching = [i for i in affordable if all(profile.merit(i) >= floor for floor, _ in floors)]
     if not reaching:
-        raise NothingFitsError(_nothing_reaches(profile, floors, bounds, allowed, best))
+        raise _nothing_reaches(profile, floors, bounds, allowed, best)
     if within_noise:
         row = [p[best - 1] for p in profile.p_worse]
         reaching = [i for i in reaching if i == best or row[i - 1] >= SIGNIFICANCE]
@@ -79,7 +79,7 @@ def fitting(profile: Profile, budget: Budget, exits: Iterable[int] | None = None
     bounds = _bounds(profile, budget, allowed)
     affordable = [i for i in allowed if all(need(i) <= limit for _, limit, need, _ in bounds)]
     if not affordable:
-        raise NothingFitsError(_nothing_fits(profile, bounds, allowed))
+        raise _nothing_fits(profile, bounds, allowed)
     return affordable
 
 
@@ -131,7 +131,8 @@ def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]
 
     bounds: list[Bound] = []
     if budget.flops is not None:
-        bounds.append(("FLOPs", budget.flops, lambda i: profile.cost(i).flops, show_count))
+        flops = in_flops(budget.flops, profile.cost(profile.num_groups).flops)
+        bounds.append(("FLOPs", flops, lambda i: profile.cost(i).flops, show_count))
     if budget.params is not None:
         bounds.append(("parameters", budget.params, lambda i: profile.cost(i).params, show_count))
     if budget.latency is not None:
@@ -184,28 +185,45 @@ def _limits(bounds: list[Bound]) -> list[str]:
     ]
 
 
-def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> str:
+def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> NothingFitsError:
     """Name, for every bound, the exit that needs the least of it."""
-    nearest: list[str] = []
+    nearest: dict[str, int] = {}
     for name, _, need, show in bounds:
         least = min(allowed, key=lambda i: (need(i), *_price(profile, i)))
         reason = "is the first" if name == "depth" else f"needs the least with {show(need(least))} {name}"
-        nearest.append(f"exit {least} {reason} ({_quality(profile, least)})")
-    return f"No exit fits {' and '.join(_limits(bounds))}; {', and '.join(dict.fromkeys(nearest))}."
+        nearest[f"exit {least} {reason} ({_quality(profile, least)})"] = least
+    message = f"No exit fits {' and '.join(_limits(bounds))}; {', and '.join(nearest)}."
+    return NothingFitsError(message, _rows(profile, nearest.values()))
 
 
-def _nothing_reaches(profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int) -> str:
+def _nothing_reaches(
+    profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int
+) -> NothingFitsError:
     """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
     subject = f"No exit that fits {' and '.join(_limits(bounds))}" if bounds else "No exit"
     conditions = " and ".join(condition for _, condition in floors)
-    nearest = f"the best is exit {best} with {_quality(profile, best)}"
+    nearest, exits = f"the best is exit {best} with {_quality(profile, best)}", [best]
     reaching = [i for i in allowed if all(profile.merit(i) >= floor for floor, _ in floors)]
     if reaching:
         cheapest = min(reaching, key=lambda i: _price(profile, i))
         cost = profile.cost(cheapest)
         needs = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
         nearest += f", and exit {cheapest} would do, with {needs}"
-    return f"{subject} {conditions}; {nearest}."
+        exits.append(cheapest)
+    return NothingFitsError(f"{subject} {conditions}; {nearest}.", _rows(profile, exits))
+
+
+def _rows(profile: Profile, exits: Iterable[int]) -> list[dict[str, float]]:
+    """Return exits as plain values: index, cost, and quality on the choosing split."""
+    return [
+        {
+            "exit": i,
+            "flops": profile.cost(i).flops,
+            "params": profile.cost(i).params,
+            "quality": profile.quality(i).value,
+        }
+        for i in dict.fromkeys(exits)
+    ]
 
 
 def _quality(profile: Profile, i: int) -> str:

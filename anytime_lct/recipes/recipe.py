@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anytime_lct.errors import RecipeError
 
@@ -25,6 +25,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _not_percent(number: float) -> float:
+    if 1 <= number <= 100:
+        raise ValueError("shares are less than 1, like 0.4 for 40%, and multiply-adds more than 100")
+    return number
+
+
+ExitBudget = Annotated[Positive, AfterValidator(_not_percent)]
 
 
 class Section(BaseModel):
@@ -68,7 +77,8 @@ class ModelRecipe(Section):
 class CutRecipe(Section):
     """Where a network is cut: into `groups` by a strategy, after named `places`, or for exits at `shares` of its cost.
 
-    Places and shares determine the number of groups. `spread` is the cost that is balanced between workers; by default
+    A share is a number below 1, of the main network's multiply-adds; a larger number is multiply-adds. Places and
+    shares determine the number of groups. `spread` is the cost that is balanced between workers; by default
     that of `by`, or training cost where `by` is layers.
 
     >>> CutRecipe(shares=(0.4, 0.7)).groups
@@ -78,7 +88,7 @@ class CutRecipe(Section):
     groups: Count = 4
     by: Strategy = "layers"
     places: tuple[str, ...] = ()
-    shares: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
+    shares: tuple[ExitBudget, ...] = ()
     spread: Literal["balanced", "measured", "memory"] | None = None
 
     @model_validator(mode="before")
@@ -95,8 +105,9 @@ class CutRecipe(Section):
     def _check_cuts(self) -> CutRecipe:
         if self.places and self.shares:
             raise ValueError("places and shares both say where to cut; leave one of them out")
-        if list(self.shares) != sorted(set(self.shares)):
-            raise ValueError("shares rise from exit to exit, as in [0.2, 0.4, 0.7]")
+        for kind in ([s for s in self.shares if s < 1], [s for s in self.shares if s > 1]):
+            if kind != sorted(set(kind)):
+                raise ValueError("shares rise from exit to exit, as in [0.2, 0.4, 0.7]")
         for key, cuts in (("places", self.places), ("shares", self.shares)):
             if cuts and self.groups != len(cuts) + 1:
                 raise ValueError(

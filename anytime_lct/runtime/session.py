@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, StopReason
+from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, Flops, StopReason, in_flops
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.selector import fitting, select
@@ -232,17 +232,18 @@ class AnytimeSession:
         """Return a batch as the network takes it, C-contiguous float32 or int64; raises InputError."""
         return check_batch(x, self.manifest)
 
-    def rule(self, mean_flops: float) -> Thresholds:
+    def rule(self, mean_flops: Flops) -> Thresholds:
         """Return the bundle's rule for stopping with the largest mean cost up to `mean_flops` per sample.
 
         Raises NothingFitsError, and BudgetError for a bundle without rules.
         """
+        flops = in_flops(mean_flops, self.profile.cost(self.profile.num_groups).flops)
         if self.bundle.thresholds is None:
             raise BudgetError(
                 f"Expected a bundle with rules for a mean budget, got '{self.bundle.path}' without; search them with: "
-                f"anytime-lct thresholds RUN --mean-flops {mean_flops:.4g}, and export again."
+                f"anytime-lct thresholds RUN --mean-flops {flops:.4g}, and export again."
             )
-        return self.bundle.thresholds.within(mean_flops)
+        return self.bundle.thresholds.within(flops)
 
     def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
         """The deepest exit of a request: the one that it names, the deepest or the best in its budget, or a rule's."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytime_lct.errors import AnalysisError
+from anytime_lct.exits.budget import Flops, in_flops
 from anytime_lct.exits.thresholds import MEASURES, NAME, Measure, ThresholdTable
 from anytime_lct.run_folder import folder as run_folder
 
 
 def thresholds(
     run: Path | str,
-    mean_flops: Sequence[float],
+    mean_flops: Sequence[Flops],
     measures: Sequence[Measure] = MEASURES,
     data_root: str | None = None,
     model: str | None = None,
@@ -47,7 +48,8 @@ def thresholds(
     evaluator = measure.network_evaluator(opened_run.network, data)
     held_out = threshold_search.collect(evaluator, "validation", exits, temperatures)
     test = threshold_search.collect(evaluator, "test", exits, temperatures)
-    rules = [threshold_search.search(profile, held_out, test, budget, measures) for budget in mean_flops]
+    budgets = [in_flops(amount, profile.cost(profile.num_groups).flops) for amount in mean_flops]
+    rules = [threshold_search.search(profile, held_out, test, budget, measures) for budget in budgets]
     file, network = path / NAME, run_folder.fingerprint(path, temperatures)
     old = ThresholdTable.load(file) if file.exists() else None
     empty = ThresholdTable(network=network, rules=())

@@ -122,6 +122,7 @@ NON_NEGATIVE: Json = {"type": "integer", "minimum": 0}
 POSITIVE: Json = {"type": "integer", "minimum": 1}
 BOOLEAN: Json = {"type": "boolean"}
 COUNT: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["20M", "1.5G"]}]}
+FLOPS: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["20M", "70%"]}]}
 LENGTH: Json = {
     "name": HEADER_LENGTH.decode(),
     "in": "header",
@@ -156,13 +157,13 @@ SCHEMAS: Json = {
     "Parameters": _closed(
         [],
         timeout={"anyOf": [NON_NEGATIVE, {"type": "string", "examples": ["20ms"]}]},
-        max_flops=COUNT,
+        max_flops=FLOPS,
         max_params=COUNT,
         max_exit=POSITIVE,
         min_confidence={"type": "number", "exclusiveMinimum": 0, "maximum": 1},
         max_latency={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["5ms"]}]},
         measure={"enum": list(MEASURES)},
-        mean_flops=COUNT,
+        mean_flops=FLOPS,
         mode={"enum": list(MODES)},
         binary_data_output=BOOLEAN,
     ),

@@ -1,8 +1,8 @@
 """The parameters of a request, read as an Ask, and those of a response, written from its reply.
 
 timeout         whole microseconds from arrival, or a time like "20ms": the deadline; 0 is none
-max_flops       multiply-adds for one sample: a number, or a count like "20M"
-max_params      parameters of the sub-model, in the same form
+max_flops       multiply-adds for one sample: a number, a count like "20M", or a share of the main network's like "70%"
+max_params      parameters of the sub-model: a number, or a count like "10M"
 max_exit        go no deeper than this exit
 max_latency     time of the exit on this machine for one sample: seconds, or a time like "5ms"
 min_confidence  stop at the first exit whose confidence is at least this, (0, 1]
@@ -17,7 +17,17 @@ from collections.abc import Callable
 from typing import Any, cast, get_args
 
 from anytime_lct.errors import BudgetError
-from anytime_lct.exits.budget import Ask, Budget, Mode, check_confidence, check_positive, parse_count, parse_seconds
+from anytime_lct.exits.budget import (
+    Ask,
+    Budget,
+    Flops,
+    Mode,
+    check_confidence,
+    check_positive,
+    parse_count,
+    parse_flops,
+    parse_seconds,
+)
 from anytime_lct.exits.thresholds import MEASURES
 from anytime_lct.serving.request import Refusal, Reply, show
 
@@ -107,6 +117,13 @@ def _count(value: object) -> float:
     return float(cast(float, value))
 
 
+def _flops(value: object) -> Flops:
+    if isinstance(value, str):
+        return parse_flops(value)
+    check_positive(value, "multiply-adds")
+    return parse_flops(repr(value))
+
+
 def _exit(value: object) -> int:
     if type(value) is not int or value < 1:
         raise BudgetError(f"Expected the deepest exit as a whole number from 1 on, got {show(value)}.")
@@ -139,12 +156,12 @@ def _mode(value: object) -> str:
 
 READERS: dict[str, Callable[[object], object]] = {
     "timeout": _timeout,
-    "max_flops": _count,
+    "max_flops": _flops,
     "max_params": _count,
     "max_exit": _exit,
     "max_latency": _seconds,
     "min_confidence": _confidence,
     "measure": _measure,
-    "mean_flops": _count,
+    "mean_flops": _flops,
     "mode": _mode,
 }

@@ -1,0 +1,37 @@
+"""What people read: help and tables fit into 80 columns, and break between words."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from anytime_lct.cli.main import VERBS
+from anytime_lct.cli.main import run as program
+
+
+def lines_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit) as end:
+        program(arguments)
+    assert not end.value.code
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_breaks_lines_where_the_screen_ends(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = lines_of([verb, "-h"], capsys)
+    assert max(map(len, lines)) <= 80
+    text = lines[: next(i for i, line in enumerate(lines) if line.startswith("╭"))]
+    example = next(i for i, line in enumerate(text) if line.strip().startswith("Example: anytime-lct "))
+    assert not text[example + 1], "the example takes one line"
+    for line, next_line in pairwise(text[1 : example + 1]):
+        first = next_line.split()[0] if next_line.strip() else ""
+        assert not line.strip() or not first or len(f"{line} {first}") > 79, f"'{first}' fits behind '{line}'"
+
+
+def test_completion_names_the_verbs(capsys, monkeypatch):
+    monkeypatch.setenv("_ANYTIME_LCT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "anytime-lct cal")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert lines_of([], capsys) == ["calibrate"]
