@@ -25,8 +25,8 @@ app = typer.Typer(
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
 VERBS = (
-    "quickstart", "inspect", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict", "serve",
-    "reproduce",
+    "quickstart", "inspect", "recipe", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict",
+    "serve", "reproduce",
 )  # fmt: skip
 
 

@@ -24,6 +24,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lstm": lstm,
 }
 NAMES = tuple(MODELS)
+OPTION_TEXTS = {
+    "hidden": "Units of each hidden layer.",
+    "dropout": "Share of units that are dropped in training.",
+    "depth": "Layers.",
+    "width": "Channels of the first blocks.",
+    "stem": "First layers: for small images (cifar), large ones (imagenet), or by their size (auto).",
+    "layers": "LSTM layers.",
+    "units": "Units of an LSTM layer.",
+    "embedding": "Size of the embedding of a character.",
+}
 SOURCE_FORMS = ("torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY")
 
 
@@ -46,9 +56,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: A
     if name not in MODELS:
         matches = difflib.get_close_matches(name, NAMES, n=3) or (*NAMES, *SOURCE_FORMS)
         raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(matches)}?")
-    factory = MODELS[name]
-    fixed = factory.keywords if isinstance(factory, partial) else {}
-    own = [key for key in inspect.signature(factory).parameters if key not in ("input_shape", "outputs", *fixed)]
+    own = list(default_options(name))
     for option in options:
         if option not in own:
             matches = difflib.get_close_matches(option, own, n=1)
@@ -56,4 +64,20 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: A
             raise ModelError(f"The network '{name}' has no option '{option}'{hint}; it takes {', '.join(own)}.")
     if outputs < 1:
         raise ModelError(f"Expected at least one class or symbol for the network '{name}', got {outputs}.")
-    return factory(input_shape, outputs, **options)
+    return MODELS[name](input_shape, outputs, **options)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Return the options of a network of this toolkit with their defaults; none for those of other sources.
+
+    >>> default_options("resnet")
+    {'depth': 20, 'width': 16, 'dropout': 0.0}
+    """
+    if name not in MODELS:
+        return {}
+    factory = MODELS[name]
+    fixed = factory.keywords if isinstance(factory, partial) else {}
+    parameters = inspect.signature(factory).parameters
+    own = [key for key in parameters if key not in ("input_shape", "outputs", *fixed)]
+    defaults = ((key, parameters[key].default) for key in own)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults}

@@ -36,6 +36,7 @@ OPTIONS = {
         "--budget-flops --data --data-root --epochs --groups --json --max-restarts --method --model --recipe "
         "--replicas --resume --run-dir --seed --set --weights --workers"
     ),
+    "recipe": "--data --explain --json --method --model --recipe --set",
     "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
     "analyze": "--data-root --json --model",
     "thresholds": "--data-root --json --mean-flops --measure --model",

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from anytime_lct import disk
 from anytime_lct.errors import RecipeError
 from anytime_lct.recipes.defaults import BUILT_IN, IMAGES, LSTM, SCALED_INPUTS, TEXTS
-from anytime_lct.recipes.recipe import TEXT, Recipe, sentence
+from anytime_lct.recipes.recipe import TEXT, Recipe
+from anytime_lct.recipes.sentences import sentence
 
 
 def complete(tables: dict[str, Any]) -> Recipe:

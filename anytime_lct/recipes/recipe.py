@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anytime_lct.errors import RecipeError
+from anytime_lct.recipes.sentences import sentence
 
 # Every closed choice has its type here, once.
 Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
@@ -37,9 +37,9 @@ ExitBudget = Annotated[Positive, AfterValidator(_not_percent)]
 
 
 class Section(BaseModel):
-    """One table of the file; unknown keys are rejected."""
+    """One table of the file; unknown keys are rejected. The text below a field is its line in the recipe reference."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -49,18 +49,31 @@ class DataRecipe(Section):
     """The data set by name, where it is stored, and how it is made into minibatches (`data.datasets.load`)."""
 
     name: str = "digits"
+    """The data set."""
     root: str | None = None
+    """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data."""
     path: str | None = None
+    """File or folder of a text, relative to `root` where there is one."""
     encoding: str | None = None
+    """Encoding of a text that is not UTF-8 and has no byte-order mark."""
     download: bool = False
+    """Download the data set where it is missing."""
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the training data that is held out for validation."""
     augment: Literal["auto", Augment] = "auto"
+    """Random changes of training images; auto: what suits the data set."""
     image_size: Count | tuple[Count, Count] | None = None
+    """Side, or height and width, of the images of a folder; by default one that suits them."""
     mean: tuple[float, ...] | None = None
+    """Mean of each channel, subtracted from pixels in [0, 1]; by default the data set's own."""
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """Standard deviation of each channel, by which pixels are divided; by default the data set's own."""
     batch_size: Count | None = None
+    """Samples of a minibatch; by default 128, or 64 or 32 where an epoch would have fewer than 50 steps."""
     sequence_length: Count = 150
+    """Characters of a training sequence of a text."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read image files; 0 reads them in the training process."""
 
 
 class ModelRecipe(Section):
@@ -68,6 +81,7 @@ class ModelRecipe(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+    """The network; every other key of the table is an option of it."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,10 +100,15 @@ class CutRecipe(Section):
     """
 
     groups: Count = 4
+    """Number of layer groups N; follows from `places` or `shares` where they are set."""
     by: Strategy = "layers"
+    """What is balanced between groups: layers, multiply-adds (balanced), seconds (measured) or memory for backward."""
     places: tuple[str, ...] = ()
+    """Names of modules after which to cut, instead of a strategy."""
     shares: tuple[ExitBudget, ...] = ()
+    """Budgets of the exits, as shares of the main network's multiply-adds, or as multiply-adds."""
     spread: Literal["balanced", "measured", "memory"] | None = None
+    """What is balanced between workers; by default as `by`, or training multiply-adds where that is layers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -123,36 +142,52 @@ class CriticRecipe(Section):
     """
 
     kind: CriticKind = "residual"
+    """Architecture of the critics."""
     depth: Count | tuple[Count, ...] | None = None
+    """Layers of a critic: one number for all, or one for each; by default what suits its kind and its input."""
     budget: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 3
+    """Largest cost of a residual critic on maps, as a share of that of the groups behind its cut."""
 
 
 class RuleRecipe(Section):
     """How critics learn (lct.Rule): the form of (5), its l, the loss they minimise, and the weight of L_i if mixed."""
 
     form: Form = "per-sample"
+    """Equation (5) for each sample, or for the mean loss of a minibatch (scalar)."""
     matching: Matching = "l1"
+    """The distance l of (5), between the loss of a critic and that of the next one."""
     critic_loss: CriticLoss = "paper"
+    """What critics minimise: (5) (paper), (5) plus their own loss (mixed), or their own loss (cross-entropy)."""
     cross_entropy: NotNegative = 1.0
+    """Weight of their own loss where `critic_loss` is mixed."""
 
 
 class OptimizerRecipe(Section):
     """An optimizer and its rate before the schedule; what is None follows from the network (`fitting.fit`)."""
 
     name: OptimizerName | None = None
+    """The optimizer; by default what suits the network, for critics that of the groups."""
     lr: Positive | None = None
+    """Learning rate, before the schedule; by default what suits the network and the minibatch."""
     momentum: Fraction = 0.9
+    """Momentum of sgd."""
     nesterov: bool = True
+    """Nesterov's momentum, with sgd."""
     weight_decay: NotNegative | None = None
+    """Weight decay; by default what suits the optimizer."""
 
 
 class ScheduleRecipe(Section):
     """The learning rate over the run; milestones are shares of the run, warm-up is in epochs."""
 
     name: ScheduleName = "constant"
+    """How the learning rate changes over the run."""
     milestones: tuple[Fraction, ...] = ()
+    """Shares of the run after which a step schedule multiplies the rate by `gamma`."""
     gamma: Positive = 0.1
+    """Factor of the rate at a milestone."""
     warmup: NotNegative = 0.0
+    """Epochs over which the rate rises from zero."""
 
 
 class TrainRecipe(Section):
@@ -162,23 +197,41 @@ class TrainRecipe(Section):
     """
 
     method: str = "lct"
+    """Training method."""
     exit: Count | None = None
+    """Sub-network that the method alone trains."""
     weights: str | None = None
+    """Weights to start from: a file, a run folder, or default for torchvision's or timm's own."""
     track_descent: Annotated[int, Field(ge=0)] = 0
+    """Measure sufficient descent (16) once in this many minibatches; 0 never does."""
     epochs: Count
+    """Passes over the training data."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, data order and validation split."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the label that is spread over all classes."""
     clip_norm: NotNegative | None = None
+    """Largest norm of a group's gradient; larger ones are scaled to it; 0 never does; by default what suits."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of activations; weights stay float32."""
     channels_last: bool = False
+    """Memory layout of convolutions; often faster."""
     compile: bool = False
+    """Compile the groups by torch.compile."""
     device: str = "auto"
+    """Device of torch, such as cpu or cuda:1; auto takes a GPU where there is one."""
     wire: Wire = "exact"
+    """Number format between workers; bf16 halves the bytes and rounds."""
     sync_batch_norm: bool = False
+    """Batch norm over the minibatch of all replicas."""
     microbatches: Count = 4
+    """Parts of a minibatch in the pipelines gpipe and 1f1b."""
     keep: Literal["last", "best"] = "last"
+    """Which weights the run keeps: of the last epoch, or of the best on validation."""
     keep_optimizer: bool = False
+    """Keep the state of the optimizers when the run is finished."""
     checkpoint_minutes: Positive = 10.0
+    """Minutes between checkpoints within an epoch."""
 
 
 class Recipe(Section):
@@ -207,38 +260,3 @@ class Recipe(Section):
             return kind.model_validate(table)
         except ValidationError as error:
             raise RecipeError(sentence(error, kind, name)) from None
-
-
-def sentence(error: ValidationError, kind: type[BaseModel], *above: str) -> str:
-    """Describe the first error of a table in a sentence: which key, what was expected, what came.
-
-    `kind` is the model that was validated, `above` the names of the tables around it.
-    """
-    errors = error.errors()
-    key = _keys(errors[0]["loc"])[:2]  # where it may have several types, the error of the type that came nearest
-    first = max((entry for entry in errors if _keys(entry["loc"])[:2] == key), key=lambda entry: len(entry["loc"]))
-    path = [*above, *_keys(first["loc"])]
-    name = ".".join(path) or "the recipe"
-    if first["type"] == "extra_forbidden":
-        known = _keys_beside(kind, _keys(first["loc"]))
-        near = difflib.get_close_matches(path[-1], known, n=3)
-        return f"The recipe has an unknown key '{name}'; did you mean {' or '.join(near or known)}?"
-    if first["type"] == "missing":
-        return f"The recipe needs a value for '{name}'; set it in the file or with --set {name}=VALUE."
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # entries that contradict each other
-        return f"The recipe contradicts itself: {reason}."
-    return f"The recipe's '{name}' is {first['input']!r}: {reason[0].lower()}{reason[1:]}."
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of a pydantic location, without the types that it puts between them."""
-    return [str(part) for part in location if isinstance(part, int) or not set(part) & set("-[")]
-
-
-def _keys_beside(kind: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path[:-1]:
-        annotation = kind.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            kind = annotation
-    return list(kind.model_fields)

@@ -2,7 +2,8 @@
 
 from anytime_lct.verbs.analyze import analyze
 from anytime_lct.verbs.export import export
+from anytime_lct.verbs.reference import reference
 from anytime_lct.verbs.thresholds import thresholds
 from anytime_lct.verbs.train import train
 
-__all__ = ["analyze", "export", "thresholds", "train"]
+__all__ = ["analyze", "export", "reference", "thresholds", "train"]

@@ -39,8 +39,11 @@ class ADMMRecipe(Section):
     """Penalties of Taylor et al. (2016): `beta` on z = W a, `gamma` on a = h(z); sweeps before multipliers move."""
 
     beta: Positive = 1.0
+    """Penalty on z = W a."""
     gamma: Positive = 100.0
+    """Penalty on a = h(z)."""
     warmup: Annotated[int, Field(ge=0)] = 60
+    """Sweeps before the multipliers move."""
 
 
 def check(recipe: Recipe) -> None:

@@ -34,8 +34,11 @@ class DNIRecipe(Section):
     """Synthetic gradients: whether their networks see labels beside h, their width, and the scale of their output."""
 
     labels: bool = True
+    """Synthesizers see the labels beside h."""
     width: Count = 128
+    """Channels of their hidden layers."""
     scale: Positive = 10.0
+    """Factor of the gradients that they predict."""
 
 
 def check(recipe: Recipe) -> None:

@@ -34,7 +34,9 @@ class PostHocRecipe(Section):
     """
 
     loss: Literal["distillation", CriticLoss] = "cross-entropy"
+    """What critics minimise behind the frozen network."""
     temperature: Positive = 1.0
+    """Temperature of cross-entropy and distillation."""
 
 
 def check(recipe: Recipe) -> None:
