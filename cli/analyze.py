@@ -27,7 +27,7 @@ def analyze(
 
     Example: anytime-lct analyze runs/digits-resnet-0
     """
-    from anytime_lct.cli.screen import screen
+    from anytime_lct.cli.screen import say, screen
     from anytime_lct.verbs.analyze import analyze as analyze_run
 
     profile = analyze_run(run, data_root, model)
@@ -36,7 +36,7 @@ def analyze(
         return
     console = screen()
     console.print(table(profile))
-    console.print(NOTE + SPLIT_NOTES[profile.split], highlight=False, style="dim", soft_wrap=True)
+    say(console, NOTE + SPLIT_NOTES[profile.split], "dim")
     main_flops = profile.cost(profile.num_groups).flops
     if expensive := [str(i) for i in range(1, profile.num_groups) if profile.cost(i).flops >= main_flops]:
         console.print(
@@ -52,8 +52,8 @@ def analyze(
 
 
 NOTE = (
-    "FLOPs: one multiply-add counts one, for one sample. In parentheses: the critic's share of the sub-model. Test "
-    "with its 95% interval. Latency: torch, one thread, batch 1. "
+    "FLOPs: one multiply-add counts one, for one sample. In parentheses: the critic's share of the exit. Test with its "
+    "95% interval. Latency: torch, one thread, batch 1. *: no other exit is both cheaper and better. "
 )
 SPLIT_NOTES = {
     "validation": "Exits are chosen on validation data; test is only reported.",
@@ -63,45 +63,38 @@ SPLIT_NOTES = {
 
 def table(profile: Profile) -> Table:
     """Return a table of a profile, a row per exit, with the critic's share in parentheses as in Table VIII."""
-    from rich.table import Table
-
+    from anytime_lct.cli.screen import grid
     from anytime_lct.exits.budget import show_count, show_seconds
     from anytime_lct.exits.selector import pareto_front
 
-    front = pareto_front(profile)
-    grid = Table(title=f"{profile.model} on {profile.data}", title_justify="left")
-    for name in (
-        "exit",
-        "FLOPs (critic)",
-        "parameters (critic)",
-        f"validation {profile.metric}",
-        f"test {profile.metric}",
-        "latency",
-        "Pareto",
-    ):
-        grid.add_column(name, justify="left" if name == "exit" else "right", overflow="fold")
+    def with_share(whole: int, part: int | None) -> str:
+        return show_count(whole) if part is None else f"{show_count(whole)} ({100 * part / max(1, whole):.0f}%)"
+
+    front, rows = pareto_front(profile), []
     for exit_ in profile.exits:
         i = exit_.index
-        cost, critic = profile.cost(i), profile.critics[i - 1] if i < profile.num_groups else None
-        flops, params = show_count(cost.flops), show_count(cost.params)
-        if critic is not None:
-            flops += f" ({show_count(critic.flops)}, {100 * critic.flops / max(1, cost.flops):.0f}%)"
-            params += f" ({show_count(critic.params)}, {100 * critic.params / max(1, cost.params):.0f}%)"
-        grid.add_row(
-            f"{i} (main)" if i == profile.num_groups else str(i),
-            flops,
-            params,
-            show_quality(profile, exit_.validation) if exit_.validation else "-",
-            show_quality(profile, exit_.test, interval=True),
-            show_seconds(exit_.latency.seconds) if exit_.latency else "-",
-            "*" if i in front else "",
+        is_main = i == profile.num_groups
+        cost, critic = profile.cost(i), None if is_main else profile.critics[i - 1]
+        rows.append(
+            [
+                f"{i}{' (main)' if is_main else ''}{' *' if i in front else ''}",
+                with_share(cost.flops, critic and critic.flops),
+                with_share(cost.params, critic and critic.params),
+                show_quality(profile, exit_.validation) if exit_.validation else "-",
+                show_quality(profile, exit_.test, interval=True),
+                show_seconds(exit_.latency.seconds) if exit_.latency else "-",
+            ]
         )
-    return grid
+    columns = (
+        "exit", "FLOPs (critic)", "parameters (critic)", f"validation {profile.metric}", f"test {profile.metric}",
+        "latency",
+    )  # fmt: skip
+    return grid(columns, rows, title=f"{profile.model} on {profile.data}", left=["exit"])
 
 
 def show_quality(profile: Profile, quality: Quality, *, interval: bool = False) -> str:
     """Format a quality as a percentage or as bits per character."""
     if profile.metric == "accuracy":
         text = f"{100 * quality.value:.2f}%"
-        return f"{text} [{100 * quality.low:.2f}, {100 * quality.high:.2f}]" if interval else text
-    return f"{quality.value:.3f}" + (f" [{quality.low:.3f}, {quality.high:.3f}]" if interval else "")
+        return f"{text} [{100 * quality.low:.2f},{100 * quality.high:.2f}]" if interval else text
+    return f"{quality.value:.3f}" + (f" [{quality.low:.3f},{quality.high:.3f}]" if interval else "")

@@ -78,16 +78,14 @@ def read_sizes(text: str) -> list[int]:
 
 def show(timings: Timings, served: tuple[int, ...]) -> None:
     """Print the time of every exit by batch size: the sum of its parts' medians, and of their 99% quantiles."""
-    from rich.table import Table
-
-    from anytime_lct.cli.screen import screen
+    from anytime_lct.cli.screen import grid, screen
     from anytime_lct.exits.budget import show_seconds
 
-    table = Table("batch", *(f"exit {i}" for i in served), title="median (99%)")
+    rows: list[list[str]] = []
     for size, times in timings.sizes.items():
         row = []
         for i in served:
             parts = [*times.groups[:i], *([times.critics[i]] if i in times.critics else [])]
             row.append(f"{show_seconds(sum(p.p50 for p in parts))} ({show_seconds(sum(p.p99 for p in parts))})")
-        table.add_row(str(size), *row)
-    screen().print(table)
+        rows.append([str(size), *row])
+    screen().print(grid(["batch", *(f"exit {i}" for i in served)], rows, title="median (99%)"))

@@ -51,7 +51,7 @@ def inspect(
     import dataclasses
 
     from anytime_lct.analysis.inspection import inspect as inspect_network
-    from anytime_lct.cli.screen import screen
+    from anytime_lct.cli.screen import say, screen
     from anytime_lct.cli.train import shares_of
     from anytime_lct.models import networks
     from anytime_lct.recipes import reading
@@ -83,12 +83,12 @@ def inspect(
         typer.echo(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
         return
     console = screen()
-    console.print(_summary(model, input_, inspection), highlight=False, soft_wrap=True)
+    say(console, _summary(model, input_, inspection))
     if inspection.places:
         console.print(_cuts(inspection))
     console.print(_parts(inspection))
     for modules, reason in _untraced(inspection).items():
-        console.print(f"Treated as one step: {modules}: {reason}.", highlight=False, soft_wrap=True, style="dim")
+        say(console, f"Treated as one step: {modules}: {reason}.", "dim")
     if difference is not None:
         console.print(
             f"Exported to ONNX with fresh weights: the largest difference of logits from torch is {difference:.1e}.",
@@ -124,30 +124,29 @@ def _summary(model: str, input_: str, inspection: Inspection) -> str:
 
 
 def _cuts(inspection: Inspection) -> Table:
-    from rich.table import Table
+    from anytime_lct.cli.screen import grid
 
-    grid = Table(title="Where it can be cut", title_justify="left")
-    for name in ("after", "what crosses", "shape", "share of the cost before"):
-        grid.add_column(name, justify="right" if name.startswith("share") else "left", overflow="fold")
-    for cut in inspection.places:
-        share = f"{cut.flops / max(1, inspection.main.flops):.1%}"
-        grid.add_row(cut.name, cut.crosses, "x".join(map(str, cut.shape)), share)
-    return grid
+    rows = [
+        [cut.name, cut.crosses, "x".join(map(str, cut.shape)), f"{cut.flops / max(1, inspection.main.flops):.1%}"]
+        for cut in inspection.places
+    ]
+    columns = ("after", "what crosses", "shape", "share of the cost before")
+    return grid(columns, rows, title="Where it can be cut", left=columns[:-1])
 
 
 def _parts(inspection: Inspection) -> Table:
-    from rich.table import Table
-
+    from anytime_lct.cli.screen import grid
     from anytime_lct.exits.budget import show_count
 
-    grid = Table(title=f"Cut in {len(inspection.parts)}, critics included in exits", title_justify="left")
-    for name in ("exit", "after", "group", "critic", "exit", "share", "parameters"):
-        grid.add_column(name, justify="left" if name == "after" else "right", overflow="fold")
+    rows: list[list[str]] = []
     for i, part in enumerate(inspection.parts, start=1):
         costs = ["-" if cost is None else show_count(cost.flops) for cost in (part.group, part.critic, part.exit)]
         share = f"{part.exit.flops / max(1, inspection.main.flops):.1%}"
-        grid.add_row(str(i) if part.critic else "main", part.ends, *costs, share, show_count(part.exit.params))
-    return grid
+        name = str(i) if part.critic else "main"
+        rows.append([name, part.ends, *costs, share, show_count(part.exit.params)])
+    columns = ("exit", "after", "group", "critic", "whole exit", "share", "parameters")
+    title = f"Cut in {len(inspection.parts)}, critics included in exits"
+    return grid(columns, rows, title=title, left=("exit", "after"))
 
 
 def _untraced(inspection: Inspection) -> dict[str, str]:

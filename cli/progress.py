@@ -22,9 +22,10 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from anytime_lct.cli.screen import screen
     from anytime_lct.training.events import Epoch, Note, Start
 
-    console = Console(stderr=True, quiet=quiet)
+    console = screen(stderr=True, quiet=quiet)
     columns = (
         TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24), TimeRemainingColumn(),
         TextColumn("loss {task.fields[losses]}"),
@@ -39,7 +40,7 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
             elif isinstance(event, Start):
                 console.print(start_line(event), highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Epoch):
-                console.print(epoch_line(event, metric), highlight=False, soft_wrap=True)
+                console.print(epoch_line(event, metric, console.width), highlight=False, soft_wrap=True)
             else:
                 bar.update(
                     task,
@@ -73,13 +74,14 @@ def start_line(start: Start) -> str:
     return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}{memory}"
 
 
-def epoch_line(epoch: Epoch, metric: str) -> str:
-    """Return an epoch's line: training losses and the validation metric, one number per exit."""
+def epoch_line(epoch: Epoch, metric: str, width: int) -> str:
+    """Return an epoch's line, or lines where it is wider than `width`: losses and the metric, one number per exit."""
     losses = " ".join(f"{loss:.3f}" for loss in epoch.train_losses)
     line = f"epoch {epoch.epoch:3d}  {epoch.seconds:6.1f} s  loss {losses}"
     if epoch.scores:
         scores = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
-        line += f"  validation {metric} {' '.join(scores)}"
+        quality = f"validation {metric} {' '.join(scores)}"
+        line += f"  {quality}" if len(line) + len(quality) + 2 <= width else f"\n{quality:>{len(line)}}"
     return line
 
 

@@ -30,7 +30,7 @@ def quickstart(
 
     from anytime_lct.cli.analyze import NOTE, SPLIT_NOTES, table
     from anytime_lct.cli.export import steps
-    from anytime_lct.cli.screen import screen
+    from anytime_lct.cli.screen import say, screen
     from anytime_lct.cli.train import run
     from anytime_lct.recipes import reading
     from anytime_lct.verbs import analyze, export
@@ -51,7 +51,7 @@ def quickstart(
         typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answers}))
         return
     console.print(table(profile))
-    console.print(NOTE + SPLIT_NOTES[profile.split], highlight=False, style="dim", soft_wrap=True)
+    say(console, NOTE + SPLIT_NOTES[profile.split], "dim")
     console.print(_answers_table(answers))
     console.print(
         f"The picture is {run_dir / 'exits.png'}. Next: anytime-lct select {bundle_dir} --max-drop 0.5%",
@@ -80,16 +80,12 @@ def answer(bundle: Bundle, recipe: Any) -> list[dict[str, float | int]]:
 
 
 def _answers_table(answers: list[dict[str, float | int]]) -> Any:
-    from rich.table import Table
-
+    from anytime_lct.cli.screen import grid
     from anytime_lct.exits.budget import show_count
 
-    grid = Table(title="The test digits answered by onnxruntime at four budgets", title_justify="left")
-    for name in ("budget, FLOPs", "exit that answers", "accuracy"):
-        grid.add_column(name, justify="right")
-    for row in answers:
-        grid.add_row(show_count(row["budget_flops"]), str(row["exit"]), f"{100 * row['accuracy']:.2f}%")
-    return grid
+    rows = [[show_count(row["budget_flops"]), str(row["exit"]), f"{100 * row['accuracy']:.2f}%"] for row in answers]
+    columns = ("budget, FLOPs", "exit that answers", "accuracy")
+    return grid(columns, rows, title="The test digits answered by onnxruntime, at a budget for each exit")
 
 
 def _expect_no_quickstart(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> None:

@@ -37,7 +37,7 @@ def thresholds(
 
     Example: anytime-lct thresholds runs/fashion --mean-flops 10M --mean-flops 60%
     """
-    from anytime_lct.cli.screen import screen
+    from anytime_lct.cli.screen import say, screen
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import parse_flops
     from anytime_lct.exits.thresholds import MEASURES
@@ -54,8 +54,8 @@ def thresholds(
     console = screen()
     console.print(table(rules.rules))
     for line in _fixed_lines(rules.rules):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+        say(console, line)
+    say(console, NOTE, "dim")
     console.print(f"Wrote {run / 'thresholds.json'}.", highlight=False, soft_wrap=True)
 
 
@@ -81,22 +81,21 @@ def _fixed_lines(rules: tuple[Thresholds, ...]) -> list[str]:
 
 def table(rules: tuple[Thresholds, ...]) -> Table:
     """Return a table of rules, one row per budget."""
-    from rich.table import Table
-
+    from anytime_lct.cli.screen import grid
     from anytime_lct.exits.budget import show_count
 
-    grid = Table(title="Rules for stopping", title_justify="left")
-    for name in ("mean budget", "stop if", "mean cost", "accuracy", "fixed exit"):
-        grid.add_column(name, justify="left" if name == "stop if" else "right", overflow="fold")
-    for rule in rules:
-        grid.add_row(
+    rows = [
+        [
             show_count(rule.mean_flops),
             _steps(rule),
-            f"{show_count(rule.cost.flops)}\n[{show_count(rule.cost.low)}, {show_count(rule.cost.high)}]",
+            f"{show_count(rule.cost.flops)}\n[{show_count(rule.cost.low)},{show_count(rule.cost.high)}]",
             _show(rule.accuracy),
             f"{rule.fixed}: {_show(rule.fixed_accuracy)}" if rule.fixed_accuracy else "-",
-        )
-    return grid
+        ]
+        for rule in rules
+    ]
+    columns = ("mean budget", "stop if", "mean cost", "accuracy", "fixed exit")
+    return grid(columns, rows, title="Rules for stopping", left=["stop if"])
 
 
 def _steps(rule: Thresholds) -> str:
@@ -109,4 +108,4 @@ def _steps(rule: Thresholds) -> str:
 
 
 def _show(quality: Quality) -> str:
-    return f"{100 * quality.value:.2f}%\n[{100 * quality.low:.2f}, {100 * quality.high:.2f}]"
+    return f"{100 * quality.value:.2f}%\n[{100 * quality.low:.2f},{100 * quality.high:.2f}]"

@@ -5,9 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from bundles import make_profile
 
+from anytime_lct.cli.analyze import table
 from anytime_lct.cli.main import VERBS
 from anytime_lct.cli.main import run as program
+from anytime_lct.cli.progress import epoch_line
+from anytime_lct.cli.screen import screen
+from anytime_lct.training.events import Epoch
 
 
 def lines_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -35,3 +40,23 @@ def test_completion_names_the_verbs(capsys, monkeypatch):
     monkeypatch.setenv("COMP_WORDS", "anytime-lct cal")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert lines_of([], capsys) == ["calibrate"]
+
+
+def test_the_table_of_exits_fits_and_breaks_between_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    screen().print(table(make_profile()))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    heading = "".join(lines[:4])
+    assert all(word in heading for word in ("parameters", "validation", "accuracy", "latency"))
+    assert any(line.startswith("3 (main) *") and "150" in line for line in lines)
+
+
+def test_an_epoch_takes_two_lines_where_one_is_too_wide():
+    epoch = Epoch(3, 60, 12.5, (2.225, 2.266), (2.1, 2.2), (0.5, 0.75))
+    line = epoch_line(epoch, "accuracy", 100)
+    assert line == "epoch   3    12.5 s  loss 2.225 2.266  validation accuracy 50.00% 75.00%"
+    assert epoch_line(epoch, "accuracy", 60).splitlines() == [
+        "epoch   3    12.5 s  loss 2.225 2.266",
+        "    validation accuracy 50.00% 75.00%",
+    ]

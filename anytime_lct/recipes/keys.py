@@ -126,7 +126,7 @@ def as_toml(keys: Iterable[RecipeKey], *, explain: bool, width: int = 80) -> str
 
 
 def as_markdown(keys: Iterable[RecipeKey], on_text: Mapping[str, Any]) -> str:
-    """Write keys as one Markdown table; `on_text` are the defaults of text by key, which are added where they differ."""
+    """Write keys as one Markdown table; `on_text` are the defaults of text, added where they differ."""
     rows = ["| key | what it is | values | default |", "|---|---|---|---|"]
     for key in keys:
         default, text = (f"`{show_value(value)}`" for value in (key.default, on_text.get(key.name)))
