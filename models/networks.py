@@ -54,7 +54,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: A
     if others.has_source(name):
         return others.build(name, input_shape, outputs, options)
     if name not in MODELS:
-        matches = difflib.get_close_matches(name, NAMES, n=3) or (*NAMES, *SOURCE_FORMS)
+        matches = others.forms_of(name) or difflib.get_close_matches(name, NAMES, n=3) or (*NAMES, *SOURCE_FORMS)
         raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(matches)}?")
     own = list(default_options(name))
     for option in options:

@@ -171,16 +171,32 @@ def _module(path: Path) -> Any:
     return sys.modules[key]
 
 
-def expect_known(source: str, name: str) -> None:
-    """Raise ModelError unless torchvision or timm has a network for classification of that name."""
+def forms_of(name: str) -> list[str]:
+    """Return how a network of torchvision and timm that is called `name` is written, by each that is installed.
+
+    >>> forms_of("squeezenet1_1")
+    ['torchvision:squeezenet1_1']
+    """
+    installed = [source for source in SOURCES if importlib.util.find_spec(source) is not None]
+    return [f"{source}:{name}" for source in installed if name in _known(source)]
+
+
+def _known(source: str) -> list[str]:
+    """Return the networks for classification that torchvision or timm has."""
     if source == "torchvision":
         import torchvision
 
-        known = torchvision.models.list_models(module=torchvision.models)
-    else:
-        import timm
+        return torchvision.models.list_models(module=torchvision.models)
+    import timm
 
-        known, name = timm.list_models(), name.partition(".")[0]  # after the dot, a tag of weights: resnet18.a1_in1k
+    return timm.list_models()
+
+
+def expect_known(source: str, name: str) -> None:
+    """Raise ModelError unless torchvision or timm has a network for classification of that name."""
+    known = _known(source)
+    if source == "timm":
+        name = name.partition(".")[0]  # after the dot, a tag of weights: resnet18.a1_in1k
     if name not in known:
         matches = difflib.get_close_matches(name, known, n=3) or known[:3]
         raise ModelError(f"{source} has no network '{name}'; did you mean {' or '.join(matches)}?")

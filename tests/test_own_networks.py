@@ -547,6 +547,7 @@ def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, m
         (["--set", "cut.by=evenly"], "'evenly': input should be 'layers', 'balanced', 'measured' or 'memory'."),
         (["--budget-flops", "0.5", "--groups", "4"], "1 shares make 2 groups, but groups = 4"),
         (["--method", "post-hoc"], "There is no training method 'post-hoc'; did you mean posthoc?"),
+        (["--model", "squeezenet1_1"], "no network 'squeezenet1_1'; did you mean torchvision:squeezenet1_1?"),
         (
             ["--method", "posthoc"],
             "Expected train.weights with method posthoc, the run folder or file whose main network it freezes",

@@ -81,7 +81,7 @@ def missing_error(name: str, root: Path, other_folders: str = "", remedy: str = 
     """Return the error for a data set that is missing in `root` and `other_folders`, with another remedy if any."""
     return DataError(
         f"Expected the data set '{name}' in '{root.absolute()}'{other_folders}, but it is missing; name its folder "
-        f"with --data-root, or download it with --set data.download=true{remedy}."
+        f"with --data-root, or download it by train with --set data.download=true{remedy}."
     )
 
 
@@ -89,7 +89,7 @@ def damage_error(name: str, path: Path, reason: str) -> DataError:
     """Return the error for a data set whose files are damaged or incomplete."""
     return DataError(
         f"The data set '{name}' in '{path.absolute()}' is damaged or incomplete ({reason}); remove it "
-        f"and get it again, for example with --set data.download=true."
+        f"and get it again, for example by train with --set data.download=true."
     )
 
 

@@ -18,7 +18,7 @@ from anytime_lct.task import Facts
 from anytime_lct.texts import decode, encoding_of
 
 TEST_SHARE = 0.05
-REMEDY = "repair it, or name its encoding with --set data.encoding=NAME, such as utf-16-le, cp1252 or latin-1"
+REMEDY = "repair it, or train with its encoding, --set data.encoding=NAME, such as utf-16-le, cp1252 or latin-1"
 PARTS: dict[Split, tuple[str, ...]] = {
     "train": ("train.txt", "ptb.char.train.txt", "ptb.train.txt"),
     "validation": ("valid.txt", "validation.txt", "ptb.char.valid.txt", "ptb.valid.txt"),
@@ -145,8 +145,8 @@ def _read(path: Path, encoding: str | None) -> tuple[str, str]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"Expected a text in '{path.absolute()}', which cannot be read ({error.strerror}); name a file with "
-            f"--set data.path=FILE."
+            f"Expected a text in '{path.absolute()}', which cannot be read ({error.strerror}); train names it "
+            f"with --set data.path=FILE, and the folder that it is in with --data-root."
         ) from None
     return decode(content, str(path), encoding, REMEDY), encoding or encoding_of(content)
 

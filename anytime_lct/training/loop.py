@@ -148,7 +148,10 @@ class Loop:
                 if batch.last and not last:
                     raise KeyboardInterrupt
             if self.team.leads and (last or now - last_report > REPORT_SECONDS):
-                last_report, means = now, _means(self._received_sums())
+                last_report, sums = now, self._received_sums()
+                if self.saving is not None:
+                    self.saving.curves.draw(position, sums)
+                means = _means(sums)
                 yield Progress(position.epoch + 1, self.recipe.epochs, position.batch, self.clock.per_epoch, means)
         if self.team.sum(torch.tensor([int(self.interrupted.is_set())])) > 0:
             self._checkpoint()

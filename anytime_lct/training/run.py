@@ -106,7 +106,7 @@ def train(
             method = row.make(network, recipe, data.facts.task, clock, team)
             num_groups, places = network.num_groups, network.places
             del network  # frees the groups of other workers
-            saving = Saving(path, recipe.train, data.facts.metric, method, clock, team, num_groups)
+            saving = Saving(path, recipe, data.facts.metric, method, clock, team, num_groups)
             with closing(saving):
                 num_exits = num_groups if row.exits else 1
                 loop = Loop(method, data, recipe.train, clock, team, num_exits, saving, interrupted)

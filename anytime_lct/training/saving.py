@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytime_lct.recipes.recipe import TrainRecipe
+from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import checkpoint, journal
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.task import MetricName
+from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Epoch, Position
 from anytime_lct.training.learner import Clock, is_carried, is_slot
 from anytime_lct.training.memory import PeakMemory, write_peaks
@@ -30,19 +31,20 @@ class Saving:
     def __init__(
         self,
         path: Path,
-        train: TrainRecipe,
+        recipe: Recipe,
         metric: MetricName,
         method: Method,
         clock: Clock,
         team: Team,
         num_groups: int,
     ) -> None:
-        self._path, self._train, self._metric = path, train, metric
+        self._path, self._train, self._metric = path, recipe.train, metric
         self._method, self._clock, self._team, self._num_groups = method, clock, team, num_groups
         self._memory = PeakMemory(team.device)
         self._last_checkpoint = time.monotonic()
         self._board: Any = None
-        self.track = Tracking(path, train.track_descent, clock, method)
+        self.track = Tracking(path, recipe.train.track_descent, clock, method)
+        self.curves = Curves(path, recipe, clock)
 
     @property
     def is_due(self) -> bool:
@@ -121,6 +123,7 @@ class Saving:
     def close(self) -> None:
         """Close the TensorBoard files."""
         self.track.close()
+        self.curves.close()
         if self._board is not None:
             self._board.close()
 
