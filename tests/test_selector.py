@@ -156,7 +156,7 @@ def test_nothing_fits_names_the_nearest() -> None:
         select(make_profile(), Budget(flops=120), min_accuracy=0.93)
     assert str(caught.value) == (
         "No exit that fits 120 FLOPs reaches 93.00%; the best is exit 2 with validation accuracy 90.00%, "
-        "and exit 3 would do, with 150 FLOPs and 150 parameters."
+        "and exit 3 reaches it with 150 FLOPs and 150 parameters."
     )
 
 

@@ -208,7 +208,7 @@ def _nothing_reaches(
         cheapest = min(reaching, key=lambda i: _price(profile, i))
         cost = profile.cost(cheapest)
         needs = f"{show_count(cost.flops)} FLOPs and {show_count(cost.params)} parameters"
-        nearest += f", and exit {cheapest} would do, with {needs}"
+        nearest += f", and exit {cheapest} reaches it with {needs}"
         exits.append(cheapest)
     return NothingFitsError(f"{subject} {conditions}; {nearest}.", _rows(profile, exits))
 
