@@ -9,7 +9,7 @@ x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,12 +20,13 @@ from anytime_lct import critics
 from anytime_lct.counting import count_in_turn
 from anytime_lct.cutting.choice import best_cuts, cuts_at_shares
 from anytime_lct.cutting.comparison import expect_equal
+from anytime_lct.cutting.costs import MakeCritic
 from anytime_lct.cutting.groups import cut_children, cut_groups
 from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.modes import probing
-from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
+from anytime_lct.recipes.recipe import DEFAULT_GROUPS, CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
 
 CUT, CRITIC = CutRecipe(), CriticRecipe()
@@ -141,18 +142,29 @@ def choose_places(
     """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
     if cut.groups == 1 and not cut.shares:
         return ()
-    outputs, trace = _outputs(model, example), Trace.of(model)
+    trace = Trace.of(model)
+    of_depth = critic_makers(trace, example, critic, task)
+    if cut.shares:
+        makers = [of_depth(depth) for depth in critics.depths(critic, len(cut.shares))]
+        return cuts_at_shares(trace, example, cut.shares, makers)
+    most = len(trace.candidates) + 1
+    groups = cut.groups or (min(DEFAULT_GROUPS, most) if most > 1 else DEFAULT_GROUPS)
+    deepest = max(critics.depths(critic, groups - 1), key=lambda depth: depth or 0)
+    return best_cuts(trace, example, groups, cut.by, of_depth(deepest), weight_copies, peers)
+
+
+def critic_makers(
+    trace: Trace, example: Tensor, critic: CriticRecipe, task: TaskName = "classification"
+) -> Callable[[int | None], MakeCritic]:
+    """Return a function from a depth to the maker of critics of that depth behind the candidates of a trace."""
+    outputs = _outputs(trace.model, example)
 
     def make(depth: int | None, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
         hints = trace.hints(trace.candidates[k].name)
         layout = critics.layout(hidden, task, square=critics.is_square(example), **hints)
         return critics.build(critic.kind, hidden, outputs, task, depth, layout, critic.budget * cost_behind)
 
-    if cut.shares:
-        makers = [partial(make, depth) for depth in critics.depths(critic, len(cut.shares))]
-        return cuts_at_shares(trace, example, cut.shares, makers)
-    deepest = max(critics.depths(critic, cut.groups - 1), key=lambda depth: depth or 0)
-    return best_cuts(trace, example, cut.groups, cut.by, partial(make, deepest), weight_copies, peers)
+    return lambda depth: partial(make, depth)
 
 
 def _groups(model: nn.Module, places: Sequence[str]) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:

@@ -29,6 +29,7 @@ def analyze(
     """
     from anytime_lct.cli.screen import say, screen
     from anytime_lct.verbs.analyze import analyze as analyze_run
+    from anytime_lct.verbs.analyze import savings_warning
 
     profile = analyze_run(run, data_root, model)
     if as_json:
@@ -37,14 +38,8 @@ def analyze(
     console = screen()
     console.print(table(profile))
     say(console, NOTE + SPLIT_NOTES[profile.split], "dim")
-    main_flops = profile.cost(profile.num_groups).flops
-    if expensive := [str(i) for i in range(1, profile.num_groups) if profile.cost(i).flops >= main_flops]:
-        console.print(
-            f"No cheaper than the main network: exit {' and '.join(expensive)}. Slim critics are cheaper: train with "
-            f"--set critic.kind=slim.",
-            highlight=False,
-            soft_wrap=True,
-        )
+    if warning := savings_warning(run, profile):
+        say(console, warning)
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
     if (run / "descent.png").exists():
         written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"

@@ -23,7 +23,9 @@ def inspect(
         str, typer.Option("--input", metavar="CxHxW|T", help="Shape of one input: 3x224x224, or characters of a text.")
     ],
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, or of symbols of a text.")] = 1000,
-    groups: Annotated[int | None, typer.Option(min=1, help="Number of layer groups N; default: 4.")] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Number of layer groups N; default: 4, or as many as it can be cut into.")
+    ] = None,
     places: Annotated[
         str | None, typer.Option(metavar="A,B,..", help="Cut after these modules instead of the balanced choice.")
     ] = None,
@@ -31,9 +33,14 @@ def inspect(
         str | None,
         typer.Option(metavar="B,B,..", help=BUDGETS),
     ] = None,
-    critic: Annotated[str, typer.Option(help="Critics: residual, slim, paper, paper-imagenet.")] = "residual",
+    critic: Annotated[
+        str | None, typer.Option(help="Critics: residual (default), slim, paper, paper-imagenet.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="model.KEY=VALUE", help="An option of the network.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="An option of the network, as model.width=8, or cut.., critic.."
+        ),
     ] = None,
     export: Annotated[
         bool, typer.Option("--export", help="Also try to export groups and critics to ONNX, with fresh weights.")
@@ -50,36 +57,50 @@ def inspect(
     """
     import dataclasses
 
+    from anytime_lct import savings
     from anytime_lct.analysis.inspection import inspect as inspect_network
     from anytime_lct.cli.screen import say, screen
     from anytime_lct.cli.train import shares_of
     from anytime_lct.models import networks
     from anytime_lct.recipes import reading
+    from anytime_lct.recipes.recipe import CutRecipe
     from anytime_lct.run_folder.build import example_input
     from anytime_lct.task import Facts
 
-    shape, options = _shape(input_), _options(settings)
+    shape, tables = _shape(input_), _tables(settings)
     flags = {
         "groups": groups,
         "places": places.split(",") if places else None,
         "shares": shares_of(budget_flops) if budget_flops else None,
     }
-    cut = {"by": "balanced", **{key: value for key, value in flags.items() if value is not None}}
-    recipe = reading.complete({"cut": cut, "critic": {"kind": critic}})
+    cut = {"by": "balanced", **{key: value for key, value in flags.items() if value is not None}, **tables["cut"]}
+    recipe = reading.complete({"cut": cut, "critic": {"kind": critic or "residual", **tables["critic"]}})
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
-    network, example = networks.build(model, shape, classes, **options), example_input(facts)
+    network, example = networks.build(model, shape, classes, **tables["model"]), example_input(facts)
     inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)
+    costs, ends = [part.exit.flops for part in inspection.parts], [part.ends for part in inspection.parts[:-1]]
+    there = CutRecipe(places=tuple(ends), groups=len(inspection.parts))  # as the command below cuts
     difference = None
     if export:
         from anytime_lct.export.write import try_export
         from anytime_lct.network import LCTNetwork
 
-        cut_there = recipe.cut.model_copy(update={"places": tuple(part.ends for part in inspection.parts[:-1])})
-        difference = try_export(LCTNetwork.cut(network, example, cut_there, recipe.critic, facts.task), facts)
+        difference = try_export(LCTNetwork.cut(network, example, there, recipe.critic, facts.task), facts)
+    notes = [
+        savings.fewer_groups(recipe.cut, ends),
+        savings.warning(costs, network, example, there, recipe.critic, facts.task),
+    ]
+    notes = [note for note in notes if note]
     if as_json:
         import json
 
-        arguments = {"model": model, "input": shape, "classes": classes, "export_difference": difference}
+        arguments = {
+            "model": model,
+            "input": shape,
+            "classes": classes,
+            "export_difference": difference,
+            "notes": notes,
+        }
         typer.echo(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
         return
     console = screen()
@@ -95,16 +116,11 @@ def inspect(
             highlight=False,
             soft_wrap=True,
         )
-    parts, main_flops = inspection.parts, inspection.main.flops
-    if expensive := [str(i) for i, part in enumerate(parts[:-1], 1) if part.exit.flops >= main_flops]:
-        console.print(
-            f"No cheaper than the main network: exit {' and '.join(expensive)}. Try --critic slim, other --places, or "
-            f"--budget-flops 0.3,0.6.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    cuts = ",".join(part.ends for part in parts[:-1])
-    keys = [*(settings or []), f"cut.places={cuts}" if cuts else "cut.groups=1", f"critic.kind={critic}"]
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    cuts = ",".join(ends)
+    keys = [text for text in settings or [] if text.strip().startswith(("model.", "critic.depth"))]
+    keys += [f"cut.places={cuts}" if cuts else "cut.groups=1", f"critic.kind={recipe.critic.kind}"]
     set_flags = " ".join(f"--set {shlex.quote(key)}" for key in keys)
     console.print(
         f"Next, on data with inputs of {input_}: anytime-lct train --data DATA --model {model} {set_flags}",
@@ -172,12 +188,18 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _options(settings: list[str] | None) -> dict[str, Any]:
+def _tables(settings: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Return the tables model, cut and critic of a recipe; raises ModelError for a key of any other."""
     from anytime_lct.errors import ModelError
     from anytime_lct.recipes import reading
 
-    options = dict(reading.assignment(text) for text in settings or [])
-    for key in options:
-        if not key.startswith("model."):
-            raise ModelError(f"Expected an option of the network, such as model.width=8, got '{key}'; leave it out.")
-    return {key.removeprefix("model."): value for key, value in options.items()}
+    tables: dict[str, dict[str, Any]] = {"model": {}, "cut": {}, "critic": {}}
+    for key, value in (reading.assignment(text) for text in settings or []):
+        table, _, entry = key.partition(".")
+        if table not in tables or not entry:
+            raise ModelError(
+                f"Expected an option of the network, such as model.width=8, or a key of cut or critic, got '{key}'; "
+                f"leave it out."
+            )
+        tables[table][entry] = value
+    return tables

@@ -55,6 +55,8 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
 
 def start_line(start: Start) -> str:
     """Return the line that a run begins with: its data, its classes and samples, and where the network is cut."""
+    from anytime_lct.exits.budget import show_count
+    from anytime_lct.savings import shares
     from anytime_lct.training.demand import show_bytes
 
     facts = start.facts
@@ -71,7 +73,11 @@ def start_line(start: Start) -> str:
         size = f" in {', '.join(facts.encodings).upper()}" if facts.encodings else ""
     cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
     memory = "" if start.step_bytes is None else f"; a step takes about {show_bytes(start.step_bytes)} of memory"
-    return f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}{memory}"
+    line = f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}"
+    if not start.costs:
+        return line + memory
+    exits = ", ".join(f"{share:.0%}" for share in shares(start.costs)[:-1])
+    return f"{line}; exits at {exits} of the main network's {show_count(start.costs[-1])} multiply-adds{memory}"
 
 
 def epoch_line(epoch: Epoch, metric: str, width: int) -> str:

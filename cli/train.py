@@ -27,6 +27,7 @@ METHOD = (
     "by backprop), posthoc (exits behind the frozen network of --weights), alone (the sub-network train.exit by "
     "backprop), dni, admm, gpipe, 1f1b."
 )
+GROUPS = "Number of layer groups N; default: 4, or as many as the network can be cut into."
 WEIGHTS = (
     "Weights that training starts from: a safetensors file or torch state dict, a run folder, or those that "
     "torchvision or timm ship."
@@ -40,7 +41,7 @@ def train(
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
-    groups: Annotated[int | None, typer.Option(help="Number of layer groups N.")] = None,
+    groups: Annotated[int | None, typer.Option(help=GROUPS)] = None,
     budget_flops: Annotated[str | None, typer.Option(metavar="B,B,..", help=BUDGETS)] = None,
     method: Annotated[str | None, typer.Option(help=METHOD)] = None,
     weights: Annotated[str | None, typer.Option(metavar="FILE|RUN|default", help=WEIGHTS)] = None,

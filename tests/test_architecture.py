@@ -21,7 +21,7 @@ FLOORS = (
     {"counting", "descent", "serving"},
     {"cutting", "critics"},
     {"network"},
-    {"evaluation", "data"},
+    {"evaluation", "data", "savings"},
     {"run_folder"},
     {"training", "analysis"},
     {"export"},

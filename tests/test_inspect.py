@@ -96,14 +96,15 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 1)
     assert code == 0 and "--set cut.groups=1" in out and "cut.places" not in out
     code, out, _ = call(capfd, "inspect", "resnet", "--input", "1x8x8", "--critic", "paper", "--groups", 3)
-    assert code == 0 and "No cheaper than the main network: exit " in out
+    assert code == 0 and "Exit 1 costs 105.9% of the main network, exit 2 costs 100.0% of the main network." in out
+    assert "Train with --set cut.shares=0.33,0.67 --set critic.kind=slim: 2 exits at 26%, 62%." in out
     code, _, err = call(capfd, "inspect", "plain.py:Plain", *shape)
     assert code == 2 and "plain.py:11 (if x.mean() > 1e9:)" in err and "name places" in err
     code, out, _ = call(capfd, "inspect", "plain.py:Plain", *shape, "--places", "a", "--critic", "slim")
     assert code == 0 and "main" in out
     for words, says in (
         (("mlp", "--input", "3x2"), "--input as 3x224x224"),
-        (("mlp", *shape, "--set", "cut.groups=2"), "such as model.width=8"),
+        (("mlp", *shape, "--set", "train.epochs=2"), "such as model.width=8, or a key of cut or critic"),
         (("mlp", *shape, "--budget-flops", "1.5"), "less than 1"),
         (("mlp", *shape, "--groups", 4, "--budget-flops", "0.3", "--places", "relu2"), "leave one of them out"),
         (("mlp", *shape, "--set", "model.outputs=5"), "which comes from the data"),

@@ -84,6 +84,8 @@ def read(
 # Keys whose values are words, or a list of words, even where they look like numbers.
 WORD_KEYS = ("cut.places", "data.name", "data.root", "data.path", "model.name", "train.weights", "train.device")
 
+NUMBER_KEYS = ("data.mean", "data.std", "cut.shares")  # whose values are lists of numbers, also where there is one
+
 
 def assignment(text: str) -> tuple[str, Any]:
     """Split `key=value` and read the value as TOML, or as a bare word.
@@ -98,7 +100,7 @@ def assignment(text: str) -> tuple[str, Any]:
         return key, [part.strip() for part in value.split(",") if part.strip()] if key == "cut.places" else value
     try:
         literal = tomllib.loads(f"value = {value}")["value"]
-        return key, [literal] if key in ("data.mean", "data.std") and value[0] != "[" else literal
+        return key, [literal] if key in NUMBER_KEYS and value[0] != "[" else literal
     except tomllib.TOMLDecodeError:
         if key in ("cut.shares", "critic.depth") or "," in value:
             return key, [_word(part) for part in value.split(",") if part.strip()]

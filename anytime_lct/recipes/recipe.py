@@ -23,6 +23,7 @@ Wire = Literal["exact", "bf16"]
 TEXT: frozenset[str] = frozenset({"pydoc", "text"})  # data sets on text; any other has images
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+DEFAULT_GROUPS = 4  # where a network has places for as many
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -92,15 +93,16 @@ class CutRecipe(Section):
     """Where a network is cut: into `groups` by a strategy, after named `places`, or for exits at `shares` of its cost.
 
     A share is a number below 1, of the main network's multiply-adds; a larger number is multiply-adds. Places and
-    shares determine the number of groups. `spread` is the cost that is balanced between workers; by default
-    that of `by`, or training cost where `by` is layers.
+    shares determine the number of groups; without them it is 4 by default, or as many as the network can be cut into
+    where that is less. `spread` is the cost that is balanced between workers; by default that of `by`, or training cost
+    where `by` is layers.
 
     >>> CutRecipe(shares=(0.4, 0.7)).groups
     3
     """
 
-    groups: Count = 4
-    """Number of layer groups N; follows from `places` or `shares` where they are set."""
+    groups: Count | None = None
+    """Number of layer groups N; by default that of `places` or `shares`, else 4, or what the network has."""
     by: Strategy = "layers"
     """What is balanced between groups: layers, multiply-adds (balanced), seconds (measured) or memory for backward."""
     places: tuple[str, ...] = ()
@@ -113,9 +115,11 @@ class CutRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _count_groups(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "groups" in value:
-            return cast(Any, value)
+        if not isinstance(value, dict):
+            return value
         table = cast("dict[str, Any]", value)
+        if table.get("groups") is not None:
+            return table
         cuts = table.get("places") or table.get("shares") or ()
         num_cuts = len(cast("list[Any]", cuts)) if isinstance(cuts, list | tuple) else 0
         return {**table, "groups": num_cuts + 1} if num_cuts else table

@@ -57,13 +57,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run trains on, and after which modules it cuts: all that is fixed before the first epoch.
+    """What a run trains on, after which modules it cuts, and what its exits and its steps cost.
 
-    `step_bytes` is the memory that a step takes in this process, estimated; None where that is not known.
+    `costs` are the multiply-adds of the exits, the main network's last; () where that is the only exit. `step_bytes` is
+    the memory that a step takes in this process, estimated; None where that is not known.
     """
 
     facts: Facts
     places: tuple[str, ...]
+    costs: tuple[int, ...] = ()
     step_bytes: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -9,6 +10,7 @@ from io import StringIO
 import torch
 from torch import Tensor, nn
 
+from anytime_lct import savings
 from anytime_lct.cutting.choice import spread, worker_costs
 from anytime_lct.cutting.seconds import Peers
 from anytime_lct.data.batches import Dataset, Split
@@ -18,6 +20,7 @@ from anytime_lct.network import LCTNetwork, choose_places
 from anytime_lct.recipes.fitting import fit, is_fitted
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
+from anytime_lct.task import Facts
 from anytime_lct.training.learner import Clock, factor
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
@@ -81,12 +84,15 @@ def fit_optimizers(recipe: Recipe, data: Dataset) -> Recipe:
 def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
     """Return the network, cut into groups, and the recipe with its places; set `team.bounds`, who owns which groups.
 
-    Where the cut depends on this machine (measured, by all processes at the same time) or on the number of workers
-    (memory), it is chosen once, and the recipe in the run folder names the places.
+    The recipe in the run folder has the number of groups also where it is the default. Where the cut depends on this
+    machine (measured, by all processes at the same time) or on the number of workers (memory), it is chosen once, and
+    that recipe names the places.
     """
     row = row_of(recipe.train.method)
     recipe = _with_places(recipe, data, team) if row.cuts else recipe
     network = build_network(recipe, data.facts, whole=not row.cuts)
+    if row.cuts and recipe.train.exit is None:
+        recipe = recipe.model_copy(update={"cut": recipe.cut.model_copy(update={"groups": network.num_groups})})
     if not team.bounds:
         by = recipe.cut.spread or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
         bounds = (0, network.num_groups)
@@ -98,6 +104,22 @@ def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, 
             bounds = spread(table, team.workers)
         team.bounds = tuple(team.broadcast(bounds))
     return network, recipe
+
+
+def costs_of_exits(recipe: Recipe, network: LCTNetwork, facts: Facts) -> tuple[int, ...]:
+    """Return the multiply-adds of every exit, the main network last; () where a method has the main exit alone."""
+    if not row_of(recipe.train.method).exits or network.num_groups == 1:
+        return ()
+    return savings.multiply_adds(network, example_input(facts))
+
+
+def warning_on_exits(recipe: Recipe, costs: Sequence[int], facts: Facts) -> str:
+    """Return `savings.warning` on the exits of a recipe, which have these costs."""
+    if not savings.problem(costs):
+        return ""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(recipe, facts)
+    return savings.warning(costs, model, example_input(facts), recipe.cut, recipe.critic, facts.task)
 
 
 def _with_places(recipe: Recipe, data: Dataset, team: Team) -> Recipe:

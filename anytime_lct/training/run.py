@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from anytime_lct import savings
 from anytime_lct.data import datasets
 from anytime_lct.data.batches import Dataset
 from anytime_lct.recipes.recipe import Recipe
@@ -27,6 +29,7 @@ from anytime_lct.training.learner import Clock
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import checked, expect_processes, row_of
 from anytime_lct.training.prepare import (
+    costs_of_exits,
     cut_network,
     device_of,
     expect_one_sample_suffices,
@@ -34,6 +37,7 @@ from anytime_lct.training.prepare import (
     extension_text,
     fit_optimizers,
     shortest_minibatch,
+    warning_on_exits,
 )
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
@@ -71,7 +75,10 @@ def train(
         clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start)
         recipe = fit_optimizers(recipe, data)
         row = row_of(recipe.train.method)
+        fewer_groups = partial(savings.fewer_groups, recipe.cut)
         network, recipe = cut_network(recipe, data, team)
+        costs = costs_of_exits(recipe, network, data.facts) if team.leads else ()
+        notes = [] if resume else [fewer_groups(network.places), warning_on_exits(recipe, costs, data.facts)]
         if shortest == 1:
             module = network if row.exits else nn.Sequential(*network.groups)
             expect_one_sample_suffices(module, example_input(data.facts, 1))
@@ -111,5 +118,6 @@ def train(
                 num_exits = num_groups if row.exits else 1
                 loop = Loop(method, data, recipe.train, clock, team, num_exits, saving, interrupted)
                 if team.leads:
-                    yield Start(data.facts, places, demand and demand.estimate)
+                    yield Start(data.facts, places, costs, demand and demand.estimate)
+                    yield from (Note(note) for note in notes if note)
                 yield from loop.events(resume)

@@ -32,3 +32,11 @@ def analyze(run: Path | str, data_root: str | None = None, model: str | None = N
         title = f"{profile.model} on {profile.data}: sufficient descent of every layer group"
         picture.draw_descent(lines, path / run_folder.DESCENT_PICTURE, title)
     return profile
+
+
+def savings_warning(run: Path | str, profile: Profile) -> str:
+    """Return a line about the exits of a run that save too little, and what helps (`savings.warning`), or ""."""
+    from anytime_lct.training.prepare import warning_on_exits
+
+    recipe, facts = run_folder.read(Path(run))
+    return warning_on_exits(recipe, [profile.cost(i).flops for i in range(1, profile.num_groups + 1)], facts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, PartitionError
 from anytime_lct.recipes import reading
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes.recipe import DEFAULT_GROUPS, Recipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal, start
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
@@ -94,9 +94,10 @@ def launch_workers(
 ) -> None:
     """Check what can be checked in advance, then run `anytime-lct train` with these `options` in every process."""
     workers, replicas = size
-    if workers > recipe.cut.groups:
+    groups = recipe.cut.groups or DEFAULT_GROUPS
+    if workers > groups:
         raise PartitionError(
-            f"Expected at most as many workers as layer groups, {recipe.cut.groups}, got {workers}; lower --workers or "
+            f"Expected at most as many workers as layer groups, {groups}, got {workers}; lower --workers or "
             f"raise --groups."
         )
     _expect_no_run(path, resume)
