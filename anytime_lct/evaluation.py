@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,3 +58,38 @@ def evaluate_predictor(
         for observer in observers:
             observer(outputs, y)
     return Evaluation(torch.cat(losses, dim=1), torch.cat(scores, dim=1))
+
+
+class Tally:
+    """Results of `exits` exits, minibatch by minibatch; the logits are not stored."""
+
+    ROWS = 4
+
+    def __init__(self, task: TaskName, exits: int) -> None:
+        self._task: TaskName = task
+        self._losses: list[list[Tensor]] = [[] for _ in range(exits)]
+        self._scores: list[list[Tensor]] = [[] for _ in range(exits)]
+        self._answers: list[Tensor] = [torch.zeros(1, dtype=torch.int64) for _ in range(exits)]
+
+    def add(self, exit_: int, Z: Tensor, y: Tensor) -> None:
+        """Add the logits of exit `exit_`, from 0, on a minibatch with labels y."""
+        self._losses[exit_].append(tasks.losses(self._task, Z, y).cpu())
+        self._scores[exit_].append(tasks.scores(self._task, Z, y).cpu())
+        answers = torch.bincount(Z.argmax(dim=-1).flatten().cpu(), minlength=Z.shape[-1])
+        self._answers[exit_] = self._answers[exit_] + answers
+
+    def results(self) -> Tensor:
+        """Return mean loss, mean metric, its standard error, and the share of the most frequent answer.
+
+        Shape (4, exits), float64, on the CPU.
+        """
+        columns = [
+            (
+                torch.cat(losses).double().mean(),
+                torch.cat(scores).double().mean(),
+                torch.cat(scores).double().std(correction=0) / math.sqrt(sum(map(len, scores))),
+                answers.max() / answers.sum(),
+            )
+            for losses, scores, answers in zip(self._losses, self._scores, self._answers, strict=True)
+        ]
+        return torch.tensor(columns, dtype=torch.float64).view(-1, self.ROWS).T

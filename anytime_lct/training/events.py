@@ -1,8 +1,8 @@
-"""The events that a run yields: progress within an epoch, finished epochs, and notes before the first one."""
+"""The events that a run yields: progress within an epoch, finished epochs, and notes for the user."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from anytime_lct.task import Facts
@@ -21,7 +21,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The result of an epoch, one number per exit; `scores` is the metric on the validation split, () without one."""
+    """The result of an epoch, one number per exit; `scores` is the metric on the validation split, () without one.
+
+    `warnings` are the lines about what goes wrong (`alarms`), each once a run.
+    """
 
     epoch: int
     step: int
@@ -29,6 +32,7 @@ class Epoch:
     train_losses: tuple[float, ...]
     validation_losses: tuple[float, ...]
     scores: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Epoch:
@@ -36,21 +40,23 @@ class Epoch:
         train, validation = line["train"], dict(line["validation"])
         losses = tuple(validation.pop("loss"))
         scores = next(iter(validation.values()), ())
-        return cls(line["epoch"], line["step"], line["seconds"], tuple(train["loss"]), losses, tuple(scores))
+        numbers = (tuple(train["loss"]), losses, tuple(scores))
+        return cls(line["epoch"], line["step"], line["seconds"], *numbers, tuple(line.get("warnings", ())))
 
     def as_json(self, metric: str) -> dict[str, Any]:
-        return {
+        line: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": round(self.seconds, 3),
             "train": {"loss": self.train_losses},
             "validation": {"loss": self.validation_losses, metric: self.scores},
         }
+        return line | ({"warnings": self.warnings} if self.warnings else {})
 
 
 @dataclass(frozen=True)
 class Note:
-    """A message for the user before a run starts."""
+    """A message for the user, before a run starts or where it goes wrong."""
 
     text: str
 
@@ -74,10 +80,14 @@ Event = Progress | Epoch | Note | Start
 
 @dataclass
 class Position:
-    """The position of the next minibatch in the run, and counts so far; `best` is the score of the saved weights."""
+    """The position of the next minibatch in the run, and counts so far.
+
+    `best` is the score of the saved weights, `alarms` are the names of those that have rung.
+    """
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     samples: int = 0
     best: float | None = None
+    alarms: list[str] = field(default_factory=list)

@@ -6,23 +6,27 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anytime_lct.data.batches import Dataset
+from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.data.loaders import Batches, LoadedBatches
 from anytime_lct.errors import DivergenceError, RecipeError
+from anytime_lct.evaluation import Tally
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.fitting import USUAL_ROWS, fit
 from anytime_lct.recipes.reading import complete
 from anytime_lct.recipes.recipe import TrainRecipe
 from anytime_lct.run_folder.build import traits
 from anytime_lct.task import TaskName
-from anytime_lct.training.events import Epoch, Position, Progress
+from anytime_lct.training import alarms
+from anytime_lct.training.events import Epoch, Note, Position, Progress
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
+from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.prepare import device_of
@@ -31,6 +35,7 @@ from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
 
 REPORT_SECONDS = 0.2
+AGAIN = 4  # training minibatches that are evaluated where training and validation loss are far apart
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
 TRAIN_KEYS = ("clip_norm", "label_smoothing", "precision", "compile")
 
@@ -99,19 +104,20 @@ class Loop:
         self.position = Position()
         # Losses times samples, and samples, of every exit; those of other workers' exits stay 0 here.
         self.sums = torch.zeros(2, num_exits, dtype=torch.float64, device=team.device)
+        self._labels = torch.zeros(0, dtype=torch.int64)  # validation labels by class
         self.columns = [exit_ - 1 for exit_ in method.exits]
         for edge in (team.previous, team.next):
             if edge is not None:
                 edge.status = Status(torch.zeros_like(self.sums))
 
-    def events(self, resume: bool = False) -> Iterator[Progress | Epoch]:
+    def events(self, resume: bool = False) -> Iterator[Progress | Epoch | Note]:
         """Train to the end; only the leader of a team yields."""
         if resume and self.saving is not None:
             self._resume(self.saving)
         while self.position.epoch < self.recipe.epochs:
             yield from self._epoch()
             epoch = self._evaluate()
-            self.position = Position(epoch=epoch.epoch, best=self.position.best)
+            self.position = Position(epoch=epoch.epoch, best=self.position.best, alarms=self.position.alarms)
             self.sums.zero_()
             if self.saving is not None:
                 self.saving.checkpoint(self.position, torch.zeros_like(self.sums), epoch)
@@ -119,6 +125,7 @@ class Loop:
                 if self.saving is not None:
                     self.saving.show(epoch)
                 yield epoch
+                yield from map(Note, epoch.warnings)
         if self.saving is not None:
             self.saving.finish()
 
@@ -195,23 +202,66 @@ class Loop:
 
     def _evaluate(self) -> Epoch:
         means = self._finite(_means(self.team.sum(self.sums)))
-        losses: tuple[float, ...] = ()
-        scores: tuple[float, ...] = ()
+        results = torch.zeros(Tally.ROWS, 0)
+        self._labels = torch.zeros(self.data.facts.outputs, dtype=torch.int64)
         if self.data.num_samples("validation"):
-            results = torch.zeros_like(self.sums, device="cpu")
-            if self.team.replica == 0:
-                results[:, self.columns] = self.method.evaluate(self._validation())
-            results = self.team.sum(results)
-            losses, scores = tuple(results[0].tolist()), tuple(results[1].tolist())
-        epoch = self.position.epoch + 1
-        return Epoch(epoch, epoch * self.clock.per_epoch, self.position.seconds, means, losses, scores)
+            results = self._results(self._validation())
+            self._labels = self.team.sum(self._labels)
+        losses, scores = tuple(results[0].tolist()), tuple(results[1].tolist())
+        epoch, warnings = self.position.epoch + 1, self._warnings(means, results)
+        return Epoch(epoch, epoch * self.clock.per_epoch, self.position.seconds, means, losses, scores, warnings)
+
+    def _results(self, batches: Iterator[Minibatch]) -> Tensor:
+        """Return the results of all exits on `batches` (`evaluation.Tally.results`), the same in all processes."""
+        results = torch.zeros(Tally.ROWS, self.sums.shape[1], dtype=torch.float64)
+        if self.team.replica == 0:
+            results[:, self.columns] = self.method.evaluate(batches)
+        return self.team.sum(results)
+
+    def _warnings(self, means: tuple[float, ...], results: Tensor) -> tuple[str, ...]:
+        """Return the lines of the alarms that ring for the first time, the same in all processes."""
+        row = row_of(self.recipe.method)
+        trained = len(means) - row.fits_exits  # a frozen main network is not at fault
+        losses, scores, errors, answers = results[:, :trained].tolist()
+        numbers = alarms.Finished(
+            epoch=self.position.epoch + 1,
+            epochs=self.recipe.epochs,
+            task=self.data.facts.task,
+            outputs=self.data.facts.outputs or len(self._labels),
+            train_losses=means[:trained],
+            losses=losses,
+            scores=scores,
+            errors=errors,
+            answers=answers,
+            labels=self._labels.tolist(),
+            main=not row.fits_exits,
+            rates=[f"{table}.lr" for table in ("groups", "critics") if table in row.reads],
+        )
+        lines = alarms.raised(numbers, self.position.alarms)
+        exits = alarms.far_apart(numbers) if alarms.APART not in self.position.alarms else []
+        if exits:
+            again = [] if self.saving is None else self._results(self._minibatches_of("train", AGAIN))[0].tolist()
+            lines[alarms.APART] = alarms.why_far_apart(numbers, exits, again)
+        self.position.alarms += lines
+        return tuple(lines.values())
 
     def _validation(self) -> Iterator[Minibatch]:
+        """Yield the validation split, and count its labels, in the first process of the run alone."""
+        for batch in self._minibatches_of("validation"):
+            if self.team.leads:
+                counts = torch.bincount(batch.y.flatten().cpu(), minlength=len(self._labels))
+                counts[: len(self._labels)] += self._labels
+                self._labels = counts
+            yield batch
+
+    def _minibatches_of(self, split: Split, most: int | None = None) -> Iterator[Minibatch]:
+        """Yield the minibatches of a split, `most` at most, for evaluation, from the data or the previous worker."""
         if self.team.previous is not None:
             yield from self.team.previous.minibatches(0)
             return
-        device, count = self.team.device, self.data.num_batches("validation")
-        for number, (x, y) in enumerate(self.data.batches("validation")):
+        device, count = self.team.device, self.data.num_batches(split)
+        count = count if most is None else min(most, count)
+        for number, (x, y) in enumerate(islice(self.data.batches(split, self.position.epoch), most)):
             yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
 
     def _checkpoint(self) -> None:

@@ -25,7 +25,7 @@ class Method(Protocol):
         ...
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric of each of `exits`, (2, len(exits)), float64, on the CPU."""
+        """Return the results of each of `exits` (`evaluation.Tally.results`), (4, len(exits)), float64, on the CPU."""
         ...
 
     def state(self) -> dict[int, dict[str, Tensor]]:

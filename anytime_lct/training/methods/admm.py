@@ -130,7 +130,7 @@ class ADMM:
             linear.bias.copy_(W_l[:, -1])
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric, (2, 1), float64."""
+        """Return the results of the network (`Tally.results`)."""
         return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anytime_lct import task as tasks
 from anytime_lct.errors import DivergenceError, RecipeError
+from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
@@ -70,14 +71,12 @@ class Backprop:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric, (2, 1), float64."""
-        losses, scores = [], []
+        """Return the results of the network (`Tally.results`)."""
+        tally = Tally(self.task, 1)
         with probing(self._model), carrying(self._model):
             for batch in batches:
-                Z = self._model(batch.x)
-                losses.append(tasks.losses(self.task, Z, batch.y).cpu())
-                scores.append(tasks.scores(self.task, Z, batch.y).cpu())
-        return torch.stack([torch.cat(values).double().mean() for values in (losses, scores)]).view(2, 1)
+                tally.add(0, self._model(batch.x), batch.y)
+        return tally.results()
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         return {1: self._learner.state("main")}

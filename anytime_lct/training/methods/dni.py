@@ -126,7 +126,7 @@ class DNI:
         self.synthesizers[k].step(step, self._recipe.train.clip_norm)
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric of the main network, (2, 1), float64."""
+        """Return the results of the main network (`Tally.results`)."""
         return of_exits(self._main, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import task as tasks
-from anytime_lct.evaluation import evaluate
+from anytime_lct.evaluation import Tally
+from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
@@ -56,7 +57,7 @@ class Joint:
         return torch.stack([L.detach().double() for L in losses])
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean losses and mean metrics, (2, N), float64."""
+        """Return the results of all exits (`Tally.results`)."""
         return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
@@ -73,6 +74,10 @@ class Joint:
 
 
 def of_exits(network: LCTNetwork, batches: Iterable[Minibatch], task: TaskName) -> Tensor:
-    """Return mean losses and mean metrics of all exits, (2, N), float64."""
-    scores = evaluate(network, ((batch.x, batch.y) for batch in batches), task)
-    return torch.tensor([scores.mean_losses(), scores.mean_scores()], dtype=torch.float64)
+    """Return the results of all exits (`Tally.results`)."""
+    tally = Tally(task, network.num_groups)
+    with probing(network), carrying(network):
+        for batch in batches:
+            for k, Z in enumerate(network(batch.x)):
+                tally.add(k, Z, batch.y)
+    return tally.results()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anytime_lct import task as tasks
 from anytime_lct.errors import RecipeError
+from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carriers, carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
@@ -133,19 +134,16 @@ class Pipeline:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric, (2, 1), float64; on all workers but the last (2, 0)."""
-        losses, scores = [], []
+        """Return the results of the network (`Tally.results`); on all workers but the last those of no exit."""
+        tally = Tally(self.task, len(self.exits))
         with probing(self._groups), carrying(self._groups):
             for batch in batches:
                 Z = self._groups(batch.x)
-                if self._team.next is not None:
+                if self._team.next is None:
+                    tally.add(0, Z, batch.y)
+                else:
                     self._team.next.send_minibatch(batch, Z)
-                    continue
-                losses.append(tasks.losses(self.task, Z, batch.y).cpu())
-                scores.append(tasks.scores(self.task, Z, batch.y).cpu())
-        if self._team.next is not None:
-            return torch.zeros(2, 0, dtype=torch.float64)
-        return torch.stack([torch.cat(values).double().mean() for values in (losses, scores)]).view(2, 1)
+        return tally.results()
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         return {index: learner.state("main") for index, learner in self._learners.items()}

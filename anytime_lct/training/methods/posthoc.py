@@ -101,7 +101,7 @@ class PostHoc:
         return rule.of(*((L.mean(), L_next.mean()) if rule.form == "scalar" else (L, L_next)))
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean losses and mean metrics, (2, N), float64."""
+        """Return the results of all exits (`Tally.results`)."""
         return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from anytime_lct import task as tasks
 from anytime_lct.descent import Descent, measure
+from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
@@ -105,9 +105,8 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
-        """Return mean loss and mean metric of this worker's exits, (2, len(exits)), float64."""
-        losses: list[list[Tensor]] = [[] for _ in self.groups]
-        scores: list[list[Tensor]] = [[] for _ in self.groups]
+        """Return the results of this worker's exits (`Tally.results`)."""
+        tally = Tally(self.task, len(self.groups))
         for group in self.groups:
             group.settle()
         modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
@@ -119,11 +118,8 @@ class Worker:
                     if group is self.groups[-1] and self.next is not None:
                         self.next.send_minibatch(batch, x)
                     Z = x if group.critic is None else group.critic(x)
-                    losses[k].append(tasks.losses(self.task, Z, batch.y).cpu())
-                    scores[k].append(tasks.scores(self.task, Z, batch.y).cpu())
-        return torch.stack(
-            [torch.stack([torch.cat(part).double().mean() for part in each]) for each in (losses, scores)]
-        )
+                    tally.add(k, Z, batch.y)
+        return tally.results()
 
     def start_epoch(self) -> None:
         """Forget the hidden state carried through the last epoch."""

@@ -1,0 +1,206 @@
+"""Alarms: what the numbers of a finished epoch say about a run that goes wrong, one line each, with what to try.
+
+An alarm is a function from these numbers to a line, "" where all is well; `raised` calls them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anytime_lct.task import TaskName
+
+SECOND, THIRD = 2, 3  # epochs after which an alarm makes sense; the last one of a shorter run
+FAR_ABOVE, MARGIN = 1.5, 0.5  # times the loss of guessing, and at least so many nats above it
+SINGLE = 0.99  # share of samples that get the same answer
+GAP, RATIO = 0.5, 1.5  # of the loss of guessing, at most a nat: between training and validation; and their ratio
+FEW = 50  # samples with which no accuracy can be told from chance
+Z_95 = 1.96  # standard errors on either side of a mean in its 95% interval
+APART = "apart"  # the name of the alarm whose line needs another measurement
+WIDE = 0.04  # half of an accuracy's interval; for text, as a share of the metric
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The numbers of a finished epoch: of `epochs`; sequences have one entry an exit, in order.
+
+    The losses of training, and on validation losses, metric, its standard error, and the share of the most frequent
+    answer (`evaluation.Tally`), () without a validation split. `labels` counts validation labels by class or symbol,
+    `outputs` is the number of classes or symbols, 0 where it is unknown. `main` says that the last entry is the main
+    network's; `rates` names the recipe's learning rates that training follows.
+    """
+
+    epoch: int
+    epochs: int
+    task: TaskName
+    outputs: int
+    train_losses: Sequence[float]
+    losses: Sequence[float] = ()
+    scores: Sequence[float] = ()
+    errors: Sequence[float] = ()
+    answers: Sequence[float] = ()
+    labels: Sequence[int] = ()
+    main: bool = True
+    rates: Sequence[str] = ("groups.lr", "critics.lr")
+
+    @property
+    def guess(self) -> float:
+        """The loss of guessing among all classes or symbols alike, in nats."""
+        return math.log(self.outputs) if self.outputs > 1 else math.inf
+
+    def has_had(self, epochs: int) -> bool:
+        """Whether so many epochs are finished, or all."""
+        return self.epoch >= min(epochs, self.epochs)
+
+    def names(self, numbers: Sequence[int]) -> str:
+        """Name exits, from 0, as "exits 1 and 2 and the main network"."""
+        last = len(self.train_losses) - 1
+        others = [str(k + 1) for k in numbers if not (self.main and k == last)]
+        words = [f"exit{'s' if len(others) > 1 else ''} {' and '.join(others)}"] if others else []
+        return " and ".join([*words, *(["the main network"] if self.main and last in numbers else [])])
+
+    def lower_rates(self) -> str:
+        """Return the advice to lower the learning rates, as a clause."""
+        return f"try a tenth of {' and of '.join(self.rates)}" if self.rates else "try other options of the method"
+
+
+def raised(numbers: Finished, known: Sequence[str] = ()) -> dict[str, str]:
+    """Return the lines of all alarms that ring, by name, except those in `known`.
+
+    `APART` is not among them: its line needs another measurement (`far_apart`, `why_far_apart`). Exits that give a
+    single answer are not reported for what follows from it.
+    """
+    alarms = {"loss": high_loss, "answer": single_answer, "chance": at_chance, "samples": few_samples}
+    lines = {name: alarm(numbers) for name, alarm in alarms.items() if name not in known}
+    return {name: line for name, line in lines.items() if line}
+
+
+def high_loss(numbers: Finished) -> str:
+    """Report training losses far above that of guessing."""
+    limit = max(FAR_ABOVE * numbers.guess, numbers.guess + MARGIN)
+    high = [k for k, loss in enumerate(numbers.train_losses) if loss > limit]
+    if not high:
+        return ""
+    losses = ", ".join(f"{numbers.train_losses[k]:.3g}" for k in high)
+    unit = "classes" if numbers.task == "classification" else "symbols"
+    return (
+        f"After epoch {numbers.epoch} the training loss of {numbers.names(high)} ({losses}) is far above "
+        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {unit}: {numbers.lower_rates()}, or set "
+        f"train.clip_norm=1."
+    )
+
+
+def single_answer(numbers: Finished) -> str:
+    """Report exits that answer almost all validation samples alike, where the labels differ."""
+    exits = _of_single_answer(numbers)
+    if not exits:
+        return ""
+    what, of = ("class", "images") if numbers.task == "classification" else ("symbol", "characters")
+    verb = "answers" if len(exits) == 1 else "answer"
+    sentence = f"After epoch {numbers.epoch} {numbers.names(exits)} {verb} one {what} for all {of} of validation"
+    if all(numbers.train_losses[k] < numbers.guess / FAR_ABOVE for k in exits):
+        return (
+            f"{sentence}, though the training loss is below that of guessing: the statistics of batch norms may not "
+            f"follow yet; train for more epochs, or in smaller minibatches (data.batch_size)."
+        )
+    unequal = f", the largest class being {max(numbers.labels) / sum(numbers.labels):.0%} of them"
+    return (
+        f"{sentence}{unequal if numbers.task == 'classification' else ''}: {numbers.lower_rates()}, or train for more "
+        f"epochs."
+    )
+
+
+def far_apart(numbers: Finished) -> list[int]:
+    """Return the exits, from 0, whose validation loss is far above their training loss; those of one answer are not."""
+    if not numbers.has_had(SECOND):
+        return []
+    single, gap = _of_single_answer(numbers), min(1.0, GAP * numbers.guess)
+    pairs = enumerate(zip(numbers.train_losses, numbers.losses, strict=False))
+    return [k for k, (train, other) in pairs if k not in single and other > max(RATIO * train, train + gap)]
+
+
+def why_far_apart(numbers: Finished, exits: Sequence[int], again: Sequence[float]) -> str:
+    """Report `far_apart` exits; `again` are losses on training samples in evaluation mode, () where not measured."""
+
+    def listed(losses: Sequence[float]) -> str:
+        return ", ".join(f"{losses[k]:.3g}" for k in exits)
+
+    sentence = (
+        f"After epoch {numbers.epoch} the validation loss of {numbers.names(exits)} ({listed(numbers.losses)}) is far "
+        f"above the training loss ({listed(numbers.train_losses)})"
+    )
+    overfitting = "use more data or data.augment, or keep the best epoch with train.keep=best"
+    statistics = f"train for more epochs, or {numbers.lower_rates()}"
+    if not again:
+        return (
+            f"{sentence}: if it overfits, {overfitting}; if statistics of batch norms do not follow yet, {statistics}."
+        )
+    halfway = [(numbers.train_losses[k] + numbers.losses[k]) / 2 for k in exits]
+    if sum(again[k] > middle for k, middle in zip(exits, halfway, strict=True)) > len(exits) / 2:
+        return (
+            f"{sentence}, and so it is on training data in evaluation mode ({listed(again)}): the statistics of batch "
+            f"norms do not follow the weights yet; {statistics}."
+        )
+    return f"{sentence}, but not on training data in evaluation mode ({listed(again)}): it overfits; {overfitting}."
+
+
+def at_chance(numbers: Finished) -> str:
+    """Report exits that are no better than the most frequent class, or than the frequencies of symbols."""
+    total = sum(numbers.labels)
+    if not numbers.has_had(THIRD) or total < FEW:
+        return ""
+    shares = [count / total for count in numbers.labels if count]
+    if numbers.task == "classification":
+        chance = max(shares)
+        limit, unit = chance + Z_95 * math.sqrt(chance * (1 - chance) / total), f"the largest class is {chance:.1%}"
+        poor = [k for k, score in enumerate(numbers.scores) if score <= limit]
+        scores = ", ".join(f"{numbers.scores[k]:.1%}" for k in poor)
+    else:
+        chance = -sum(share * math.log2(share) for share in shares)
+        unit = f"the frequencies of symbols alone give {chance:.2f} bits"
+        poor = [k for k, score in enumerate(numbers.scores) if score >= (1 - WIDE) * chance]
+        scores = ", ".join(f"{numbers.scores[k]:.2f} bits" for k in poor)
+    poor = [k for k in poor if k not in _of_single_answer(numbers)]
+    if not poor or len(shares) < 2:
+        return ""
+    everywhere = len(poor) == len(numbers.scores)
+    remedy = "check that labels belong to their inputs" if everywhere else "cut later (cut.shares)"
+    verb = "is" if len(poor) == 1 else "are"
+    return (
+        f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, where "
+        f"{unit}): {remedy}, or {numbers.lower_rates()}."
+    )
+
+
+def few_samples(numbers: Finished) -> str:
+    """Report, after the last epoch, a validation split with which exits cannot be told apart."""
+    if numbers.epoch < numbers.epochs or len(numbers.scores) < 2:
+        return ""
+    difference, total = max(numbers.scores) - min(numbers.scores), sum(numbers.labels)
+    if numbers.task == "classification":
+        half = max(Z_95 * _error(score, total) for score in numbers.scores)
+        wide, what = half > WIDE, f"{total} images, whose accuracy is known to {100 * half:.0f} points"
+        apart = f"{100 * difference:.1f} points"
+    else:
+        half = Z_95 * max(numbers.errors)
+        wide, what = half > WIDE * min(numbers.scores), f"{total:,} characters, known to {half:.2f} bits"
+        apart = f"{difference:.2f} bits"
+    if not wide or half < difference:
+        return ""
+    return (
+        f"The validation split is too small to choose an exit by: {what}, while exits are {apart} apart; use more "
+        f"data, or more of it for validation (data.validation)."
+    )
+
+
+def _of_single_answer(numbers: Finished) -> list[int]:
+    if not numbers.has_had(SECOND) or sum(count > 0 for count in numbers.labels) < 2:
+        return []
+    return [k for k, share in enumerate(numbers.answers) if share > SINGLE]
+
+
+def _error(accuracy: float, samples: int) -> float:
+    """Return the standard error of an accuracy; Agresti and Coull's, so that 100% of 5 samples is no certainty."""
+    p = (accuracy * samples + 2) / (samples + 4)
+    return math.sqrt(p * (1 - p) / (samples + 4))
