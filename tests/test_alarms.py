@@ -29,7 +29,10 @@ TEXT = replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("numbers", [WELL, TEXT, replace(WELL, epoch=9), replace(WELL, losses=(), scores=(), errors=(), answers=(), labels=())])  # fmt: skip
+ALONE = replace(WELL, losses=(), scores=(), errors=(), answers=(), labels=())  # without a validation split
+
+
+@pytest.mark.parametrize("numbers", [WELL, TEXT, ALONE, replace(WELL, epoch=9)])
 def test_nothing_rings_where_all_is_well(numbers):
     assert raised(numbers) == {} and alarms.far_apart(numbers) == []
 
@@ -47,15 +50,20 @@ def test_nothing_rings_where_all_is_well(numbers):
         (
             replace(WELL, answers=[1.0, 0.995, 0.5], train_losses=[2.0, 1.7, 0.1], rates=["critics.lr"]),
             "answer",
-            "After epoch 3 exits 1 and 2 answer one class for all images of validation, the largest class being 10% "
-            "of them: try a tenth of critics.lr, or train for more epochs.",
+            "After epoch 3 exit 1 and exit 2 answer one class for all images of validation, the largest class being "
+            "10% of them: try a tenth of critics.lr, or train for more epochs.",
         ),
         (
             replace(WELL, answers=[0.1, 0.1, 1.0]),
             "answer",
             "After epoch 3 the main network answers one class for all images of validation, though the training loss "
-            "is below that of guessing: the statistics of batch norms may not follow yet; train for more epochs, or in "
-            "smaller minibatches (data.batch_size).",
+            "is far lower than such answers give: the statistics of batch norms may not follow yet; train for more "
+            "epochs, or in smaller minibatches (data.batch_size).",
+        ),
+        (
+            replace(WELL, answers=[1.0] * 3, labels=[910] + [10] * 9),
+            "answer",
+            "the largest class being 91% of them: use more images of other classes, or train for more epochs.",
         ),
         (replace(WELL, epoch=1, answers=[1.0] * 3), "answer", ""),  # too early
         (replace(WELL, epoch=1, epochs=1, answers=[1.0] * 3, train_losses=[2.2] * 3), "answer", "answer one class"),
@@ -68,7 +76,17 @@ def test_nothing_rings_where_all_is_well(numbers):
             "cut later (cut.shares), or try a tenth of groups.lr and of critics.lr.",
         ),
         (replace(WELL, scores=[0.14, 0.65, 0.7]), "chance", ""),  # more than chance explains
-        (replace(WELL, scores=[0.12, 0.11, 0.09]), "chance", "check that labels belong to their inputs"),
+        (
+            replace(WELL, scores=[0.12, 0.11, 0.09]),
+            "chance",
+            "(12.0%, 11.0%, 9.0%, where the largest class is 10.0%): check that labels belong to their inputs",
+        ),
+        (
+            replace(WELL, scores=[0.12, 0.11, 0.09], answers=[0.2, 1.0, 0.2]),
+            "chance",
+            "exit 1 and the main network are no better than chance on validation (12.0%, 9.0%, where the largest class "
+            "is 10.0%): check",
+        ),
         (replace(WELL, scores=[0.12, 0.11, 0.09], epoch=2), "chance", ""),
         (replace(WELL, scores=[0.12, 0.11, 0.09], labels=[4] * 10), "chance", ""),  # nothing can be told of 40 images
         (replace(WELL, scores=[0.1] * 3, answers=[1.0] * 3), "chance", ""),  # said already
@@ -81,13 +99,14 @@ def test_nothing_rings_where_all_is_well(numbers):
         (
             replace(WELL, epoch=9, scores=[0.8, 0.9, 0.9], labels=[1] * 10),
             "samples",
-            "The validation split is too small to choose an exit by: 10 images, whose accuracy is known to 24 points, "
-            "while exits are 10.0 points apart; use more data, or more of it for validation (data.validation).",
+            "The validation split is too small to choose an exit by: 10 images, whose accuracy is known to ± 24 "
+            "points, while exits are 10.0 points apart; use more data, or more of it for validation (data.validation).",
         ),
         (replace(WELL, epoch=9, scores=[0.8, 0.9, 0.9], labels=[1000] * 10), "samples", ""),
         (replace(WELL, epoch=9, scores=[0.2, 0.9, 0.9], labels=[1] * 10), "samples", ""),  # far apart
+        (replace(WELL, epoch=9, scores=[0.1] * 3, labels=[1] * 10, answers=[1.0] * 3), "samples", ""),
         (replace(WELL, epoch=8, scores=[0.8, 0.9, 0.9], labels=[1] * 10), "samples", ""),  # not the last epoch
-        (replace(TEXT, epoch=9, errors=[0.2] * 3), "samples", "400 characters, known to 0.39 bits, while exits are 0.20"),
+        (replace(TEXT, epoch=9, errors=[0.2] * 3), "samples", "400 characters, known to ± 0.39 bits, while exits are"),
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_said(numbers, name, says):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -53,7 +55,7 @@ def test_the_weights_are_those_of_a_run_folder(tmp_path):
         }
     )
     data = datasets.from_recipe(recipe)
-    (*_, last) = runs.train(recipe, data, tmp_path / "run")
+    *_, last = (event for event in runs.train(recipe, data, tmp_path / "run") if isinstance(event, Epoch))
     network = build_network(recipe, data.facts)
     ours = list(data.batches("train")), list(data.batches("validation"))
     (epoch,) = train(network, ours[0], validation=ours[1], seed=3, train={"clip_norm": 1.0}, **TABLES)
@@ -83,6 +85,40 @@ def test_data_see_the_users_own_random_state():
     orders = [visits[0], visits[1], visits[2][:12], visits[2][12:]]
     assert all(sorted(order) == [float(k) for k in range(12)] for order in orders)
     assert orders[2] != orders[3]
+
+
+class Drawing(torch.nn.Module):
+    """Scales its input in training by numbers that Python and numpy draw."""
+
+    def forward(self, x):
+        return x * (random.random() + np.random.rand()) if self.training else x
+
+
+def test_what_a_network_draws_from_python_and_numpy_follows_from_the_seed():
+    """And the loader's own draws do not see it."""
+
+    def run(state: int) -> tuple[list[torch.Tensor], list[float]]:
+        random.seed(state)
+        np.random.seed(state)
+        draws: list[float] = []
+
+        class Loader(list):
+            def __iter__(self):
+                for batch in super().__iter__():
+                    draws.append(random.random() + np.random.rand())
+                    yield batch
+
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 8), Drawing(), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        network = LCTNetwork.cut(model, torch.zeros(2, 6), CutRecipe(groups=2))
+        train(network, Loader(batches()), **TABLES)
+        return list(network.parameters()), draws
+
+    (weights, first), (others, second) = run(1), run(2)
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    random.seed(1)
+    np.random.seed(1)
+    assert first == [random.random() + np.random.rand() for _ in first] != second
 
 
 def test_every_epoch_is_reported():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Snapshot:
         self.values = {key: tensor.data.clone() for key, tensor in tensors.items()} if values else {}
 
     def __enter__(self) -> Snapshot:
-        self._restore_random_states = _saved_random_states()
+        self._restore_random_states = save_random_states()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,10 +69,22 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy.random"):
-        numpy.seed(seed)
+        numpy.seed([seed % 2**32, seed >> 32])
 
 
-def _saved_random_states() -> Callable[[], None]:
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from these random states by `seed` within this block; the earlier states are restored afterwards."""
+    restore = save_random_states()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def save_random_states() -> Callable[[], None]:
+    """Return a function that puts the random states of torch, Python and numpy back as they are now."""
     of_torch, of_python = torch.get_rng_state(), random.getstate()
     of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     numpy = sys.modules.get("numpy.random")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 
-import torch
 from torch import Tensor
 
+from anytime_lct.cutting.snapshot import save_random_states
 from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import Augment
@@ -18,7 +18,8 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 class LoadedBatches:
     """Training minibatches, iterated once per epoch, and those of validation, which may be none.
 
-    A loader does not see what training draws from torch's random state: it is restored before every next minibatch.
+    A loader does not see what training draws from the random states of torch, Python and numpy: they are restored
+    before every next minibatch.
     Raises DataError for training data without a length.
     """
 
@@ -52,13 +53,10 @@ class LoadedBatches:
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
         """Yield the minibatches of one pass, in the loader's order."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         for batch in self._splits[split]:
-            cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+            restore = save_random_states()
             yield batch
-            torch.set_rng_state(cpu)
-            for device, state in zip(devices, cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
+            restore()
 
 
 def _length(batches: Batches) -> int | None:

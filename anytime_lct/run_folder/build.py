@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from anytime_lct.cutting.snapshot import seeded
 from anytime_lct.models import networks
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.fitting import Traits
@@ -22,8 +23,7 @@ def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False, compare:
     With `whole` it stays uncut, a network of one group. With `train.exit` it is the sub-network of that exit alone.
     With `compare`, groups are compared with the network over a training step; a trained run was compared before.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
+    with seeded(recipe.train.seed):
         network = LCTNetwork.cut(
             build_model(recipe, facts),
             example_input(facts),
@@ -36,7 +36,7 @@ def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False, compare:
 
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
-    """Build the uncut network of a recipe; draws its weights from torch's random state."""
+    """Build the uncut network of a recipe; draws its weights from the random states."""
     return networks.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
 
 

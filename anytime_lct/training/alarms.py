@@ -15,10 +15,12 @@ SECOND, THIRD = 2, 3  # epochs after which an alarm makes sense; the last one of
 FAR_ABOVE, MARGIN = 1.5, 0.5  # times the loss of guessing, and at least so many nats above it
 SINGLE = 0.99  # share of samples that get the same answer
 GAP, RATIO = 0.5, 1.5  # of the loss of guessing, at most a nat: between training and validation; and their ratio
+HALF = 0.5  # share of a class from which unequal classes explain a single answer
 FEW = 50  # samples with which no accuracy can be told from chance
 Z_95 = 1.96  # standard errors on either side of a mean in its 95% interval
 APART = "apart"  # the name of the alarm whose line needs another measurement
-WIDE = 0.04  # half of an accuracy's interval; for text, as a share of the metric
+WIDE = 0.05  # half of an accuracy's interval; for text, as a share of the metric
+ENTROPY_MARGIN = 0.04  # below the entropy of symbols, as a share of it
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,25 @@ class Finished:
         """The loss of guessing among all classes or symbols alike, in nats."""
         return math.log(self.outputs) if self.outputs > 1 else math.inf
 
+    @property
+    def frequencies(self) -> list[float]:
+        """The shares of the classes or symbols that validation has."""
+        return [count / sum(self.labels) for count in self.labels if count]
+
+    @property
+    def entropy(self) -> float:
+        """The loss of answering by these frequencies, in nats, which an input is not needed for."""
+        return -sum(share * math.log(share) for share in self.frequencies)
+
     def has_had(self, epochs: int) -> bool:
         """Whether so many epochs are finished, or all."""
         return self.epoch >= min(epochs, self.epochs)
 
     def names(self, numbers: Sequence[int]) -> str:
-        """Name exits, from 0, as "exits 1 and 2 and the main network"."""
+        """Name exits, from 0, as "exit 1, exit 2 and the main network"."""
         last = len(self.train_losses) - 1
-        others = [str(k + 1) for k in numbers if not (self.main and k == last)]
-        words = [f"exit{'s' if len(others) > 1 else ''} {' and '.join(others)}"] if others else []
-        return " and ".join([*words, *(["the main network"] if self.main and last in numbers else [])])
+        words = ["the main network" if self.main and k == last else f"exit {k + 1}" for k in numbers]
+        return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
     def lower_rates(self) -> str:
         """Return the advice to lower the learning rates, as a clause."""
@@ -99,16 +110,15 @@ def single_answer(numbers: Finished) -> str:
     what, of = ("class", "images") if numbers.task == "classification" else ("symbol", "characters")
     verb = "answers" if len(exits) == 1 else "answer"
     sentence = f"After epoch {numbers.epoch} {numbers.names(exits)} {verb} one {what} for all {of} of validation"
-    if all(numbers.train_losses[k] < numbers.guess / FAR_ABOVE for k in exits):
+    if all(numbers.train_losses[k] < numbers.entropy / FAR_ABOVE for k in exits):
         return (
-            f"{sentence}, though the training loss is below that of guessing: the statistics of batch norms may not "
-            f"follow yet; train for more epochs, or in smaller minibatches (data.batch_size)."
+            f"{sentence}, though the training loss is far lower than such answers give: the statistics of batch norms "
+            f"may not follow yet; train for more epochs, or in smaller minibatches (data.batch_size)."
         )
-    unequal = f", the largest class being {max(numbers.labels) / sum(numbers.labels):.0%} of them"
-    return (
-        f"{sentence}{unequal if numbers.task == 'classification' else ''}: {numbers.lower_rates()}, or train for more "
-        f"epochs."
-    )
+    largest = max(numbers.frequencies)
+    unequal = f", the largest {what} being {largest:.0%} of them"
+    remedy = numbers.lower_rates() if largest < HALF else f"use more {of} of other classes"
+    return f"{sentence}{unequal}: {remedy}, or train for more epochs."
 
 
 def far_apart(numbers: Finished) -> list[int]:
@@ -150,43 +160,43 @@ def at_chance(numbers: Finished) -> str:
     total = sum(numbers.labels)
     if not numbers.has_had(THIRD) or total < FEW:
         return ""
-    shares = [count / total for count in numbers.labels if count]
+    single, shares = _of_single_answer(numbers), numbers.frequencies
     if numbers.task == "classification":
         chance = max(shares)
         limit, unit = chance + Z_95 * math.sqrt(chance * (1 - chance) / total), f"the largest class is {chance:.1%}"
         poor = [k for k, score in enumerate(numbers.scores) if score <= limit]
-        scores = ", ".join(f"{numbers.scores[k]:.1%}" for k in poor)
+        values = [f"{score:.1%}" for score in numbers.scores]
     else:
-        chance = -sum(share * math.log2(share) for share in shares)
+        chance = numbers.entropy / math.log(2)
         unit = f"the frequencies of symbols alone give {chance:.2f} bits"
-        poor = [k for k, score in enumerate(numbers.scores) if score >= (1 - WIDE) * chance]
-        scores = ", ".join(f"{numbers.scores[k]:.2f} bits" for k in poor)
-    poor = [k for k in poor if k not in _of_single_answer(numbers)]
+        poor = [k for k, score in enumerate(numbers.scores) if score >= (1 - ENTROPY_MARGIN) * chance]
+        values = [f"{score:.2f} bits" for score in numbers.scores]
+    everywhere, poor = len(poor) == len(numbers.scores), [k for k in poor if k not in single]
     if not poor or len(shares) < 2:
         return ""
-    everywhere = len(poor) == len(numbers.scores)
+    scores = ", ".join(values[k] for k in poor)
     remedy = "check that labels belong to their inputs" if everywhere else "cut later (cut.shares)"
     verb = "is" if len(poor) == 1 else "are"
     return (
-        f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, where "
-        f"{unit}): {remedy}, or {numbers.lower_rates()}."
+        f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, "
+        f"where {unit}): {remedy}, or {numbers.lower_rates()}."
     )
 
 
 def few_samples(numbers: Finished) -> str:
     """Report, after the last epoch, a validation split with which exits cannot be told apart."""
-    if numbers.epoch < numbers.epochs or len(numbers.scores) < 2:
+    if numbers.epoch < numbers.epochs or len(numbers.scores) < 2 or _of_single_answer(numbers):
         return ""
     difference, total = max(numbers.scores) - min(numbers.scores), sum(numbers.labels)
     if numbers.task == "classification":
         half = max(Z_95 * _error(score, total) for score in numbers.scores)
-        wide, what = half > WIDE, f"{total} images, whose accuracy is known to {100 * half:.0f} points"
+        wide, what = half > WIDE, f"{total} images, whose accuracy is known to ± {100 * half:.0f} points"
         apart = f"{100 * difference:.1f} points"
     else:
         half = Z_95 * max(numbers.errors)
-        wide, what = half > WIDE * min(numbers.scores), f"{total:,} characters, known to {half:.2f} bits"
+        wide, what = half > WIDE * min(numbers.scores), f"{total:,} characters, known to ± {half:.2f} bits"
         apart = f"{difference:.2f} bits"
-    if not wide or half < difference:
+    if not wide or 2 * half < difference:
         return ""
     return (
         f"The validation split is too small to choose an exit by: {what}, while exits are {apart} apart; use more "

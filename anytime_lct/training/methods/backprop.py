@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import DivergenceError, RecipeError
 from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carrying, probing
@@ -61,7 +62,7 @@ class Backprop:
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch; return its loss."""
         train = self._recipe.train
-        torch.manual_seed(random_seed(train.seed, batch.step, replica=self._team.replica))
+        seed_all(random_seed(train.seed, batch.step, replica=self._team.replica))
         self._learner.zero_grad()
         L = tasks.losses(self.task, self._f(batch.x), batch.y, train.label_smoothing).mean()
         (L * (batch.share * self._team.replicas)).backward()  # DDP takes the mean over replicas

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
@@ -86,7 +87,7 @@ class DNI:
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch, group by group; return the loss of the last."""
         train = self._recipe.train
-        torch.manual_seed(random_seed(train.seed, batch.step))
+        seed_all(random_seed(train.seed, batch.step))
         per_sample, losses = len(batch.y) * self._options.scale, []
         for learner in self.synthesizers:  # one row has no batch statistics
             learner.module.train(len(batch.y) > 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anytime_lct import lct
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, DivergenceError
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
@@ -70,7 +71,7 @@ class GroupInTraining:
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""
         self.settle("group")
-        torch.manual_seed(self.seed(step))
+        seed_all(self.seed(step))
         self._group_learner.zero_grad()
         h: Tensor = self._f(x)
         self._h = h

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
@@ -43,7 +44,7 @@ class Joint:
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch; return the losses of all exits."""
         train = self._recipe.train
-        torch.manual_seed(random_seed(train.seed, batch.step))
+        seed_all(random_seed(train.seed, batch.step))
         for learner in (*self._groups, *self._critics):
             learner.zero_grad()
         losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing).mean() for Z in self._f(batch.x)]

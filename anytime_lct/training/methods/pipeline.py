@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import RecipeError
 from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carriers, carrying, probing
@@ -61,7 +62,7 @@ class Pipeline:
     def step(self, batch: Minibatch) -> Tensor:
         """Send one minibatch through forward and backward, and step; on the last worker, return its loss."""
         team = self._team
-        torch.manual_seed(random_seed(self._recipe.train.seed, batch.step, team.worker + 1))
+        seed_all(random_seed(self._recipe.train.seed, batch.step, team.worker + 1))
         parts = self._parts(len(batch.y))
         if team.next is not None:
             team.next.send_minibatch(batch, self._microbatch_shape(batch, parts))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from anytime_lct import lct
 from anytime_lct import task as tasks
+from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import RecipeError
 from anytime_lct.modes import carriers
 from anytime_lct.network import LCTNetwork
@@ -75,7 +76,7 @@ class PostHoc:
     def step(self, batch: Minibatch) -> Tensor:
         """Fit the critics to one minibatch; return the losses of all exits."""
         train = self._recipe.train
-        torch.manual_seed(random_seed(train.seed, batch.step))
+        seed_all(random_seed(train.seed, batch.step))
         outputs, h = [], batch.x
         for i, group in enumerate(self._groups):
             with torch.no_grad():
