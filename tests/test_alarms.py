@@ -46,6 +46,9 @@ def test_nothing_rings_where_all_is_well(numbers):
             "After epoch 1 the training loss of exit 2 and the main network (9.32, 16.5) is far above 2.30, that of "
             "guessing among 10 classes: try a tenth of groups.lr and of critics.lr, or set train.clip_norm=1.",
         ),
+        (replace(WELL, train_losses=[4.0, 1.0, 1.0], clips=True), "loss", "tenth of groups.lr and of critics.lr."),
+        (replace(WELL, train_losses=[4.0, 1.0, 1.0], scores=[0.1] * 3), "chance", ""),  # of course
+        (replace(WELL, train_losses=[4.0, 1.0, 1.0], answers=[1.0, 0.1, 0.1]), "answer", ""),
         (replace(WELL, epoch=1, train_losses=[2.3, 2.3, 3.4]), "loss", ""),  # less than half above it
         (
             replace(WELL, answers=[1.0, 0.995, 0.5], train_losses=[2.0, 1.7, 0.1], rates=["critics.lr"]),

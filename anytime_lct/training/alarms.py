@@ -30,7 +30,7 @@ class Finished:
     The losses of training, and on validation losses, metric, its standard error, and the share of the most frequent
     answer (`evaluation.Tally`), () without a validation split. `labels` counts validation labels by class or symbol,
     `outputs` is the number of classes or symbols, 0 where it is unknown. `main` says that the last entry is the main
-    network's; `rates` names the recipe's learning rates that training follows.
+    network's; `rates` names the recipe's learning rates that training follows, `clips` says that it clips gradients.
     """
 
     epoch: int
@@ -45,6 +45,7 @@ class Finished:
     labels: Sequence[int] = ()
     main: bool = True
     rates: Sequence[str] = ("groups.lr", "critics.lr")
+    clips: bool = False
 
     @property
     def guess(self) -> float:
@@ -79,8 +80,8 @@ class Finished:
 def raised(numbers: Finished, known: Sequence[str] = ()) -> dict[str, str]:
     """Return the lines of all alarms that ring, by name, except those in `known`.
 
-    `APART` is not among them: its line needs another measurement (`far_apart`, `why_far_apart`). Exits that give a
-    single answer are not reported for what follows from it.
+    `APART` is not among them: its line needs another measurement (`far_apart`, `why_far_apart`). An exit
+    is not reported for what follows from its high loss, or from its single answer.
     """
     alarms = {"loss": high_loss, "answer": single_answer, "chance": at_chance, "samples": few_samples}
     lines = {name: alarm(numbers) for name, alarm in alarms.items() if name not in known}
@@ -89,16 +90,15 @@ def raised(numbers: Finished, known: Sequence[str] = ()) -> dict[str, str]:
 
 def high_loss(numbers: Finished) -> str:
     """Report training losses far above that of guessing."""
-    limit = max(FAR_ABOVE * numbers.guess, numbers.guess + MARGIN)
-    high = [k for k, loss in enumerate(numbers.train_losses) if loss > limit]
+    high = _of_high_loss(numbers)
     if not high:
         return ""
     losses = ", ".join(f"{numbers.train_losses[k]:.3g}" for k in high)
     unit = "classes" if numbers.task == "classification" else "symbols"
     return (
         f"After epoch {numbers.epoch} the training loss of {numbers.names(high)} ({losses}) is far above "
-        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {unit}: {numbers.lower_rates()}, or set "
-        f"train.clip_norm=1."
+        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {unit}: "
+        f"{numbers.lower_rates()}{'' if numbers.clips else ', or set train.clip_norm=1'}."
     )
 
 
@@ -158,7 +158,7 @@ def why_far_apart(numbers: Finished, exits: Sequence[int], again: Sequence[float
 def at_chance(numbers: Finished) -> str:
     """Report exits that are no better than the most frequent class, or than the frequencies of symbols."""
     total = sum(numbers.labels)
-    if not numbers.has_had(THIRD) or total < FEW:
+    if not numbers.has_had(THIRD) or total < FEW or _of_high_loss(numbers):
         return ""
     single, shares = _of_single_answer(numbers), numbers.frequencies
     if numbers.task == "classification":
@@ -204,10 +204,16 @@ def few_samples(numbers: Finished) -> str:
     )
 
 
+def _of_high_loss(numbers: Finished) -> list[int]:
+    limit = max(FAR_ABOVE * numbers.guess, numbers.guess + MARGIN)
+    return [k for k, loss in enumerate(numbers.train_losses) if loss > limit]
+
+
 def _of_single_answer(numbers: Finished) -> list[int]:
     if not numbers.has_had(SECOND) or sum(count > 0 for count in numbers.labels) < 2:
         return []
-    return [k for k, share in enumerate(numbers.answers) if share > SINGLE]
+    high = _of_high_loss(numbers)
+    return [k for k, share in enumerate(numbers.answers) if share > SINGLE and k not in high]
 
 
 def _error(accuracy: float, samples: int) -> float:

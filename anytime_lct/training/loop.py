@@ -236,6 +236,7 @@ class Loop:
             labels=self._labels.tolist(),
             main=not row.fits_exits,
             rates=[f"{table}.lr" for table in ("groups", "critics") if table in row.reads],
+            clips=self.recipe.clip_norm is not None,
         )
         lines = alarms.raised(numbers, self.position.alarms)
         exits = alarms.far_apart(numbers) if alarms.APART not in self.position.alarms else []
