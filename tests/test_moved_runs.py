@@ -111,7 +111,7 @@ def test_an_altered_copy_is_refused_and_another_can_be_named(tmp_path):
     for call in (lambda: run_folder.open_run(path), lambda: verbs.train(None, path, resume=True)):
         with pytest.raises(CheckpointError, match=r"layers.py' as it was .* altered or missing; .* --model path/to"):
             call()
-    assert verbs.analyze(path, model=model).model == "net.py:make"
+    assert run_folder.open_run(path, model).model == "net.py:make"
     with pytest.raises(ModelError, match="not there; name it with --model"):
         run_folder.open_run(path, "absent.py:make")
     verbs.train(None, path, resume=True, changes=Changes(model=model))  # copies the network again
@@ -153,12 +153,13 @@ def test_a_text_is_found_from_anywhere(tmp_path, monkeypatch):
             "train": {"epochs": 1},
         }
     )
-    run(recipe, Path("run"))
+    facts = datasets.from_recipe(recipe).facts
+    run_folder.create(Path("run"), recipe, facts)
     Path("other").mkdir()
     monkeypatch.chdir("other")
-    data = run_folder.open_run(Path("../run")).load_data()
+    assert datasets.from_recipe(run_folder.read(Path("../run"))[0]).facts == facts
     Path("../text.txt").rename("text.txt")
-    assert run_folder.open_run(Path("../run")).load_data(".").facts == data.facts
+    assert datasets.from_recipe(run_folder.read(Path("../run"), Changes(data_root="."))[0]).facts == facts
 
 
 def test_an_extended_run_is_the_longer_one_where_it_keeps_its_optimizers(tmp_path):
