@@ -119,7 +119,7 @@ def out_of_memory(recipe: Recipe) -> Iterator[None]:
             raise
         raise RecipeError(
             f"The memory does not suffice for a training step at data.batch_size={recipe.data.batch_size}; set "
-            f"data.batch_size={_round(recipe.data.batch_size * 2 // 3) or 1}, or free memory, and start again."
+            f"data.batch_size={_round((recipe.data.batch_size or 1) * 2 // 3) or 1}, or free memory, and start again."
         ) from None
 
 

@@ -47,8 +47,8 @@ class Infer:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        # Images are decoded one at a time, in a thread of their own: they take many times the memory of their files, and
-        # what is free of it is used again by the thread that freed it.
+        # Images are decoded one at a time, in a thread of their own: they take many times the memory of their files,
+        # and what is free of it is used again by the thread that freed it.
         self._decoding = asyncio.Lock()
         self._decoder = ThreadPoolExecutor(1, "decoder")
 
