@@ -85,7 +85,7 @@ def _answers_table(answers: list[dict[str, float | int]]) -> Any:
 
     rows = [[show_count(row["budget_flops"]), str(row["exit"]), f"{100 * row['accuracy']:.2f}%"] for row in answers]
     columns = ("budget, FLOPs", "exit that answers", "accuracy")
-    return grid(columns, rows, title="The test digits answered by onnxruntime, at a budget for each exit")
+    return grid(columns, rows, title="Test digits, answered by onnxruntime")
 
 
 def _expect_no_quickstart(folder: Path, run_dir: Path, bundle_dir: Path, force: bool) -> None:

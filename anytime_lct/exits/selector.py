@@ -167,7 +167,8 @@ def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None,
         floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
     if max_drop is not None:
         best = max(range(1, profile.num_groups + 1), key=profile.merit)
-        drop, unit = (max_drop / 100, "points") if profile.metric == "accuracy" else (max_drop, "BPC")
+        points = "point" if max_drop == 1 else "points"
+        drop, unit = (max_drop / 100, points) if profile.metric == "accuracy" else (max_drop, "BPC")
         floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
     return floors
 
