@@ -71,7 +71,7 @@ def test_nothing_rings_where_all_is_well(numbers):
         (replace(WELL, epoch=1, answers=[1.0] * 3), "answer", ""),  # too early
         (replace(WELL, epoch=1, epochs=1, answers=[1.0] * 3, train_losses=[2.2] * 3), "answer", "answer one class"),
         (replace(WELL, answers=[1.0] * 3, labels=[500] + [0] * 9), "answer", ""),  # so do the labels
-        (replace(TEXT, answers=[0.5, 0.5, 1.0], train_losses=[1.0] * 3), "answer", "one symbol for all characters"),
+        (replace(TEXT, answers=[0.5, 0.5, 1.0], train_losses=[1.0] * 3), "answer", "validation, the most frequent symbol"),
         (
             replace(WELL, scores=[0.12, 0.65, 0.7]),
             "chance",
@@ -82,7 +82,7 @@ def test_nothing_rings_where_all_is_well(numbers):
         (
             replace(WELL, scores=[0.12, 0.11, 0.09]),
             "chance",
-            "(12.0%, 11.0%, 9.0%, where the largest class is 10.0%): check that labels belong to their inputs",
+            "(12.0%, 11.0%, 9.0%, where the largest class is 10.0%): check that labels belong to their images",
         ),
         (
             replace(WELL, scores=[0.12, 0.11, 0.09], answers=[0.2, 1.0, 0.2]),

@@ -115,8 +115,8 @@ def single_answer(numbers: Finished) -> str:
             f"{sentence}, though the training loss is far lower than such answers give: the statistics of batch norms "
             f"may not follow yet; train for more epochs, or in smaller minibatches (data.batch_size)."
         )
-    largest = max(numbers.frequencies)
-    unequal = f", the largest {what} being {largest:.0%} of them"
+    largest, most = max(numbers.frequencies), "largest" if numbers.task == "classification" else "most frequent"
+    unequal = f", the {most} {what} being {largest:.0%} of them"
     remedy = numbers.lower_rates() if largest < HALF else f"use more {of} of other classes"
     return f"{sentence}{unequal}: {remedy}, or train for more epochs."
 
@@ -175,7 +175,10 @@ def at_chance(numbers: Finished) -> str:
     if not poor or len(shares) < 2:
         return ""
     scores = ", ".join(values[k] for k in poor)
-    remedy = "check that labels belong to their inputs" if everywhere else "cut later (cut.shares)"
+    remedy = "cut later (cut.shares)"
+    if everywhere:
+        images = numbers.task == "classification"
+        remedy = "check that labels belong to their images" if images else "train for more epochs"
     verb = "is" if len(poor) == 1 else "are"
     return (
         f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, "
