@@ -1,7 +1,7 @@
 """LCT's sub-models against other ways to a smaller network, on the same data and with the same number of epochs.
 
     LCT, slim critics        one run, four sub-models; critics that pool first and cost little
-    LCT, residual critics    the same with the default critics, which cost more
+    LCT, residual critics    the same with a budget of 1, which cost more
     shallower, alone         each sub-model of the slim cut trained alone, by backprop
     narrower, alone          the network with width 8 instead of 16, by backprop
     pruned                   backprop for 3/5 of the epochs, channels removed by Torch-Pruning, then fine-tuning

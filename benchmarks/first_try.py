@@ -31,6 +31,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from measuring import RESULTS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread for each process
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -49,6 +51,12 @@ DATA = ("emoji", "cifar", "fashion")
 PATCH = {"emoji": 8}  # 64 patches, as of the smaller images
 RATES = {"sgd": (0.025, 0.05, 0.1, 0.2, 0.4), "adamw": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)}  # of minibatches of 128
 EPOCHS, SEEDS = 5, (0, 1, 2)
+HEAD = """\
+Test accuracy in % by the defaults, 5 epochs, mean over seeds (+- standard deviation where there are several); exits at
+their share of the main network's multiply-adds. Backprop is by the same defaults. The best of a search over rates and
+optimizers is chosen by the main network's validation accuracy, one seed; with it, its optimizer and rate.
+`python benchmarks/first_try.py` makes the table.
+"""
 PART = {"train": 500, "test": 200}  # images of each class
 
 
@@ -183,6 +191,7 @@ def run(job: dict[str, Any], folder: Path, scratch: Path) -> dict[str, Any]:
         "train_seconds": round(last.seconds, 2),
         "seconds": round(time.monotonic() - start, 2),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -239,6 +248,15 @@ def report(lines: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def publish(lines: list[dict[str, Any]]) -> None:
+    """Write first_try.json, one run a line, and first_try.md."""
+    devices = sorted({f"{line['device']}, torch {line['torch']}" for line in lines})
+    note = f"{len(lines)} of {sum(map(len, jobs().values()))} runs, on {'; '.join(devices)}."
+    runs = ",\n".join(map(json.dumps, lines))
+    (RESULTS / "first_try.json").write_text(f'{{"note": {json.dumps(note)}, "runs": [\n{runs}\n]}}\n', encoding="utf-8")
+    (RESULTS / "first_try.md").write_text(f"# The first try\n\n{HEAD}\n{note}\n\n{report(lines)}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=Path(".data"), help="has cifar10-jpeg/ and Fashion-MNIST")
@@ -268,8 +286,8 @@ def main() -> None:
         worker.join()
     queue.cancel_join_thread()
     lines = read(out)
+    publish(lines)
     print(report(lines))
-    print(f"{len(lines)} of {sum(map(len, jobs().values()))} runs")
 
 
 if __name__ == "__main__":

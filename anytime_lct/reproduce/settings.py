@@ -52,7 +52,7 @@ DIFFERENCES: dict[Scale, tuple[str, ...]] = {
         "King James Bible instead of the Penn Treebank and enwik8.",
         "8 epochs with a one-cycle rate (images) or 4 (text) instead of 80,000 iterations or 100 epochs; a tenth of "
         "the training images, a twentieth of the text, is held out for validation. Test is looked at once, at the end.",
-        "Images by the toolkit's default critics (residual, own loss); the table `critics` has the paper's rule. Text "
+        "Images by residual critics (budget 1, own loss); the table `critics` has the paper's rule. Text "
         "by the paper's rule and linear critics, by their own loss, and by the default, own loss and 3 layers.",
         "The paper's figure beside ours is that of its own network on its own data: only the order and the gaps "
         "between methods can be compared.",
@@ -177,7 +177,7 @@ MIXED_LOSS: Tables = {"rule": {"critic_loss": "mixed"}}
 PAPER_LOSS: Tables = {"rule": {"critic_loss": "paper"}}
 SCALAR_FORM: Tables = {"rule": {"form": "scalar"}}
 CRITICS: dict[str, tuple[str, Tables]] = {
-    "residual critics, own loss (default)": ("residual-own", merged(RESIDUAL, OWN_LOSS)),
+    "residual critics, own loss": ("residual-own", merged(RESIDUAL, OWN_LOSS)),
     "residual critics, (5) per sample + own loss": ("residual-mixed", merged(RESIDUAL, MIXED_LOSS)),
     "residual critics, (5) scalar + own loss": ("residual-mixed-scalar", merged(RESIDUAL, MIXED_LOSS, SCALAR_FORM)),
     "residual critics, (5) per sample": ("residual-plain", merged(RESIDUAL, PAPER_LOSS)),
