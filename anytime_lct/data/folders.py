@@ -20,6 +20,7 @@ from anytime_lct.errors import DataError
 from anytime_lct.pixels import picture_size, shorter_side
 from anytime_lct.recipes.recipe import DataRecipe
 
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
 LARGEST = 224  # side of a network's input, where nothing names another
 ALIKE = 0.9  # share of the images that have one size
 SMALL_SIDE, IN_MEMORY_BYTES = 128, 2**30  # images up to this side are moved, larger ones zoomed
@@ -140,7 +141,7 @@ def list_images(root: Path) -> ClassFolders:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def _decoded(images: Images) -> Tensor:

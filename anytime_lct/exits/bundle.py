@@ -38,9 +38,9 @@ class Preprocessing(Record):
     """How raw inputs become network inputs.
 
     Images of another size than (height, width) are resized: with `resize`, their shorter side becomes that long and
-    their centre is cropped; without it they are stretched. Pixels x of [0, 1] become (x - mean) / std, per channel.
-    Character k of `symbols` is number k of a text, whose file is decoded by `encoding` or, without one, by its
-    byte-order mark or as UTF-8.
+    their centre is cropped; without it they are stretched. Transparent parts lie on a white `ground`. Pixels x of
+    [0, 1] become (x - mean) / std, per channel. Character k of `symbols` is number k of a text, whose file is decoded
+    by `encoding` or, without one, by its byte-order mark or as UTF-8.
     """
 
     kind: Literal["image", "text"]
@@ -50,6 +50,7 @@ class Preprocessing(Record):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: int | None = None
+    ground: Literal["white"] | None = None
     symbols: str = ""
     encoding: str | None = None
 

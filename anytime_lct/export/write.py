@@ -240,7 +240,7 @@ def preprocessing(facts: Facts) -> Preprocessing:
     channels, height, width = facts.input_shape
     return Preprocessing(
         kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,
-        resize=facts.resize,
+        resize=facts.resize, ground="white",
     )  # fmt: skip
 
 
