@@ -105,7 +105,7 @@ def test_what_is_in_the_bundle(bundle: Bundle):
     assert (manifest.num_groups, manifest.served, manifest.outputs) == (3, (1, 2, 3), 3)
     assert manifest.input_shape == ("batch", 1, 8, 8) and manifest.input_dtype == "float32"
     assert manifest.preprocessing.model_dump(exclude_defaults=True) == {
-        "kind": "image", "channels": 1, "height": 8, "width": 8, "mean": (0.5,), "std": (0.25,),
+        "kind": "image", "channels": 1, "height": 8, "width": 8, "mean": (0.5,), "std": (0.25,), "ground": "white",
     }  # fmt: skip
     assert 0 < manifest.largest_difference < 1e-5
     assert all(e.latency is not None and e.latency.engine == "onnxruntime" for e in bundle.profile.exits)
