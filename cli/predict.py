@@ -74,7 +74,7 @@ def predict(
     of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
     and the exit code is then 2. With --generate, a text network writes on from --prompt by itself.
 
-    Example: anytime-lct predict fashion.bundle photos --budget-flops 70% --format csv
+    Example: anytime-lct predict bundle photos --budget-flops 70% --format csv
     """
     import json
     import sys
