@@ -259,7 +259,8 @@ def test_predict_by_a_fixed_exit(program: Program, images: tuple[Path, Path, np.
         (("--format", "csv", "--json"), "got both"),
     ):
         code, out, err = program("predict", tmp_path / "some", images[1], *arguments)
-        assert (code, out, err.count("\n")) == (2, "", 1) and says in err
+        assert (code, err.count("\n")) == (2, 1) and says in err
+        assert out == ("" if "--json" not in arguments else json.dumps({"error": err.strip(), "exit_code": 2}) + "\n")
 
 
 def test_predict_complains_in_one_sentence(
