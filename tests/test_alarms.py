@@ -71,15 +71,7 @@ def test_nothing_rings_where_all_is_well(numbers):
         (replace(WELL, epoch=1, answers=[1.0] * 3), "answer", ""),  # too early
         (replace(WELL, epoch=1, epochs=1, answers=[1.0] * 3, train_losses=[2.2] * 3), "answer", "answer one class"),
         (replace(WELL, answers=[1.0] * 3, labels=[500] + [0] * 9), "answer", ""),  # so do the labels
-<<<<<<< HEAD
-        (
-            replace(TEXT, answers=[0.5, 0.5, 1.0], train_losses=[1.0] * 3),
-            "answer",
-            "validation, the most frequent symbol",
-        ),
-=======
         (replace(TEXT, answers=[0.5, 0.5, 1.0], train_losses=[1.0] * 3), "answer", "the most frequent symbol being"),
->>>>>>> 06ac384 (Hold the words of an alarm on text)
         (
             replace(WELL, scores=[0.12, 0.65, 0.7]),
             "chance",
