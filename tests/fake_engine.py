@@ -45,6 +45,9 @@ class FakeEngine:
         self._waiting += 1
         return self._pool.submit(self._run, served, x, ask, arrived, chosen)
 
+    def answer_here(self, served: FakeServed, x: np.ndarray, ask: Ask, arrived: float) -> Reply | None:
+        return None
+
     def _run(self, served: FakeServed, x: np.ndarray, ask: Ask, arrived: float, chosen: int) -> Reply:
         begun = time.monotonic()
         self._waiting -= 1

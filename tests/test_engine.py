@@ -142,6 +142,29 @@ def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: ServedBun
     engine.close()
 
 
+def test_a_short_request_is_answered_in_the_thread_that_brings_it(served: ServedBundle, monkeypatch):
+    engine, x, long = Engine(threads=1), images(2), Ask(budget=Budget(exit=2))
+    assert engine.answer_here(served, x, long, time.monotonic()) is None  # calibrated at 30 ms
+    served.session.use_timings(made_timings((0.00001, 0.00001, 0.00001), {1: 0.00001, 2: 0.00001}))
+    assert engine.answer_here(served, x, Ask(timeout=1.0), time.monotonic()) is None
+    for fields in ({}, {"budget": Budget(exit=2)}, {"min_confidence": 0.6}, {"mode": "fixed"}):
+        reply = engine.answer_here(served, x, Ask(**fields), time.monotonic())
+        expected = served.session.run(x, Ask(**fields))
+        assert reply is not None and reply.on_time is None and reply.answer.stopped == expected.stopped
+        np.testing.assert_array_equal(reply.answer.logits, expected.logits)
+        np.testing.assert_array_equal(reply.answer.exits, expected.exits)
+    gate = hold(monkeypatch, at=1)
+    busy = ask(engine, served, images(1))
+    while not busy.running():
+        time.sleep(0.001)
+    assert engine.answer_here(served, x, Ask(), time.monotonic()) is None  # it would pass the one that runs
+    gate.set()
+    assert busy.result(10) and engine.drain(10)
+    with pytest.raises(Overloaded, match="shutting down"):
+        engine.answer_here(served, x, Ask(), time.monotonic())
+    engine.close()
+
+
 def test_a_deadline_years_away_is_no_harm(engine: Engine, served: ServedBundle, monkeypatch):
     gate = hold(monkeypatch, at=2)
     far = ask(engine, served, images(1), timeout=1e11)

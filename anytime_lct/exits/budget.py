@@ -60,6 +60,11 @@ class Budget:
                 f"Expected the deepest exit as a whole number from 1 on, got {self.exit!r}; exits count from 1."
             )
 
+    @property
+    def names_exit(self) -> bool:
+        """Whether the budget bounds the exit alone."""
+        return self.exit is not None and self.flops is self.params is self.latency is None
+
 
 UNLIMITED = Budget()  # no bounds
 

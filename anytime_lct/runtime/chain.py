@@ -32,6 +32,7 @@ class Chain:
 
     def __init__(self, graphs: Graphs, manifest: Manifest) -> None:
         self.depth = 0
+        self.nbytes = 0  # of the buffers
         self._graphs = graphs
         self._manifest = manifest
         self._values: dict[int, ort.OrtValue] = {}  # 0: the input; i: hidden i, or the logits of the last group
@@ -47,13 +48,8 @@ class Chain:
             value = ort.OrtValue.ortvalue_from_shape_and_type(x.shape, x.dtype.type, "cpu")
             value.update_inplace(x)
             self._values[depth] = value
+            self.nbytes += x.nbytes
         self.depth = depth
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        values = (*self._values.values(), *(critic.output for critic in self._critics.values()))
-        return sum(value.numpy().nbytes for value in values)
 
     def advance(self) -> bool:
         """Run the next group; return whether it was loaded and bound before."""
@@ -62,9 +58,11 @@ class Chain:
         if is_bound:
             self._groups[i].run()
         else:
-            file = self._manifest.groups[i - 1].name
-            self._groups[i] = _BoundGraph(self._graphs, file, self._values[i - 1], self._values.get(i))
-            self._values[i] = self._groups[i].output
+            file, target = self._manifest.groups[i - 1].name, self._values.get(i)
+            group = self._groups[i] = _BoundGraph(self._graphs, file, self._values[i - 1], target)
+            if target is None:
+                self._values[i] = group.output
+                self.nbytes += group.output.numpy().nbytes
         self.depth = i
         return is_bound
 
@@ -85,7 +83,9 @@ class Chain:
         if i in self._critics:
             self._critics[i].run()
         else:
-            self._critics[i] = _BoundGraph(self._graphs, self._manifest.critics[i].name, self._values[i], None)
+            critic = _BoundGraph(self._graphs, self._manifest.critics[i].name, self._values[i], None)
+            self._critics[i] = critic
+            self.nbytes += critic.output.numpy().nbytes
         return np.array(self._critics[i].output.numpy())
 
 

@@ -196,11 +196,18 @@ class AnytimeSession:
             logits = self.graphs.run(self.manifest.exits[exit].name, x)
             temperature = self.profile.exits[exit - 1].temperature
             return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stop_reason, temperature)
-        with self.walk(x) as walk:
-            while walk.depth < exit:
+        return self.run_plan(self.check(x), Plan(exit, None, stop_reason))
+
+    def run_plan(self, x: NDArray[Any], plan: Plan) -> Answer:
+        """Answer a batch, as `check` returns it, by a plan, without a deadline; raises BundleError."""
+        self._require_groups()
+        with Walk(x, self.chains, self.profile, self.timing) as walk:
+            if plan.stopping is not None:
+                return self.follow(walk, plan, None, 0.0)
+            while walk.depth < plan.deepest:
                 walk.advance()
             walk.answer()
-            return walk.answer_so_far(stop_reason)
+            return walk.answer_so_far(plan.stop_reason)
 
     def stream(self, x: NDArray[Any]) -> Iterator[Answer]:
         """Answer a batch by every served exit in turn, each computing only what the one before has not.
@@ -248,7 +255,7 @@ class AnytimeSession:
     def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
         """The deepest exit of a request: the one that it names, the deepest or the best in its budget, or a rule's."""
         exit = ask.budget.exit
-        if ask.mode == "fixed" and exit is not None and ask.budget == Budget(exit=exit):
+        if ask.mode == "fixed" and exit is not None and ask.budget.names_exit:
             if exit not in self.served:
                 served = ", ".join(map(str, self.served))
                 raise BudgetError(f"Expected a fixed exit among those served, {served}, got {exit}; name one of them.")

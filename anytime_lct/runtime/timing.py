@@ -9,6 +9,10 @@ that another process takes for some milliseconds, is the overshoot of a predicti
 from __future__ import annotations
 
 from bisect import bisect_left
+from operator import mul
+from typing import NamedTuple
+
+import numpy as np
 
 from anytime_lct.runtime.timings import Timings
 
@@ -18,6 +22,14 @@ MIN_OVERHEAD = 0.0001
 # The slack halves in some 7,000 predictions that hold: in seconds on a busy server, which loses a time slice about as
 # often.
 DECAY = 0.9999
+MAX_CACHED_SIZES = 1024
+
+
+class _Parts(NamedTuple):
+    """A number for every group, and for every critic, 0 behind the last group."""
+
+    groups: list[float]
+    critics: list[float]
 
 
 class Timing:
@@ -33,32 +45,48 @@ class Timing:
 
     def __init__(self, timings: Timings) -> None:
         self._sizes = list(timings.sizes)
-        self._times = [timings.sizes[size] for size in self._sizes]
-        self._ratios: dict[str, float] = {}
-        self._cache: dict[tuple[str, int], float] = {}
-        parts = [*self._times[0].groups, *self._times[0].critics.values()]
-        self.slack = max(part.p99 - part.p50 for part in parts)
+        first = next(iter(timings.sizes.values()))
+        numbers = range(1, len(first.groups) + 1)
+        self._medians = np.array(
+            [
+                [
+                    [part.p50 for part in times.groups],
+                    [times.critics[i].p50 if i in times.critics else 0.0 for i in numbers],
+                ]
+                for times in timings.sizes.values()
+            ]
+        )  # (sizes, 2, groups)
+        self._cache: dict[int, _Parts] = {}
+        self._ratios = _Parts([1.0] * len(numbers), [1.0] * len(numbers))
+        self.slack = max(part.p99 - part.p50 for part in (*first.groups, *first.critics.values()))
         self.overhead = 0.0
 
     def group(self, i: int, size: int) -> float:
         """Return the predicted seconds of layer group i."""
-        return self._calibrated(f"group {i}", size) * self._ratios.get(f"group {i}", 1.0)
+        return self._calibrated(size).groups[i - 1] * self._ratios.groups[i - 1]
 
     def critic(self, i: int, size: int) -> float:
         """Return the predicted seconds of critic i; 0 behind the last group, which has none."""
-        return self._calibrated(f"critic {i}", size) * self._ratios.get(f"critic {i}", 1.0)
+        return self._calibrated(size).critics[i - 1] * self._ratios.critics[i - 1]
 
     def to_exit(self, exit: int, size: int, depth: int = 0) -> float:
         """Return the predicted seconds from behind group `depth` to the answer of `exit`: the groups and its critic."""
-        return sum(self.group(i, size) for i in range(depth + 1, exit + 1)) + self.critic(exit, size)
+        calibrated, ratios = self._calibrated(size), self._ratios
+        groups = sum(map(mul, calibrated.groups[depth:exit], ratios.groups[depth:exit]))
+        return groups + calibrated.critics[exit - 1] * ratios.critics[exit - 1]
+
+    def calibrated(self, exit: int, size: int) -> float:
+        """Return the seconds to the answer of `exit` that were measured on a machine without other work."""
+        groups, critics = self._calibrated(size)
+        return sum(groups[:exit]) + critics[exit - 1]
 
     def observe_group(self, i: int, size: int, seconds: float) -> None:
         """Learn from the seconds of a run of group i."""
-        self._observe(f"group {i}", size, seconds)
+        self._observe(self._ratios.groups, i - 1, self._calibrated(size).groups[i - 1], seconds)
 
     def observe_critic(self, i: int, size: int, seconds: float) -> None:
         """Learn from the seconds of a run of critic i."""
-        self._observe(f"critic {i}", size, seconds)
+        self._observe(self._ratios.critics, i - 1, self._calibrated(size).critics[i - 1], seconds)
 
     def observe_overhead(self, seconds: float) -> None:
         """Learn from the seconds that a request took besides its groups and critics."""
@@ -66,35 +94,34 @@ class Timing:
         observed = min(max(seconds, 0.0), 2.0 * self.overhead + MIN_OVERHEAD)  # a single lost time slice counts little
         self.overhead += (observed - self.overhead) * (RATE_UP if observed > self.overhead else RATE_DOWN)
 
-    def _observe(self, part: str, size: int, seconds: float) -> None:
-        calibrated = self._calibrated(part, size)
+    def _observe(self, ratios: list[float], index: int, calibrated: float, seconds: float) -> None:
         if calibrated <= 0.0:
             return
-        ratio = self._ratios.get(part, 1.0)
-        overshoot = seconds - ratio * calibrated
-        self.slack = max(self.slack * DECAY, overshoot)
-        observed = min(seconds / calibrated, 2.0 * ratio)  # a single lost time slice counts little
-        self._ratios[part] = ratio + (observed - ratio) * (RATE_UP if observed > ratio else RATE_DOWN)
+        ratio, observed = ratios[index], seconds / calibrated
+        overshoot, slack = seconds - ratio * calibrated, self.slack * DECAY
+        self.slack = overshoot if overshoot > slack else slack
+        if observed > ratio:
+            observed = min(observed, 2.0 * ratio)  # a single lost time slice counts little
+            ratios[index] = ratio + (observed - ratio) * RATE_UP
+        else:
+            ratios[index] = ratio + (observed - ratio) * RATE_DOWN
 
-    def _calibrated(self, part: str, size: int) -> float:
-        key = (part, size)
-        if (seconds := self._cache.get(key)) is None:
-            seconds = self._interpolated(part, size)
-            if len(self._cache) < 4096:
-                self._cache[key] = seconds
-        return seconds
+    def _calibrated(self, size: int) -> _Parts:
+        if (parts := self._cache.get(size)) is None:
+            parts = self._interpolated(size)
+            if len(self._cache) < MAX_CACHED_SIZES:
+                self._cache[size] = parts
+        return parts
 
-    def _interpolated(self, part: str, size: int) -> float:
-        kind, number = part.split()
-        medians = []
-        for times in self._times:
-            quantiles = times.critics.get(int(number)) if kind == "critic" else times.groups[int(number) - 1]
-            medians.append(quantiles.p50 if quantiles else 0.0)
-        right = bisect_left(self._sizes, size)
-        if right == len(self._sizes):
-            return medians[-1] * size / self._sizes[-1]
-        if self._sizes[right] == size or right == 0:
-            return medians[right]
-        left = right - 1
-        share = (size - self._sizes[left]) / (self._sizes[right] - self._sizes[left])
-        return medians[left] + share * (medians[right] - medians[left])
+    def _interpolated(self, size: int) -> _Parts:
+        sizes, medians = self._sizes, self._medians
+        right = bisect_left(sizes, size)
+        if right == len(sizes):
+            seconds = medians[-1] * size / sizes[-1]
+        elif sizes[right] == size or right == 0:
+            seconds = medians[right]
+        else:
+            left = right - 1
+            share = (size - sizes[left]) / (sizes[right] - sizes[left])
+            seconds = medians[left] + share * (medians[right] - medians[left])
+        return _Parts(*seconds.tolist())

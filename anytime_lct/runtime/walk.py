@@ -81,6 +81,7 @@ class Walk:
         self._pool, self._profile, self._timing = pool, profile, timing
         self._shape = x.shape
         self._answered = False
+        self._deepest = 0  # exit that has answered
         self._chain: Chained | None = pool.take(x.shape)
         self._chain.start(x)
 
@@ -108,15 +109,15 @@ class Walk:
     def advance(self) -> None:
         """Run the next group."""
         assert self._chain is not None
+        chain, size = self._chain, self.size
         start = time.perf_counter()
-        was_bound = self._chain.advance()
+        was_bound = chain.advance()
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        depth = self._chain.depth
         self._answered = False
-        self.flops += len(self.rows) * self._profile.groups[depth - 1].flops
+        self.flops += len(self.rows) * self._profile.groups[chain.depth - 1].flops
         if self._timing is not None and was_bound:
-            self._timing.observe_group(depth, self.size, seconds)
+            self._timing.observe_group(chain.depth, size, seconds)
 
     def answer(self) -> NDArray[np.float32]:
         """Answer the samples on the way by the exit at the current depth; return their logits, (len(rows), ..)."""
@@ -129,10 +130,12 @@ class Walk:
             self.seconds += seconds
             if len(self.rows) == len(self.exits):
                 self.logits = logits
+                self.exits.fill(depth)
             else:
                 assert self.logits is not None  # the samples that stopped have answers
                 self.logits[self.rows] = logits
-            self.exits[self.rows] = depth
+                self.exits[self.rows] = depth
+            self._deepest = depth
             self.exits_run += 1
             self._answered = True
             critics = self._profile.critics
@@ -158,15 +161,18 @@ class Walk:
         """Return the latest answers, one for every sample; `stopped` is why no deeper exit answered."""
         assert self.logits is not None
         flops = self.flops / len(self.exits)
-        temperatures = np.array([exit.temperature for exit in self._profile.exits])
+        exits = self._profile.exits
+        temperatures: float | NDArray[np.floating] = exits[self._deepest - 1].temperature
+        if len(self.rows) < len(self.exits):
+            temperatures = np.array([exit.temperature for exit in exits])[self.exits - 1]
         return Answer(
-            int(self.exits.max()),
+            self._deepest,
             self.logits,
             int(flops) if flops.is_integer() else flops,
             self.exits.copy(),
             self.exits_run,
             stopped,
-            temperatures[self.exits - 1],
+            temperatures,
         )
 
     def close(self) -> None:

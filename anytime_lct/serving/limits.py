@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from anytime_lct.serving.request import Overloaded, Refusal
@@ -53,14 +51,9 @@ class Allowance:
         self.limit = limit
         self.used = 0
 
-    @contextmanager
-    def hold(self) -> Iterator[Holding]:
-        """Give a request a holding to take bytes with; they are given back at the end."""
-        holding = Holding(self)
-        try:
-            yield holding
-        finally:
-            self.used -= holding.used
+    def hold(self) -> Holding:
+        """Return a holding, for one request, to take bytes with; when it ends, as a context, they are given back."""
+        return Holding(self)
 
 
 class Holding:
@@ -70,10 +63,18 @@ class Holding:
         self._allowance = allowance
         self.used = 0
 
+    def __enter__(self) -> Holding:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._allowance.used -= self.used
+        self.used = 0
+
     def take(self, size: int) -> None:
         """Take `size` more bytes; raises Overloaded where all requests together would use too many."""
         allowance = self._allowance
-        left = min(LEFT * max(0, self.used + size - SMALL), allowance.limit // LEAST)
+        beyond = self.used + size - SMALL
+        left = min(LEFT * beyond, allowance.limit // LEAST) if beyond > 0 else 0
         if allowance.used + size > allowance.limit - left:
             raise Overloaded(
                 f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later, or send "

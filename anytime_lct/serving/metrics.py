@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -24,12 +24,14 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from anytime_lct.exits.budget import StopReason
 from anytime_lct.serving.request import Reply
 
 Values = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
 """Values of metrics by the metric's name, the sample's name and its labels."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
+STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
 OUTCOMES = {
     "answered": "on time or late",
     "refused": "wrong, or not allowed",
@@ -50,9 +52,7 @@ class ModelCounters:
     deadlines_kept: Counter
     deadlines_missed: Counter
     exits: dict[int, Counter]
-    stopped: Counter
-    model: str
-    version: str
+    stopped: dict[StopReason, Counter]
 
     def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
         """Count a reply that was written `seconds` after its request arrived."""
@@ -60,7 +60,7 @@ class ModelCounters:
         self.latency.observe(seconds)
         self.queued.observe(reply.queued)
         self.computed.observe(reply.computed)
-        self.stopped.labels(self.model, self.version, reply.answer.stopped).inc()
+        self.stopped[reply.answer.stopped].inc()
         if timeout is not None:
             (self.deadlines_kept if seconds <= timeout else self.deadlines_missed).inc()
         for exit in reply.answer.exits.tolist():
@@ -95,7 +95,7 @@ class Metrics:
         self._stopped = counter("stopped", "Answers by the reason why no deeper exit was computed.", "why")
         self.queue = Gauge("anytime_lct_queue_length", "Requests admitted and not started.", registry=own)
         self.in_flight = Gauge("anytime_lct_in_flight", "Requests being read or answered.", registry=own)
-        self.memory = Gauge("anytime_lct_held_bytes", "Bytes that the requests hold.", registry=own)
+        self.memory = Gauge("anytime_lct_held_bytes", "Bytes that the requests hold now.", registry=own)
         self.restarts = Counter("anytime_lct_worker_restarts", "Worker processes that were replaced.", registry=own)
         self._reloads = Counter(
             "anytime_lct_reloads", "Times that bundles were read again, by outcome.", ("outcome",), registry=own
@@ -119,8 +119,7 @@ class Metrics:
                 self._deadlines.labels(*labels, "true"),
                 self._deadlines.labels(*labels, "false"),
                 {exit: self._exits.labels(*labels, str(exit)) for exit in exits},
-                self._stopped,
-                *labels,
+                {why: self._stopped.labels(*labels, why) for why in STOP_REASONS},
             )
         return counters
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -23,8 +21,8 @@ from anytime_lct.errors import LCTError
 from anytime_lct.exits.budget import Ask
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.serving.crew import Alone, Crew
-from anytime_lct.serving.limits import Allowance, Holding, Limits
-from anytime_lct.serving.metrics import Metrics, ModelCounters
+from anytime_lct.serving.limits import Allowance, Limits
+from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Model, Repository
 from anytime_lct.serving.request import ClientGone, Reply, kind_of
 
@@ -37,6 +35,10 @@ class EngineInterface(Protocol):
 
     def submit(self, bundle: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Future[Reply]:
         """Admit a checked batch that arrived at `arrived`, of time.monotonic(); raises Overloaded."""
+        ...
+
+    def answer_here(self, bundle: Any, x: NDArray[Any], ask: Ask, arrived: float) -> Reply | None:
+        """Answer a request that takes less time than to submit it, or return None."""
         ...
 
     def record_sent(self, reply: Reply) -> None:
@@ -56,13 +58,33 @@ class EngineInterface(Protocol):
         ...
 
 
-@dataclass(eq=False)
 class Exchange:
-    """A request while it is read, answered and written: its model, the memory that it uses, and its counters."""
+    """A request while it is read, answered and written: its model, the memory that it uses, and its counters.
 
-    model: Model[Any]
-    holding: Holding
-    counters: ModelCounters
+    As a context, it frees the memory and counts how the request ends; a client that is gone is no error.
+    """
+
+    def __init__(self, service: Service, model: Model[Any]) -> None:
+        self.model = model
+        self.holding = service.allowance.hold()
+        self._service = service
+        self._counters = service.metrics.counters(model.name, model.version, model.bundle.manifest.served)
+
+    def __enter__(self) -> Exchange:
+        self._service.in_flight += 1
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self._service.in_flight -= 1
+        self.holding.__exit__()
+        if isinstance(error, ClientGone):
+            self._counters.outcomes["gone"].inc()
+            return True
+        if isinstance(error, LCTError):
+            self._counters.outcomes[OUTCOME.get(kind_of(error), "refused")].inc()
+        elif isinstance(error, Exception):
+            self._counters.outcomes["failed"].inc()
+        return False
 
     def take_buffers(self, x: NDArray[Any]) -> None:
         """Take the memory of the hidden tensors and logits of a batch, which it holds while it waits between groups.
@@ -74,7 +96,7 @@ class Exchange:
 
     def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
         """Count a reply that was written `seconds` after its request arrived."""
-        self.counters.count_reply(reply, seconds, timeout)
+        self._counters.count_reply(reply, seconds, timeout)
 
 
 class Service:
@@ -98,6 +120,10 @@ class Service:
         self.limits, self.default = limits, default
         self.allowance = Allowance(limits.in_flight)
         self.draining = False
+        self.in_flight = 0  # requests
+        metrics.queue.set_function(engine.queue_length)
+        metrics.in_flight.set_function(lambda: self.in_flight)
+        metrics.memory.set_function(lambda: self.allowance.used)
 
     async def close(self) -> None:
         """Accept no more requests, wait for those that are admitted, and end the engine's threads."""
@@ -109,26 +135,9 @@ class Service:
         """Return a model of this version, by default the highest; raises Refusal."""
         return self.repository.find(name, version)
 
-    @contextmanager
-    def exchange(self, model: Model[Any]) -> Iterator[Exchange]:
-        """Yield the exchange of a request, free its memory and count how it ends; a client that is gone is no error."""
-        counters = self.metrics.counters(model.name, model.version, model.bundle.manifest.served)
-        self.metrics.in_flight.inc()
-        try:
-            with self.allowance.hold() as holding:
-                yield Exchange(model, holding, counters)
-        except ClientGone:
-            counters.outcomes["gone"].inc()
-        except LCTError as error:
-            counters.outcomes[OUTCOME.get(kind_of(error), "refused")].inc()
-            raise
-        except Exception:
-            counters.outcomes["failed"].inc()
-            raise
-        finally:
-            self.metrics.in_flight.dec()
-            self.metrics.queue.set(self.engine.queue_length())
-            self.metrics.memory.set(self.allowance.used)
+    def exchange(self, model: Model[Any]) -> Exchange:
+        """Return the exchange of a request for this model, to be used as a context."""
+        return Exchange(self, model)
 
     async def answer(
         self, model: Model[Any], x: NDArray[Any], ask: Ask, arrived: float, gone: Callable[[], Awaitable[object]]
@@ -137,8 +146,10 @@ class Service:
 
         Raises Overloaded, NothingFitsError, BudgetError, BundleError and ClientGone.
         """
+        reply = self.engine.answer_here(model.bundle, x, ask, arrived)
+        if reply is not None:
+            return reply
         future = self.engine.submit(model.bundle, x, ask, arrived)
-        self.metrics.queue.set(self.engine.queue_length())
         watch = asyncio.create_task(_cancel_when(gone, future))
         try:
             return await asyncio.wrap_future(future)

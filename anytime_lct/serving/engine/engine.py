@@ -2,6 +2,8 @@
 
 submit -> scheduler -> worker: group 1 | order | group 2 | order | .. -> future
                        watchdog: due, and a group still runs -> the fallback answer -> future
+
+A short request without a deadline is answered in the thread that brings it, if nothing waits.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from anytime_lct.exits.budget import Ask
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.timing import DECAY
 from anytime_lct.runtime.walk import steps
-from anytime_lct.serving.engine.job import Job, ServedBundle
+from anytime_lct.serving.engine.job import Job, ServedBundle, batch_size
 from anytime_lct.serving.engine.scheduler import Scheduler
 from anytime_lct.serving.request import Overloaded, Reply
 
 # The least seconds allowed for a finished reply to reach its client.
 MIN_HANDOVER = 0.0003
+# Calibrated seconds up to which a request is answered in the thread that brings it: to change it takes as long.
+SHORT = 0.00025
 
 
 class Engine:
@@ -58,14 +62,37 @@ class Engine:
         """
         job = Job(bundle, x, ask, arrived, bundle.session.plan(ask))
         with self._lock:
-            if not self._is_open:
-                raise Overloaded("The server is shutting down and takes no more requests; use another server.", 1.0)
+            self._check_open()
             if ask.timeout is not None:
                 job.due = arrived + ask.timeout - min(self._handover, ask.timeout / 4)
             self._scheduler.admit(job, time.monotonic())
             self._work.notify()
         job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
         return job.future
+
+    def answer_here(self, bundle: ServedBundle, x: NDArray[Any], ask: Ask, arrived: float) -> Reply | None:
+        """Answer a request in this thread, or return None where it should be submitted instead.
+
+        It has no deadline, takes no longer than handing it to a worker, and nothing waits. Raises what `submit` does,
+        and BundleError.
+        """
+        if ask.timeout is not None:
+            return None
+        plan = bundle.session.plan(ask)
+        if bundle.timing.calibrated(plan.deepest, batch_size(x, bundle.manifest)) > SHORT:
+            return None
+        with self._lock:
+            self._check_open()
+            if not self._scheduler.is_free:
+                return None
+        started = time.monotonic()
+        answer = bundle.session.run_plan(x, plan)
+        finished = time.monotonic()
+        return Reply(answer, max(0.0, started - arrived), finished - started, None, finished)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise Overloaded("The server is shutting down and takes no more requests; use another server.", 1.0)
 
     def _drop(self, job: Job) -> None:
         """Remove a cancelled request from the queue."""

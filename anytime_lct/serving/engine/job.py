@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import Ask, StopReason
-from anytime_lct.exits.bundle import Bundle
+from anytime_lct.exits.bundle import Bundle, Manifest
 from anytime_lct.pixels import load_decoders
 from anytime_lct.runtime import calibration, timings
 from anytime_lct.runtime.answer import Answer
@@ -95,7 +95,7 @@ class Job:
         """Samples on the way (for text: characters)."""
         if self.walk is not None:
             return self.walk.size
-        return self.x.size if self.bundle.manifest.task == "language-model" else len(self.x)
+        return batch_size(self.x, self.bundle.manifest)
 
     @property
     def shallowest(self) -> int:
@@ -109,3 +109,8 @@ class Job:
         """Return the predicted seconds to the answer of `exit`, or of the nearest exit that is possible."""
         nearest = self.deepest if self.is_fixed else max(self.shallowest, min(exit, self.deepest))
         return self.bundle.timing.to_exit(nearest, self.size, self.depth) + self.bundle.timing.overhead
+
+
+def batch_size(x: NDArray[Any], manifest: Manifest) -> int:
+    """Return the samples of a batch (for text: characters)."""
+    return x.size if manifest.task == "language-model" else len(x)

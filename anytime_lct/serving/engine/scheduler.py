@@ -56,6 +56,11 @@ class Scheduler:
         """Whether no request waits or runs."""
         return not self._waiting and not self._running
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return not self._waiting and len(self._running) < self._workers
+
     def admit(self, job: Job, now: float) -> None:
         """Put a request into the queue, or raise Overloaded at once where not even its first exit is in time.
 

@@ -68,7 +68,7 @@ class Admin:
     async def _body(self, request: Request) -> object:
         limits = replace(self._service.limits, body=min(MAX_BODY, self._service.limits.body))
         with self._service.allowance.hold() as holding:
-            body = await read_body(dict(request.scope["headers"]), request.receive, limits, holding)
+            body = await read_body(request.scope, request.receive, limits, holding)
         try:
             return json.loads(body or b"{}")
         except (ValueError, RecursionError):

@@ -11,9 +11,12 @@ from typing import Any
 from anytime_lct.serving.limits import Holding, Limits, too_large
 from anytime_lct.serving.request import ClientGone, Refusal
 
+Scope = Any
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Body = bytes | bytearray  # a large one is not copied
+# Extension of ASGI with which our connections say that the whole body is here: it needs no timer.
+WHOLE = "anytime_lct.whole"
 # zlib's window bits: for the header of gzip, or that of zlib, which "deflate" means.
 WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 STEP = 1 << 20  # bytes decompressed at a time; memory is taken for each step
@@ -21,11 +24,12 @@ PIECE = 1 << 16
 MIN_PACKED_SIZE = 1024
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits, holding: Holding) -> Body:
-    """Read a body and decompress it.
+async def read_body(scope: Scope, receive: Receive, limits: Limits, holding: Holding) -> Body:
+    """Read the body of a request and decompress it.
 
     Raises Refusal (too large, too slow, unknown encoding, damaged), Overloaded and ClientGone.
     """
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     encoding = headers.get(b"content-encoding", b"").strip().lower() or b"identity"
     if encoding != b"identity" and encoding not in WINDOW_BITS:
         raise Refusal(
@@ -35,13 +39,16 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
     length = headers.get(b"content-length", b"")
     if length.isdigit() and (len(length) > 15 or int(length) > limits.body):
         raise too_large(limits.body)
-    try:
-        async with asyncio.timeout(limits.read_seconds):
-            body = await _collect(receive, limits, holding)
-    except TimeoutError:
-        raise Refusal(
-            f"Expected the whole body within {limits.read_seconds:g} s, got a part of it; send it faster.", "slow"
-        ) from None
+    if WHOLE in scope.get("extensions", ()):
+        body = await _collect(receive, limits, holding)
+    else:
+        try:
+            async with asyncio.timeout(limits.read_seconds):
+                body = await _collect(receive, limits, holding)
+        except TimeoutError:
+            raise Refusal(
+                f"Expected the whole body within {limits.read_seconds:g} s, got a part of it; send it faster.", "slow"
+            ) from None
     return body if encoding == b"identity" else await _decompress(body, WINDOW_BITS[encoding], limits, holding)
 
 

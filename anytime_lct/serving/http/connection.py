@@ -22,7 +22,6 @@ from anytime_lct.serving.v2.json_text import write_json
 
 KEEP_ALIVE_SECONDS = 75.0
 EVENTS = 500  # parts of requests that are taken apart at a time: many small chunks must not keep others waiting
-ASGI = {"version": "3.0", "spec_version": "2.3"}
 DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes before would cost it the answer
 
 
@@ -35,7 +34,8 @@ class Connection(asyncio.Protocol):
         self._parser = RequestParser(limits.header_bytes)
         self._turn: Turn | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the state
+        self._timer: asyncio.TimerHandle | None = None
+        self._end_of_state: tuple[float, Callable[[], None]] | None = None  # when, by the loop's time, and what then
         self._untaken: asyncio.TimerHandle | None = None  # of an answer that is not taken
         self._writable = asyncio.Event()
         self._writable.set()
@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._connections.discard(self)
         self._is_ending = True
         self._stop_waiting()
+        self._set_timer(None)
         self.resume_writing()
         if self._turn is not None:
             self._turn.leave()
@@ -176,8 +177,7 @@ class Connection(asyncio.Protocol):
         self._stop_waiting()
         self._is_idle = False
         self._turn = Turn(self, head)
-        scope = {"type": "http", "asgi": ASGI, "scheme": "http", "root_path": "", **self._addresses}
-        self._task = self._loop.create_task(self._turn.run(self._app, scope))
+        self._task = self._loop.create_task(self._turn.run(self._app, self._addresses))
 
     def _wait_for_head(self) -> None:
         self._is_idle = False
@@ -191,13 +191,29 @@ class Connection(asyncio.Protocol):
             self._wait(KEEP_ALIVE_SECONDS, self._close)
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_waiting()
-        self._timer = self._loop.call_later(seconds, then)
+        """Do `then` in some seconds, unless the state ends before."""
+        when = self._loop.time() + seconds
+        self._end_of_state = (when, then)
+        if self._timer is None or self._timer.when() > when:
+            self._set_timer(when)
 
     def _stop_waiting(self) -> None:
+        self._end_of_state = None  # the timer stays: to set it for every request would take longer
+
+    def _set_timer(self, when: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = None if when is None else self._loop.call_at(when, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._timer = None
+        if self._end_of_state is not None:
+            when, then = self._end_of_state
+            if when <= self._loop.time():
+                self._end_of_state = None
+                then()
+            else:
+                self._set_timer(when)
 
     def _too_slow(self) -> None:
         self._refuse(408, f"Expected whole headers within {self._limits.header_seconds:g} s; send them faster.")

@@ -13,8 +13,8 @@ from typing import Any
 from starlette.middleware.cors import CORSMiddleware
 
 from anytime_lct.serving.access import Access
-from anytime_lct.serving.http.body import Message, Receive
-from anytime_lct.serving.http.infer import Scope, Send, refusal
+from anytime_lct.serving.http.body import Message, Receive, Scope
+from anytime_lct.serving.http.infer import Send, send_refusal
 from anytime_lct.serving.logs import ACCESS
 from anytime_lct.serving.request import Refusal
 
@@ -33,26 +33,46 @@ def guarded(app: Any, access: Access) -> Any:
             allow_headers=HEADERS,
             expose_headers=(*HEADERS, "retry-after"),
         )
-    return Identified(Guard(app, access), log=access.log)
+    return Guard(app, access)
 
 
 class Guard:
-    """Refuses requests that name a host of others, and those of pages of other sites, as `access` says."""
+    """Gives each request an id, refuses those that name a host of others or come from other sites, and logs them.
+
+    The id is the request's X-Request-Id or a new one.
+    """
 
     def __init__(self, app: Any, access: Access) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with status 403."""
-        error = None if scope["type"] != "http" else self._error(dict(scope["headers"]))
-        if error is None:
+        """Pass a request on, or answer it with status 403; the response has the request's id."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, headers, body = refusal(error)
-        headers["content-length"] = str(len(body))
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": body})
+        start = time.monotonic()
+        headers = dict(scope["headers"])
+        own = headers.get(REQUEST_ID, b"")
+        number = own if PLAIN_ID.fullmatch(own) else os.urandom(8).hex().encode()
+        status, size = 0, 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID, number)]
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            if (error := self._error(headers)) is None:
+                await self._app(scope, receive, send_on)
+            else:
+                await send_refusal(send_on, error)
+        finally:
+            if self._access.log:
+                _log(scope, status, size, time.monotonic() - start, number.decode())
 
     def _error(self, headers: dict[bytes, bytes]) -> Refusal | None:
         host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
@@ -71,45 +91,7 @@ class Guard:
         return None
 
 
-class Identified:
-    """Gives each request an id, its own X-Request-Id or a new one, and logs how it ends if `log`."""
-
-    def __init__(self, app: Any, *, log: bool) -> None:
-        self._app, self._log = app, log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with its id in the response."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start = time.monotonic()
-        own = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
-        number = own if PLAIN_ID.fullmatch(own) else os.urandom(8).hex().encode()
-        status, size = 0, 0
-
-        async def send_on(message: Message) -> None:
-            nonlocal status, size
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (REQUEST_ID, number)]
-            else:
-                size += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_on)
-        finally:
-            if self._log:
-                client = (scope.get("client") or ("-",))[0]
-                path = scope["path"].encode("unicode_escape").decode()[:500]
-                ms = 1000 * (time.monotonic() - start)
-                ACCESS.info(
-                    '%s "%s %s" %d %d bytes %.1f ms id=%s',
-                    client,
-                    scope["method"],
-                    path,
-                    status,
-                    size,
-                    ms,
-                    number.decode(),
-                )
+def _log(scope: Scope, status: int, size: int, seconds: float, number: str) -> None:
+    client, path = (scope.get("client") or ("-",))[0], scope["path"].encode("unicode_escape").decode()[:500]
+    text = '%s "%s %s" %d %d bytes %.1f ms id=%s'
+    ACCESS.info(text, client, scope["method"], path, status, size, 1000 * seconds, number)

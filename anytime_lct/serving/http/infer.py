@@ -9,21 +9,19 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from anytime_lct.errors import LCTError
-from anytime_lct.serving.http.body import Message, Receive, compress, read_body
+from anytime_lct.serving.http.body import Message, Receive, Scope, compress, read_body
 from anytime_lct.serving.limits import Holding
 from anytime_lct.serving.request import ClientGone, Kind, Overloaded, kind_of
 from anytime_lct.serving.service import Service, num_logits
 from anytime_lct.serving.v2.json_text import write_json
 from anytime_lct.serving.v2.protocol import HEADER_LENGTH, InferRequest, json_length, read_request, write_reply
 
-Scope = Any
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
@@ -60,14 +58,12 @@ class Infer:
         model = service.find(path["model"], path.get("version"))
         manifest = model.bundle.manifest
         with service.exchange(model) as exchange:
-            body = await read_body(headers, receive, limits, exchange.holding)
+            body = await read_body(scope, receive, limits, exchange.holding)
             header = headers.get(HEADER_LENGTH)
             is_slow = len(body) > LARGE or json_length(header, len(body)) > LARGE_JSON
             request = await in_thread_if(is_slow, read_request, body, header, manifest, limits, service.default)
             exchange.holding.take(max(0, request.input_bytes - len(body)))
             x = await self._read_input(request, exchange.holding, arrived, is_slow)
-            # What was read from JSON takes many times the bytes of x.
-            request = replace(request, read_input=lambda: x, decoding_size=None)
             exchange.holding.take(request.outputs.size(len(x), num_logits(x, manifest)))
             exchange.take_buffers(x)
             reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))
@@ -145,6 +141,15 @@ def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
     if kind in OF_FOLDERS:
         message = FOLDERS.sub("'", message)
     return STATUS[kind], headers, write_json({"error": message})
+
+
+async def send_refusal(send: Send, error: LCTError) -> None:
+    """Send the response to an error."""
+    status, headers, body = refusal(error)
+    headers["content-length"] = str(len(body))
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _until_gone(receive: Receive) -> None:

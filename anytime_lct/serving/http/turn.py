@@ -12,11 +12,12 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from anytime_lct.serving.http.body import Message
+from anytime_lct.serving.http.body import WHOLE, Message
 from anytime_lct.serving.http.parser import Head, Malformed
 from anytime_lct.serving.request import ClientGone, Refusal
 
 App = Callable[[Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HIGH_WATER = 1 << 16  # bytes of a body that wait for the app; then no more are read from the socket
@@ -83,12 +84,15 @@ class Turn:
         self._is_gone = True
         self._changed.set()
 
-    async def run(self, app: App, scope: dict[str, Any]) -> None:
+    async def run(self, app: App, addresses: dict[str, Any]) -> None:
         """Let the app answer; then the connection goes on, or closes where there is no whole answer."""
         head = self._head
         path, _, query = head.target.partition(b"?")
-        scope |= {"method": head.method, "http_version": head.version, "headers": head.headers}
-        scope |= {"path": unquote(path.decode("ascii")), "raw_path": path, "query_string": query}
+        scope: dict[str, Any] = {
+            "type": "http", "asgi": ASGI, "scheme": "http", "root_path": "", **addresses, "method": head.method,
+            "http_version": head.version, "headers": head.headers, "path": unquote(path.decode("ascii")),
+            "raw_path": path, "query_string": query, "extensions": {WHOLE: {}} if self.is_whole else {},
+        }  # fmt: skip
         try:
             await app(scope, self._receive, self._send)
         except ClientGone:

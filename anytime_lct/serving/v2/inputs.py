@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,12 @@ SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_offset", "shar
 
 def image_bytes(manifest: Manifest) -> int:
     """Return the bytes of one image as the network takes it."""
-    return 4 * math.prod(size for size in manifest.input_shape if isinstance(size, int))
+    return _sample_bytes(manifest.input_shape)
+
+
+@lru_cache(maxsize=256)
+def _sample_bytes(shape: tuple[int | str, ...]) -> int:
+    return 4 * math.prod(size for size in shape if isinstance(size, int))
 
 
 def max_images(manifest: Manifest, limits: Limits) -> int:
@@ -92,7 +98,7 @@ def read_elements(
 def read_input(
     tensor: dict[str, Any], shape: tuple[int, ...], binary: memoryview, manifest: Manifest, limits: Limits
 ) -> NDArray[Any]:
-    """Return the input as the network takes it, from bytes or JSON; raises Refusal and InputError."""
+    """Return the input as the network takes it, from bytes or JSON, once; raises Refusal and InputError."""
     return preprocess.check_batch(_read_tensor(tensor, shape, binary, manifest, limits), manifest)
 
 
@@ -152,7 +158,7 @@ def _data(tensor: dict[str, Any], binary: memoryview) -> object:
             raise Refusal(f"Expected no bytes behind the JSON, got {len(binary)}; give 'binary_data_size'.")
         if "data" not in tensor:
             raise Refusal("Expected 'data' or 'binary_data_size' of the input, got neither; send one.")
-        return tensor["data"]
+        return tensor.pop("data")  # what was read from JSON takes many times the bytes of the array
     size = parameters["binary_data_size"]
     if "data" in tensor:
         raise Refusal("Expected one of 'data' and 'binary_data_size', got both; leave one out.")

@@ -145,5 +145,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # Made once: making one takes longer than writing a small answer.
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
