@@ -67,6 +67,9 @@ class FakeEngine:
     def queue_length(self) -> int:
         return self._waiting
 
+    def hanging(self) -> int:
+        return 0
+
     def drain(self, seconds: float) -> bool:
         self.closed = True
         self._pool.shutdown(wait=True)

@@ -21,6 +21,7 @@ from anytime_lct.runtime.calibration import calibrate
 from anytime_lct.runtime.chain import Chain
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timings import load, save, timings_path
+from anytime_lct.serving.engine import scheduler
 from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import ServedBundle
 from anytime_lct.serving.request import Overloaded
@@ -140,6 +141,18 @@ def test_a_request_that_has_yielded_is_answered_when_it_is_due(served: ServedBun
     second.result(10)
     assert engine.drain(10)
     engine.close()
+
+
+def test_a_group_that_takes_many_times_its_time_hangs(engine: Engine, served: ServedBundle, monkeypatch):
+    monkeypatch.setattr(scheduler, "HANG_FACTOR", 1.0)
+    monkeypatch.setattr(scheduler, "HANG_SECONDS", 0.02)
+    gate = hold(monkeypatch, at=2)
+    future = ask(engine, served, images(1))
+    while not engine.hanging():
+        time.sleep(0.001)
+    gate.set()
+    future.result(10)
+    assert engine.hanging() == 0
 
 
 def test_a_short_request_is_answered_in_the_thread_that_brings_it(served: ServedBundle, monkeypatch):

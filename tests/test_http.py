@@ -46,7 +46,7 @@ class Server:
         self.service, self.open, self.writers = service, set(), []
 
     def connection(self):
-        return Connection(create_app(self.service), self.service.limits, self.open)
+        return Connection(create_app(self.service), self.service.limits, self.service.allowance, self.open)
 
     async def connect(self, **options):
         line = socket.socket()
@@ -124,6 +124,30 @@ def test_an_offer_to_upgrade_is_answered_as_if_there_was_none(folder, engine):
             assert statuses(await server.talk(head + body)) == statuses(await server.talk(head, body)) == [200]
             # A body that looks like a request stays a body.
             assert statuses(await server.talk(*post(inner, H2C))) == [400]
+
+    asyncio.run(go())
+
+
+def test_heads_that_wait_count_among_the_bytes_of_all_requests(folder, engine):
+    head, body = infer(Connection="close")
+    part = head[:-4] + b"\r\nX: " + b"x" * 3000
+
+    async def go():
+        async with serving(folder, engine, in_flight=10_000) as server:
+            allowance, writers = server.service.allowance, []
+            for number in range(1, 4):
+                writers.append((await server.connect())[1])
+                writers[-1].write(part)
+                await until(lambda number=number: allowance.used == number * len(part))
+            received = await server.talk(part)
+            assert statuses(received) == [503] and b"retry-after: 1" in received and "try again" in error(received)
+            assert allowance.used == 3 * len(part)
+            writers[0].write(b"\r\n\r\n" + body)
+            await until(lambda: allowance.used == 2 * len(part))
+            for writer in writers[1:]:
+                writer.close()
+            await until(lambda: allowance.used == 0)
+            assert statuses(await server.talk(head + body)) == [200]
 
     asyncio.run(go())
 

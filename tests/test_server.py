@@ -26,7 +26,7 @@ from anytime_lct.serving.http import infer
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Allowance, Limits
 from anytime_lct.serving.metrics import OUTCOMES, Metrics
-from anytime_lct.serving.request import Overloaded
+from anytime_lct.serving.request import Overloaded, Refusal
 from anytime_lct.serving.scan import scan
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.v2 import protocol
@@ -276,7 +276,7 @@ def test_bytes_of_all_requests_together_are_bounded(folder, engine):
 def test_an_answer_that_would_take_too_many_bytes_is_not_begun(folder, engine):
     sent = {"inputs": [{"name": "input", "datatype": "INT64", "shape": [1, 5000], "data": [1] * 5000}]}
     app = bounded(folder, engine, in_flight=150_000)  # the body and its array take 55 thousand, 25,000 numbers more
-    refused(ask(app, "POST", "/v2/models/text/infer", sent), 503, "at most 150000 bytes")
+    refused(ask(app, "POST", "/v2/models/text/infer", sent), 413, "at most 112500 bytes")
     assert not engine.asked
     assert app.state.service.allowance.used == 0
     sent["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
@@ -294,6 +294,8 @@ def test_large_requests_leave_bytes_to_small_ones():
         other.take(64 << 20)
         with pytest.raises(Overloaded):
             one.take(1)
+        with pytest.raises(Refusal, match="at most 201326592 bytes"):  # it would not fit alone: 413
+            one.take(65 << 20)
         while True:
             try:
                 middle.take(1 << 16)

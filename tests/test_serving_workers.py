@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,12 +14,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from asgi import binary
 from bundles import rewrite, spoil, write_image_bundle
 from serving_process import PROGRAM, Server, workers_of
+
+from anytime_lct.serving.metrics import Metrics
+from anytime_lct.serving.workers import Workers
 
 X = np.zeros((1, 1, 6, 6), np.float32)
 JSON = "application/json"
@@ -132,6 +137,22 @@ def test_a_worker_that_hangs_is_replaced(folder):
             time.sleep(0.05)
         assert {infer(server) for _ in range(10)} == {200}
         assert server.stop() == 0
+
+
+def test_a_worker_whose_computation_hangs_shows_no_sign_of_life():
+    async def go():
+        workers, metrics = Workers(None, None, 1), Metrics()
+        worker = SimpleNamespace(values={}, heard=0.0)
+        await workers.answer(worker, "beat", metrics.values())
+        assert (heard := worker.heard) > 0.0
+        metrics.hanging.set(1)
+        await workers.answer(worker, "beat", metrics.values())
+        assert worker.heard == heard
+        metrics.hanging.set(0)
+        await workers.answer(worker, "beat", metrics.values())
+        assert worker.heard > heard
+
+    asyncio.run(go())
 
 
 def test_sigterm_refuses_new_connections_while_requests_are_finished(folder):

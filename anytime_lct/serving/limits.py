@@ -16,9 +16,9 @@ class Limits:
     """Bounds in bytes, samples and seconds, so that no client uses memory or time without limit.
 
     `body` bounds a body, compressed and uncompressed; `json` its JSON part, which takes twenty times its size to parse;
-    `in_flight` what all requests together hold: bodies, inputs, hidden tensors and answers. `images` or `characters`
-    bound the input of a request, `side` the height and width of pixels. A body must arrive within `read_seconds`, its
-    answer be read within the same time, and headers arrive within `header_seconds`.
+    `in_flight` what all requests together hold: heads that wait, bodies, inputs, hidden tensors and answers. `images`
+    or `characters` bound the input of a request, `side` the height and width of pixels. A body must arrive within
+    `read_seconds`, its answer be read within the same time, and headers arrive within `header_seconds`.
     """
 
     body: int = 64 * MEGA
@@ -67,14 +67,22 @@ class Holding:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._allowance.used -= self.used
-        self.used = 0
+        self.give_back(self.used)
 
     def take(self, size: int) -> None:
-        """Take `size` more bytes; raises Overloaded where all requests together would use too many."""
+        """Take `size` more bytes.
+
+        Raises Overloaded where all requests together would use too many, and Refusal where this one alone would.
+        """
         allowance = self._allowance
-        beyond = self.used + size - SMALL
-        left = min(LEFT * beyond, allowance.limit // LEAST) if beyond > 0 else 0
+        used = self.used + size
+        left = min(LEFT * (used - SMALL), allowance.limit // LEAST) if used > SMALL else 0
+        if used > allowance.limit - left:
+            raise Refusal(
+                f"Expected a request that takes at most {allowance.limit - left} bytes with its input, hidden tensors "
+                "and answer, got a larger one; send fewer samples at a time.",
+                "large",
+            )
         if allowance.used + size > allowance.limit - left:
             raise Overloaded(
                 f"Expected at most {allowance.limit} bytes of requests at a time, got more; try again later, or send "
@@ -82,17 +90,21 @@ class Holding:
                 1.0,
             )
         allowance.used += size
-        self.used += size
+        self.used = used
+
+    def give_back(self, size: int) -> None:
+        """Give `size` of the bytes back."""
+        self._allowance.used -= size
+        self.used -= size
 
     @contextmanager
     def borrow(self, size: int) -> Iterator[None]:
-        """Take `size` more bytes and give them back at the end; raises Overloaded."""
+        """Take `size` more bytes and give them back at the end; raises Overloaded and Refusal."""
         self.take(size)
         try:
             yield
         finally:
-            self._allowance.used -= size
-            self.used -= size
+            self.give_back(size)
 
 
 def too_large(limit: int) -> Refusal:

@@ -32,6 +32,7 @@ Values = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
+HANGING = "anytime_lct_hanging"
 OUTCOMES = {
     "answered": "on time or late",
     "refused": "wrong, or not allowed",
@@ -96,6 +97,7 @@ class Metrics:
         self.queue = Gauge("anytime_lct_queue_length", "Requests admitted and not started.", registry=own)
         self.in_flight = Gauge("anytime_lct_in_flight", "Requests being read or answered.", registry=own)
         self.memory = Gauge("anytime_lct_held_bytes", "Bytes that the requests hold now.", registry=own)
+        self.hanging = Gauge(HANGING, "Requests whose computation hangs.", registry=own)
         self.restarts = Counter("anytime_lct_worker_restarts", "Worker processes that were replaced.", registry=own)
         self._reloads = Counter(
             "anytime_lct_reloads", "Times that bundles were read again, by outcome.", ("outcome",), registry=own
@@ -197,7 +199,7 @@ class Metrics:
 LEAST = {"process_start_time_seconds", "process_max_fds"}
 # Of a process that has ended these no longer count.
 PASSING = LEAST | {
-    "anytime_lct_queue_length", "anytime_lct_in_flight", "anytime_lct_held_bytes", "process_open_fds",
+    "anytime_lct_queue_length", "anytime_lct_in_flight", "anytime_lct_held_bytes", HANGING, "process_open_fds",
     "process_virtual_memory_bytes", "process_resident_memory_bytes",
 }  # fmt: skip
 
@@ -211,6 +213,11 @@ def add(many: Iterable[Values]) -> Values:
             for key, value in samples.items():
                 total[key] = min(total.get(key, value), value) if metric in LEAST else total.get(key, 0.0) + value
     return totals
+
+
+def is_hanging(values: Values) -> bool:
+    """Return whether a computation hangs in the process of these values."""
+    return any(number > 0.0 for number in values.get(HANGING, {}).values())
 
 
 def lasting(values: Values) -> Values:

@@ -49,6 +49,10 @@ class EngineInterface(Protocol):
         """Return the number of requests that are admitted and not started."""
         ...
 
+    def hanging(self) -> int:
+        """Return the number of requests whose computation hangs."""
+        ...
+
     def drain(self, seconds: float) -> bool:
         """Admit no more requests and wait for the admitted ones."""
         ...
@@ -122,6 +126,7 @@ class Service:
         self.draining = False
         self.in_flight = 0  # requests
         metrics.queue.set_function(engine.queue_length)
+        metrics.hanging.set_function(engine.hanging)
         metrics.in_flight.set_function(lambda: self.in_flight)
         metrics.memory.set_function(lambda: self.allowance.used)
 

@@ -26,7 +26,7 @@ from anytime_lct.serving.crew import agree, log_change
 from anytime_lct.serving.line import Line
 from anytime_lct.serving.logs import LOG, to_stderr
 from anytime_lct.serving.member import Post, run_worker
-from anytime_lct.serving.metrics import Metrics, Values, add, lasting
+from anytime_lct.serving.metrics import Metrics, Values, add, is_hanging, lasting
 from anytime_lct.serving.repository import Report, refuse
 from anytime_lct.serving.scan import Key, Problems
 from anytime_lct.serving.server import Settings
@@ -35,7 +35,7 @@ from anytime_lct.serving.signals import STOPPING, held, released
 
 PAUSE = 1.0  # the least seconds between two starts of a worker
 START_SECONDS = 60.0  # in which a new process gives its first sign of life
-PATIENCE = 20.0  # seconds without a sign of life after which a worker hangs
+PATIENCE = 20.0  # seconds without a sign of life, or with a computation that hangs
 ANSWER_SECONDS = 1.0  # in which a worker answers with its counters
 RETRY_SECONDS = 5.0
 
@@ -74,7 +74,7 @@ class ServerProcess:
 
 
 class Workers:
-    """The parent of `number` processes; one that shows no sign of life for `patience` seconds is replaced.
+    """The parent of `number` processes; one that shows no sign of life, or hangs, for `patience` seconds is replaced.
 
     >>> Workers(bind("127.0.0.1", 8000), Settings(Path("bundles")), number=2).run(lambda: None)  # doctest: +SKIP
     """
@@ -121,7 +121,7 @@ class Workers:
         if self._is_stopping:
             return None
         try:
-            worker = ServerProcess(Post(self._listener, self._settings, early, self._unloaded), self._answer)
+            worker = ServerProcess(Post(self._listener, self._settings, early, self._unloaded), self.answer)
         except OSError as error:
             raise WorkerLostError(
                 f"Expected a process more, got: {error.strerror or error}; free memory, or start fewer --workers."
@@ -157,12 +157,15 @@ class Workers:
                 LOG.error("%s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _answer(self, worker: ServerProcess, verb: str, *arguments: Any) -> object:
+    async def answer(self, worker: ServerProcess, verb: str, *arguments: Any) -> object:
         """Answer a worker, or take what it tells."""
-        worker.heard = time.monotonic()
         if verb == "beat":
             (worker.values,) = arguments
-        elif verb == "failed":
+        if not is_hanging(worker.values):
+            worker.heard = time.monotonic()
+        if verb == "beat":
+            return None
+        if verb == "failed":
             (worker.error,) = arguments
         elif verb == "join":
             await self._join(worker, *arguments)
@@ -230,7 +233,7 @@ class Workers:
             await asyncio.sleep(min(1.0, self._patience / 4))
             for worker in self._workers:
                 if time.monotonic() - worker.heard > self._patience:
-                    LOG.error("A worker shows no sign of life for %g s; it is ended.", self._patience)
+                    LOG.error("A worker shows no sign of life, or hangs, for %g s; it is ended.", self._patience)
                     worker.send(signal.SIGKILL)
 
     def _serving(self) -> list[ServerProcess]:

@@ -110,6 +110,11 @@ class Engine:
         """Return the number of requests that wait."""
         return len(self._scheduler)
 
+    def hanging(self) -> int:
+        """Return the number of requests that hang in a worker thread, which nothing can end but its process."""
+        with self._lock:
+            return self._scheduler.hanging(time.monotonic())
+
     def drain(self, seconds: float) -> bool:
         """Admit no more requests, and wait until the admitted ones are answered; return whether they are."""
         with self._lock:

@@ -58,7 +58,8 @@ class Job:
     """A request: its Ask and plan, when it is due, and how far it is.
 
     Times are of time.monotonic(); `due` is infinite without a timeout. `fallback` is an answer to give if the deeper
-    group that runs is late; `answer_at`, while the job runs, is the time at which it could answer without going deeper.
+    group that runs is late; `answer_at`, while the job runs, is the time at which it could answer without going deeper,
+    and `hangs_at` the time from which it hangs.
     """
 
     bundle: ServedBundle
@@ -73,6 +74,7 @@ class Job:
     fallback: Answer | None = None
     started: float = 0.0
     answer_at: float = 0.0
+    hangs_at: float = math.inf
     computed: float = 0.0
 
     @property

@@ -27,6 +27,8 @@ from anytime_lct.serving.request import Overloaded
 MAX_WAITING = 1024
 MIN_SECONDS = 0.001  # the shortest time in a message
 PATIENCE = 1.0  # seconds
+# A request hangs whose next groups take so many times their predicted seconds, and so many seconds more.
+HANG_FACTOR, HANG_SECONDS = 10.0, 10.0
 
 
 class Scheduler:
@@ -50,6 +52,10 @@ class Scheduler:
     def running(self) -> list[Job]:
         """The requests that run."""
         return self._running
+
+    def hanging(self, now: float) -> int:
+        """Return the number of running requests that hang."""
+        return sum(job.hangs_at < now for job in self._running)
 
     @property
     def is_idle(self) -> bool:
@@ -85,7 +91,7 @@ class Scheduler:
         if not self._waiting:
             return None
         job = self._waiting.pop(0)[2]
-        job.answer_at = now + job.seconds_to(0)
+        self._expect(job, 0, now)
         self._running.append(job)
         return job
 
@@ -128,12 +134,18 @@ class Scheduler:
         insort(self._waiting, (job.due, next(self._numbers), job))
 
     def _go(self, job: Job, order: Order, now: float) -> Order:
-        job.answer_at = now + job.seconds_to(next_exit(job.bundle.session.served, job.depth))
+        self._expect(job, next_exit(job.bundle.session.served, job.depth), now)
         return order
 
     def _stop(self, job: Job, order: Order, now: float) -> Order:
-        job.answer_at = now + job.seconds_to(0)
+        self._expect(job, 0, now)
         return order
+
+    def _expect(self, job: Job, exit: int, now: float) -> None:
+        """Record when a running request can answer by `exit`, or the nearest that it allows."""
+        seconds = job.seconds_to(exit)
+        job.answer_at = now + seconds
+        job.hangs_at = now + HANG_SECONDS + HANG_FACTOR * seconds
 
     def _overloaded(self, message: str) -> Overloaded:
         backlog = sum(each.seconds_to(0) for _, _, each in self._waiting) / self._workers

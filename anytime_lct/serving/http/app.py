@@ -160,8 +160,9 @@ class Views:
         return json_response(protocol.describe_server(has_admin=self._access.has_admin))
 
     async def live(self, request: Request) -> Response:
-        """Report that the process answers."""
-        return json_response({"live": True})
+        """Report that the process answers, and that no computation hangs."""
+        is_live = not self._service.engine.hanging()
+        return json_response({"live": is_live}, 200 if is_live else 503)
 
     async def ready(self, request: Request) -> Response:
         """Report whether requests are accepted."""

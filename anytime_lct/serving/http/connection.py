@@ -15,9 +15,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.parser import Head, Malformed, RequestParser
 from anytime_lct.serving.http.turn import App, Turn, response_start
-from anytime_lct.serving.limits import Limits
+from anytime_lct.serving.limits import Allowance, Limits
 from anytime_lct.serving.v2.json_text import write_json
 
 KEEP_ALIVE_SECONDS = 75.0
@@ -26,10 +27,14 @@ DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes be
 
 
 class Connection(asyncio.Protocol):
-    """Speaks HTTP/1.1 with one client; `connections` holds all that are open."""
+    """Speaks HTTP/1.1 with one client; `connections` holds all that are open.
 
-    def __init__(self, app: App, limits: Limits, connections: set[Connection]) -> None:
+    The bytes that wait to be taken apart count among those of all requests.
+    """
+
+    def __init__(self, app: App, limits: Limits, allowance: Allowance, connections: set[Connection]) -> None:
         self._app, self._limits, self._connections = app, limits, connections
+        self._waiting = allowance.hold()
         self._loop = asyncio.get_running_loop()
         self._parser = RequestParser(limits.header_bytes)
         self._turn: Turn | None = None
@@ -61,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._is_ending = True
         self._stop_waiting()
         self._set_timer(None)
+        self._waiting.give_back(self._waiting.used)
         self.resume_writing()
         if self._turn is not None:
             self._turn.leave()
@@ -128,7 +134,7 @@ class Connection(asyncio.Protocol):
         if not is_answered:
             self._transport.abort()
         elif closes or self.is_draining or self._is_broken:
-            self._end(is_read=turn.is_whole and not self._parser.size)
+            self._end(is_read=turn.is_whole and not (self._parser.size or self._is_broken))
         else:
             self._advance()
             if self._turn is None and not self._is_ending:
@@ -164,7 +170,22 @@ class Connection(asyncio.Protocol):
                 self._refuse(error.status, str(error))
             else:
                 self._turn.refuse(error)
+        self._count_waiting()
         self.pace()
+
+    def _count_waiting(self) -> None:
+        """Count the bytes that wait; where all requests hold too many, close the connection."""
+        more = self._parser.size - self._waiting.used
+        if more < 0:
+            self._waiting.give_back(-more)
+        elif more > 0 and not self._is_ending:
+            try:
+                self._waiting.take(more)
+            except LCTError as error:
+                self._is_broken = True
+                self._parser.clear()
+                if self._turn is None:
+                    self._refuse(503, str(error))
 
     def _check_eof(self) -> None:
         """End what cannot become a whole request."""

@@ -22,7 +22,7 @@ class HTTPListener:
 
     def __init__(self, service: Service, listener: socket.socket, access: Access) -> None:
         self._app = guarded(create_app(service, access=access), access)
-        self._limits, self._listener = service.limits, listener
+        self._service, self._listener = service, listener
         self._connections: set[Connection] = set()
         self._stopped = asyncio.Event()
         self._is_cut = False
@@ -48,4 +48,4 @@ class HTTPListener:
         self._stopped.set()
 
     def _connect(self) -> Connection:
-        return Connection(self._app, self._limits, self._connections)
+        return Connection(self._app, self._service.limits, self._service.allowance, self._connections)

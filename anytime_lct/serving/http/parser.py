@@ -90,6 +90,10 @@ class RequestParser:
         """Add bytes of the connection."""
         self._buffer += data
 
+    def clear(self) -> None:
+        """Drop the bytes that wait; the parser cannot go on."""
+        self._buffer.clear()
+
     def next_event(self) -> Event:
         """Return the next part of a request, or None where bytes are missing; raises Malformed."""
         return self._next()
