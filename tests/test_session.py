@@ -273,6 +273,22 @@ def test_buffers_that_are_kept_have_a_bound_in_bytes(bundle: Bundle) -> None:
     assert session.chains.spare == []
 
 
+def test_the_memory_of_a_large_batch_is_given_back(bundle: Bundle) -> None:
+    session, page = AnytimeSession(bundle), os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    session.warm()
+    session.run(_images(1))
+    before, large = resident(), np.zeros((60_000, *_images(1).shape[1:]), np.float32)
+    session.run(large)
+    assert [shape[0] for shape, _ in session.chains.spare] == [1]
+    session.run(_images(1))
+    assert resident() - before < session.buffer_bytes(large) / 4
+    assert session.buffer_bytes(large) > 1 << 26
+
+
 def test_why_an_answer_went_no_deeper(tmp_path: Path) -> None:
     profile = make_profile(values=(0.8, 0.9, 0.85))  # the last is not the best
     session = AnytimeSession(write_image_bundle(tmp_path, profile=profile))

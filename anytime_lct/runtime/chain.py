@@ -7,6 +7,7 @@ input -> group 1 -> hidden 1 -> group 2 -> hidden 2 -> group 3 -> logits
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from typing import Any
@@ -20,6 +21,8 @@ from anytime_lct.runtime.graphs import Graphs, run_error
 
 # Bounds on the buffers that wait for a next request: one chain serves one request at a time, for one input shape.
 MAX_SPARE_CHAINS, MAX_SPARE_BYTES = 16, 1 << 28
+# Larger buffers, of more than one sample, do not wait: the batch takes much longer than to allocate them again.
+LARGE_BYTES = 1 << 24
 
 
 class Chain:
@@ -133,6 +136,10 @@ class ChainPool:
 
     def give_back(self, shape: tuple[int, ...], chain: Chain) -> None:
         """Store a chain for the next request of this shape, within the bounds."""
+        size = math.prod(shape[:1] if len(shape) > 2 else shape)
+        if size > 1 and chain.nbytes > LARGE_BYTES:
+            self._graphs.has_free_memory = True
+            return
         with self._lock:
             self._spare.append((shape, chain, chain.nbytes))
             while len(self._spare) > self._max_chains or sum(size for _, _, size in self._spare) > self._max_bytes:
@@ -145,6 +152,7 @@ class _BoundGraph:
     def __init__(self, graphs: Graphs, name: str, source: ort.OrtValue, target: ort.OrtValue | None) -> None:
         self._name = name
         self._graph = graphs.load(name)
+        self._graphs, self._size = graphs, source.numpy().nbytes
         self._binding = self._graph.io_binding()
         output = self._graph.get_outputs()[0].name
         try:
@@ -161,6 +169,6 @@ class _BoundGraph:
 
     def run(self) -> None:
         try:
-            self._graph.run_with_iobinding(self._binding)
+            self._graph.run_with_iobinding(self._binding, self._graphs.run_options(self._size))
         except Exception as error:
             raise run_error(self._name, error) from None

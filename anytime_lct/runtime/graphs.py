@@ -6,7 +6,6 @@ replaced since must not mix two networks. A forked process loads its own, since 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -27,6 +26,9 @@ from anytime_lct.runtime.states import names_of, with_inputs
 State = dict[str, NDArray[np.float32]]
 """The state of a graph's recurrent layers, by the names of its inputs for them."""
 
+# Bytes of an input from which a run gives memory back: for small ones that would take a fifth of their time.
+LARGE = 1 << 18
+
 
 class Graphs:
     """The bundle's ONNX graphs, each loaded once, when it is first needed."""
@@ -35,6 +37,7 @@ class Graphs:
         self._folder = bundle.path
         self._sums = {file.name: file.sha256 for file in bundle.manifest.files()}
         self._threads = threads
+        self.has_free_memory = False  # large buffers that the pool has got back
         self._start()
 
     def _start(self) -> None:
@@ -63,11 +66,18 @@ class Graphs:
                     graph = self._loaded[name, fed] = self._open(name, states)
         return graph
 
+    def run_options(self, size: int) -> ort.RunOptions | None:
+        """Return the options of a run on `size` bytes: whether it gives back the memory that the pool does not use."""
+        if size < LARGE and not self.has_free_memory:
+            return None
+        self.has_free_memory = False
+        return _register_pool()
+
     def run(self, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
         """Run a graph on a batch and return its output; raises BundleError."""
         graph = self.load(name)
         try:
-            return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x})[0])
+            return np.asarray(graph.run(None, {graph.get_inputs()[0].name: x}, self.run_options(x.nbytes))[0])
         except Exception as error:
             raise run_error(name, error) from None
 
@@ -142,15 +152,25 @@ def _share_memory(options: ort.SessionOptions) -> None:
 
     One pool for the process needs less memory, and makes `stream` 1% faster (benchmarks/overhead.py).
     """
-    with contextlib.suppress(Exception):  # refused where the host program has registered its own: use that
-        _register_pool()
+    _register_pool()
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 @functools.cache
-def _register_pool() -> None:
+def _register_pool() -> ort.RunOptions | None:
+    """Register the pool, once, and return the options of a run that gives back the memory that the pool does not use.
+
+    Else the pool would keep the memory of the largest batch to the end. None where the host program has registered a
+    pool of its own, which is used then.
+    """
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(cpu, None)
+    try:
+        ort.create_and_register_allocator(cpu, None)
+    except Exception:
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def run_error(name: str, error: Exception) -> BundleError:
