@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from anytime_lct.exits.budget import Ask
 
 
+CORES = "Threads that compute answers, divided among workers; default: all cores. Very short requests need none."
 HOST = "Name by which clients may call the server, beside addresses and names without a dot; repeatable."
 ORIGIN = "CORS: site whose pages may ask, e.g. https://lct.example; repeatable."
 ADMIN = "Let every client load and unload models; default: those on this machine with the key ANYTIME_LCT_ADMIN_KEY."
@@ -25,7 +26,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     cores: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that compute answers, divided among workers; default: all cores."),
+        typer.Option(min=1, help=CORES),
     ] = None,
     deadline: Annotated[str | None, typer.Option(help=DEADLINE)] = None,
     fixed: Annotated[int | None, typer.Option(min=1, metavar="EXIT", help=FIXED)] = None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from asgi import ask
@@ -150,3 +152,17 @@ def test_metrics_of_several_processes_are_sums():
     assert both["process_start_time_seconds"][started] == one.values()["process_start_time_seconds"][started]
     statistics = one.statistics("tiny", "1", (1, 2), add([lasting(one.values()), two.values()]))
     assert statistics["execution_count"] == 5 and statistics["anytime"]["in_flight"] == 3
+
+
+def test_memory_does_not_grow_with_every_load(folder):
+    repository, manifest = open_repository(folder), folder / "good" / "manifest.json"
+    content, page = manifest.read_bytes(), os.sysconf("SC_PAGE_SIZE")
+
+    def load_many(times):
+        for k in range(times):
+            manifest.write_bytes(content + b" " * (1 + k % 2))
+            load(repository, "good")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    before = load_many(30)
+    assert load_many(30) - before < 3_000_000  # a bundle and its graphs take 0.4 MB
