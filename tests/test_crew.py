@@ -164,5 +164,5 @@ def test_memory_does_not_grow_with_every_load(folder):
             load(repository, "good")
         return int(Path("/proc/self/statm").read_text().split()[1]) * page
 
-    before = load_many(30)
-    assert load_many(30) - before < 3_000_000  # a bundle and its graphs take 0.4 MB
+    before = load_many(15)
+    assert load_many(15) - before < 3_000_000  # a bundle and its graphs take 0.4 MB
