@@ -27,7 +27,7 @@ def recipe(
     """Print every key of a recipe with its default for this data and network, as a file for `train --recipe`.
 
     With --explain, or for a KEY, comments say what each key is and which values it takes. A key without a value is not
-    set, or follows from the network and the data.
+    set, or, where data or network are not there, follows from them.
 
     Example: anytime-lct recipe --data text --explain
     """
@@ -38,13 +38,13 @@ def recipe(
     from anytime_lct.cli.train import with_settings
     from anytime_lct.recipes import keys, reading
     from anytime_lct.training.methods.table import row_of
-    from anytime_lct.verbs.reference import reference
+    from anytime_lct.verbs.reference import fitted, reference
 
     flags = {"data.name": data, "model.name": model, "train.method": method}
     overrides = with_settings({name: value for name, value in flags.items() if value is not None}, settings)
     run_recipe = reading.read(source, overrides)
     row_of(run_recipe.train.method)  # raises for an unknown method
-    all_keys = reference(run_recipe)
+    all_keys = reference(fitted(run_recipe))
     shown = all_keys if key is None else keys.matching(all_keys, key)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(each) for each in shown]))

@@ -164,7 +164,7 @@ def small_vit() -> nn.Module:
     [
         ("slim", 1, 2 * 12 + 12 * 10 + 10),
         ("paper", 2, 12 * 12 + 12 + 12 * 10 + 10),
-        ("residual", 2, 2 * 12 + 2 * (12 * 12 + 12) + 12 * 10 + 10),
+        ("residual", 2, 2 * 12 + 12 * 12 + 12 + 12 * 10 + 10),
     ],
 )
 def test_critics_of_tokens_have_these_sizes(kind, depth, parameters):

@@ -109,7 +109,7 @@ CASES = {
     "run exists": (lambda m: ["train", "--run-dir", m / "run"], 2, "--resume"),
     "resume nothing": (lambda m: ["train", "--resume", "--run-dir", m / "none"], 2, "no recipe.toml"),
     "resume with settings": (
-        lambda m: ["train", "--resume", "--run-dir", m / "run", "--epochs", "9"],
+        lambda m: ["train", "--resume", "--run-dir", m / "run", "--groups", "9"],
         2,
         "its own recipe",
     ),
@@ -181,7 +181,6 @@ CASES = {
     "array without samples": (lambda m: ["predict", m / "bundle", m / "none.npy"], 2, "none.npy"),
     "array of objects": (lambda m: ["predict", m / "bundle", m / "objects.npy"], 2, "objects.npy"),
     "array of words": (lambda m: ["predict", m / "bundle", m / "words.npy"], 2, "words.npy"),
-    "one bad of two": (lambda m: ["predict", m / "bundle", m / "good.png", m / "text.png"], 2, "text.png"),
     "no exit cheap enough": (lambda m: ["predict", m / "bundle", m / "good.png", "--budget-flops", "10"], 3, "exit"),
     "exit 0": (lambda m: ["predict", m / "bundle", m / "good.png", "--exit", "0"], 2, "0"),
     "nothing to answer": (lambda m: ["predict", m / "bundle"], 2, ""),

@@ -8,6 +8,7 @@ import typing
 
 import pytest
 import torch
+from optimizers import SGD_AND_ADAM
 from torch import nn
 from training_processes import outcome, refusal, resume, same
 from training_processes import train as train_apart
@@ -20,6 +21,7 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.run import train
 
 MLP = {
+    **SGD_AND_ADAM,
     "data": {"name": "digits", "batch_size": 100},
     "model": {"name": "mlp", "hidden": [20, 20, 20]},
     "cut": {"groups": 4},

@@ -47,8 +47,9 @@ OPTIONS = {
     "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
     "calibrate": "--json --seconds --sizes --threads",
     "predict": (
-        "--budget-flops --budget-latency --budget-params --exit --json --mean-flops --measure "
-        "--min-confidence --stream --text --threads --timeout --top"
+        "--budget-flops --budget-latency --budget-params --context --exit --fixed --format --generate --json "
+        "--mean-flops --measure --min-confidence --prompt --seed --stream --temperature --text --threads --timeout "
+        "--top"
     ),
     "serve": (
         "--access-log --allow-admin --allow-host --cores --cors-origin --deadline --fixed --host --json --max-body "

@@ -180,8 +180,9 @@ def photos(images: tuple[Path, Path, np.ndarray], tmp_path: Path) -> Path:
 
 
 def test_predict_answers_a_folder_but_for_what_is_damaged(
-    program: Program, images: tuple[Path, Path, np.ndarray], photos: Path
+    program: Program, images: tuple[Path, Path, np.ndarray], photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     code, out, err = program("predict", images[0], photos, "--json")
     answer = json.loads(out)
     names = [f"{photos}/{name}" for name in ("a.png", "b/c.npy", "b/c.npy", "b/d.PNG")]

@@ -47,7 +47,7 @@ def test_the_digits_need_nothing_and_are_split_by_seed():
         labels = [torch.cat([y for _, y in dataset.batches(split)]) for dataset in (one, other)]
         assert torch.equal(*labels) is alike
     assert sum(len(y) for _, y in batches(one)) == 1293
-    assert len(batches(one)) == one.num_batches("train") == 21
+    assert len(batches(one)) == one.num_batches("train") == 41
 
 
 def test_no_training_image_is_in_the_validation_split():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from optimizers import SGD_AND_ADAM
 from torch import nn
 
 from anytime_lct.errors import RecipeError
@@ -27,7 +28,7 @@ EIGHT = 4 * 8  # bytes of float32 of a sample behind a layer of 8 units
 
 
 def recipe_of(method="lct", **tables):
-    tables = {"data": {"name": "imagefolder"}, "train": {"method": method}} | tables
+    tables = {**SGD_AND_ADAM, "data": {"name": "imagefolder"}, "train": {"method": method, "clip_norm": 0.0}} | tables
     return reading.complete(tables)
 
 
@@ -57,7 +58,12 @@ def test_a_step_holds_gradients_optimizer_slots_and_activations(rows):
 def test_a_worker_holds_its_own_groups():
     network = LCTNetwork([nn.Linear(8, 8), *layers()[:1], nn.Linear(8, 4)], [nn.Linear(8, 4), nn.Linear(8, 4)])
     parts = [
-        estimate(network, recipe_of(), torch.zeros(6, 8), Team(torch.device("cpu"), worker, 2, bounds=(0, 1, 3)))
+        estimate(
+            network,
+            recipe_of(critics={"name": "sgd", "lr": 0.1}),
+            torch.zeros(6, 8),
+            Team(torch.device("cpu"), worker, 2, bounds=(0, 1, 3)),
+        )
         for worker in (0, 1)
     ]
     assert [part and part.fixed for part in parts] == [2 * 4 * (72 + 36), 2 * 4 * (72 + 36 + 36)]

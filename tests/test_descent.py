@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 from matplotlib.axes import Axes
+from optimizers import SGD_AND_ADAM
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -34,10 +35,11 @@ from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
 
 IMAGES = {
+    **SGD_AND_ADAM,
     "model": {"name": "resnet", "depth": 8, "width": 4, "dropout": 0.2},
     "cut": {"groups": 3},
     "data": {"name": "digits", "batch_size": 256},
-    "train": {"epochs": 2, "track_descent": 4},
+    "train": {"epochs": 2, "track_descent": 4, "clip_norm": 0.0},
 }
 TEXT = {
     "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 60},

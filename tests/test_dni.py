@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from optimizers import SGD_AND_ADAM
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,10 +29,11 @@ from anytime_lct.training.run import train
 
 CPU = torch.device("cpu")
 MLP = {
+    **SGD_AND_ADAM,
     "data": {"name": "digits", "batch_size": 100},
     "model": {"name": "mlp", "hidden": [20, 20, 20]},
     "cut": {"groups": 4},
-    "train": {"epochs": 1, "method": "dni"},
+    "train": {"epochs": 1, "method": "dni", "clip_norm": 0.0},
     "dni": {"width": 16},
 }
 RESNET = {**MLP, "model": {"name": "resnet", "depth": 8, "width": 4}, "cut": {"groups": 3}}
@@ -160,9 +162,11 @@ def test_synthesizers_follow_from_the_seed_alone():
 @pytest.mark.parametrize(
     "recipe",
     [
-        recipe_with(MLP, train={"epochs": 2}),
+        recipe_with(MLP, train={"epochs": 2, "keep_optimizer": True}),
         recipe_with(
-            RESNET, data={"batch_size": 400}, train={"epochs": 2, "precision": "bfloat16", "channels_last": True}
+            RESNET,
+            data={"batch_size": 400},
+            train={"epochs": 2, "keep_optimizer": True, "precision": "bfloat16", "channels_last": True},
         ),
     ],
     ids=["mlp", "resnet-bfloat16"],

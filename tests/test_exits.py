@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from optimizers import SGD_AND_ADAM
 from torch import nn
 
 from anytime_lct.data import datasets
@@ -21,16 +22,18 @@ from anytime_lct.training.methods.table import checked
 from anytime_lct.training.run import train
 
 MLP = {
+    **SGD_AND_ADAM,
     "data": {"name": "digits", "batch_size": 200},
     "model": {"name": "mlp", "hidden": [20, 20]},
     "cut": {"groups": 3},
-    "train": {"epochs": 2},
+    "train": {"epochs": 2, "clip_norm": 0.0},
 }
 RESNET = {
+    **SGD_AND_ADAM,
     "data": {"name": "digits", "batch_size": 256},
     "model": {"name": "resnet", "depth": 8, "width": 4, "dropout": 0.2},
     "cut": {"groups": 3},
-    "train": {"epochs": 2},
+    "train": {"epochs": 2, "clip_norm": 0.0},
 }
 TEXT = {
     "data": {"name": "pydoc", "batch_size": 256, "sequence_length": 80},

@@ -173,7 +173,7 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
 
 
 def test_what_was_not_run_or_failed_says_so(tmp_path):
-    wild = Run("tiny-wild", {**MLP, "train": {"epochs": 1, "method": "bp"}, "groups": {"lr": 1e30}})
+    wild = Run("tiny-wild", {**MLP, "train": {"epochs": 1, "method": "bp"}, "groups": {"name": "sgd", "lr": 1e30}})
     experiment = tiny(wild=wild)
     jobs, _, failed, _ = work(experiment, tmp_path, only="wild")
     results = figures.figures(experiment, jobs, failed)

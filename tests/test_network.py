@@ -88,7 +88,7 @@ def test_cutting_leaves_modes_and_statistics_alone():
 
 
 def test_every_critic_can_have_its_own_depth():
-    network = small(critic=CriticRecipe(depth=(2, 1)))
+    network = small(critic=CriticRecipe(kind="slim", depth=(2, 1)))
     counts = [sum(isinstance(m, nn.Conv2d) for m in critic.modules()) for critic in network.critics]
     assert counts == [3, 2]
     with pytest.raises(CriticError, match="2 of them"):

@@ -26,7 +26,7 @@ from anytime_lct.models import networks, weights
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes import recipe as recipes
-from anytime_lct.recipes.recipe import CutRecipe
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.run_folder import checkpoint, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
@@ -93,6 +93,7 @@ def recipe_of(name: str, **tables) -> recipes.Recipe:
             "model": {"name": name},
             "cut": {"groups": 2},
             "critics": {"name": "adam", "lr": 1e-2},
+            "critics_schedule": {"name": "constant"},
             **tables,
             "train": {"epochs": 1, **tables.get("train", {})},
         }
@@ -466,7 +467,7 @@ def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp
 def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
     model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
     traced, shares = Trace.of(model), (0.2, 0.5, 0.8)
-    network = LCTNetwork.cut(model, example, CutRecipe(shares=shares))
+    network = LCTNetwork.cut(model, example, CutRecipe(shares=shares), CriticRecipe(kind="slim"))
     names = [cut.name for cut in traced.candidates]
 
     def cost(module, x):
@@ -478,7 +479,7 @@ def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
     for i, share in enumerate(shares, start=1):
         assert cost(network.sub_model(i), example) <= share * whole
         deeper = names[names.index(network.places[i - 1]) + 1]
-        longer = LCTNetwork.cut(model, example, CutRecipe(places=(deeper,)))
+        longer = LCTNetwork.cut(model, example, CutRecipe(places=(deeper,)), CriticRecipe(kind="slim"))
         assert cost(longer.sub_model(1), example) > share * whole
 
 

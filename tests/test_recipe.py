@@ -20,7 +20,7 @@ def test_defaults_of_images_and_text():
     text = reading.complete({"data": {"name": "text"}})
     assert (text.groups.name, text.groups.lr, text.train.clip_norm, text.cut.groups) == ("adam", 2.7e-3, 1.0, 2)
     own = reading.complete({"data": {"name": "text"}, "model": {"name": "own.py:make"}})
-    assert (own.groups.name, own.groups.lr, own.train.clip_norm, own.cut.groups) == (None, None, None, 4)
+    assert (own.groups.name, own.groups.lr, own.train.clip_norm, own.cut.groups) == (None,) * 4
 
 
 def fitted(traits, rows=128, **tables):

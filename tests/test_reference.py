@@ -12,6 +12,7 @@ from anytime_lct.cli.main import run as program
 from anytime_lct.errors import RecipeError
 from anytime_lct.recipes import keys, reading
 from anytime_lct.verbs import reference
+from anytime_lct.verbs.reference import fitted
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -36,11 +37,15 @@ def test_what_it_prints_is_a_recipe_with_the_defaults(arguments, capsys, tmp_pat
     path = tmp_path / "recipe.toml"
     path.write_text(output(capsys, *arguments), encoding="utf-8")
     table, name = arguments[0].removeprefix("--"), arguments[1]
-    expected = reading.complete({table: {"name": name}})
+    expected = fitted(reading.complete({table: {"name": name}}))
     printed = reading.read(path)
     assert reference(printed) == reference(expected)
     options = printed.model_dump(exclude={"model"}, include=set(type(printed).model_fields))
     assert options == expected.model_dump(exclude={"model"})
+
+
+def test_it_prints_what_follows_from_network_and_data(capsys):
+    assert output(capsys, "critics.lr", "--data", "digits").endswith("lr = 0.025\n")  # 32 samples
 
 
 def test_a_key_is_chosen_by_its_name_its_table_or_its_entry(capsys):

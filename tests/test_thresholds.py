@@ -233,7 +233,7 @@ def test_the_command_complains_in_one_sentence(run: Path, tmp_path: Path, capsys
     assert called("analyze", without, "--json") == 0
     capsys.readouterr()
     for code, says, arguments in (
-        (3, "cheapest exit", [run, "--mean-flops", "1"]),
+        (3, "cheapest exit", [run, "--mean-flops", "2"]),
         (2, "a count like 20M", [run, "--mean-flops", "20Q"]),
         (2, "--measure", [run, "--mean-flops", "1k", "--measure", "luck"]),
         (2, "got a language model", [text, "--mean-flops", "20k"]),

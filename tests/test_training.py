@@ -12,6 +12,7 @@ from pathlib import Path
 import programs
 import pytest
 import torch
+from optimizers import SGD_AND_ADAM
 from training_processes import resume, start_training, wait_for
 
 from anytime_lct import disk, lct
@@ -28,10 +29,11 @@ from anytime_lct.training.learner import factor
 from anytime_lct.training.run import train
 
 TINY = {
+    **SGD_AND_ADAM,
     "model": {"name": "resnet", "depth": 8, "width": 4},
     "cut": {"groups": 3},
     "data": {"name": "digits", "batch_size": 256},
-    "train": {"epochs": 3},
+    "train": {"epochs": 3, "clip_norm": 0.0},
 }
 TEXT = {
     "data": {"name": "pydoc", "batch_size": 64, "sequence_length": 300},

@@ -62,10 +62,10 @@ class SeededRun:
         if not (self.folder / run_folder.RECIPE).exists():
             return "missing"
         stored = reading.read(self.folder / run_folder.RECIPE)
-        if comparable(stored) != comparable(self.recipe):
+        if difference := _first_difference(stored, self.recipe):
             raise CheckpointError(
                 f"Expected in '{self.folder}' the run that this experiment needs, got one with another recipe "
-                f"({_first_difference(stored, self.recipe)}); move it away or name another --runs."
+                f"({difference}); move it away or name another --runs."
             )
         if epochs(self.folder) < self.recipe.train.epochs or not (self.folder / run_folder.MAIN).exists():
             return "unfinished"
@@ -187,13 +187,14 @@ def comparable(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _first_difference(stored: Recipe, expected: Recipe) -> str:
+    """Describe the first key that differs, "" where none does; what `expected` leaves open follows from the network."""
     stored_tables, expected_tables = comparable(stored), comparable(expected)
-    for table in {**stored_tables, **expected_tables}:
-        old, new = stored_tables.get(table, {}), expected_tables.get(table, {})
-        for key in {**old, **new}:
-            if old.get(key) != new.get(key):
-                return f"{table}.{key} is {old.get(key)!r}, expected {new.get(key)!r}"
-    return "no difference"
+    for table, keys in expected_tables.items():
+        values = stored_tables.get(table, {})
+        for key, value in keys.items():
+            if values.get(key) != value:
+                return f"{table}.{key} is {values.get(key)!r}, expected {value!r}"
+    return ""
 
 
 def _write_recipe(job: SeededRun) -> Path:

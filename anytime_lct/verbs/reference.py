@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from anytime_lct.data import datasets
 from anytime_lct.data.datasets import DATA_SETS
+from anytime_lct.errors import LCTError
 from anytime_lct.models import networks
 from anytime_lct.recipes.keys import RecipeKey, keys_of
 from anytime_lct.recipes.recipe import Recipe, Section
 from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.prepare import fit_optimizers
 
 CHOICES = {
     "data.name": tuple(DATA_SETS),
     "model.name": (*networks.NAMES, *networks.SOURCE_FORMS),
     "train.method": tuple(METHODS),
 }
+
+
+def fitted(recipe: Recipe) -> Recipe:
+    """Return a recipe with what follows from its data and its network, where both are there; else as it is."""
+    try:
+        return fit_optimizers(datasets.sized(recipe), datasets.from_recipe(recipe))
+    except LCTError:
+        return recipe
 
 
 def reference(recipe: Recipe) -> list[RecipeKey]:
