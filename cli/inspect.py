@@ -26,9 +26,7 @@ def inspect(
     groups: Annotated[
         int | None, typer.Option(min=1, help="Number of layer groups N; default: 4, or as many as it can be cut into.")
     ] = None,
-    places: Annotated[
-        str | None, typer.Option(metavar="A,B,..", help="Cut after these modules instead of the balanced choice.")
-    ] = None,
+    places: Annotated[str | None, typer.Option(metavar="A,B,..", help="Cut after these modules instead.")] = None,
     budget_flops: Annotated[
         str | None,
         typer.Option(metavar="B,B,..", help=BUDGETS),
@@ -47,7 +45,7 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Show legal cuts, the balanced choice, and the cost of groups, critics and exits.
+    """Show legal cuts, the choice of `train`, and the cost of groups, critics and exits.
 
     With --export, what would fail after a long training fails here.
 
@@ -73,8 +71,8 @@ def inspect(
         "places": places.split(",") if places else None,
         "shares": shares_of(budget_flops) if budget_flops else None,
     }
-    cut = {"by": "balanced", **{key: value for key, value in flags.items() if value is not None}, **tables["cut"]}
-    recipe = reading.complete({"cut": cut, "critic": {"kind": critic or "residual", **tables["critic"]}})
+    cut = {**{key: value for key, value in flags.items() if value is not None}, **tables["cut"]}
+    recipe = reading.complete({"cut": cut, "critic": {**({"kind": critic} if critic else {}), **tables["critic"]}})
     facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
     network, example = networks.build(model, shape, classes, **tables["model"]), example_input(facts)
     inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)

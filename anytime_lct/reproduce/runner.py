@@ -204,7 +204,9 @@ def _write_recipe(job: SeededRun) -> Path:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """Return the last line of a log that is no JSON."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("{")]
     return lines[-1] if lines else "its log is empty"
 
 

@@ -155,6 +155,16 @@ def _file_name(index: int) -> str:
 
 
 @contextmanager
+def discarding_on_error(part: Path) -> Iterator[None]:
+    """Remove the unfinished checkpoint where this process fails, or another that it waits for."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def _removing_on_error(part: Path) -> Iterator[None]:
     """Remove the unfinished checkpoint, and raise CheckpointError, where writing fails."""
     try:

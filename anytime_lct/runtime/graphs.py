@@ -93,7 +93,8 @@ class Graphs:
         names = self.states(name)
         graph = self.load(name, fed=bool(names))
         try:
-            output, *states = map(np.asarray, graph.run(None, {graph.get_inputs()[0].name: x} | state))
+            feeds = {graph.get_inputs()[0].name: x} | state
+            output, *states = map(np.asarray, graph.run(None, feeds, self.run_options(x.nbytes)))
         except Exception as error:
             raise run_error(name, error) from None
         return output, dict(zip(names, states, strict=True))

@@ -78,25 +78,26 @@ class Saving:
         step = position.epoch * self._clock.per_epoch + position.batch
         folder, team = self._path / run_folder.CHECKPOINTS, self._team
         part = Path(team.broadcast(str(checkpoint.begin(folder, step)) if team.leads else None))
-        digests = torch.zeros(self._num_groups, DIGEST, dtype=torch.int64)
-        for index, tensors in self._state().items():
-            if team.replica == 0:
-                tensors = {name: value for name, value in tensors.items() if has_optimizer or not is_slot(name)}
-                digest = checkpoint.write_group(part, index, tensors)
-                digests[index - 1] = torch.tensor(list(bytes.fromhex(digest)))
-        digests = team.sum(digests)
-        if team.leads:
-            if epoch is not None:
-                self._keep_weights(epoch, position, part)
-                journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
-            by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
-            progress = {
-                "at": vars(position),
-                "sums": sums.tolist(),
-                "has_optimizer": has_optimizer,
-                "fresh_start": self._clock.fresh_start,
-            }
-            checkpoint.commit(part, step, by_group, progress, 1 if is_last else checkpoint.MAX_CHECKPOINTS)
+        with checkpoint.discarding_on_error(part):
+            digests = torch.zeros(self._num_groups, DIGEST, dtype=torch.int64)
+            for index, tensors in self._state().items():
+                if team.replica == 0:
+                    tensors = {name: value for name, value in tensors.items() if has_optimizer or not is_slot(name)}
+                    digest = checkpoint.write_group(part, index, tensors)
+                    digests[index - 1] = torch.tensor(list(bytes.fromhex(digest)))
+            digests = team.sum(digests)
+            if team.leads:
+                if epoch is not None:
+                    self._keep_weights(epoch, position, part)
+                    journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
+                by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
+                progress = {
+                    "at": vars(position),
+                    "sums": sums.tolist(),
+                    "has_optimizer": has_optimizer,
+                    "fresh_start": self._clock.fresh_start,
+                }
+                checkpoint.commit(part, step, by_group, progress, 1 if is_last else checkpoint.MAX_CHECKPOINTS)
         team.wait_for_all()
         write_peaks(self._path, self._memory, team)
         self._last_checkpoint = time.monotonic()
