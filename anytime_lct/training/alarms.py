@@ -122,8 +122,11 @@ def single_answer(numbers: Finished) -> str:
 
 
 def far_apart(numbers: Finished) -> list[int]:
-    """Return the exits, from 0, whose validation loss is far above their training loss; those of one answer are not."""
-    if not numbers.has_had(SECOND):
+    """Return the exits, from 0, whose validation loss is far above their training loss; those of one answer are not.
+
+    In the first half of a run none is: rates are high, and what is measured in between recovers.
+    """
+    if not numbers.has_had(max(SECOND, -(-numbers.epochs // 2))):
         return []
     single, gap = _of_single_answer(numbers), min(1.0, GAP * numbers.guess)
     pairs = enumerate(zip(numbers.train_losses, numbers.losses, strict=False))
