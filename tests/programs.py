@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+# Runs the command line in the process that tests (`conftest.program`): exit code, standard output, standard error.
+Program = Callable[..., tuple[int, str, str]]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,29 +11,13 @@ import numpy as np
 import pytest
 from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
 from PIL import Image
+from programs import Program
 
-from anytime_lct.cli.main import run
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import describe_file
 from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
 from anytime_lct.runtime.preprocess import from_array
 from anytime_lct.runtime.session import AnytimeSession
-
-# Runs the program; returns its exit code, standard output and standard error.
-Program = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

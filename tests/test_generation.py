@@ -2,36 +2,22 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+from programs import Program
 
-from anytime_lct.cli.main import run
 from anytime_lct.errors import BudgetError, InputError, NothingFitsError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 from anytime_lct.runtime import AnytimeSession, Character, generate
-
-Program = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_text_bundle(tmp_path / "text")
     return tmp_path / "text"
-
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def text_of(characters: list[Character]) -> str:

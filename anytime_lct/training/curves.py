@@ -58,7 +58,7 @@ class Curves:
             "groups": (recipe.groups, recipe.groups_schedule), "critics": (recipe.critics, recipe.critics_schedule),
         }  # fmt: skip
         return {
-            name: (optimizer.lr or 0.0) * factor(schedule, step, clock.total, clock.per_epoch)
+            name: (optimizer.lr or 0.0) * clock.warmth(step) * factor(schedule, step, clock.total, clock.per_epoch)
             for name, (optimizer, schedule) in tables.items()
         }
 

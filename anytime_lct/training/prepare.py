@@ -78,7 +78,11 @@ def fit_optimizers(recipe: Recipe, data: Dataset) -> Recipe:
     """Return the recipe with all that depends on the network and the data: batch size, optimizers, clipping."""
     rows = recipe.data.batch_size or data.num_rows("train", 0)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": rows})})
-    return recipe if is_fitted(recipe) else fit(recipe, traits(build_model(recipe, data.facts)), rows)
+    if is_fitted(recipe):
+        return recipe
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(recipe, data.facts)
+    return fit(recipe, traits(model), rows)
 
 
 def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
