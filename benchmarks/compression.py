@@ -60,7 +60,7 @@ SLIM: Tables = merged(CUT, {
     "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
     "critics_schedule": {"name": "cosine"},
 })  # fmt: skip
-RESIDUAL: Tables = merged(CUT, {"critic": {"kind": "residual"}})
+RESIDUAL: Tables = merged(CUT, {"critic": {"kind": "residual", "depth": [3, 2, 1], "budget": 1.0}})
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def recipe_for(model: dict[str, Any], **cut: Any) -> Recipe:
             "cut": {"groups": 4, **cut},
             "critic": {"kind": "slim"},
             "rule": {"critic_loss": "paper"},
-            "critics": {"name": "adam", "lr": 1e-4},
+            "groups": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
+            "critics": {"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
+            "train": {"clip_norm": 0.0},
         }
     )
 

@@ -50,7 +50,7 @@ def run(folder: Path, data: Path, epochs: int, *flags: str) -> dict[str, Any]:
         settings = (
             f"data.image_size={SIDE} data.augment=flip data.batch_size=64 train.channels_last=true cut.places={PLACES}"
         )
-        settings += " critic.kind=slim groups_schedule.name=one-cycle critics_schedule.name=one-cycle"
+        settings += " critic.kind=slim groups_schedule.name=one-cycle critics.name=sgd critics.lr=0.1"
         set_flags = [word for setting in settings.split() for word in ("--set", setting)]
         resume_flags = ["--resume", "--run-dir", str(folder)]
         resume = (folder / run_folder.RECIPE).exists()
@@ -109,7 +109,7 @@ def main() -> None:
         result[loss] = run(folder, data, arguments.epochs, *frozen)
         result[loss]["main_same_to_the_bit"] = same_outputs(tuned, folder)
         write("pretrained", result)
-    result["from_nothing"] = run(arguments.runs / "nothing", data, 2 * arguments.epochs)
+    result["from_nothing"] = run(arguments.runs / "nothing", data, 2 * arguments.epochs, "--set", "groups.lr=0.1")
     write("pretrained", result)
     result["tuned_by_lct"] = run(arguments.runs / "lct", data, arguments.epochs, "--weights", imagenet, *sgd)
     print(f"wrote {write('pretrained', result)} after {time.monotonic() - start:.0f} s")

@@ -54,7 +54,8 @@ REPEATS = 5  # of a group that is measured by itself
 PICTURED = (
     "--data fashion-mnist --model resnet --set model.depth=14 --set model.width=16 --groups 2 --epochs 4 "
     "--set groups_schedule.name=one-cycle --set data.augment=none --set critic.kind=slim "
-    "--set rule.critic_loss=paper --set critics.name=adam --set critics.lr=1e-4"
+    "--set rule.critic_loss=paper --set critics.name=adam --set critics.lr=1e-4 "
+    "--set critics_schedule.name=step --set critics_schedule.milestones=[0.5,0.75]"
 ).split()
 PROCESS = Path(__file__).with_name("workers_process.py")
 PARTS = ("compare", "throttled", "memory", "simulator", "scaling", "picture")

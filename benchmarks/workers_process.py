@@ -61,8 +61,9 @@ def recipe_of(case: dict[str, Any], method: str, places: list[str], **train: Any
             "cut": {"places": places} if places else {"groups": 1},
             "critic": {"kind": "slim"},
             "rule": {"critic_loss": "paper"},
-            **({} if text else {"critics": {"name": "adam", "lr": 1e-4}}),
-            "train": {"epochs": 1, "method": method, **train},
+            "groups": {"name": "adam", "lr": 2.7e-3} if text else {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
+            "critics": {"name": "adam", "lr": 2.7e-3 if text else 1e-4, "weight_decay": 0.0},
+            "train": {"epochs": 1, "method": method, "clip_norm": 0.0, **train},
         }
     )
 
