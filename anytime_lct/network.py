@@ -9,24 +9,22 @@ x -> f_1 -> f_2 -> ... -> f_N -> Z_N          sub-model i = f_1..f_i + c_i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from anytime_lct import critics
 from anytime_lct.counting import count_in_turn
-from anytime_lct.cutting.choice import best_cuts, cuts_at_shares
+from anytime_lct.critics import kinds
+from anytime_lct.critics.places import choose_places, kind_of, outputs_of, own_critic
 from anytime_lct.cutting.comparison import expect_equal
-from anytime_lct.cutting.costs import MakeCritic
 from anytime_lct.cutting.groups import cut_children, cut_groups
-from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.modes import probing
-from anytime_lct.recipes.recipe import DEFAULT_GROUPS, CriticRecipe, CutRecipe
+from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
 
 CUT, CRITIC = CutRecipe(), CriticRecipe()
@@ -70,7 +68,7 @@ class LCTNetwork(nn.Module):
         """Cut a traceable network and put a local critic behind each cut.
 
         `example` is a small batch (B >= 2) of inputs. `cut` names the places, or the shares of the main network's cost
-        that the exits may take (`choice.cuts_at_shares`), or a strategy (`choice.best_cuts`). A network that torch.fx
+        that the exits may take (`shares.choose`), or a strategy (`choice.best_cuts`). A network that torch.fx
         cannot follow is cut after its children named in `places`, where they simply run one after another
         (`groups.cut_children`). One group is the network itself; with `compare`, more are compared with it over a
         training step (`comparison.expect_equal`). Raises PartitionError and CriticError.
@@ -78,19 +76,21 @@ class LCTNetwork(nn.Module):
         >>> network = LCTNetwork.cut(torchvision.models.resnet18(), torch.zeros(2, 3, 64, 64), CutRecipe(groups=3))
         """
         _expect_answers(model)
-        outputs = _outputs(model, example)
+        outputs = outputs_of(model, example)
         places = cut.places or choose_places(model, example, cut, critic, task)
         groups, hints = _groups(model, places)
-        depths = critics.depths(critic, len(places))
+        depths = kinds.depths(critic, len(places))
         modules, shapes, crossing = [], [], _crossing(groups, example)
         if places and compare:
             expect_equal(model, groups, places, example)
-        amounts, _ = count_in_turn(groups, example) if critic.kind == "residual" else ([0] * len(groups), [])
-        costs_behind = [sum(amounts[k:]) for k in range(1, len(groups))]
-        for hidden, cost_behind, depth, hint in zip(crossing, costs_behind, depths, hints, strict=True):
-            layout = critics.layout(hidden, task, square=critics.is_square(example), **hint)
-            budget = critic.budget * cost_behind
-            modules.append(critics.build(critic.kind, hidden, outputs, task, depth, layout, budget))
+        kind = kind_of(model, critic)
+        budgets = _budgets(groups, example, cut, critic) if kind == "residual" else [None] * len(places)
+        for place, hidden, depth, hint, budget in zip(places, crossing, depths, hints, budgets, strict=True):
+            if kind == "own":
+                modules.append(own_critic(model, place, hidden))
+            else:
+                layout = kinds.layout(hidden, task, square=kinds.is_square(example), **hint)
+                modules.append(kinds.build(kind, hidden, outputs, task, depth, layout, budget))
             shapes.append(tuple(hidden.shape[1:]))
         return cls(groups, modules, places, shapes)
 
@@ -130,45 +130,8 @@ class LCTNetwork(nn.Module):
         _copy("critics", self.critics_state(), critics)
 
 
-def choose_places(
-    model: nn.Module,
-    example: Tensor,
-    cut: CutRecipe = CUT,
-    critic: CriticRecipe = CRITIC,
-    task: TaskName = "classification",
-    weight_copies: int = 0,
-    peers: Peers = NO_PEERS,
-) -> tuple[str, ...]:
-    """Return the places after which `LCTNetwork.cut` cuts, chosen for a batch like `example` (`choice.best_cuts`)."""
-    if cut.groups == 1 and not cut.shares:
-        return ()
-    trace = Trace.of(model)
-    of_depth = critic_makers(trace, example, critic, task)
-    if cut.shares:
-        makers = [of_depth(depth) for depth in critics.depths(critic, len(cut.shares))]
-        return cuts_at_shares(trace, example, cut.shares, makers)
-    most = len(trace.candidates) + 1
-    groups = cut.groups or (min(DEFAULT_GROUPS, most) if most > 1 else DEFAULT_GROUPS)
-    deepest = max(critics.depths(critic, groups - 1), key=lambda depth: depth or 0)
-    return best_cuts(trace, example, groups, cut.by, of_depth(deepest), weight_copies, peers)
-
-
-def critic_makers(
-    trace: Trace, example: Tensor, critic: CriticRecipe, task: TaskName = "classification"
-) -> Callable[[int | None], MakeCritic]:
-    """Return a function from a depth to the maker of critics of that depth behind the candidates of a trace."""
-    outputs = _outputs(trace.model, example)
-
-    def make(depth: int | None, k: int, hidden: Tensor, cost_behind: int) -> nn.Module:
-        hints = trace.hints(trace.candidates[k].name)
-        layout = critics.layout(hidden, task, square=critics.is_square(example), **hints)
-        return critics.build(critic.kind, hidden, outputs, task, depth, layout, critic.budget * cost_behind)
-
-    return lambda depth: partial(make, depth)
-
-
 def _groups(model: nn.Module, places: Sequence[str]) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
-    """Return the groups between the cuts, and hints about the tensor that crosses each cut (`critics.layout`)."""
+    """Return the groups between the cuts, and hints about the tensor that crosses each cut (`kinds.layout`)."""
     if odd := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
         raise PartitionError(f"The state '{odd}' of the network is no tensor and belongs to no group.")
     if not places:
@@ -178,6 +141,17 @@ def _groups(model: nn.Module, places: Sequence[str]) -> tuple[Sequence[nn.Module
     except PartitionError:
         return cut_children(model, places), [{} for _ in places]
     return cut_groups(trace, places), [trace.hints(place) for place in places]
+
+
+def _budgets(groups: Sequence[nn.Module], example: Tensor, cut: CutRecipe, critic: CriticRecipe) -> list[float]:
+    """Return the largest multiply-adds of each critic: what its exit's share leaves, or its share of what follows."""
+    amounts, _ = count_in_turn(groups, example)
+    *trunks, whole = accumulate(amounts)
+    targets = cut.targets(len(groups))
+    if not targets:
+        return [critic.budget * (whole - trunk) for trunk in trunks]
+    limits = [share * whole if share < 1 else share for share in targets]
+    return [limit - trunk for limit, trunk in zip(limits, trunks, strict=True)]
 
 
 def _crossing(groups: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
@@ -224,11 +198,6 @@ def _expect_answers(model: nn.Module) -> None:
             problem = "no projection, which ONNX lacks: proj_size=0, with a linear layer behind it"
         if problem:
             raise PartitionError(f"Expected the layer '{path}' ({type(layer).__name__}) to have {problem}.")
-
-
-def _outputs(model: nn.Module, example: Tensor) -> int:
-    with probing(model):
-        return model(example).shape[-1]
 
 
 def _copy(what: str, own: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:

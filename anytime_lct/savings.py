@@ -9,16 +9,14 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 
 from torch import Tensor, nn
 
 from anytime_lct.counting import component_costs
-from anytime_lct.critics import depths
-from anytime_lct.cutting.choice import exit_costs
+from anytime_lct.critics.places import CriticMakers, choose_exits
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import AnalysisError, CountWarning, CriticError, PartitionError
-from anytime_lct.network import LCTNetwork, critic_makers
+from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import DEFAULT_GROUPS, CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
 
@@ -112,57 +110,24 @@ def _remedies(
         trace = Trace.of(model)
     except PartitionError:  # it is cut by the names of its children
         return
-    tables = {flag: _Tables(trace, example, kind, task) for flag, kind in kinds.items()}
+    makers = {flag: CriticMakers(trace, example, kind, task) for flag, kind in kinds.items()}
     exits = len(cut.places or cut.shares) or (cut.groups or DEFAULT_GROUPS) - 1
     for count in range(min(exits, len(trace.candidates)), 0, -1):
-        for flag, table in tables.items():
-            for targets in _targets(table.of(count)):
+        for flag, maker in makers.items():
+            for targets in _targets(maker, count):
                 flags = f"--set cut.shares={','.join(f'{share:g}' for share in targets)} {flag}"
-                if costs := _at_shares(table.of(count), targets):
-                    yield flags.strip(), costs
+                with suppress(PartitionError, CriticError):
+                    chosen = choose_exits(maker, targets)
+                    yield flags.strip(), [*(choice.cost for choice in chosen), maker.trunks.whole]
 
 
-class _Tables:
-    """What an exit behind each candidate of a trace costs, and the main network, by the depth of its critic."""
-
-    def __init__(self, trace: Trace, example: Tensor, critic: CriticRecipe, task: TaskName) -> None:
-        self._critic, of_depth = critic, critic_makers(trace, example, critic, task)
-        self._table = cache(lambda depth: exit_costs(trace, example, of_depth(depth)))
-
-    def of(self, count: int) -> list[list[int]]:
-        """Return a table for each of `count` exits; raises CriticError."""
-        return [self._table(depth) for depth in depths(self._critic, count)]
-
-
-def _targets(tables: Sequence[Sequence[int]]) -> Iterator[tuple[float, ...]]:
-    """Yield shares, one for each table: even ones, then those of the places that come closest to them."""
-    even = [number / (len(tables) + 1) for number in range(1, len(tables) + 1)]
+def _targets(makers: CriticMakers, count: int) -> Iterator[tuple[float, ...]]:
+    """Yield shares of `count` exits: even ones, then those of the exits that come closest to them."""
+    even = CutRecipe().targets(count + 1)
     yield tuple(round(share, 2) for share in even)
-    targets: list[float] = []
-    for table, share, later in zip(tables, even, range(len(tables) - 1, -1, -1), strict=True):
-        choices = _rising(shares(table), targets[-1] if targets else 0.0)
-        if len(choices) <= later:
-            return
-        targets.append(min(choices[: len(choices) - later], key=lambda choice: abs(choice - share)))
-    for digits in DIGITS:
-        yield tuple(math.ceil(share * 10**digits) / 10**digits for share in targets)
-
-
-def _rising(table: Sequence[float], above: float) -> list[float]:
-    """Return the shares of exits, larger than `above`, that save enough and cost less than all behind them."""
-    return [share for k, share in enumerate(table[:-1]) if above < share <= MOST and share < min(table[k + 1 :])]
-
-
-def _at_shares(tables: Sequence[Sequence[int]], targets: Sequence[float]) -> list[int]:
-    """Return what the exits at some shares cost, and the main network, or [] where one has no place.
-
-    Each is the last place within its share, as `choice.cuts_at_shares` chooses.
-    """
-    costs, position = list[int](), -1
-    for (*amounts, main), share in zip(tables, targets, strict=True):
-        fitting = [k for k in range(position + 1, len(amounts)) if amounts[k] <= share * main]
-        if not fitting:
-            return []
-        position = fitting[-1]
-        costs.append(amounts[position])
-    return [*costs, tables[-1][-1]]
+    with suppress(PartitionError, CriticError):
+        closest = choose_exits(makers, even, strict=False)
+        for digits in DIGITS:
+            share = [math.ceil(choice.cost / makers.trunks.whole * 10**digits) / 10**digits for choice in closest]
+            if share == sorted(set(share)) and share[-1] < 1:
+                yield tuple(share)

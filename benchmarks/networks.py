@@ -24,8 +24,8 @@ import torch
 from measuring import RESULTS, write
 from torch import Tensor, nn
 
-from anytime_lct import critics
 from anytime_lct.counting import component_costs
+from anytime_lct.critics import kinds
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import LCTError
 from anytime_lct.exits.profile import Exit, Profile, Quality
@@ -148,7 +148,7 @@ def survey(name: str) -> dict[str, Any]:
                 "whole": sorted({type(model.get_submodule(path)).__name__ for path in trace.recording.whole}),
             }
             crosses = {
-                critics.layout(torch.empty(2, *shape), **trace.hints(place))
+                kinds.layout(torch.empty(2, *shape), **trace.hints(place))
                 for place, shape in zip(network.places, network.shapes, strict=True)
             }
             row[f"cut_in_{num_groups}"] = {

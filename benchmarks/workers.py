@@ -34,8 +34,8 @@ from measuring import RESULTS, write
 from simulator import Group, Stage, Wire, local_critics, pipelined, run
 from workers_process import facts_of
 
+from anytime_lct.critics.places import choose_places
 from anytime_lct.models import networks as models
-from anytime_lct.network import choose_places
 from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.training.memory import keep_freed_memory
 

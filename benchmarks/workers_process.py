@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from anytime_lct.critics.places import choose_places
 from anytime_lct.cutting.seconds import Peers
 from anytime_lct.models import networks as models
-from anytime_lct.network import choose_places
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import CutRecipe, Recipe
 from anytime_lct.run_folder.build import build_network, example_input

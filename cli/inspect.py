@@ -59,6 +59,7 @@ def inspect(
     from anytime_lct.analysis.inspection import inspect as inspect_network
     from anytime_lct.cli.screen import say, screen
     from anytime_lct.cli.train import shares_of
+    from anytime_lct.critics.places import kind_of
     from anytime_lct.models import networks
     from anytime_lct.recipes import reading
     from anytime_lct.recipes.recipe import CutRecipe
@@ -77,7 +78,8 @@ def inspect(
     network, example = networks.build(model, shape, classes, **tables["model"]), example_input(facts)
     inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)
     costs, ends = [part.exit.flops for part in inspection.parts], [part.ends for part in inspection.parts[:-1]]
-    there = CutRecipe(places=tuple(ends), groups=len(inspection.parts))  # as the command below cuts
+    targets = recipe.cut.targets(len(inspection.parts))
+    there = CutRecipe(places=tuple(ends), shares=targets, groups=len(inspection.parts))  # as the command below cuts
     difference = None
     if export:
         from anytime_lct.export.write import try_export
@@ -116,9 +118,10 @@ def inspect(
         )
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    cuts = ",".join(ends)
+    cuts, budgets = ",".join(ends), ",".join(f"{share:.4g}" for share in targets)
     keys = [text for text in settings or [] if text.strip().startswith(("model.", "critic.depth"))]
-    keys += [f"cut.places={cuts}" if cuts else "cut.groups=1", f"critic.kind={recipe.critic.kind}"]
+    keys += [f"cut.places={cuts}" if cuts else "cut.groups=1", *([f"cut.shares={budgets}"] if targets else [])]
+    keys += [f"critic.kind={kind_of(network, recipe.critic)}"]
     set_flags = " ".join(f"--set {shlex.quote(key)}" for key in keys)
     console.print(
         f"Next, on data with inputs of {input_}: anytime-lct train --data DATA --model {model} {set_flags}",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from anytime_lct import critics
+from anytime_lct.critics import kinds
 from anytime_lct.cutting.groups import cut_groups
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CriticError, PartitionError
@@ -129,12 +129,12 @@ def test_what_crosses_begins_with_the_batch():
     ],
 )
 def test_what_crosses_is_told_by_shape_and_by_what_follows(shape, linear_next, expected):
-    assert critics.layout(torch.zeros(2, *shape), linear_next=linear_next) == expected
+    assert kinds.layout(torch.zeros(2, *shape), linear_next=linear_next) == expected
 
 
 def test_maps_of_images_that_are_not_square_are_told_by_what_follows():
-    assert critics.layout(torch.zeros(2, 16, 16, 32), square=False) == "map"
-    assert critics.layout(torch.zeros(2, 32, 16, 16), square=False, linear_next=True) == "channels-last map"
+    assert kinds.layout(torch.zeros(2, 16, 16, 32), square=False) == "map"
+    assert kinds.layout(torch.zeros(2, 32, 16, 16), square=False, linear_next=True) == "channels-last map"
     network = LCTNetwork.cut(
         models.build("resnet", (3, 16, 32), 10, depth=8), torch.zeros(2, 3, 16, 32), CutRecipe(groups=4)
     )
@@ -168,7 +168,7 @@ def small_vit() -> nn.Module:
     ],
 )
 def test_critics_of_tokens_have_these_sizes(kind, depth, parameters):
-    critic = critics.build(kind, torch.zeros(2, 5, 12), 10, depth=depth)
+    critic = kinds.build(kind, torch.zeros(2, 5, 12), 10, depth=depth)
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.zeros(2, 5, 12)).shape == (2, 10)
 
@@ -176,16 +176,16 @@ def test_critics_of_tokens_have_these_sizes(kind, depth, parameters):
 @pytest.mark.parametrize("kind", ["slim", "residual", "paper", "paper-imagenet"])
 def test_a_channels_last_map_has_the_critic_of_the_map(kind):
     torch.manual_seed(0)
-    critic = critics.build(kind, torch.zeros(2, 9, 9, 24), 10).eval()
+    critic = kinds.build(kind, torch.zeros(2, 9, 9, 24), 10).eval()
     torch.manual_seed(0)
-    of_map = critics.build(kind, torch.zeros(2, 24, 9, 9), 10).eval()
+    of_map = kinds.build(kind, torch.zeros(2, 24, 9, 9), 10).eval()
     x = torch.randn(2, 24, 9, 9)
     torch.testing.assert_close(critic(x.permute(0, 2, 3, 1).contiguous()), of_map(x))
 
 
 def test_a_critic_for_maps_alone_says_so():
     with pytest.raises(CriticError, match=r"\(2, 5, 12\) \(tokens\).*cut where a map"):
-        critics.build("paper-imagenet", torch.zeros(2, 5, 12), 10)
+        kinds.build("paper-imagenet", torch.zeros(2, 5, 12), 10)
 
 
 class Checking(nn.Module):

@@ -16,7 +16,7 @@ from torchvision import models as torchvision_models
 from torchvision.ops import DeformConv2d
 
 from anytime_lct.counting import component_costs, count
-from anytime_lct.cutting.choice import exit_costs
+from anytime_lct.critics.places import CriticMakers, choose_exits
 from anytime_lct.cutting.costs import on_meta
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import AnalysisError, CountWarning
@@ -272,18 +272,15 @@ def test_every_network_of_the_survey_has_the_multiply_adds_that_torch_counts(nam
 
 @pytest.mark.parametrize("kind", ["slim", "residual"])
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t"])
-def test_an_exit_is_placed_by_the_multiply_adds_that_its_profile_will_have(name: str, kind: CriticKind, monkeypatch):
+def test_an_exit_is_chosen_by_the_multiply_adds_that_its_profile_will_have(name: str, kind: CriticKind):
     with Zeros():
         model, example = models.build(f"torchvision:{name}", (3, 64, 64), 10), torch.zeros(2, 3, 64, 64)
-    critic, amounts = CriticRecipe(kind=kind, depth=1), list[int]()
-
-    def remembered(*args):
-        amounts[:] = exit_costs(*args)
-        return amounts
-
-    monkeypatch.setattr("anytime_lct.cutting.choice.exit_costs", remembered)
+    critic = CriticRecipe(kind=kind, depth=1)
+    makers = CriticMakers(Trace.of(model), example, critic)
+    (choice,) = choose_exits(makers, [0.75])
     network = LCTNetwork.cut(model, example, CutRecipe(shares=(0.75,)), critic)
-    k = [cut.name for cut in Trace.of(model).candidates].index(network.places[0])
+    assert network.places == (makers.trunks.names[choice.index],)
     groups, critics = component_costs(network.groups, network.critics, example[:1])
-    assert (groups[0] + critics[0]).flops == amounts[k] <= 0.75 * amounts[-1]
-    assert sum(groups, start=Cost(flops=0, params=0)).flops == amounts[-1]
+    assert (groups[0].flops, critics[0].flops) == (choice.trunk, choice.critic)
+    assert choice.cost <= 0.75 * makers.trunks.whole
+    assert sum(groups, start=Cost(flops=0, params=0)).flops == makers.trunks.whole

@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
-from anytime_lct import counting, critics
+from anytime_lct import counting
 from anytime_lct.analysis.inspection import inspect
+from anytime_lct.critics import kinds
 from anytime_lct.errors import CheckpointError, CriticError, PartitionError
 from anytime_lct.evaluation import evaluate
 from anytime_lct.models import networks as models
@@ -22,7 +23,7 @@ def small(num_groups: int = 3, **options) -> LCTNetwork:
     return LCTNetwork.cut(
         models.build("resnet", (1, 8, 8), 10, depth=8, width=4),
         torch.zeros(2, 1, 8, 8),
-        CutRecipe(groups=num_groups),
+        CutRecipe(groups=num_groups, by="layers"),
         **options,
     )
 
@@ -107,13 +108,13 @@ def test_every_critic_can_have_its_own_depth():
     ],
 )
 def test_critics_have_the_papers_sizes(kind, shape, outputs, parameters):
-    critic = critics.build(kind, torch.zeros(2, *shape), outputs)
+    critic = kinds.build(kind, torch.zeros(2, *shape), outputs)
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.zeros(2, *shape)).shape == (2, outputs)
 
 
 def test_critics_for_text_are_linear_at_every_step():
-    critic = critics.build("paper", torch.zeros(2, 7, 600), 50, "language-model")
+    critic = kinds.build("paper", torch.zeros(2, 7, 600), 50, "language-model")
     assert sum(p.numel() for p in critic.parameters()) == 600 * 50 + 50
     assert critic(torch.zeros(2, 7, 600)).shape == (2, 7, 50)
 
@@ -132,13 +133,13 @@ def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weigh
     hidden, whole = torch.zeros(2, 64, 16, 16), []
     for budget in (None, 40_000_000, 3_000_000):  # the widest costs some 34 M a sample
         torch.manual_seed(5)
-        whole.append(critics.build("residual", hidden, 10, budget=budget))
+        whole.append(kinds.build("residual", hidden, 10, depth=2, budget=budget))
     free, roomy, tight = (critic.state_dict() for critic in whole)
     assert all(torch.equal(free[name], roomy[name]) for name in free)
     costs = [counting.count(critic, hidden[:1]).flops for critic in whole]
     assert costs[0] == costs[1] > 3_000_000 >= costs[2] > 1_000_000
     assert tight["0.conv1.weight"].shape == (24, 64, 3, 3)
-    pooled = critics.build("residual", hidden, 10, budget=10_000)
+    pooled = kinds.build("residual", hidden, 10, budget=10_000)
     assert [type(layer) for layer in pooled] == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
 
 
@@ -153,7 +154,7 @@ def test_residual_critics_narrow_only_where_they_have_to_and_draw_the_same_weigh
 )
 def test_critics_that_do_not_suit_are_refused(kind, shape, task, says):
     with pytest.raises(CriticError, match=says):
-        critics.build(kind, torch.zeros(2, *shape), 10, task)
+        kinds.build(kind, torch.zeros(2, *shape), 10, task)
 
 
 def test_an_exit_out_of_range_is_refused():

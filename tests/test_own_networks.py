@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,15 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from anytime_lct.cli.main import run as program
-from anytime_lct.cutting.choice import cuts_at_shares, exit_costs
-from anytime_lct.cutting.trace import Trace
 from anytime_lct.data import datasets
 from anytime_lct.errors import CheckpointError, DataError, ModelError, PartitionError, RecipeError
 from anytime_lct.models import networks, weights
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes import recipe as recipes
-from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
+from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.run_folder import checkpoint, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
@@ -464,45 +460,11 @@ def test_exits_are_fitted_behind_a_network_that_stays_to_the_bit(loss, file, tmp
         torch.testing.assert_close(opened.critics_state()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_exits_cost_at_most_their_shares_and_none_deeper_would_fit():
-    model, example = torchvision.models.resnet18(num_classes=10), torch.zeros(2, 3, 64, 64)
-    traced, shares = Trace.of(model), (0.2, 0.5, 0.8)
-    network = LCTNetwork.cut(model, example, CutRecipe(shares=shares), CriticRecipe(kind="slim"))
-    names = [cut.name for cut in traced.candidates]
-
-    def cost(module, x):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module.eval()(x)
-        return counter.get_total_flops() // 2
-
-    whole = cost(network.sub_model(4), example)
-    for i, share in enumerate(shares, start=1):
-        assert cost(network.sub_model(i), example) <= share * whole
-        deeper = names[names.index(network.places[i - 1]) + 1]
-        longer = LCTNetwork.cut(model, example, CutRecipe(places=(deeper,)), CriticRecipe(kind="slim"))
-        assert cost(longer.sub_model(1), example) > share * whole
-
-
-def test_shares_without_room_say_what_the_cheapest_exit_takes():
-    traced, example = Trace.of(torchvision.models.resnet18(num_classes=10)), torch.zeros(2, 3, 64, 64)
-    none = [lambda *cut: None]
-    *exits, whole = exit_costs(traced, example, none[0])
-    with pytest.raises(PartitionError, match=re.escape(f"after 'maxpool', takes {exits[0] / whole:.1%}")):
-        cuts_at_shares(traced, example, [0.01], none)
-    with pytest.raises(PartitionError, match=f"within 1,000 multiply-adds, .* takes {exits[0]:,} with"):
-        cuts_at_shares(traced, example, [1000], none)
-    assert cuts_at_shares(traced, example, [float(exits[3])], none) == cuts_at_shares(
-        traced, example, [exits[3] / whole], none
-    )
-    with pytest.raises(PartitionError, match="exit 2 within"):
-        cuts_at_shares(traced, example, [0.98, 0.99], none * 2)
-
-
 @pytest.mark.parametrize(
     ("cut", "says"),
     [
         ({"shares": [0.5, 0.2]}, "rise from exit to exit"),
-        ({"shares": [0.5], "places": ["a"]}, "both say where to cut"),
+        ({"shares": [0.5], "places": ["a", "b"]}, "1 shares make 2 groups"),
         ({"shares": [0.2, 0.5], "groups": 2}, "2 shares make 3 groups"),
         ({"shares": [1.5]}, "less than 1"),
     ],
@@ -545,7 +507,7 @@ def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, m
         (["--budget-flops", "half"], "like 20%,40%,70% of the main network's multiply-adds, or 20M,30M, got 'half'"),
         (["--groups", "4", "--set", "cut.groups=2"], "one value for cut.groups, got 2 by --set and 4 by its own flag"),
         (["--set", "train.seed=1", "--set", "train.seed=2"], "one value for train.seed, got 2 by --set and 1 by anoth"),
-        (["--set", "cut.by=evenly"], "'evenly': input should be 'layers', 'balanced', 'measured' or 'memory'."),
+        (["--set", "cut.by=evenly"], "'evenly': input should be 'shares', 'layers'."),
         (["--budget-flops", "0.5", "--groups", "4"], "1 shares make 2 groups, but groups = 4"),
         (["--method", "post-hoc"], "There is no training method 'post-hoc'; did you mean posthoc?"),
         (["--model", "squeezenet1_1"], "no network 'squeezenet1_1'; did you mean torchvision:squeezenet1_1?"),

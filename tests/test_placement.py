@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from anytime_lct import critics
+from anytime_lct.critics import kinds
 from anytime_lct.cutting import choice, costs, seconds
 from anytime_lct.cutting.groups import cut_groups
 from anytime_lct.cutting.trace import Trace
@@ -131,7 +131,7 @@ def test_groups_placed_have_the_smallest_maximum_with_their_critics(by, weight_c
     trace = Trace.of(model)
 
     def critic(k, hidden, follows):
-        return critics.build("slim", hidden, 10) if hidden.dim() == 4 else None
+        return kinds.build("slim", hidden, 10) if hidden.dim() == 4 else None
 
     measured = {}
 
@@ -230,7 +230,7 @@ def test_the_network_is_left_as_it_was():
     random_state = torch.get_rng_state()
     trace = Trace.of(model)
     for by in ("balanced", "memory"):
-        choice.best_cuts(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda k, h, follows: critics.build("slim", h, 10))
+        choice.best_cuts(trace, torch.zeros(1, 1, 8, 8), 3, by, lambda k, h, follows: kinds.build("slim", h, 10))
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -16,7 +16,7 @@ def test_defaults_of_images_and_text():
     images = reading.complete({"data": {"name": "cifar10"}})
     assert (images.rule.form, images.rule.matching, images.rule.critic_loss) == ("per-sample", "l1", "cross-entropy")
     assert images.groups_schedule.name == "one-cycle" and images.critics_schedule == images.groups_schedule
-    assert (images.critic.kind, images.groups.lr, images.train.clip_norm) == ("residual", None, None)
+    assert (images.critic.kind, images.groups.lr, images.train.clip_norm) == (None, None, None)
     text = reading.complete({"data": {"name": "text"}})
     assert (text.groups.name, text.groups.lr, text.train.clip_norm, text.cut.groups) == ("adam", 2.7e-3, 1.0, 2)
     own = reading.complete({"data": {"name": "text"}, "model": {"name": "own.py:make"}})
@@ -64,8 +64,8 @@ def test_options_of_a_default_optimizer_do_not_pass_to_another():
 
 
 def test_entries_that_do_not_go_together_are_refused_in_a_sentence():
-    with pytest.raises(RecipeError, match=r"^The recipe contradicts itself: places and shares both say where"):
-        reading.complete({"cut": {"places": ["a"], "shares": [0.5]}})
+    with pytest.raises(RecipeError, match=r"^The recipe contradicts itself: 2 shares make 3 groups, but groups = 2"):
+        reading.complete({"cut": {"places": ["a"], "shares": [0.5, 0.7]}})
     with pytest.raises(RecipeError, match=r"^Expected data\.augment = none with method admm"):
         checked(reading.complete({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "train": {"method": "admm"}}))
 
@@ -122,8 +122,11 @@ def test_assignments_are_read_as_toml_or_bare_words(text, expected):
         ({"groups.lr": -0.1}, "groups.lr"),
         ({"groups.lr": float("nan")}, "groups.lr"),
         ({"critics.name": "lion"}, "'sgd', 'adam' or 'adamw'"),
-        ({"cut.by": "depth"}, "'cut.by' is 'depth': input should be 'layers', 'balanced', 'measured' or 'memory'"),
-        ({"critic.kind": "tiny"}, "'tiny': input should be 'slim', 'residual', 'paper' or 'paper-imagenet'"),
+        (
+            {"cut.by": "depth"},
+            "'cut.by' is 'depth': input should be 'shares', 'layers'",
+        ),
+        ({"critic.kind": "tiny"}, "'tiny': input should be 'slim', 'residual', 'paper', 'paper-imagenet' or 'own'"),
         ({"cut.groups": 3, "cut.places": ["a"]}, "1 places make 2 groups"),
         ({"rule.form": "per_sample"}, "per-sample"),
         ({"epochs": 3}, "train.epochs=10"),

@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import critics
 from anytime_lct.counting import component_costs, count_in_turn
+from anytime_lct.critics import kinds
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
@@ -81,9 +81,9 @@ def inspect(
         trace, whole = None, {type(model).__name__: str(error)}
     else:
         whole = trace.recording.whole
-    square = critics.is_square(example)
+    square = kinds.is_square(example)
     layouts = [
-        critics.layout(torch.empty(2, *shape), task, square=square, **(trace.hints(place) if trace else {}))
+        kinds.layout(torch.empty(2, *shape), task, square=square, **(trace.hints(place) if trace else {}))
         for place, shape in zip(network.places, network.shapes, strict=True)
     ]
     of_groups, of_critics = component_costs(network.groups, network.critics, example[:1])  # type: ignore[arg-type]
@@ -105,13 +105,13 @@ def inspect(
 
 
 def _candidates(trace: Trace, example: Tensor, task: TaskName) -> list[CandidateCut]:
-    steps, square = example.shape[1] if task == "language-model" else 1, critics.is_square(example)
+    steps, square = example.shape[1] if task == "language-model" else 1, kinds.is_square(example)
     parts = segments(trace, [cut.position for cut in trace.candidates])[:-1]
     amounts, crossing = count_in_turn(parts, example)
     return [
         CandidateCut(
             name=cut.name,
-            crosses=critics.layout(h, task, square=square, **trace.hints(cut.name)),
+            crosses=kinds.layout(h, task, square=square, **trace.hints(cut.name)),
             shape=tuple(h.shape[1:]),
             flops=total // steps,
         )

@@ -1,4 +1,4 @@
-"""Where to cut, and which worker owns which groups: the optimal choice by layers, training cost, time or memory.
+"""Balanced groups, and which worker owns which: the optimal choice by layers, training cost, time or memory.
 
 The candidates cut a network into S segments. A group is a run of segments, so that dynamic programming finds the best
 N-1 candidates from a table of the costs of segments a..b-1 as one group (`costs`). The same algorithm chooses which
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-from anytime_lct.counting import count_in_turn
 from anytime_lct.cutting import costs, seconds
-from anytime_lct.cutting.costs import MakeCritic, Table, measuring
+from anytime_lct.cutting.costs import MakeCritic, Table
 from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.seconds import NO_PEERS, Peers
 from anytime_lct.cutting.trace import Trace, listed
@@ -47,11 +46,7 @@ def best_cuts(
     >>> best_cuts(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), 3, "layers", lambda *cut: None)
     ('layer2.0', 'layer3.1')
     """
-    if not 1 <= num_groups <= len(trace.candidates) + 1:
-        raise PartitionError(
-            f"Expected from 1 to {len(trace.candidates) + 1} layer groups, got {num_groups}; the network "
-            f"can be cut after {listed(trace.candidates)}{_obstacles(trace)}."
-        )
+    expect_places(trace, num_groups)
     if num_groups == 1:
         return ()
     if by == "layers":
@@ -63,6 +58,15 @@ def best_cuts(
     if by == "measured":
         bounds = _corrected(trace, example, num_groups, table, bounds, critic, peers)
     return tuple(trace.candidates[k - 1].name for k in bounds)
+
+
+def expect_places(trace: Trace, num_groups: int) -> None:
+    """Raise PartitionError where a network has fewer places to cut after than `num_groups` groups need."""
+    if not 1 <= num_groups <= len(trace.candidates) + 1:
+        raise PartitionError(
+            f"Expected from 1 to {len(trace.candidates) + 1} layer groups, got {num_groups}; the network "
+            f"can be cut after {listed(trace.candidates)}{_obstacles(trace)}."
+        )
 
 
 def _obstacles(trace: Trace) -> str:
@@ -153,7 +157,7 @@ def worker_costs(
     N = len(groups)
     own_critics = [*critics, *[None] * (N - len(critics))]
     single = _table(
-        groups, lambda k, hidden, cost_behind: own_critics[k], example, "balanced" if by == "layers" else by
+        groups, lambda k, hidden, cost_behind: own_critics[k], example, "balanced" if by in ("layers", "shares") else by
     )
     alone = [single[k][k + 1] for k in range(N)]
     if by != "memory":
@@ -195,50 +199,3 @@ def spread(table: Table, workers: int) -> tuple[int, ...]:
             f"raise --groups."
         )
     return (0, *best_bounds(table, workers, minimax=True), num_groups)
-
-
-def cuts_at_shares(
-    trace: Trace, example: Tensor, shares: Sequence[float], critics: Sequence[MakeCritic]
-) -> tuple[str, ...]:
-    """Choose for each exit the last place where it costs at most its share of the main network's multiply-adds.
-
-    A number above 1 is no share, but multiply-adds. An exit costs the groups up to it and its critic, as in the
-    profile; `critics` has one maker per exit. Raises PartitionError where no place is left within a share.
-
-    >>> cuts_at_shares(Trace.of(resnet18()), torch.zeros(2, 3, 64, 64), [0.3, 0.6], [lambda *cut: None] * 2)
-    ('layer1', 'layer3.0')
-    """
-    cuts: list[int] = []
-    for share, critic in zip(shares, critics, strict=True):
-        *amounts, whole = exit_costs(trace, example, critic)
-        later = range(cuts[-1] + 1 if cuts else 0, len(amounts))
-        fitting = [k for k in later if amounts[k] <= (share * whole if share < 1 else share)]
-        if not fitting:
-            cheapest = min(later, key=lambda k: amounts[k], default=None)
-            hint = "the network has no place left to cut after"
-            if cheapest is not None:
-                name = trace.candidates[cheapest].name
-                need = f"{amounts[cheapest] / whole:.1%}" if share < 1 else f"{amounts[cheapest]:,}"
-                hint = f"the cheapest, after '{name}', takes {need} with its critic"
-            limit = f"{share:.1%} of the main network's multiply-adds" if share < 1 else f"{share:,.0f} multiply-adds"
-            raise PartitionError(
-                f"Expected room for exit {len(cuts) + 1} within {limit}, but {hint}; raise the budget, or choose a "
-                f"cheaper critic, for example slim."
-            )
-        cuts.append(fitting[-1])
-    return tuple(trace.candidates[k].name for k in cuts)
-
-
-def exit_costs(trace: Trace, example: Tensor, critic: MakeCritic) -> list[int]:
-    """Return the multiply-adds per sample of an exit behind each candidate, critic included, and of the whole network.
-
-    They are the profile's (`counting`).
-    """
-    with measuring(example, without_values=False):
-        amounts, outputs = count_in_turn(segments(trace, [cut.position for cut in trace.candidates]), example)
-        totals = list(accumulate(amounts))
-        critic_costs = [0] * len(amounts)
-        for k, hidden in enumerate(outputs[:-1]):
-            module = critic(k, hidden, totals[-1] - totals[k])
-            critic_costs[k] = 0 if module is None else count_in_turn([module], hidden)[0][0]
-    return [total + cost for total, cost in zip(totals, critic_costs, strict=True)]

@@ -14,6 +14,7 @@ IMAGES: dict[str, Any] = {
 }
 TEXTS: dict[str, Any] = {
     "data": {"validation": 0.05},
+    "cut": {"by": "layers"},
     "model": {"name": "lstm", "layers": 2, "units": 256, "embedding": 64},
     "train": {"epochs": 10},
     "rule": {"critic_loss": "cross-entropy"},

@@ -11,8 +11,8 @@ from anytime_lct.recipes.sentences import sentence
 
 # Every closed choice has its type here, once.
 Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
-Strategy = Literal["layers", "balanced", "measured", "memory"]
-CriticKind = Literal["slim", "residual", "paper", "paper-imagenet"]
+Strategy = Literal["shares", "layers", "balanced", "measured", "memory"]
+CriticKind = Literal["slim", "residual", "paper", "paper-imagenet", "own"]
 Form = Literal["per-sample", "scalar"]
 Matching = Literal["l1", "l2", "smooth-l1"]
 CriticLoss = Literal["paper", "mixed", "cross-entropy"]
@@ -90,12 +90,11 @@ class ModelRecipe(Section):
 
 
 class CutRecipe(Section):
-    """Where a network is cut: into `groups` by a strategy, after named `places`, or for exits at `shares` of its cost.
+    """Where a network is cut: for exits at `shares` of its cost, after named `places`, or by a strategy.
 
-    A share is a number below 1, of the main network's multiply-adds; a larger number is multiply-adds. Places and
-    shares determine the number of groups; without them it is 4 by default, or as many as the network can be cut into
-    where that is less. `spread` is the cost that is balanced between workers; by default that of `by`, or training cost
-    where `by` is layers.
+    A share is a number below 1, of the main network's multiply-adds; a larger number is multiply-adds. Shares beside
+    places size the critics there. Places and shares determine the number of groups; without them it is 4 by default, or
+    as many as the network can be cut into where that is less.
 
     >>> CutRecipe(shares=(0.4, 0.7)).groups
     3
@@ -103,14 +102,25 @@ class CutRecipe(Section):
 
     groups: Count | None = None
     """Number of layer groups N; by default that of `places` or `shares`, else 4, or what the network has."""
-    by: Strategy = "layers"
-    """What is balanced between groups: layers, multiply-adds (balanced), seconds (measured) or memory for backward."""
+    by: Strategy = "shares"
+    """Exits at even shares of the cost (shares), or what is balanced between groups: layers, multiply-adds (balanced),
+    seconds (measured) or memory for backward."""
     places: tuple[str, ...] = ()
     """Names of modules after which to cut, instead of a strategy."""
     shares: tuple[ExitBudget, ...] = ()
-    """Budgets of the exits, as shares of the main network's multiply-adds, or as multiply-adds."""
+    """Budgets of the exits, as shares of the main network's multiply-adds, or as multiply-adds; by default even."""
     spread: Literal["balanced", "measured", "memory"] | None = None
-    """What is balanced between workers; by default as `by`, or training multiply-adds where that is layers."""
+    """What is balanced between workers; by default as `by`, or multiply-adds where that is layers or shares."""
+
+    def targets(self, groups: int) -> tuple[float, ...]:
+        """Return the share of each exit before the main network's own, () where exits have none.
+
+        >>> CutRecipe().targets(4)
+        (0.25, 0.5, 0.75)
+        """
+        if self.shares or self.by != "shares" or self.places:
+            return self.shares
+        return tuple(number / groups for number in range(1, groups))
 
     @model_validator(mode="before")
     @classmethod
@@ -126,8 +136,6 @@ class CutRecipe(Section):
 
     @model_validator(mode="after")
     def _check_cuts(self) -> CutRecipe:
-        if self.places and self.shares:
-            raise ValueError("places and shares both say where to cut; leave one of them out")
         for kind in ([s for s in self.shares if s < 1], [s for s in self.shares if s > 1]):
             if kind != sorted(set(kind)):
                 raise ValueError("shares rise from exit to exit, as in [0.2, 0.4, 0.7]")
@@ -142,15 +150,18 @@ class CutRecipe(Section):
 class CriticRecipe(Section):
     """The critics behind the cuts: their kind, and their depth, one for all or one for each.
 
-    `budget` is the largest cost of a residual critic, as a share of the multiply-adds of the groups behind its cut.
+    Residual critics on maps have a budget: where exits have shares, what the groups before the cut leave of it, and
+    otherwise `budget`. `share` decides where to cut then: for a part of the exit's cost that its critic takes.
     """
 
-    kind: CriticKind = "residual"
-    """Architecture of the critics."""
+    kind: CriticKind | None = None
+    """Architecture of the critics; by default the network's own where it brings exits, and else residual."""
     depth: Count | tuple[Count, ...] | None = None
     """Layers of a critic: one number for all, or one for each; by default what suits its kind and its input."""
     budget: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 3
-    """Largest cost of a residual critic on maps, as a share of that of the groups behind its cut."""
+    """Largest cost of a residual critic on maps, as a share of that of the groups behind its cut, without shares."""
+    share: Fraction = 0.6
+    """Part of an exit's cost that its critic takes, about, where exits have shares."""
 
 
 class RuleRecipe(Section):

@@ -46,9 +46,13 @@ def make_run(
     parts = [setting.key, method, *([f"n{groups - 1}"] if groups > 1 else []), *([tag] if tag else [])]
     method_tables: dict[str, dict[str, Any]] = {"train": {"method": method}}
     if groups > 1:
-        method_tables["cut"] = {"groups": groups, "places": setting.paper_places if groups == 4 else ()}
-    layers = [setting.tables, setting.methods.get(method, {}), method_tables, overrides or {}]
-    return Run("-".join(parts), merged(*layers), **fields)
+        places = setting.paper_places if groups == 4 else ()
+        method_tables["cut"] = {"by": "layers", "groups": groups, "places": places}
+    tables = merged(setting.tables, setting.methods.get(method, {}), method_tables, overrides or {})
+    depths = tables.get("critic", {}).get("depth")
+    if isinstance(depths, list) and groups > 1:  # of the critics nearest to the output
+        tables["critic"]["depth"] = depths[-(groups - 1) :]
+    return Run("-".join(parts), tables, **fields)
 
 
 def _experiment(

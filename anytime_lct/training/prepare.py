@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct import savings
+from anytime_lct.critics.places import choose_places
 from anytime_lct.cutting.choice import spread, worker_costs
 from anytime_lct.cutting.seconds import Peers
 from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.errors import DataError, RecipeError
 from anytime_lct.modes import probing
-from anytime_lct.network import LCTNetwork, choose_places
+from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.fitting import fit, is_fitted
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
@@ -93,12 +94,14 @@ def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, 
     that recipe names the places.
     """
     row = row_of(recipe.train.method)
+    if not (row.exits or row.sub_network) and recipe.cut.by == "shares" and not recipe.cut.shares:
+        recipe = recipe.model_copy(update={"cut": recipe.cut.model_copy(update={"by": "layers"})})
     recipe = _with_places(recipe, data, team) if row.cuts else recipe
     network = build_network(recipe, data.facts, whole=not row.cuts)
     if row.cuts and recipe.train.exit is None:
         recipe = recipe.model_copy(update={"cut": recipe.cut.model_copy(update={"groups": network.num_groups})})
     if not team.bounds:
-        by = recipe.cut.spread or ("balanced" if recipe.cut.by == "layers" else recipe.cut.by)
+        by = recipe.cut.spread or ("balanced" if recipe.cut.by in ("layers", "shares") else recipe.cut.by)
         bounds = (0, network.num_groups)
         if team.workers > 1 and team.leads:
             rows = _rows(data, team) if by != "balanced" else 2

@@ -42,7 +42,8 @@ def try_export(recipe: Recipe, start: Start) -> str:
     from anytime_lct.export import write  # training processes do not need it
 
     begin = time.monotonic()
-    cut = recipe.cut.model_copy(update={"places": start.places, "shares": ()}) if start.places else recipe.cut
+    shares = recipe.cut.targets(len(start.places) + 1)
+    cut = recipe.cut.model_copy(update={"places": start.places, "shares": shares})
     try:
         network = build_network(recipe.model_copy(update={"cut": cut}), start.facts, compare=False)
         with torch.random.fork_rng(devices=[]):

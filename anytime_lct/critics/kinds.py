@@ -6,10 +6,9 @@
                     pooled to 8x8, flatten, linear
     slim            pool to 8x8, conv1x1, depth x [conv3x3],      linear             linear at every step
                     batch norm and ReLU after each, pool, linear
-    residual        basic blocks of stride 2 down to 8x8,         linear             3 x linear at every step
-                    twice as wide each, then of stride 1 up
-                    to depth blocks, pool, linear; as wide as
-                    its budget allows
+    residual        basic blocks down to 8x8 as wide as the       linear             3 x linear at every step
+                    budget allows, pool, linear (`residual`)
+    own             whatever the network's own method exit_head(place) makes
 
 Maps with channels last (B, H, W, C), as in Swin, are permuted to (B, C, H, W) first. Of tokens (B, T, C) a critic reads
 the mean and, where the network has one, the class token: slim and residual critics by layer norm and linear layers, the
@@ -17,34 +16,29 @@ paper's by linear layers.
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
-imitation of the groups behind it (as in Nokland and Eidnes 2019; Belilovsky et al. 2020), and its budget is a share of
-their multiply-adds, so that exits cost more from group to group and less than the main network. Where even 8 channels
-are over the budget, the map is pooled and read by a linear layer.
+imitation of the groups behind it (as in Nokland and Eidnes 2019; Belilovsky et al. 2020), within a budget.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Permute
 
-from anytime_lct.counting import count_in_turn
+from anytime_lct.critics.residual import ResidualPlan, plan
 from anytime_lct.errors import CriticError
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
 
 Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
+MAPS: tuple[Layout, ...] = ("map", "channels-last map")
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_MIN_WIDTH, SLIM_MAX_WIDTH = 32, 48
-RESIDUAL_MIN_WIDTH, RESIDUAL_MAX_WIDTHS = 32, (256, 192, 128, 96, 64, 48, 32, 24, 16, 8)
-RESIDUAL_BLOCKS, SEQUENCE_LAYERS = 2, 3  # measured: benchmarks/results/first_try.md, table5_small.md
+SEQUENCE_LAYERS = 3  # measured: benchmarks/results/table5_small.md
 POOLED_SIDE = 8
 
 
@@ -115,27 +109,30 @@ def build(
     """Make the critic that turns a tensor like `hidden` into `outputs` logits for every sample (or time step).
 
     `depth` counts 3x3 convolutions (residual: blocks of two) for maps and linear layers for all other tensors; by
-    default it is 1, but residual critics have 2 blocks for maps and 3 layers for sequences. `read_as` defaults to
-    `layout(hidden)`. `budget` is the largest number of multiply-adds per sample of a residual critic of a map: it is at
-    most 256 channels wide, and as wide as the budget allows. Raises CriticError where the kind is unknown or does not
-    suit the shape.
+    default it is 1, but residual critics have 3 layers for sequences, and for maps what their budget allows. `read_as`
+    defaults to `layout(hidden)`. `budget` is the largest number of multiply-adds per sample of a residual critic of a
+    map (`residual.plan`). Raises CriticError where the kind is unknown or does not suit the shape.
 
     >>> build("slim", torch.zeros(2, 256, 32, 32), outputs=10)(torch.zeros(2, 256, 32, 32)).shape
     torch.Size([2, 10])
     """
     if kind not in get_args(CriticKind):
         raise CriticError(f"Expected a critic of kind {', '.join(get_args(CriticKind))}, got '{kind}'.")
+    if kind == "own":
+        raise CriticError("Expected a network with a method exit_head(place) for critics of its own; choose residual.")
     read_as = read_as or layout(hidden, task)
-    if depth is None:
-        depth = _default_depth(kind, read_as)
-    if depth < 1:
+    if depth is not None and depth < 1:
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
+    if kind == "residual" and read_as in MAPS:
+        critic = _plan(hidden, outputs, depth, read_as, budget).build()
+        return critic if read_as == "map" else nn.Sequential(Permute([0, 3, 1, 2]), *critic)
+    depth = depth or (SEQUENCE_LAYERS if kind == "residual" and read_as == "sequence" else 1)
     if read_as == "map":
-        return _map(kind, hidden.shape, outputs, depth, budget)
+        channels, height, width = hidden.shape[1:]
+        return MAP_CRITICS[kind](channels, height, width, outputs, depth)
     if read_as == "channels-last map":
-        batch, height, width, channels = hidden.shape
-        shape = torch.Size([batch, channels, height, width])
-        return nn.Sequential(Permute([0, 3, 1, 2]), *_map(kind, shape, outputs, depth, budget))
+        height, width, channels = hidden.shape[1:]
+        return nn.Sequential(Permute([0, 3, 1, 2]), *MAP_CRITICS[kind](channels, height, width, outputs, depth))
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -146,10 +143,18 @@ def build(
     return _linear(hidden.shape[-1], outputs, depth)
 
 
-def _default_depth(kind: CriticKind, read_as: Layout) -> int:
-    if kind != "residual":
-        return 1
-    return {"map": RESIDUAL_BLOCKS, "channels-last map": RESIDUAL_BLOCKS, "sequence": SEQUENCE_LAYERS}.get(read_as, 1)
+def multiply_adds(
+    kind: CriticKind, hidden: Tensor, outputs: int, depth: int | None, read_as: Layout, budget: float
+) -> int | None:
+    """Return the multiply-adds per sample of a critic that follows its budget, None where it has no use for one."""
+    if kind != "residual" or read_as not in MAPS:
+        return None
+    return _plan(hidden, outputs, depth, read_as, budget).multiply_adds
+
+
+def _plan(hidden: Tensor, outputs: int, depth: int | None, read_as: Layout, budget: float | None) -> ResidualPlan:
+    first, second, third = hidden.shape[1:]
+    return plan((third, first, second) if read_as != "map" else (first, second, third), outputs, depth, budget)
 
 
 class ReadTokens(nn.Module):
@@ -175,24 +180,6 @@ def _linear(features: int, outputs: int, depth: int) -> nn.Sequential:
     for _ in range(depth - 1):
         layers += [nn.Linear(features, features), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(features, outputs))
-
-
-def _map(kind: CriticKind, shape: torch.Size, outputs: int, depth: int, budget: float | None) -> nn.Sequential:
-    channels, height, width = shape[1:]
-    if kind != "residual":
-        return MAP_CRITICS[kind](channels, height, width, outputs, depth)
-    make = partial(_residual, channels, height, width, outputs, depth)
-    if budget is None:
-        return make(RESIDUAL_MAX_WIDTHS[0])
-
-    def costs_too_much(max_width: int) -> bool:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            return count_in_turn([make(max_width)], torch.zeros(1, *shape[1:]))[0][0] > budget
-
-    first = bisect_left(RESIDUAL_MAX_WIDTHS, True, key=lambda max_width: not costs_too_much(max_width))
-    if first < len(RESIDUAL_MAX_WIDTHS):
-        return make(RESIDUAL_MAX_WIDTHS[first])
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
 def _paper(channels: int, height: int, width: int, outputs: int, depth: int) -> nn.Sequential:
@@ -221,20 +208,6 @@ def _slim(channels: int, height: int, width: int, outputs: int, depth: int) -> n
     for _ in range(depth):
         layers += [nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inner, outputs))
-
-
-def _residual(channels: int, height: int, width: int, outputs: int, depth: int, max_width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    side = min(height, width)
-    while side > POOLED_SIDE or len(layers) < depth:
-        stride = 2 if side > POOLED_SIDE else 1
-        inner = min(max_width, max(RESIDUAL_MIN_WIDTH, stride * channels))
-        shortcut = None
-        if stride > 1 or inner != channels:
-            shortcut = nn.Sequential(nn.Conv2d(channels, inner, 1, stride, bias=False), nn.BatchNorm2d(inner))
-        layers.append(BasicBlock(channels, inner, stride, shortcut))
-        channels, side = inner, -(-side // stride)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
 MAP_CRITICS: dict[str, Callable[[int, int, int, int, int], nn.Sequential]] = {

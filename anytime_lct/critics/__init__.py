@@ -1,0 +1,1 @@
+"""Local critics: their kinds, their sizes within a budget, and the cuts behind which they stand."""
