@@ -12,6 +12,7 @@ from torch import nn
 
 from anytime_lct.errors import ModelError
 from anytime_lct.models import others
+from anytime_lct.models.earlywide import earlywide
 from anytime_lct.models.lstm import lstm
 from anytime_lct.models.mlp import mlp
 from anytime_lct.models.resnet import BOTTLENECKS, bottleneck, small
@@ -21,6 +22,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": small,
     **{f"resnet{depth}": partial(small, depth=depth) for depth in (20, 32, 56)},
     **{f"resnet{depth}": partial(bottleneck, depth=depth) for depth in BOTTLENECKS},
+    "earlywide": earlywide,
     "lstm": lstm,
 }
 NAMES = tuple(MODELS)
@@ -28,7 +30,9 @@ OPTION_TEXTS = {
     "hidden": "Units of each hidden layer.",
     "dropout": "Share of units that are dropped in training.",
     "depth": "Layers.",
-    "width": "Channels of the first blocks.",
+    "width": "Channels of the first layer.",
+    "blocks": "Residual blocks of each part.",
+    "stride": "Stride of the first layer: a power of 2, or by the images' size (auto).",
     "stem": "First layers: for small images (cifar), large ones (imagenet), or by their size (auto).",
     "layers": "LSTM layers.",
     "units": "Units of an LSTM layer.",

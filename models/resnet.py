@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from anytime_lct.errors import ModelError
-from anytime_lct.models.options import expect_dropout
+from anytime_lct.models.options import expect_dropout, expect_image
 
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 182: (3, 8, 46, 3)}
 CIFAR_STEM_BELOW = 64
@@ -23,16 +23,14 @@ class SmallResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.layer1 = stage(width, width, blocks, stride=1)
+        self.layer2 = stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = stage(2 * width, 4 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.fc = nn.Linear(4 * width, outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -48,7 +46,7 @@ def small(
 
     `dropout` acts on the input of the classifier.
     """
-    channels, _, _ = _image("resnet", input_shape, smallest=4)
+    channels, _, _ = expect_image("resnet", input_shape, smallest=4)
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise ModelError(f"Expected a depth of 6n+2 layers (8, 14, 20, 32, 56 ..) for 'resnet', got {depth!r}.")
     if not isinstance(width, int) or width < 1:
@@ -69,7 +67,7 @@ def bottleneck(
     64x64) is a 3x3 convolution of stride 1 without max-pool, and the last map is flattened into the classifier, which
     follows from the parameter counts of Table VIII.
     """
-    channels, height, width = _image(f"resnet{depth}", input_shape, smallest=32 if stem == "imagenet" else 8)
+    channels, height, width = expect_image(f"resnet{depth}", input_shape, smallest=32 if stem == "imagenet" else 8)
     if stem not in ("auto", "cifar", "imagenet"):
         raise ModelError(f"Expected the stem cifar, imagenet or auto for 'resnet{depth}', got {stem!r}.")
     network = ResNet(Bottleneck, list(BOTTLENECKS[depth]), num_classes=outputs)
@@ -84,7 +82,8 @@ def bottleneck(
     return network
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+def stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    """Make basic blocks in a row, (B, inputs, H, W) to (B, outputs, H / stride, W / stride); the first strides."""
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -92,6 +91,13 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
         BasicBlock(inputs, outputs, stride, shortcut),
         *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)),
     )
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw the weights of all convolutions for ReLU units (He et al., 2015), from torch's random state."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            _he(module)
 
 
 def _he(convolution: nn.Conv2d) -> nn.Conv2d:
@@ -104,16 +110,3 @@ def _eighth(size: int) -> int:
     for _ in range(3):
         size = (size + 1) // 2
     return size
-
-
-def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
-    """Return (C, H, W); refuse text, and images that the network's strides would reduce below one pixel."""
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ModelError(f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
-    channels, height, width = input_shape
-    if min(height, width) < smallest:
-        raise ModelError(
-            f"The network '{name}' needs images of at least {smallest}x{smallest}, but the data has "
-            f"{height}x{width}; choose another network or stem."
-        )
-    return channels, height, width
