@@ -1,4 +1,4 @@
-"""The networks of the paper by name, and those of torchvision, timm and the user's own files."""
+"""The networks of this toolkit by name, and those of torchvision, timm and the user's own files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from anytime_lct.models import others
 from anytime_lct.models.earlywide import earlywide
 from anytime_lct.models.lstm import lstm
 from anytime_lct.models.mlp import mlp
+from anytime_lct.models.msdnet import msdnet, msdnet_imagenet
 from anytime_lct.models.resnet import BOTTLENECKS, bottleneck, small
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -23,6 +24,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(small, depth=depth) for depth in (20, 32, 56)},
     **{f"resnet{depth}": partial(bottleneck, depth=depth) for depth in BOTTLENECKS},
     "earlywide": earlywide,
+    "msdnet": msdnet,
+    "msdnet-imagenet": msdnet_imagenet,
     "lstm": lstm,
 }
 NAMES = tuple(MODELS)
@@ -30,11 +33,15 @@ OPTION_TEXTS = {
     "hidden": "Units of each hidden layer.",
     "dropout": "Share of units that are dropped in training.",
     "depth": "Layers.",
-    "width": "Channels of the first layer.",
+    "width": "Channels of the first layer (of msdnet: at each scale, the finest first).",
     "blocks": "Residual blocks of each part.",
     "stride": "Stride of the first layer: a power of 2, or by the images' size (auto).",
     "stem": "First layers: for small images (cifar), large ones (imagenet), or by their size (auto).",
-    "layers": "LSTM layers.",
+    "layers": "LSTM layers (of msdnet: the layers of each block, with an exit behind every block).",
+    "growth": "Channels that a layer adds at each scale.",
+    "bottleneck": "Width of the 1x1 convolutions at each scale, as a multiple of what the next convolution returns.",
+    "prune": "Whether scales are dropped at even distances (max), or as late as the last exit allows (min).",
+    "reduction": "Share of the channels that is left behind a transition.",
     "units": "Units of an LSTM layer.",
     "embedding": "Size of the embedding of a character.",
 }

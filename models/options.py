@@ -19,13 +19,18 @@ def expect_whole(name: str, key: str, value: int, smallest: int = 1) -> None:
         raise ModelError(f"Expected {key} of at least {smallest} for the network '{name}', got {value!r}.")
 
 
-def expect_wholes(name: str, key: str, values: Sequence[int], length: int) -> tuple[int, ...]:
-    """Return the option `key` as `length` whole numbers, each at least 1; raises ModelError for anything else."""
+def expect_wholes(
+    name: str, key: str, values: Sequence[int], length: int | None = None, smallest: int = 1
+) -> tuple[int, ...]:
+    """Return the option `key`, a list of whole numbers from `smallest`, `length` of them where that is fixed.
+
+    Raises ModelError for anything else.
+    """
     numbers = tuple(values) if isinstance(values, list | tuple) else ()
-    if len(numbers) != length or any(type(number) is not int or number < 1 for number in numbers):
-        raise ModelError(
-            f"Expected {key} as {length} whole numbers of at least 1 for the network '{name}', got {values!r}."
-        )
+    short = not numbers if length is None else len(numbers) != length
+    if short or any(type(number) is not int or number < smallest for number in numbers):
+        wanted = f"{'' if length is None else f'{length} '}whole numbers of at least {smallest}"
+        raise ModelError(f"Expected {key} as a list of {wanted} for the network '{name}', got {values!r}.")
     return numbers
 
 
