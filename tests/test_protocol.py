@@ -21,7 +21,7 @@ from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.request import Refusal, Reply
 from anytime_lct.serving.v2 import json_text
-from anytime_lct.serving.v2.json_text import Numbers, read_json
+from anytime_lct.serving.v2.json_text import Numbers, read_json, write_json
 from anytime_lct.serving.v2.parameters import read_ask
 from anytime_lct.serving.v2.protocol import InferRequest, describe_config, describe_model, read_request, write_reply
 from anytime_lct.serving.v2.tensors import elements_from_bytes, from_bytes, from_list
@@ -699,3 +699,8 @@ def test_pixels_of_no_shape_that_pictures_have_are_refused(image, shape):
     assert whole(*pack(strip, "UINT8"), image, DEFAULT_LIMITS, DEFAULT_ASK).x.shape == (1, 1, 6, 6)
     with pytest.raises(Refusal, match="also when resized"):
         whole(*pack(strip, "UINT8"), cropped, DEFAULT_LIMITS, DEFAULT_ASK)
+
+
+def test_any_text_is_written_as_json():
+    for value in ('é"\\\n', "names of files\udc80"):
+        assert json.loads(write_json({"error": value})) == {"error": value}

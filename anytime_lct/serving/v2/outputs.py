@@ -24,7 +24,7 @@ OF_CLASSES = ("logits", "probabilities")
 BINARY, IN_JSON = 4, 24  # bytes that a number takes at most while it is written
 SOFTMAX = 24  # bytes that a probability takes while it is computed
 CLASS = 160  # bytes that "value:index:" takes at most while it is written, and the string itself
-ESCAPED = 6  # bytes of a character of JSON in ASCII
+ESCAPED = 6  # bytes that a character takes at most in JSON
 
 
 @dataclass(frozen=True)
