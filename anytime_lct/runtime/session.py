@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ MAX_CACHED_BUDGETS = 256
 MAX_THREADS = 256
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How deep a request goes at most, which samples stop earlier, and why an answer there stops."""
 
     deepest: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from anytime_lct.errors import BundleError, LCTError
 from anytime_lct.runtime.answer import Answer
@@ -13,8 +12,7 @@ Kind = Literal["invalid", "forbidden", "unknown", "large", "slow", "encoding", "
 too slowly, has an unknown encoding, finds no time or memory left, or the server fails."""
 
 
-@dataclass(frozen=True, eq=False)
-class Reply:
+class Reply(NamedTuple):
     """An answer to a batch, and its times.
 
     `queued` and `computed` are seconds; `on_time` is None without a deadline; `finished` is the value of

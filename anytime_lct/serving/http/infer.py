@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -66,7 +65,7 @@ class Infer:
             exchange.holding.take(max(0, request.input_bytes - len(body)))
             x = await self._read_input(request, exchange.holding, arrived, is_slow)
             if request.decoding_size is not None:  # the files are not needed any more
-                request = replace(request, read_input=lambda: x, decoding_size=None)
+                request = request._replace(read_input=lambda: x, decoding_size=None)
             exchange.holding.take(request.outputs.size(len(x), num_logits(x, manifest)))
             exchange.take_buffers(x)
             reply = await service.answer(model, x, request.ask, arrived, partial(_until_gone, receive))

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from anytime_lct.errors import LCTError
 
 MAX_FIELDS = 100
 MAX_CHUNKS = 1 << 17
+SHORT = 1024  # bytes of a head that is remembered for a while: clients repeat theirs
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 # Fields that must not be repeated: two values would mean two requests.
 SINGLE = frozenset(
@@ -45,8 +46,7 @@ class Malformed(LCTError, ValueError):  # noqa: N818 - the state of the bytes
         self.status = status
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """The head of a request: `target` is its path and query, `headers` its fields with names in lower case."""
 
     method: str
@@ -111,7 +111,8 @@ class RequestParser:
             if self._buffer and not _LINE_START.fullmatch(self._buffer, 0, 8):
                 raise _not_http()
             return None
-        head, length = read_head(self._take(end + 4)[:-4])
+        raw = self._take(end + 4)[:-4]
+        head, length = _read_repeated(raw) if end <= SHORT else read_head(raw)
         self._left = length or 0
         self._next = self._chunk_size if length is None else self._body
         return head
@@ -223,6 +224,9 @@ def read_head(raw: bytes) -> tuple[Head, int | None]:
     keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
     head = Head(method, match[3] or b"/", version, headers, keep_alive, expects_continue and version == "1.1")
     return head, _body_length(single, version)
+
+
+_read_repeated = lru_cache(maxsize=256)(read_head)
 
 
 def _check_host(host: bytes | None, authority: bytes | None, version: str) -> None:

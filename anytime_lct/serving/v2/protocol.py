@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +39,7 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "stati
 MAX_ID = 1000
 
 
-@dataclass(frozen=True, eq=False)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request; `read_input` returns its input as the network takes it, of about `input_bytes`.
 
     Where the input is image files, `decoding_size` returns the bytes that decoding takes. Both raise Refusal and
