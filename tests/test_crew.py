@@ -139,7 +139,7 @@ def test_metrics_of_several_processes_are_sums():
     one, two = Metrics(), Metrics()
     for metrics, times in ((one, 2), (two, 3)):
         for _ in range(times):
-            metrics.counters("tiny", "1", (1, 2)).outcomes["answered"].inc()
+            metrics.counters("tiny", "1", (1, 2)).outcomes["answered"] += 1
             metrics.counters("tiny", "1", (1, 2)).latency.observe(0.004)
         metrics.in_flight.set(times)
     both = add([one.values(), two.values()])

@@ -311,14 +311,14 @@ def test_large_requests_leave_bytes_to_small_ones():
 def test_an_overloaded_engine_says_when_to_come_again(app, engine):
     engine.error = Overloaded("Expected less, got more; try again.", retry_after=2.3)
     assert refused(ask(app, "POST", INFER, JSON), 503).headers["retry-after"] == "3"
-    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["shed"]._value.get() == 1
+    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["shed"] == 1
 
 
 def test_a_failing_engine_is_the_servers_fault_and_is_counted(app, engine):
     engine.error = ZeroDivisionError("made")
     with pytest.raises(ZeroDivisionError):  # the framework answers, and raises it again for the log
         ask(app, "POST", INFER, JSON)
-    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["failed"]._value.get() == 1
+    assert app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes["failed"] == 1
 
 
 def test_what_a_gone_client_asked_for_is_dropped_if_it_has_not_begun(app, engine):
@@ -512,7 +512,7 @@ def test_a_graph_that_cannot_run_is_the_servers_fault(app, engine):
     engine.error = BundleError("The bundle's graph 'group_1.onnx' cannot run (no memory); export the bundle again.")
     refused(ask(app, "POST", INFER, JSON), 500, "cannot run")
     counted = app.state.service.metrics.counters("tiny", "1", (1, 2, 3)).outcomes
-    assert (counted["failed"]._value.get(), counted["refused"]._value.get()) == (1, 0)
+    assert (counted["failed"], counted["refused"]) == (1, 0)
 
 
 def test_a_slow_reader_does_not_count_as_a_late_answer(app, engine):

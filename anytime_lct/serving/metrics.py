@@ -7,93 +7,62 @@ each reports the sums of all: `text` and `statistics` take them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, get_args
+from itertools import accumulate
+from typing import Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from anytime_lct.exits.budget import StopReason
-from anytime_lct.serving.request import Reply
+from anytime_lct.serving.counters import OUTCOMES, SECONDS, Durations, ModelCounters
 
 Values = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
 """Values of metrics by the metric's name, the sample's name and its labels."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0)
-STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
 HANGING = "anytime_lct_hanging"
-OUTCOMES = {
-    "answered": "on time or late",
-    "refused": "wrong, or not allowed",
-    "shed": "no time or memory left",
-    "gone": "the client left",
-    "failed": "the server's fault",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class ModelCounters:
-    """The counters of one model, each looked up once."""
-
-    outcomes: dict[str, Counter]
-    latency: Histogram
-    queued: Histogram
-    computed: Histogram
-    deadlines_kept: Counter
-    deadlines_missed: Counter
-    exits: dict[int, Counter]
-    stopped: dict[StopReason, Counter]
-
-    def count_reply(self, reply: Reply, seconds: float, timeout: float | None) -> None:
-        """Count a reply that was written `seconds` after its request arrived."""
-        self.outcomes["answered"].inc()
-        self.latency.observe(seconds)
-        self.queued.observe(reply.queued)
-        self.computed.observe(reply.computed)
-        self.stopped[reply.answer.stopped].inc()
-        if timeout is not None:
-            (self.deadlines_kept if seconds <= timeout else self.deadlines_missed).inc()
-        for exit in reply.answer.exits.tolist():
-            self.exits[exit].inc()
+Counts = Callable[[ModelCounters], Mapping[str, int] | Mapping[int, int] | Mapping[StopReason, int]]
+# Name, description, label of the values, values.
+COUNTERS: tuple[tuple[str, str, str, Counts], ...] = (
+    (
+        "requests",
+        f"Requests by outcome: {', '.join(f'{outcome} ({meaning})' for outcome, meaning in OUTCOMES.items())}.",
+        "outcome",
+        lambda each: each.outcomes,
+    ),
+    ("deadlines", "Answers to requests with a deadline, by whether it was kept.", "kept", lambda each: each.kept),
+    ("exits", "Samples by the exit that answered them.", "exit", lambda each: each.exits),
+    ("stopped", "Answers by the reason why no deeper exit was computed.", "why", lambda each: each.stopped),
+)
+# Name, description, seconds.
+TIMES: tuple[tuple[str, str, Callable[[ModelCounters], Durations]], ...] = (
+    ("request", "Seconds from a request's arrival until its answer is written.", lambda each: each.latency),
+    ("queue", "Seconds that an answered request waited.", lambda each: each.queued),
+    ("compute", "Seconds of computing an answer.", lambda each: each.computed),
+)
 
 
 class Metrics:
     """The counters of the server, labelled by model and version.
 
     >>> metrics = Metrics()
-    >>> metrics.counters("digits", "1", (1, 2)).outcomes["shed"].inc()
+    >>> metrics.counters("digits", "1", (1, 2)).outcomes["shed"] += 1
     """
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
         ProcessCollector(registry=own)
-
-        def counter(name: str, description: str, *labels: str) -> Counter:
-            return Counter(f"anytime_lct_{name}", description, ("model", "version", *labels), registry=own)
-
-        def histogram(name: str, description: str) -> Histogram:
-            labels = ("model", "version")
-            return Histogram(f"anytime_lct_{name}_seconds", description, labels, buckets=SECONDS, registry=own)
-
-        outcomes = ", ".join(f"{outcome} ({meaning})" for outcome, meaning in OUTCOMES.items())
-        self._requests = counter("requests", f"Requests by outcome: {outcomes}.", "outcome")
-        self._latency = histogram("request", "Seconds from a request's arrival until its answer is written.")
-        self._queued = histogram("queue", "Seconds that an answered request waited.")
-        self._computed = histogram("compute", "Seconds of computing an answer.")
-        self._deadlines = counter("deadlines", "Answers to requests with a deadline, by whether it was kept.", "kept")
-        self._exits = counter("exits", "Samples by the exit that answered them.", "exit")
-        self._stopped = counter("stopped", "Answers by the reason why no deeper exit was computed.", "why")
+        self._counters = _Counters()
+        own.register(self._counters)
         self.queue = Gauge("anytime_lct_queue_length", "Requests admitted and not started.", registry=own)
         self.in_flight = Gauge("anytime_lct_in_flight", "Requests being read or answered.", registry=own)
         self.memory = Gauge("anytime_lct_held_bytes", "Bytes that the requests hold now.", registry=own)
@@ -107,23 +76,10 @@ class Metrics:
             "When bundles were last read again, in Unix time.",
             registry=own,
         )
-        self._counters: dict[tuple[str, str, tuple[int, ...]], ModelCounters] = {}
 
     def counters(self, model: str, version: str, exits: tuple[int, ...]) -> ModelCounters:
         """Return the counters of a model that serves these exits."""
-        if (counters := self._counters.get((model, version, exits))) is None:
-            labels = (model, version)
-            counters = self._counters[model, version, exits] = ModelCounters(
-                {outcome: self._requests.labels(*labels, outcome) for outcome in OUTCOMES},
-                self._latency.labels(*labels),
-                self._queued.labels(*labels),
-                self._computed.labels(*labels),
-                self._deadlines.labels(*labels, "true"),
-                self._deadlines.labels(*labels, "false"),
-                {exit: self._exits.labels(*labels, str(exit)) for exit in exits},
-                {why: self._stopped.labels(*labels, why) for why in STOP_REASONS},
-            )
-        return counters
+        return self._counters.of(model, version, exits)
 
     @contextmanager
     def count_reload(self) -> Iterator[None]:
@@ -193,6 +149,39 @@ class Metrics:
                 "in_flight": int(sums["anytime_lct_in_flight",]),
             },
         }
+
+
+class _Counters(Collector):
+    """The counters of all models, by name and version."""
+
+    def __init__(self) -> None:
+        self._counters: dict[tuple[str, str], ModelCounters] = {}
+        self._with_exits: dict[tuple[str, str, tuple[int, ...]], ModelCounters] = {}
+
+    def of(self, model: str, version: str, exits: tuple[int, ...]) -> ModelCounters:
+        """Return the counters of a model that serves these exits."""
+        if (counters := self._with_exits.get((model, version, exits))) is None:
+            counters = self._counters.setdefault((model, version), ModelCounters())
+            counters.exits = dict.fromkeys(exits, 0) | counters.exits
+            self._with_exits[model, version, exits] = counters
+        return counters
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics of all models in the form of Prometheus."""
+        counters, labels = self._counters, ("model", "version")
+        for name, description, label, counts in COUNTERS:
+            family = CounterMetricFamily(f"anytime_lct_{name}", description, labels=(*labels, label))
+            for names, each in counters.items():
+                for value, count in counts(each).items():
+                    family.add_metric((*names, str(value)), count)
+            yield family
+        for name, description, times_of in TIMES:
+            family = HistogramMetricFamily(f"anytime_lct_{name}_seconds", description, labels=labels)
+            for names, each in counters.items():
+                times = times_of(each)
+                bounds = [*map(str, SECONDS), "+Inf"]
+                family.add_metric(names, list(zip(bounds, accumulate(times.counts), strict=True)), times.sum)
+            yield family
 
 
 # Of these the smallest value is reported: when the first process started, and how many files each may open.

@@ -82,12 +82,12 @@ class Exchange:
         self._service.in_flight -= 1
         self.holding.__exit__()
         if isinstance(error, ClientGone):
-            self._counters.outcomes["gone"].inc()
+            self._counters.outcomes["gone"] += 1
             return True
         if isinstance(error, LCTError):
-            self._counters.outcomes[OUTCOME.get(kind_of(error), "refused")].inc()
+            self._counters.outcomes[OUTCOME.get(kind_of(error), "refused")] += 1
         elif isinstance(error, Exception):
-            self._counters.outcomes["failed"].inc()
+            self._counters.outcomes["failed"] += 1
         return False
 
     def take_buffers(self, x: NDArray[Any]) -> None:
