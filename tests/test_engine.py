@@ -155,6 +155,20 @@ def test_a_group_that_takes_many_times_its_time_hangs(engine: Engine, served: Se
     assert engine.hanging() == 0
 
 
+def test_a_short_exit_is_answered_by_its_whole_graph(served: ServedBundle, monkeypatch):
+    served.session.use_timings(made_timings((0.00001, 0.00001, 0.03), {1: 0.00001, 2: 0.00001}))
+    short, engine = ServedBundle(served.session), Engine(threads=1)
+    assert {name for name in served.session.graphs.loaded if "exit" in name} == {"exit_1.onnx", "exit_2.onnx"}
+    expected = [served.session.run(images(2), Budget(exit=exit)) for exit in (1, 2)]
+    monkeypatch.setattr(Chain, "advance", lambda chain: pytest.fail("a group runs"))
+    for exit, answer in enumerate(expected, start=1):
+        reply = engine.answer_here(short, images(2), Ask(budget=Budget(exit=exit)), time.monotonic())
+        assert reply is not None and (reply.answer.flops, reply.answer.stopped) == (answer.flops, answer.stopped)
+        np.testing.assert_array_equal(reply.answer.exits, answer.exits)
+        np.testing.assert_allclose(reply.answer.logits, answer.logits, rtol=1e-5)
+    engine.close()
+
+
 def test_a_short_request_is_answered_in_the_thread_that_brings_it(served: ServedBundle, monkeypatch):
     engine, x, long = Engine(threads=1), images(2), Ask(budget=Budget(exit=2))
     assert engine.answer_here(served, x, long, time.monotonic()) is None  # calibrated at 30 ms

@@ -189,13 +189,18 @@ class AnytimeSession:
             raise InputError(
                 f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose one of them."
             )
-        stop_reason = self._stop_reason(exit)
-        if not self.manifest.groups:
-            x = self.check(x)
-            logits = self.graphs.run(self.manifest.exits[exit].name, x)
-            temperature = self.profile.exits[exit - 1].temperature
-            return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, stop_reason, temperature)
-        return self.run_plan(self.check(x), Plan(exit, None, stop_reason))
+        plan = Plan(exit, None, self._stop_reason(exit))
+        return (self.run_plan if self.manifest.groups else self.run_whole)(self.check(x), plan)
+
+    def run_whole(self, x: NDArray[Any], plan: Plan) -> Answer:
+        """Answer a batch as `run_plan` does, by the graph of the whole exit; the plan stops no sample before.
+
+        That is faster than group by group where a graph takes microseconds. Raises BundleError.
+        """
+        exit = plan.deepest
+        logits = self.graphs.run(self.manifest.exits[exit].name, x)
+        temperature = self.profile.exits[exit - 1].temperature
+        return Answer(exit, logits, self._flops[exit], np.full(len(x), exit), 1, plan.stop_reason, temperature)
 
     def run_plan(self, x: NDArray[Any], plan: Plan) -> Answer:
         """Answer a batch, as `check` returns it, by a plan, without a deadline; raises BundleError."""

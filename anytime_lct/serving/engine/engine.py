@@ -27,8 +27,6 @@ from anytime_lct.serving.request import Overloaded, Reply
 
 # The least seconds allowed for a finished reply to reach its client.
 MIN_HANDOVER = 0.0003
-# Calibrated seconds up to which a request is answered in the thread that brings it: to change it takes as long.
-SHORT = 0.00025
 
 
 class Engine:
@@ -79,14 +77,14 @@ class Engine:
         if ask.timeout is not None:
             return None
         plan = bundle.session.plan(ask)
-        if bundle.timing.calibrated(plan.deepest, batch_size(x, bundle.manifest)) > SHORT:
+        if not bundle.is_short(plan.deepest, batch_size(x, bundle.manifest)):
             return None
         with self._lock:
             self._check_open()
             if not self._scheduler.is_free:
                 return None
         started = time.monotonic()
-        answer = bundle.session.run_plan(x, plan)
+        answer = bundle.run(x, plan)
         finished = time.monotonic()
         return Reply(answer, max(0.0, started - arrived), finished - started, None, finished)
 
