@@ -16,7 +16,7 @@ from fake_engine import FakeEngine, open_repository
 from anytime_lct.exits.budget import DEFAULT_ASK
 from anytime_lct.serving.http import connection as connections
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.http.connection import Connection
+from anytime_lct.serving.http.connection import Connection, Connections
 from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.service import Service
@@ -43,10 +43,10 @@ class Server:
     """Connections of an app on a free port."""
 
     def __init__(self, service):
-        self.service, self.open, self.writers = service, set(), []
+        self.service, self.connections, self.writers = service, Connections(), []
 
     def connection(self):
-        return Connection(create_app(self.service), self.service.limits, self.service.allowance, self.open)
+        return Connection(create_app(self.service), self.service.limits, self.service.allowance, self.connections)
 
     async def connect(self, **options):
         line = socket.socket()
@@ -79,9 +79,9 @@ async def serving(folder, engine, **limits):
         yield server
     finally:
         listener.close()
-        for each in (*server.open, *(writer.transport for writer in server.writers)):
+        for each in (*server.connections.open, *(writer.transport for writer in server.writers)):
             each.abort()
-        await until(lambda: not server.open)
+        await until(lambda: not server.connections.open)
         await asyncio.sleep(0)
 
 
@@ -189,7 +189,7 @@ def test_a_client_that_sends_no_more_gets_all_its_answers(folder, engine):
             assert statuses(await server.talk(one * 3, half_close=True)) == [200] * 3
             assert statuses(await server.talk(one + one[:-1], half_close=True)) == [200]
             assert await server.talk(b"", half_close=True) == await server.talk(GET, half_close=True) == b""
-            await until(lambda: not server.open)
+            await until(lambda: not server.connections.open)
 
     asyncio.run(go())
 
@@ -226,7 +226,7 @@ def test_every_state_of_a_connection_has_an_end(folder, engine, monkeypatch):
             assert list(map(statuses, received)) == [
                 [408], [408], [200], [200], [200, 408], [200], [404], [408],
             ]  # fmt: skip
-            await until(lambda: not server.open)
+            await until(lambda: not server.connections.open)
 
     asyncio.run(go())
 
@@ -238,8 +238,8 @@ def test_an_answer_that_is_not_taken_ends_the_connection(folder, engine):
             writer.transport.pause_reading()
             get = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
             writer.write(get * 2000)
-            await until(lambda: server.open)
-            await until(lambda: not server.open)
+            await until(lambda: server.connections.open)
+            await until(lambda: not server.connections.open)
 
     asyncio.run(go())
 
@@ -252,7 +252,7 @@ def test_requests_behind_one_that_is_answered_wait_in_the_clients_socket(folder,
             writer.write(b"".join(infer()) + (GET + b"\r\n") * 100_000)
             await until(lambda: engine.asked)
             await asyncio.sleep(0.1)
-            [line] = server.open
+            [line] = server.connections.open
             assert line._parser.size < 1 << 19
             engine.gate.set()
             await reader.readexactly(1 << 20)

@@ -22,17 +22,29 @@ from anytime_lct.serving.limits import Allowance, Limits
 from anytime_lct.serving.v2.json_text import write_json
 
 KEEP_ALIVE_SECONDS = 75.0
+READ = 1 << 18  # bytes that are read at a time
 EVENTS = 500  # parts of requests that are taken apart at a time: many small chunks must not keep others waiting
 DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes before would cost it the answer
 
 
-class Connection(asyncio.Protocol):
-    """Speaks HTTP/1.1 with one client; `connections` holds all that are open.
+class Connections:
+    """The open connections of an event loop, and the buffer into which each reads in its turn.
+
+    To allocate a buffer each time, as asyncio does where it is offered none, takes longer than to read.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[Connection] = set()
+        self.buffer = memoryview(bytearray(READ))
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Speaks HTTP/1.1 with one client; `connections` are those of its event loop.
 
     The bytes that wait to be taken apart count among those of all requests.
     """
 
-    def __init__(self, app: App, limits: Limits, allowance: Allowance, connections: set[Connection]) -> None:
+    def __init__(self, app: App, limits: Limits, allowance: Allowance, connections: Connections) -> None:
         self._app, self._limits, self._connections = app, limits, connections
         self._waiting = allowance.hold()
         self._loop = asyncio.get_running_loop()
@@ -54,15 +66,15 @@ class Connection(asyncio.Protocol):
             "client": _address(transport.get_extra_info("peername")),
             "server": _address(transport.get_extra_info("sockname")),
         }
-        self._connections.add(self)
-        if len(self._connections) > self._limits.connections:
+        self._connections.open.add(self)
+        if len(self._connections.open) > self._limits.connections:
             self._refuse(503, f"Expected at most {self._limits.connections} connections, got more; try again later.")
         else:
             self._wait(self._limits.header_seconds, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the turn know that its client is gone."""
-        self._connections.discard(self)
+        self._connections.open.discard(self)
         self._is_ending = True
         self._stop_waiting()
         self._set_timer(None)
@@ -71,10 +83,14 @@ class Connection(asyncio.Protocol):
         if self._turn is not None:
             self._turn.leave()
 
-    def data_received(self, data: bytes) -> None:
-        """Take bytes apart as far as there is no turn before them."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return the buffer to read into."""
+        return self._connections.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take the bytes apart that were read, as far as there is no turn before them."""
         if not (self._is_ending or self._is_broken):
-            self._parser.feed(data)
+            self._parser.feed(self._connections.buffer[:nbytes])
             self._go_on()
 
     def eof_received(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from anytime_lct.serving.access import Access
 from anytime_lct.serving.http.app import create_app
-from anytime_lct.serving.http.connection import Connection
+from anytime_lct.serving.http.connection import Connection, Connections
 from anytime_lct.serving.http.guard import guarded
 from anytime_lct.serving.service import DRAIN_SECONDS, Service
 
@@ -23,7 +23,7 @@ class HTTPListener:
     def __init__(self, service: Service, listener: socket.socket, access: Access) -> None:
         self._app = guarded(create_app(service, access=access), access)
         self._service, self._listener = service, listener
-        self._connections: set[Connection] = set()
+        self._connections = Connections()
         self._stopped = asyncio.Event()
         self._is_cut = False
 
@@ -34,12 +34,12 @@ class HTTPListener:
         await self._stopped.wait()
         server.close()
         self._listener.close()
-        for connection in tuple(self._connections):
+        for connection in tuple(self._connections.open):
             connection.drain()
         end = time.monotonic() + DRAIN_SECONDS
-        while self._connections and not self._is_cut and time.monotonic() < end:
+        while self._connections.open and not self._is_cut and time.monotonic() < end:
             await asyncio.sleep(POLL_SECONDS)
-        for connection in tuple(self._connections):
+        for connection in tuple(self._connections.open):
             connection.abort()
 
     def stop(self, *, now: bool) -> None:

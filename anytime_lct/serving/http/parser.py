@@ -86,7 +86,7 @@ class RequestParser:
         """Number of bytes that wait to be taken apart."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Add bytes of the connection."""
         self._buffer += data
 
