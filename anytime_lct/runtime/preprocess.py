@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -163,10 +163,9 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
     """Raise InputError for a shape that a network does not take; a name in `expected` stands for any size."""
-    matches = len(shape) == len(expected) and all(
-        isinstance(size, str) or size == actual for size, actual in zip(expected, shape, strict=True)
-    )
-    if not matches:
+    if len(shape) != len(expected) or [
+        size for size, actual in zip(expected, shape, strict=True) if size != actual and not isinstance(size, str)
+    ]:
         raise InputError(
             f"Expected an input of shape {show_shape(expected)}, got {show_shape(shape)}; the first dimension is the "
             f"batch."
@@ -230,8 +229,10 @@ def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
         raise InputError(
             f"Expected float32 or float64 numbers, normalised as in training, got {x.dtype.name}; convert them first."
         )
-    with np.errstate(over="ignore") if x.dtype.itemsize == 8 else nullcontext():
-        floats = np.ascontiguousarray(x, dtype=np.float32)
+    if x.dtype.itemsize == 8:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+    floats = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(floats).all():
         raise InputError("Expected finite numbers in the range of float32, got NaN or infinity; clean the input first.")
     return floats

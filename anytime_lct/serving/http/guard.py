@@ -5,7 +5,7 @@ request -> id, log -> Host, Origin -> CORS -> app
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import time
 from typing import Any
@@ -53,7 +53,7 @@ class Guard:
         start = time.monotonic()
         headers = dict(scope["headers"])
         own = headers.get(REQUEST_ID, b"")
-        number = own if PLAIN_ID.fullmatch(own) else os.urandom(8).hex().encode()
+        number = own if PLAIN_ID.fullmatch(own) else b"%016x" % random.getrandbits(64)
         status, size = 0, 0
 
         async def send_on(message: Message) -> None:
