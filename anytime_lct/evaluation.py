@@ -61,7 +61,7 @@ def evaluate_predictor(
 
 
 class Tally:
-    """Results of `exits` exits, minibatch by minibatch; the logits are not stored."""
+    """Results of `exits` exits, minibatch by minibatch; the logits are not stored, and numbers are read at the end."""
 
     ROWS = 4
 
@@ -69,14 +69,15 @@ class Tally:
         self._task: TaskName = task
         self._losses: list[list[Tensor]] = [[] for _ in range(exits)]
         self._scores: list[list[Tensor]] = [[] for _ in range(exits)]
-        self._answers: list[Tensor] = [torch.zeros(1, dtype=torch.int64) for _ in range(exits)]
+        self._answers: list[Tensor] = [torch.zeros((), dtype=torch.int64) for _ in range(exits)]
 
     def add(self, exit_: int, Z: Tensor, y: Tensor) -> None:
         """Add the logits of exit `exit_`, from 0, on a minibatch with labels y."""
-        self._losses[exit_].append(tasks.losses(self._task, Z, y).cpu())
-        self._scores[exit_].append(tasks.scores(self._task, Z, y).cpu())
-        answers = torch.bincount(Z.argmax(dim=-1).flatten().cpu(), minlength=Z.shape[-1])
-        self._answers[exit_] = self._answers[exit_] + answers
+        self._losses[exit_].append(tasks.losses(self._task, Z, y))
+        self._scores[exit_].append(tasks.scores(self._task, Z, y))
+        answers = Z.argmax(dim=-1).flatten()
+        counts = torch.zeros(Z.shape[-1], dtype=torch.int64, device=Z.device)  # bincount would wait for a device
+        self._answers[exit_] = self._answers[exit_] + counts.scatter_add_(0, answers, torch.ones_like(answers))
 
     def results(self) -> Tensor:
         """Return mean loss, mean metric, its standard error, and the share of the most frequent answer.
@@ -84,12 +85,11 @@ class Tally:
         Shape (4, exits), float64, on the CPU.
         """
         columns = [
-            (
-                torch.cat(losses).double().mean(),
-                torch.cat(scores).double().mean(),
-                torch.cat(scores).double().std(correction=0) / math.sqrt(sum(map(len, scores))),
-                answers.max() / answers.sum(),
-            )
-            for losses, scores, answers in zip(self._losses, self._scores, self._answers, strict=True)
+            (losses.mean(), scores.mean(), scores.std(correction=0) / math.sqrt(len(scores)), count.max() / count.sum())
+            for losses, scores, count in zip(_joined(self._losses), _joined(self._scores), self._answers, strict=True)
         ]
         return torch.tensor(columns, dtype=torch.float64).view(-1, self.ROWS).T
+
+
+def _joined(exits: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.cat(parts).cpu().double() for parts in exits]

@@ -59,13 +59,17 @@ class Snapshot:
 
 def random_positions() -> tuple[Any, ...]:
     """Return what changes whenever a number is drawn from the random states of torch, Python or numpy."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     numpy = sys.modules.get("numpy.random")
     position = () if numpy is None else (numpy.get_state()[1].tobytes(), *numpy.get_state()[2:])
-    return (torch.get_rng_state().numpy().tobytes(), random.getstate(), position)
+    of_torch = tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *devices))
+    return (of_torch, random.getstate(), position)
 
 
 def seed_all(seed: int) -> None:
-    """Seed the random states of torch, Python and numpy."""
+    """Seed the random states of torch, Python and numpy; a CUDA graph that is being recorded draws from none."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return
     torch.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy.random"):

@@ -22,7 +22,7 @@ def move(images: Tensor, draws: Tensor) -> Tensor:
     padded = F.pad(images, (right, right, down, down))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, tops, lefts, H, W), a view
     top, left = (draws[0] * (2 * down + 1)).long(), (draws[1] * (2 * right + 1)).long()
-    return windows[torch.arange(batch), :, top, left].contiguous()
+    return windows[torch.arange(batch, device=images.device), :, top, left].contiguous()
 
 
 def mirror(images: Tensor, draws: Tensor) -> Tensor:

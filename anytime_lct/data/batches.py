@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ from anytime_lct.task import Facts
 Split = Literal["train", "validation", "test"]
 Batch = tuple[Tensor, Tensor]
 Share = tuple[int, int]
+CPU = torch.device("cpu")
+ON_DEVICE_BYTES = 2 * 2**30  # larger sets stay on the CPU
 
 
 class Dataset(Protocol):
@@ -38,6 +40,10 @@ class Dataset(Protocol):
 
     @property
     def augment(self) -> Augment: ...
+
+    def to(self, device: torch.device) -> Dataset:
+        """Return the data set with its minibatches on a device, and itself too where it is small."""
+        ...
 
     def num_batches(self, split: Split) -> int: ...
 
@@ -62,6 +68,17 @@ class Images:
     files: Sequence[str] = ()
     resize: int | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the images that are in memory."""
+        return 0 if self.pixels is None else self.pixels.numel()
+
+    def to(self, device: torch.device) -> Images:
+        """Return the images in the memory of a device; those that are read on demand stay as they are."""
+        if self.pixels is None:
+            return self
+        return replace(self, labels=self.labels.to(device), pixels=self.pixels.to(device))
+
     def original(self, index: int) -> Tensor:
         return decode(self.files[index]) if self.pixels is None else self.pixels[index]
 
@@ -76,7 +93,14 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,)."""
+    """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,).
+
+        in memory, small            uint8 on the device, gathered, moved and mirrored there: nothing waits for the CPU
+        files, or zoomed            uint8 (B, C, H, W) made on the CPU, by `workers` processes ahead of training
+        both                        normalised on the device
+
+    Either way the random numbers are drawn on the CPU, for a whole epoch, and the minibatches are the same.
+    """
 
     facts: Facts
     augment: Augment
@@ -84,6 +108,16 @@ class ImageBatches:
     batch_size: int
     seed: int
     workers: int
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> ImageBatches:
+        images = {id(part): part for part, _ in self.parts.values()}
+        if self.augment != "imagenet" and sum(part.num_bytes for part in images.values()) <= ON_DEVICE_BYTES:
+            images = {key: part.to(device) for key, part in images.items()}
+        parts: dict[Split, tuple[Images, Tensor]] = {
+            split: (images[id(part)], indices) for split, (part, indices) in self.parts.items()
+        }
+        return replace(self, parts=parts, device=device)
 
     def num_samples(self, split: Split) -> int:
         return len(self.parts[split][1])
@@ -100,23 +134,25 @@ class ImageBatches:
             order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
             indices = indices[torch.randperm(len(indices), generator=order)]
         augmentation = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
+        home = images.labels.device
+        parts = indices.to(home).split(self.batch_size) if len(indices) else ()
         dataset = _OneEpoch(
             images,
-            [part.tensor_split(share[1])[share[0]] for part in indices.split(self.batch_size)] if len(indices) else (),
+            [part.tensor_split(share[1])[share[0]] for part in parts],
             self.augment if split == "train" else "none",
-            torch.rand(3, len(images.labels), generator=augmentation),
+            torch.rand(3, len(images.labels), generator=augmentation).to(home),
             mix(self.seed, epoch, 2),
-            torch.tensor(self.facts.mean).view(-1, 1, 1) * 255,
-            torch.tensor(self.facts.std).view(-1, 1, 1) * 255,
+        )
+        mean, std = (
+            (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
         )
         numbers = range(start, len(dataset.indices))
-        minibatches = (
-            (dataset[number] for number in numbers) if self.workers == 0 else self._in_workers(dataset, numbers)
-        )
-        for batch in minibatches:
+        alone = self.workers == 0 or home.type != "cpu"
+        for batch in (dataset[number] for number in numbers) if alone else self._in_workers(dataset, numbers):
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
+            x, y = (part.to(self.device, non_blocking=True) for part in batch)
+            yield x.float().sub_(mean).div_(std), y
 
     def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(
@@ -124,6 +160,7 @@ class ImageBatches:
             batch_size=None,
             sampler=numbers,
             num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # without one, the loader draws a seed from torch's random state
         )
         with _without_interrupts():
@@ -132,23 +169,20 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class _OneEpoch(data.Dataset["Batch | DataError"]):
-    """The minibatches of an epoch by number; column i of `draws` augments image i, whichever minibatch it is in."""
+    """The minibatches of an epoch by number, x uint8; column i of `draws` augments image i, in any minibatch."""
 
     images: Images
     indices: Sequence[Tensor]
     augment: Augment
     draws: Tensor
     seed: int
-    mean: Tensor
-    std: Tensor
 
     def __getitem__(self, number: int) -> Batch | DataError:
         indices = self.indices[number]
         try:
-            x = self._augmented(indices)
+            return self._augmented(indices), self.images.labels[indices]
         except DataError as error:
             return error  # a loader's worker would wrap a raised error in its traceback
-        return x.float().sub_(self.mean).div_(self.std), self.images.labels[indices]
 
     def _augmented(self, indices: Tensor) -> Tensor:
         if self.augment == "imagenet":

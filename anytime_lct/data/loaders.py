@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 
+import torch
 from torch import Tensor
 
 from anytime_lct.cutting.snapshot import save_random_states
@@ -38,6 +39,10 @@ class LoadedBatches:
         """The samples of a minibatch, as the loader or the first of a list of minibatches says, None where unknown."""
         train = self._splits["train"]
         return len(train[0][1]) if isinstance(train, Sequence) and train else getattr(train, "batch_size", None)
+
+    def to(self, device: torch.device) -> LoadedBatches:
+        """Return these minibatches, which stay where they are until they are used."""
+        return self
 
     def num_batches(self, split: Split) -> int:
         """Count minibatches; for validation data without a length, return 1 where there are any."""

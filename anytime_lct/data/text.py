@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anytime_lct.data.batches import Batch, Share, Split
+from anytime_lct.data.batches import CPU, ON_DEVICE_BYTES, Batch, Share, Split
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
@@ -42,6 +42,13 @@ class TextBatches:
     batch_size: int
     sequence_length: int
     augment: Augment = "none"
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> TextBatches:
+        parts = self.parts
+        if sum(ids.numel() * ids.element_size() for ids in parts.values()) <= ON_DEVICE_BYTES:
+            parts = {split: ids.to(device) for split, ids in parts.items()}
+        return replace(self, parts=parts, device=device)
 
     def num_samples(self, split: Split) -> int:
         streams, window, windows = self._layout(split)
@@ -63,7 +70,8 @@ class TextBatches:
         y = ids[1 : streams * length + 1].view(streams, length).tensor_split(share[1])[share[0]]
         for k in range(start, windows):
             columns = slice(k * window, (k + 1) * window)
-            yield x[:, columns].long().contiguous(), y[:, columns].long().contiguous()
+            here = [part[:, columns].to(self.device, non_blocking=True).long().contiguous() for part in (x, y)]
+            yield here[0], here[1]
 
     def _layout(self, split: Split) -> tuple[int, int, int]:
         """Return the number of streams, the characters of a window and the number of windows."""

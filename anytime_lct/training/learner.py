@@ -65,13 +65,19 @@ class Learner:
         self.module = module
         self._schedule, self._clock = schedule, clock
         assert optimizer.name is not None and optimizer.lr is not None, "an optimizer that is fitted to the network"
-        self._rate = optimizer.lr
+        self._rate = self._current = optimizer.lr
+        self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        on_gpu = any(weight.is_cuda for weight in self._weights.values())
         options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay or 0.0}
         options["fused"] = True
         if optimizer.name == "sgd":
             options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov and optimizer.momentum > 0}
-        self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        elif on_gpu:
+            options["capturable"] = True
         self._optimizer = OPTIMIZERS[optimizer.name](self._weights.values(), **options)
+        if on_gpu:  # a recorded step reads its rate from the device
+            for parameters in self._optimizer.param_groups:
+                parameters["lr"] = torch.full((), optimizer.lr, device=parameters["params"][0].device)
 
     def zero_grad(self) -> None:
         self._optimizer.zero_grad()
@@ -83,11 +89,21 @@ class Learner:
         for weight in self._weights.values():  # fused kernels read gradients in the memory layout of the weights
             if weight.grad is not None and weight.grad.stride() != weight.stride():
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
+        self.set_rate(step)
+        self._optimizer.step()
+
+    def set_rate(self, step: int) -> None:
+        """Set the learning rate of step `step`, on a GPU in place; a rate that is set already costs nothing."""
         clock = self._clock
         rate = self._rate * clock.warmth(step) * factor(self._schedule, step, clock.total, clock.per_epoch)
+        if rate == self._current:
+            return
+        self._current = rate
         for parameters in self._optimizer.param_groups:
-            parameters["lr"] = rate
-        self._optimizer.step()
+            if isinstance(parameters["lr"], Tensor):
+                parameters["lr"].fill_(rate)
+            else:
+                parameters["lr"] = rate
 
     def start_epoch(self) -> None:
         """Reset the hidden state that is carried between minibatches, and carry it from now on."""
@@ -188,7 +204,7 @@ class _Forward(nn.Module):
         self._rows = max(self._rows, len(x))
         short = self.module.training and 2 * len(x) < self._rows
         with (
-            torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._autocast),
+            torch.autocast(x.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext(),
             norms.weighted(self._averages, len(x) / self._rows) if short else nullcontext(),
         ):
             return self.module(x)

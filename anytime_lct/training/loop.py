@@ -32,6 +32,7 @@ from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.prepare import device_of
 from anytime_lct.training.processes.links import Status
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.replay import step_of
 from anytime_lct.training.saving import Saving
 
 REPORT_SECONDS = 0.2
@@ -99,13 +100,14 @@ class Loop:
         saving: Saving | None = None,
         interrupted: threading.Event | None = None,
     ) -> None:
-        self.method, self.data, self.recipe, self.clock, self.team = method, data, train, clock, team
+        self.method, self.recipe, self.clock, self.team = method, train, clock, team
+        self.data = data.to(team.device) if team.workers == 1 else data  # links send labels from the CPU
         self.saving, self.interrupted = saving, interrupted or threading.Event()
         self.position = Position()
         # Losses times samples, and samples, of every exit; those of other workers' exits stay 0 here.
         self.sums = torch.zeros(2, num_exits, dtype=torch.float64, device=team.device)
-        self._labels = torch.zeros(0, dtype=torch.int64)  # validation labels by class
-        self.columns = [exit_ - 1 for exit_ in method.exits]
+        self.columns = slice(method.exits[0] - 1, method.exits[-1]) if method.exits else slice(0, 0)
+        self._step = step_of(method, team)
         for edge in (team.previous, team.next):
             if edge is not None:
                 edge.status = Status(torch.zeros_like(self.sums))
@@ -143,7 +145,7 @@ class Loop:
             if self.saving is not None:
                 start += self.saving.track(batch)
             self._set_status()
-            losses = self.method.step(batch)
+            losses = self._step(batch)
             self.sums[0, self.columns] += losses * len(batch.y)
             self.sums[1, self.columns] += len(batch.y)
             position.batch, position.samples = position.batch + 1, position.samples + batch.joint
@@ -176,7 +178,7 @@ class Loop:
             return
         remaining = self.data.batches("train", position.epoch, position.batch, (team.replica, team.replicas))
         for number, (x, y) in enumerate(remaining, start=position.batch):
-            x, y = x.to(team.device, non_blocking=True), y.to(team.device, non_blocking=True)
+            x, y, labels = self._here(x), self._here(y), y
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             end = number == self.clock.per_epoch - 1
@@ -185,7 +187,7 @@ class Loop:
             interrupted, due = team.agree(interrupted, due)  # all replicas stop, or save, at the same step
             stop = interrupted and not end
             rows = self.data.num_rows("train", number) if team.replicas > 1 else len(y)
-            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows)
+            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows, labels)
             if stop:
                 return
 
@@ -202,13 +204,12 @@ class Loop:
 
     def _evaluate(self) -> Epoch:
         means = self._finite(_means(self.team.sum(self.sums)))
-        results = torch.zeros(Tally.ROWS, 0)
-        self._labels = torch.zeros(self.data.facts.outputs, dtype=torch.int64)
+        results, labels = torch.zeros(Tally.ROWS, 0), [torch.zeros(0, dtype=torch.int64, device=self.team.device)]
         if self.data.num_samples("validation"):
-            results = self._results(self._validation())
-            self._labels = self.team.sum(self._labels)
+            results = self._results(self._validation(labels))
+        counts = self.team.sum(torch.bincount(torch.cat(labels).cpu(), minlength=self.data.facts.outputs))
         losses, scores = tuple(results[0].tolist()), tuple(results[1].tolist())
-        epoch, warnings = self.position.epoch + 1, self._warnings(means, results)
+        epoch, warnings = self.position.epoch + 1, self._warnings(means, results, counts.tolist())
         return Epoch(epoch, epoch * self.clock.per_epoch, self.position.seconds, means, losses, scores, warnings)
 
     def _results(self, batches: Iterator[Minibatch]) -> Tensor:
@@ -218,8 +219,8 @@ class Loop:
             results[:, self.columns] = self.method.evaluate(batches)
         return self.team.sum(results)
 
-    def _warnings(self, means: tuple[float, ...], results: Tensor) -> tuple[str, ...]:
-        """Return the lines of the alarms that ring for the first time, the same in all processes."""
+    def _warnings(self, means: tuple[float, ...], results: Tensor, labels: list[int]) -> tuple[str, ...]:
+        """Return the lines of alarms that ring first now, the same in all processes; `labels` counts them by class."""
         row = row_of(self.recipe.method)
         trained = len(means) - row.fits_exits  # a frozen main network is not at fault
         losses, scores, errors, answers = results[:, :trained].tolist()
@@ -227,13 +228,13 @@ class Loop:
             epoch=self.position.epoch + 1,
             epochs=self.recipe.epochs,
             task=self.data.facts.task,
-            outputs=self.data.facts.outputs or len(self._labels),
+            outputs=self.data.facts.outputs or len(labels),
             train_losses=means[:trained],
             losses=losses,
             scores=scores,
             errors=errors,
             answers=answers,
-            labels=self._labels.tolist(),
+            labels=labels,
             main=not row.fits_exits,
             rates=[f"{table}.lr" for table in ("groups", "critics") if table in row.reads],
             clips=self.recipe.clip_norm is not None,
@@ -246,13 +247,11 @@ class Loop:
         self.position.alarms += lines
         return tuple(lines.values())
 
-    def _validation(self) -> Iterator[Minibatch]:
-        """Yield the validation split, and count its labels, in the first process of the run alone."""
+    def _validation(self, labels: list[Tensor]) -> Iterator[Minibatch]:
+        """Yield the validation split, and append its labels in the first process of the run alone."""
         for batch in self._minibatches_of("validation"):
             if self.team.leads:
-                counts = torch.bincount(batch.y.flatten().cpu(), minlength=len(self._labels))
-                counts[: len(self._labels)] += self._labels
-                self._labels = counts
+                labels.append(batch.y.flatten())
             yield batch
 
     def _minibatches_of(self, split: Split, most: int | None = None) -> Iterator[Minibatch]:
@@ -260,10 +259,12 @@ class Loop:
         if self.team.previous is not None:
             yield from self.team.previous.minibatches(0)
             return
-        device, count = self.team.device, self.data.num_batches(split)
-        count = count if most is None else min(most, count)
+        count = self.data.num_batches(split) if most is None else min(most, self.data.num_batches(split))
         for number, (x, y) in enumerate(islice(self.data.batches(split, self.position.epoch), most)):
-            yield Minibatch(x.to(device), y.to(device), number, last=number == count - 1)
+            yield Minibatch(self._here(x), self._here(y), number, last=number == count - 1, labels=y)
+
+    def _here(self, part: Tensor) -> Tensor:
+        return part.to(self.team.device, non_blocking=True)
 
     def _checkpoint(self) -> None:
         sums = self.team.sum(self.sums)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from anytime_lct.training.learner import Learner
 from anytime_lct.training.minibatch import Minibatch
 
 
@@ -34,4 +35,19 @@ class Method(Protocol):
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         """Load what `state` returned, of all groups or these; raises CheckpointError where it does not fit."""
+        ...
+
+
+@runtime_checkable
+class Recordable(Method, Protocol):
+    """A method whose step changes nothing but tensors in place, if its forward passes do not: see `replay`."""
+
+    @property
+    def learners(self) -> Sequence[Learner]:
+        """The learners whose rates depend on the step."""
+        ...
+
+    @property
+    def forwards(self) -> Sequence[nn.Module]:
+        """The forward passes that a step runs (`learner.forward_pass`)."""
         ...

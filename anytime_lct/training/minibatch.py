@@ -12,7 +12,8 @@ class Minibatch:
     """Inputs (of the network, or of a worker's first group), labels, the step, and what happens after it.
 
     `last` ends a stretch of minibatches that flow without a gap; `save` requests a checkpoint; `rows` of the `joint`
-    rows of all replicas are here, 0 and 0 where the minibatch is not split between replicas.
+    rows of all replicas are here, 0 and 0 where the minibatch is not split between replicas. `labels` is y on the CPU,
+    for links, where the minibatch is on another device.
     """
 
     x: Tensor
@@ -22,6 +23,7 @@ class Minibatch:
     save: bool = False
     rows: int = 0
     joint: int = 0
+    labels: Tensor | None = None
 
     @property
     def share(self) -> float:

@@ -56,6 +56,14 @@ class Backprop:
     def exits(self) -> tuple[int, ...]:
         return (1,)
 
+    @property
+    def learners(self) -> list[Learner]:
+        return [self._learner]
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [self._f]
+
     def start_epoch(self) -> None:
         self._learner.start_epoch()
 

@@ -80,6 +80,14 @@ class DNI:
     def exits(self) -> tuple[int, ...]:
         return (1,)
 
+    @property
+    def learners(self) -> list[Learner]:
+        return [*self._groups, *self.synthesizers]
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [*self._f, *self.M]
+
     def start_epoch(self) -> None:
         for learner in self._groups:
             learner.start_epoch()

@@ -57,6 +57,14 @@ class GroupInTraining:
         self._L, self._share = torch.zeros(()), 1.0
 
     @property
+    def learners(self) -> list[Learner]:
+        return [learner for learner in (self._group_learner, self._critic_learner) if learner is not None]
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [self._f] if self._c is None else [self._f, self._c]
+
+    @property
     def per_sample(self) -> bool:
         return self._rule.form == "per-sample"
 

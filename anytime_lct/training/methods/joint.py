@@ -37,6 +37,14 @@ class Joint:
     def exits(self) -> tuple[int, ...]:
         return tuple(range(1, self._network.num_groups + 1))
 
+    @property
+    def learners(self) -> list[Learner]:
+        return [*self._groups, *self._critics]
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [self._f]
+
     def start_epoch(self) -> None:
         for learner in self._groups:
             learner.start_epoch()
@@ -45,7 +53,7 @@ class Joint:
         """Learn from one minibatch; return the losses of all exits."""
         train = self._recipe.train
         seed_all(random_seed(train.seed, batch.step))
-        for learner in (*self._groups, *self._critics):
+        for learner in self.learners:
             learner.zero_grad()
         losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing).mean() for Z in self._f(batch.x)]
         total = torch.stack(losses).sum()
@@ -53,7 +61,7 @@ class Joint:
         expect_finite(total, batch.step)
         if train.clip_norm:
             nn.utils.clip_grad_norm_(self._network.parameters(), train.clip_norm)
-        for learner in (*self._groups, *self._critics):
+        for learner in self.learners:
             learner.step(batch.step)
         return torch.stack([L.detach().double() for L in losses])
 

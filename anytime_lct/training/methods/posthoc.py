@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytime_lct import lct
@@ -63,11 +63,15 @@ class PostHoc:
         network.groups.requires_grad_(False).eval()
         self._groups = [forward_pass(group, recipe.train, clock) for group in network.groups]
         self._critics = [forward_pass(critic, recipe.train, clock) for critic in network.critics]
-        self._learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
+        self.learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
 
     @property
     def exits(self) -> tuple[int, ...]:
         return tuple(range(1, self._network.num_groups + 1))
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [*self._groups, *self._critics]
 
     def start_epoch(self) -> None:
         for _, module in carriers(self._network.groups):
@@ -85,7 +89,7 @@ class PostHoc:
         losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing) for Z in outputs]
         for L in losses:
             expect_finite(L.mean(), batch.step)
-        for i, learner in enumerate(self._learners):
+        for i, learner in enumerate(self.learners):
             learner.zero_grad()
             self._loss(outputs[i], losses[i], losses[i + 1].detach(), outputs[-1]).backward()
             learner.step(batch.step, train.clip_norm)
@@ -107,12 +111,12 @@ class PostHoc:
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         states = {index: module_state("main", group) for index, group in enumerate(self._network.groups, start=1)}
-        for index, learner in enumerate(self._learners, start=1):
+        for index, learner in enumerate(self.learners, start=1):
             states[index] |= learner.state("critic")
         return states
 
     def load(self, states: dict[int, dict[str, Tensor]]) -> None:
         for index, group in enumerate(self._network.groups, start=1):
             load_module("main", group, states[index])
-        for index, learner in enumerate(self._learners, start=1):
+        for index, learner in enumerate(self.learners, start=1):
             learner.load("critic", states[index])

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime_lct.descent import Descent, measure
 from anytime_lct.evaluation import Tally
@@ -27,7 +27,7 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock
+from anytime_lct.training.learner import Clock, Learner
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Edge
@@ -60,6 +60,14 @@ class Worker:
     def exits(self) -> tuple[int, ...]:
         """The exits whose losses this worker computes, from 1."""
         return tuple(group.index for group in self.groups)
+
+    @property
+    def learners(self) -> list[Learner]:
+        return [learner for group in self.groups for learner in group.learners]
+
+    @property
+    def forwards(self) -> list[nn.Module]:
+        return [module for group in self.groups for module in group.forwards]
 
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch; return the mean losses of this worker's exits, from before the update."""

@@ -33,7 +33,10 @@ BUFFERS = 2
 
 @dataclass(frozen=True)
 class Message:
-    """What a link sends: `rows` of the `joint` rows in the minibatch of all replicas are in this one."""
+    """What a link sends: `rows` of the `joint` rows in the minibatch of all replicas are in this one.
+
+    `labels` are on the CPU, so that sending waits for no device.
+    """
 
     step: int
     tensor: Tensor
@@ -152,7 +155,8 @@ class Edge:
     def send_minibatch(self, batch: Minibatch, h: Tensor) -> None:
         """Send a minibatch down, with `h` as the input of the next worker."""
         flags = LAST * batch.last | SAVE * batch.save
-        self.down.send(Message(batch.step, h, batch.y, flags, batch.rows, batch.joint))
+        labels = batch.y if batch.labels is None else batch.labels
+        self.down.send(Message(batch.step, h, labels, flags, batch.rows, batch.joint))
 
     def send_losses(self, batch: Minibatch, losses: Tensor) -> None:
         """Send losses of a minibatch up, and the status with them."""
@@ -172,8 +176,10 @@ class Edge:
         while not last:
             message = self.down.receive(step)
             assert message.labels is not None
+            x, labels = message.tensor, message.labels
+            y = labels.to(x.device, non_blocking=True)
             last, step, save = bool(message.flags & LAST), step + 1, bool(message.flags & SAVE)
-            yield Minibatch(message.tensor, message.labels, message.step, last, save, message.rows, message.joint)
+            yield Minibatch(x, y, message.step, last, save, message.rows, message.joint, labels)
 
 
 def _pack(message: Message, order: Sequence[int]) -> Tensor:
@@ -196,8 +202,8 @@ def _unpack(envelope: Tensor, payload: Tensor) -> Message:
     tensor = payload[: math.prod(shape)].view([shape[d] for d in order])
     tensor = tensor.permute([order.index(d) for d in range(dims)])  # the strides that the sender's tensor has
     labels = envelope[NUMBERS : NUMBERS + count].clone() if label_dims else None
-    if labels is not None:
-        labels = (labels.view(-1, window) if label_dims > 1 else labels).to(payload.device, non_blocking=True)
+    if labels is not None and label_dims > 1:
+        labels = labels.view(-1, window)
     return Message(step, tensor, labels, flags, rows, joint)
 
 

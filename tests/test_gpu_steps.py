@@ -1,0 +1,235 @@
+"""Training steps as a GPU runs them: on data that stay there, without a wait for the CPU, recorded and replayed.
+
+Without a GPU, torch's device meta takes its place, which has no values: whatever reads one fails. A recorded graph is
+a function that is called again, without the host's part of the step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anytime_lct.data import datasets
+from anytime_lct.data.batches import Dataset
+from anytime_lct.network import LCTNetwork
+from anytime_lct.recipes import reading as recipes
+from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.run_folder.build import build_network
+from anytime_lct.training import learner as learners
+from anytime_lct.training.learner import Clock, Learner
+from anytime_lct.training.loop import Loop
+from anytime_lct.training.method import Method
+from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.processes.team import Team
+from anytime_lct.training.replay import WARM_UP, CudaGraph, Replay
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+RECORDED = ["lct", "bp", "joint", "posthoc", "dni"]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
+
+
+def recipe_of(method: str, **tables: dict) -> Recipe:
+    return recipes.complete(
+        {
+            "data": {"name": "digits", "batch_size": 64, "augment": "crop-flip"},
+            "model": {"name": "resnet", "depth": 8, "width": 4},
+            "cut": {"groups": 3},
+            "groups": {"name": "sgd", "lr": 0.05, "weight_decay": 5e-4},
+            "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
+            "train": {"method": method, "epochs": 2, "clip_norm": 1.0, "precision": "float32"},
+            **tables,
+        }
+    )
+
+
+def method_of(recipe: Recipe, data: Dataset, device: torch.device, clock: Clock) -> Method:
+    row = METHODS[recipe.train.method]
+    network = build_network(recipe, data.facts, whole=not row.cuts).to(device).train()
+    return row.make(network, recipe, data.facts.task, clock, Team(device))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return datasets.from_recipe(recipe_of("lct"))
+
+
+@pytest.fixture
+def without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimizers have no fused kernels for meta tensors, and Adam reads its count of steps without one."""
+
+    def sgd(weights: object, *, fused: bool, **options: float) -> torch.optim.SGD:
+        return torch.optim.SGD(weights, **options)
+
+    monkeypatch.setattr(learners, "OPTIMIZERS", {"sgd": sgd, "adam": lambda w, lr, **_: torch.optim.SGD(w, lr)})
+
+
+@pytest.mark.parametrize("method", RECORDED)
+def test_a_step_reads_no_value_of_the_device(method, digits, without_fused_kernels):
+    recipe, clock = recipe_of(method), Clock(20, 10, 64)
+    on_meta = digits.to(META)
+    trained = method_of(recipe, digits, META, clock)
+    loop = Loop(trained, on_meta, recipe.train, clock, Team(META), len(trained.exits))
+    loop.method.start_epoch()
+    for batch, _ in zip(loop._minibatches(), range(2), strict=False):
+        assert batch.x.device == batch.y.device == META
+        losses = loop._step(batch)
+        loop.sums[0, loop.columns] += losses * len(batch.y)
+
+
+class FunctionGraph:
+    """A graph on the CPU: a replay calls the function, but its host's part, which sets rates, does nothing then."""
+
+    replays = 0
+
+    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()
+
+    def record(self, function: Callable[[], Tensor]) -> Tensor:
+        self._function, self._result = function, torch.zeros(0, dtype=torch.float64)
+        return self._result
+
+    def replay(self) -> None:
+        self.replays += 1
+        set_rate, Learner.set_rate = Learner.set_rate, lambda self, step: None
+        try:
+            result = self._function()
+        finally:
+            Learner.set_rate = set_rate
+        self._result.resize_(result.shape).copy_(result)
+
+
+def minibatches(data: Dataset, count: int) -> Iterator[Minibatch]:
+    """Minibatches of one shape, but for a short one in the middle."""
+    step = 0
+    for epoch in range(9):
+        for x, y in data.batches("train", epoch):
+            if step == count:
+                return
+            rows = 9 if step == count // 2 else len(y)
+            yield Minibatch(x[:rows], y[:rows], step)
+            step += 1
+
+
+def states_after(step: Callable[[Minibatch], Tensor], method: Method, data: Dataset, count: int):
+    losses = [step(batch).clone() for batch in minibatches(data, count)]
+    return losses, {(k, name): value for k, flat in method.state().items() for name, value in flat.items()}
+
+
+def expect_equal(ours, theirs) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
+    assert ours[1].keys() == theirs[1].keys()
+    assert all(torch.equal(ours[1][key], theirs[1][key]) for key in ours[1])
+
+
+@pytest.mark.parametrize("method", RECORDED)
+def test_replays_train_as_the_steps_themselves(method, digits):
+    recipe, clock = recipe_of(method, groups_schedule={"name": "one-cycle"}), Clock(8, 4, 64)
+    graph, (eager, recorded) = FunctionGraph(), (method_of(recipe, digits, CPU, clock) for _ in range(2))
+    expected = states_after(eager.step, eager, digits, 8)
+    expect_equal(states_after(Replay(recorded, graph).step, recorded, digits, 8), expected)
+    assert graph.replays == 8 - WARM_UP - 1
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x
+
+
+class Drawing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if random.random() < 0.5 else x + 0
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), Counting(), Averaging(), Drawing()], ids=lambda m: type(m).__name__)
+def test_steps_that_a_replay_would_not_repeat_are_not_recorded(layer, digits):
+    recipe, graph = recipe_of("bp"), FunctionGraph()
+    network = LCTNetwork([nn.Sequential(nn.Flatten(), layer, nn.Linear(64, 10))], []).train()
+    method = METHODS["bp"].make(network, recipe, "classification", Clock(8, 4, 64), Team(CPU))
+    step = Replay(method, graph).step
+    for batch in minibatches(digits, WARM_UP + 2):
+        step(batch)
+    assert graph.replays == 0
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(digits):
+    class Waiting(FunctionGraph):
+        def record(self, function: Callable[[], Tensor]) -> Tensor:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    recipe, clock = recipe_of("lct"), Clock(8, 4, 64)
+    eager, recorded = (method_of(recipe, digits, CPU, clock) for _ in range(2))
+    expected = states_after(eager.step, eager, digits, 6)
+    expect_equal(states_after(Replay(recorded, Waiting()).step, recorded, digits, 6), expected)
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop-flip"])
+def test_minibatches_of_a_gpu_are_those_of_the_cpu(augment):
+    data = datasets.from_recipe(recipe_of("lct", data={"name": "digits", "augment": augment}))
+    pairs = zip(data.batches("train", 1), data.to(torch.device("cuda")).batches("train", 1), strict=True)
+    for (x, y), (x_gpu, y_gpu) in pairs:
+        assert x_gpu.is_cuda and torch.equal(y, y_gpu.cpu())
+        torch.testing.assert_close(x_gpu.cpu(), x)
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("method", RECORDED)
+def test_a_gpu_never_waits_for_the_host(method, recorded, digits, monkeypatch):
+    device, clock = torch.device("cuda"), Clock(400, 200, 8)
+    recipe = recipe_of(method, data={"name": "digits", "batch_size": 8})
+    data = datasets.from_recipe(recipe)
+    trained = method_of(recipe, data, device, clock)
+    loop = Loop(trained, data, recipe.train, clock, Team(device), len(trained.exits))
+    step, steps = loop._step if recorded else trained.step, loop._minibatches()
+    for number in range(120):
+        torch.cuda.set_sync_debug_mode("error" if number >= 20 else "default")
+        try:
+            batch = next(steps)
+            loop.sums[0, loop.columns] += step(batch) * len(batch.y)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loop.sums.isfinite().all()
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", RECORDED)
+def test_a_recorded_step_on_a_gpu_trains_as_the_step_itself(method, optimizer, digits):
+    device, clock, steps = torch.device("cuda"), Clock(12, 6, 64), 12
+    groups = {"name": optimizer, "lr": 0.01, "weight_decay": 0.01}
+    recipe = recipe_of(method, groups=groups, groups_schedule={"name": "one-cycle"})
+    data = digits.to(device)
+    eager, recorded = (method_of(recipe, data, device, clock) for _ in range(2))
+    expected = states_after(eager.step, eager, data, steps)
+    replay = Replay(recorded, CudaGraph(device))
+    ours = states_after(replay.step, recorded, data, steps)
+    assert replay._static is not None, "it is not recorded"
+    for a, b in zip(ours[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert ours[1].keys() == expected[1].keys()
+    for key, value in expected[1].items():
+        torch.testing.assert_close(ours[1][key], value, rtol=1e-2, atol=1e-3, msg=str(key))
