@@ -6,6 +6,7 @@ a function that is called again, without the host's part of the step.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 
@@ -33,24 +34,32 @@ RECORDED = ["lct", "bp", "joint", "posthoc", "dni"]
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 
 
+RESNET, MLP = {"name": "resnet", "depth": 8, "width": 4}, {"name": "mlp", "hidden": [8, 8]}
+MODELS = {"lct": RESNET, "bp": RESNET, "joint": MLP, "posthoc": MLP, "dni": MLP}
+
+
 def recipe_of(method: str, **tables: dict) -> Recipe:
     return recipes.complete(
         {
-            "data": {"name": "digits", "batch_size": 64, "augment": "crop-flip"},
-            "model": {"name": "resnet", "depth": 8, "width": 4},
+            "data": {"name": "digits", "batch_size": 16, "augment": "crop-flip"},
+            "model": MODELS[method],
             "cut": {"groups": 3},
+            "critic": {"kind": "slim"},
             "groups": {"name": "sgd", "lr": 0.05, "weight_decay": 5e-4},
             "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
+            "dni": {"width": 8},
             "train": {"method": method, "epochs": 2, "clip_norm": 1.0, "precision": "float32"},
             **tables,
         }
     )
 
 
-def method_of(recipe: Recipe, data: Dataset, device: torch.device, clock: Clock) -> Method:
+def methods_of(recipe: Recipe, data: Dataset, device: torch.device, clock: Clock, count: int = 1) -> list[Method]:
+    """Methods that start alike."""
     row = METHODS[recipe.train.method]
-    network = build_network(recipe, data.facts, whole=not row.cuts).to(device).train()
-    return row.make(network, recipe, data.facts.task, clock, Team(device))
+    network = build_network(recipe, data.facts, whole=not row.cuts, compare=False).to(device).train()
+    copies = [copy.deepcopy(network) for _ in range(count)]
+    return [row.make(each, recipe, data.facts.task, clock, Team(device)) for each in copies]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +79,9 @@ def without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", RECORDED)
 def test_a_step_reads_no_value_of_the_device(method, digits, without_fused_kernels):
-    recipe, clock = recipe_of(method), Clock(20, 10, 64)
+    recipe, clock = recipe_of(method), Clock(20, 10, 16)
     on_meta = digits.to(META)
-    trained = method_of(recipe, digits, META, clock)
+    (trained,) = methods_of(recipe, digits, META, clock)
     loop = Loop(trained, on_meta, recipe.train, clock, Team(META), len(trained.exits))
     loop.method.start_epoch()
     for batch, _ in zip(loop._minibatches(), range(2), strict=False):
@@ -128,8 +137,8 @@ def expect_equal(ours, theirs) -> None:
 
 @pytest.mark.parametrize("method", RECORDED)
 def test_replays_train_as_the_steps_themselves(method, digits):
-    recipe, clock = recipe_of(method, groups_schedule={"name": "one-cycle"}), Clock(8, 4, 64)
-    graph, (eager, recorded) = FunctionGraph(), (method_of(recipe, digits, CPU, clock) for _ in range(2))
+    recipe, clock = recipe_of(method, groups_schedule={"name": "one-cycle"}), Clock(8, 4, 16)
+    graph, (eager, recorded) = FunctionGraph(), methods_of(recipe, digits, CPU, clock, 2)
     expected = states_after(eager.step, eager, digits, 8)
     expect_equal(states_after(Replay(recorded, graph).step, recorded, digits, 8), expected)
     assert graph.replays == 8 - WARM_UP - 1
@@ -164,7 +173,7 @@ class Drawing(nn.Module):
 def test_steps_that_a_replay_would_not_repeat_are_not_recorded(layer, digits):
     recipe, graph = recipe_of("bp"), FunctionGraph()
     network = LCTNetwork([nn.Sequential(nn.Flatten(), layer, nn.Linear(64, 10))], []).train()
-    method = METHODS["bp"].make(network, recipe, "classification", Clock(8, 4, 64), Team(CPU))
+    method = METHODS["bp"].make(network, recipe, "classification", Clock(8, 4, 16), Team(CPU))
     step = Replay(method, graph).step
     for batch in minibatches(digits, WARM_UP + 2):
         step(batch)
@@ -176,8 +185,8 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(digits):
         def record(self, function: Callable[[], Tensor]) -> Tensor:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    recipe, clock = recipe_of("lct"), Clock(8, 4, 64)
-    eager, recorded = (method_of(recipe, digits, CPU, clock) for _ in range(2))
+    recipe, clock = recipe_of("joint"), Clock(8, 4, 16)
+    eager, recorded = methods_of(recipe, digits, CPU, clock, 2)
     expected = states_after(eager.step, eager, digits, 6)
     expect_equal(states_after(Replay(recorded, Waiting()).step, recorded, digits, 6), expected)
 
@@ -201,7 +210,7 @@ def test_a_gpu_never_waits_for_the_host(method, recorded, digits, monkeypatch):
     device, clock = torch.device("cuda"), Clock(400, 200, 8)
     recipe = recipe_of(method, data={"name": "digits", "batch_size": 8})
     data = datasets.from_recipe(recipe)
-    trained = method_of(recipe, data, device, clock)
+    (trained,) = methods_of(recipe, data, device, clock)
     loop = Loop(trained, data, recipe.train, clock, Team(device), len(trained.exits))
     step, steps = loop._step if recorded else trained.step, loop._minibatches()
     for number in range(120):
@@ -219,11 +228,11 @@ def test_a_gpu_never_waits_for_the_host(method, recorded, digits, monkeypatch):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", RECORDED)
 def test_a_recorded_step_on_a_gpu_trains_as_the_step_itself(method, optimizer, digits):
-    device, clock, steps = torch.device("cuda"), Clock(12, 6, 64), 12
+    device, clock, steps = torch.device("cuda"), Clock(12, 6, 16), 12
     groups = {"name": optimizer, "lr": 0.01, "weight_decay": 0.01}
     recipe = recipe_of(method, groups=groups, groups_schedule={"name": "one-cycle"})
     data = digits.to(device)
-    eager, recorded = (method_of(recipe, data, device, clock) for _ in range(2))
+    eager, recorded = methods_of(recipe, data, device, clock, 2)
     expected = states_after(eager.step, eager, data, steps)
     replay = Replay(recorded, CudaGraph(device))
     ours = states_after(replay.step, recorded, data, steps)
