@@ -26,6 +26,7 @@ from anytime_lct.training.loop import Loop
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.prepare import suit_device
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import WARM_UP, CudaGraph, Replay
 
@@ -189,6 +190,19 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(digits):
     eager, recorded = methods_of(recipe, digits, CPU, clock, 2)
     expected = states_after(eager.step, eager, digits, 6)
     expect_equal(states_after(Replay(recorded, Waiting()).step, recorded, digits, 6), expected)
+
+
+def test_a_gpu_with_bfloat16_trains_in_it_by_default(monkeypatch):
+    left_open, chosen = recipe_of("lct", train={"epochs": 1}), recipe_of("lct")
+    for supported, device, expected in (
+        (True, torch.device("cuda"), ("bfloat16", True)),
+        (False, torch.device("cuda"), ("float32", False)),
+        (True, CPU, ("float32", False)),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported, **_: supported)
+        train = suit_device(left_open, device).train
+        assert (train.precision, train.channels_last) == expected
+        assert suit_device(chosen, device).train.precision == "float32"
 
 
 @pytest.mark.gpu

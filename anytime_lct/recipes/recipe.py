@@ -208,7 +208,8 @@ class ScheduleRecipe(Section):
 class TrainRecipe(Section):
     """The run: its method by name, its length, its precision, device and checkpoints.
 
-    A `clip_norm` of 0 does not clip; None follows from the network (`fitting.fit`).
+    A `clip_norm` of 0 does not clip; None follows from the network (`fitting.fit`). A `precision` and a `channels_last`
+    of None follow from the device (`training.prepare.suit_device`); the run folder has those of its run.
     """
 
     method: str = "lct"
@@ -227,10 +228,10 @@ class TrainRecipe(Section):
     """Share of the label that is spread over all classes."""
     clip_norm: NotNegative | None = None
     """Largest norm of a group's gradient; larger ones are scaled to it; 0 never does; by default what suits."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of activations; weights stay float32."""
-    channels_last: bool = False
-    """Memory layout of convolutions; often faster."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Number format of activations; weights stay float32. By default bfloat16 on a GPU that has it, else float32."""
+    channels_last: bool | None = None
+    """Memory layout of convolutions; often faster. By default on a GPU that has bfloat16."""
     compile: bool = False
     """Compile the groups by torch.compile."""
     device: str = "auto"

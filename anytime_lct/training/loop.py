@@ -29,7 +29,7 @@ from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.prepare import device_of
+from anytime_lct.training.prepare import device_of, suit_device
 from anytime_lct.training.processes.links import Status
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import step_of
@@ -64,11 +64,11 @@ def train(
     >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
     >>> train(network, loader, epochs=10, validation=held_out)[-1].scores               # doctest: +SKIP
     """
-    batches = LoadedBatches(data, validation, task)
-    recipe = complete(_recipe_tables(tables, task, {"epochs": epochs, "seed": seed, "device": device}))
-    recipe = fit(recipe, traits(network), batches.rows or USUAL_ROWS)
-    per_epoch = batches.num_batches("train")
-    team, clock = Team(device_of(device)), Clock(epochs * per_epoch, per_epoch)
+    batches, team = LoadedBatches(data, validation, task), Team(device_of(device))
+    own = {"epochs": epochs, "seed": seed, "device": device, "channels_last": False}
+    recipe = fit(complete(_recipe_tables(tables, task, own)), traits(network), batches.rows or USUAL_ROWS)
+    recipe, per_epoch = suit_device(recipe, team.device), batches.num_batches("train")
+    clock = Clock(epochs * per_epoch, per_epoch)
     network.to(team.device).train()
     method, history = Worker.of(network, recipe, task, clock, team), list[Epoch]()
     try:

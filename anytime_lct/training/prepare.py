@@ -86,6 +86,15 @@ def fit_optimizers(recipe: Recipe, data: Dataset) -> Recipe:
     return fit(recipe, traits(model), rows)
 
 
+def suit_device(recipe: Recipe, device: torch.device) -> Recipe:
+    """Return the recipe with a number format and a memory layout, by default those that are fastest on the device."""
+    train, fast = recipe.train, device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = train.precision or ("bfloat16" if fast else "float32")
+    channels_last = fast if train.channels_last is None else train.channels_last
+    train = train.model_copy(update={"precision": precision, "channels_last": channels_last})
+    return recipe.model_copy(update={"train": train})
+
+
 def cut_network(recipe: Recipe, data: Dataset, team: Team) -> tuple[LCTNetwork, Recipe]:
     """Return the network, cut into groups, and the recipe with its places; set `team.bounds`, who owns which groups.
 

@@ -37,6 +37,7 @@ from anytime_lct.training.prepare import (
     extension_text,
     fit_optimizers,
     shortest_minibatch,
+    suit_device,
     warning_on_exits,
 )
 from anytime_lct.training.processes.team import Team
@@ -73,7 +74,7 @@ def train(
             run_folder.expect_same_data(path, facts, data.facts)
         fresh_start = checkpoint.fresh_start(path / run_folder.CHECKPOINTS) if resume else 0
         clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start)
-        recipe = fit_optimizers(recipe, data)
+        recipe = suit_device(fit_optimizers(recipe, data), team.device)
         row = row_of(recipe.train.method)
         fewer_groups = partial(savings.fewer_groups, recipe.cut)
         network, recipe = cut_network(recipe, data, team)
@@ -93,6 +94,8 @@ def train(
         warning = expect_room(demand, recipe, data.facts, team) if demand else None
         if warning and team.leads:
             yield Note(warning)
+        if team.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, which convolutions have by default
         network = network.to(team.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
