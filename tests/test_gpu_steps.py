@@ -7,6 +7,7 @@ a function that is called again, without the host's part of the step.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
@@ -203,6 +204,12 @@ def test_a_gpu_with_bfloat16_trains_in_it_by_default(monkeypatch):
         train = suit_device(left_open, device).train
         assert (train.precision, train.channels_last) == expected
         assert suit_device(chosen, device).train.precision == "float32"
+
+
+def test_processes_read_images_for_a_gpu_by_default(digits):
+    assert digits.readers == 0
+    assert 1 <= dataclasses.replace(digits, device=torch.device("cuda")).readers <= 8
+    assert dataclasses.replace(digits, device=torch.device("cuda"), workers=3).readers == 3
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ Split = Literal["train", "validation", "test"]
 Batch = tuple[Tensor, Tensor]
 Share = tuple[int, int]
 CPU = torch.device("cpu")
+MOST_READERS = 8
 ON_DEVICE_BYTES = 2 * 2**30  # larger sets stay on the CPU
 
 
@@ -96,7 +98,7 @@ class ImageBatches:
     """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,).
 
         in memory, small            uint8 on the device, gathered, moved and mirrored there: nothing waits for the CPU
-        files, or zoomed            uint8 (B, C, H, W) made on the CPU, by `workers` processes ahead of training
+        files, or zoomed            uint8 (B, C, H, W) made on the CPU, by `readers` processes ahead of training
         both                        normalised on the device
 
     Either way the random numbers are drawn on the CPU, for a whole epoch, and the minibatches are the same.
@@ -107,7 +109,7 @@ class ImageBatches:
     parts: dict[Split, tuple[Images, Tensor]]
     batch_size: int
     seed: int
-    workers: int
+    workers: int | None
     device: torch.device = CPU
 
     def to(self, device: torch.device) -> ImageBatches:
@@ -118,6 +120,12 @@ class ImageBatches:
             split: (images[id(part)], indices) for split, (part, indices) in self.parts.items()
         }
         return replace(self, parts=parts, device=device)
+
+    @property
+    def readers(self) -> int:
+        """The number of processes that make minibatches: `workers`, or one a core where training is on a GPU."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (min(MOST_READERS, cores) if self.device.type == "cuda" else 0) if self.workers is None else self.workers
 
     def num_samples(self, split: Split) -> int:
         return len(self.parts[split][1])
@@ -147,7 +155,7 @@ class ImageBatches:
             (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
         )
         numbers = range(start, len(dataset.indices))
-        alone = self.workers == 0 or home.type != "cpu"
+        alone = self.readers == 0 or home.type != "cpu"
         for batch in (dataset[number] for number in numbers) if alone else self._in_workers(dataset, numbers):
             if isinstance(batch, DataError):
                 raise batch
@@ -159,7 +167,7 @@ class ImageBatches:
             dataset,
             batch_size=None,
             sampler=numbers,
-            num_workers=self.workers,
+            num_workers=self.readers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # without one, the loader draws a seed from torch's random state
         )

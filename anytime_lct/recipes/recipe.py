@@ -73,8 +73,8 @@ class DataRecipe(Section):
     """Samples of a minibatch; by default 128, or 64 or 32 where an epoch would have fewer than 50 steps."""
     sequence_length: Count = 150
     """Characters of a training sequence of a text."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read image files; 0 reads them in the training process."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read image files; 0 reads them in the training process. By default 0, for a GPU up to 8."""
 
 
 class ModelRecipe(Section):
