@@ -32,6 +32,27 @@ def test_gradients_in_another_memory_layout_step_the_right_weights(name):
         torch.testing.assert_close(value.detach(), reference, atol=1e-5, rtol=1e-5)
 
 
+def test_the_average_of_weights_counts_later_steps_more_and_stays_beside_them():
+    module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, affine=False))
+    optimizer = OptimizerRecipe(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    learner = Learner(module, optimizer, ScheduleRecipe(), Clock(3, 3), average=0.5)
+    weight, mean = module[0].weight, module[1].running_mean
+    with torch.no_grad():
+        weight.fill_(0.0)
+    for step, statistic in enumerate((1.0, 2.0, 4.0)):
+        mean.fill_(statistic)
+        weight.grad = torch.full((1, 1), -1.0)  # the weights are 1, 2 and 3
+        learner.step(step)
+    with learner.averaged():
+        assert weight.item() == pytest.approx((0.25 * 1 + 0.5 * 2 + 3) / 1.75)
+        assert mean.item() == pytest.approx((0.25 * 1 + 0.5 * 2 + 4) / 1.75)
+    assert (weight.item(), mean.item()) == (3.0, 4.0)
+    again = Learner(module, optimizer, ScheduleRecipe(), Clock(3, 3), average=0.5)
+    again.load("main", learner.state("main"))
+    with again.averaged():
+        assert weight.item() == pytest.approx((0.25 * 1 + 0.5 * 2 + 3) / 1.75)
+
+
 def test_batch_norms_with_long_averages_follow_a_short_run():
     norms = [nn.BatchNorm2d(3, momentum=momentum) for momentum in (0.01, 0.1, 0.3, None)]
     for steps, expected in (

@@ -83,13 +83,13 @@ def every_step_is_shown(monkeypatch):
 VARIANTS = [
     tiny(),
     tiny(rule={"form": "scalar", "critic_loss": "paper"}, critics={"name": "adamw", "lr": 1e-3}),
-    tiny(train={"channels_last": True, "label_smoothing": 0.1}, groups={"name": "adam", "lr": 1e-3}),
+    tiny(train={"channels_last": True, "label_smoothing": 0.1, "average": 0.8}, groups={"name": "adam", "lr": 1e-3}),
     tiny(train={"precision": "bfloat16", "clip_norm": 1.0}),
     tiny(TEXT),
 ]
 
 
-@pytest.mark.parametrize("recipe", VARIANTS, ids=["plain", "scalar", "channels-last", "bfloat16", "text"])
+@pytest.mark.parametrize("recipe", VARIANTS, ids=["plain", "scalar", "channels-last-average", "bfloat16", "text"])
 def test_a_run_interrupted_twice_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path):
     run(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -155,6 +155,19 @@ def evaluate_main(path):
     return evaluate(
         opened.network, data.from_recipe(opened.recipe).batches("validation"), "classification"
     ).mean_scores()[-1]
+
+
+def test_a_run_keeps_and_evaluates_the_average_of_its_weights(tmp_path):
+    recipe = tiny(train={"epochs": 1, "average": 0.8})
+    (epoch,) = run(recipe, tmp_path / "run")
+    assert evaluate_main(tmp_path / "run") == pytest.approx(epoch.scores[-1])
+    tensors = checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints"), 3)[0][1]
+    count = tensors["main_averaged"]
+    assert count == pytest.approx(1 - 0.8**6)
+    kept = weights(tmp_path / "run")
+    for name in (key.removeprefix("main_average.") for key in tensors if key.startswith("main_average.")):
+        assert torch.equal(kept[name], tensors[f"main_average.{name}"] / count)
+        assert not torch.equal(kept[name], tensors[f"main.{name}"])
 
 
 def test_training_learns(tmp_path):

@@ -47,8 +47,8 @@ LSTM = {
 MLP = {**RESNET, "model": {"name": "mlp", "hidden": [20, 20, 20]}}
 VARIANTS = {
     "resnet": RESNET,
-    "resnet-scalar-channels-last": {
-        **RESNET, "rule": {"form": "scalar"}, "train": {"epochs": 2, "channels_last": True},
+    "resnet-scalar-channels-last-average": {
+        **RESNET, "rule": {"form": "scalar"}, "train": {"epochs": 2, "channels_last": True, "average": 0.9},
     },
     "lstm": LSTM,
     "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},

@@ -228,6 +228,8 @@ class TrainRecipe(Section):
     """Share of the label that is spread over all classes."""
     clip_norm: NotNegative | None = None
     """Largest norm of a group's gradient; larger ones are scaled to it; 0 never does; by default what suits."""
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the moving average of weights that the run keeps, such as 0.999; 0 keeps the weights themselves."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Number format of activations; weights stay float32. By default bfloat16 on a GPU that has it, else float32."""
     channels_last: bool | None = None

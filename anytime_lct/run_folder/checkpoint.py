@@ -64,18 +64,26 @@ def commit(
 
 
 def weights(folder: Path, num_groups: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read the weights of the main network and of the critics from a checkpoint's folder, renamed yet or not."""
+    """Read the weights of the main network and of the critics from a checkpoint's folder, renamed yet or not.
+
+    They are the averages where the run keeps those.
+    """
     main: dict[str, Tensor] = {}
     critics: dict[str, Tensor] = {}
     for index in range(1, num_groups + 1):
         with safe_open(folder / _file_name(index), "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                kind, _, name = key.partition(".")
-                if kind == "main":
-                    main[name] = file.get_tensor(key)
-                elif kind == "critic":
-                    critics[f"critic_{index}.{name}"] = file.get_tensor(key)
+            main |= _kept(file, "main")
+            critics |= {f"critic_{index}.{name}": value for name, value in _kept(file, "critic").items()}
     return main, critics
+
+
+def _kept(file: Any, kind: str) -> dict[str, Tensor]:
+    """Return the weights of a kind, main or critic, by name (`learner.Learner.state`)."""
+    names = [key.partition(".") for key in file.keys()]  # noqa: SIM118
+    values = {name: file.get_tensor(f"{kind}.{name}") for of, _, name in names if of == kind}
+    averages = {name: file.get_tensor(f"{kind}_average.{name}") for of, _, name in names if of == f"{kind}_average"}
+    count = file.get_tensor(f"{kind}_averaged") if averages else 1
+    return values | {name: value / count for name, value in averages.items()}
 
 
 def newest(folder: Path) -> Path | None:

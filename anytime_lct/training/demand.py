@@ -73,8 +73,9 @@ def estimate(network: LCTNetwork, recipe: Recipe, example: Tensor, team: Team) -
     amounts = [sum(saved_by[k]) if row.alive != "critics" else saved_by[k][1] for k in mine]
     saved = (max if row.alive == "group" else sum)(amounts) * (HALF if recipe.train.precision == "bfloat16" else 1)
     trained = [] if row.alive == "critics" else [network.groups[k] for k in mine]
-    fixed = (weight_copies(recipe.groups) - 1) * _weights(trained)
-    fixed += (weight_copies(recipe.critics) - 1) * _weights([critics[k] for k in mine if k < len(critics)])
+    extra = bool(recipe.train.average) - 1
+    fixed = (weight_copies(recipe.groups) + extra) * _weights(trained)
+    fixed += (weight_copies(recipe.critics) + extra) * _weights([critics[k] for k in mine if k < len(critics)])
     batch = 2 * example.numel() * example.element_size()  # this one and the next
     if team.device.type == "cpu":
         return Demand(len(example), saved + batch, fixed, CPU_PEAK[row.alive])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from anytime_lct.errors import CheckpointError
 from anytime_lct.modes import carriers
 from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
 from anytime_lct.training import norms
+from anytime_lct.training.averaging import Average
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -57,12 +59,22 @@ class Clock:
 class Learner:
     """A module with its optimizer: `step(k)` moves its weights along their gradients by the schedule's rate at step k.
 
+    With `average`, a decay, it keeps the moving average of the weights too.
+
     Its state holds weights, buffers, optimizer slots and the hidden state carried between minibatches, under flat
     names, but no random state.
     """
 
-    def __init__(self, module: nn.Module, optimizer: OptimizerRecipe, schedule: ScheduleRecipe, clock: Clock) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerRecipe,
+        schedule: ScheduleRecipe,
+        clock: Clock,
+        average: float = 0.0,
+    ) -> None:
         self.module = module
+        self._average = Average(module, average) if average else None
         self._schedule, self._clock = schedule, clock
         assert optimizer.name is not None and optimizer.lr is not None, "an optimizer that is fitted to the network"
         self._rate = self._current = optimizer.lr
@@ -91,6 +103,8 @@ class Learner:
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
         self.set_rate(step)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
 
     def set_rate(self, step: int) -> None:
         """Set the learning rate of step `step`, on a GPU in place; a rate that is set already costs nothing."""
@@ -110,9 +124,13 @@ class Learner:
         for _, module in carriers(self.module):
             module.carry, module.state = True, None
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a block in which the module has its average weights, where the run keeps these."""
+        return nullcontext() if self._average is None else self._average.applied()
+
     def state(self, kind: str) -> dict[str, Tensor]:
         """Return everything that training resumes from, as `kind.NAME`, `kind_optimizer.NAME.SLOT`."""
-        flat = module_state(kind, self.module)
+        flat = module_state(kind, self.module) | ({} if self._average is None else self._average.state(kind))
         for name, weight in self._weights.items():
             for slot, value in self._optimizer.state.get(weight, {}).items():
                 if value is not None:
@@ -124,6 +142,8 @@ class Learner:
         load_module(kind, self.module, flat)
         try:
             self._load_slots(_without_prefix(f"{kind}_optimizer.", flat))
+            if self._average is not None:
+                self._average.load(kind, flat)
         except (RuntimeError, ValueError) as error:
             raise _mismatch_error(error) from None
 
@@ -139,6 +159,15 @@ class Learner:
                 value = torch.empty_like(weight, requires_grad=False).copy_(value)
             slots.setdefault(numbers[name], {})[slot] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": slots})
+
+
+@contextmanager
+def averaged(learners: Sequence[Learner]) -> Iterator[None]:
+    """Give the modules of all learners their average weights within this block, where the run keeps these."""
+    with ExitStack() as stack:
+        for learner in learners:
+            stack.enter_context(learner.averaged())
+        yield
 
 
 def module_state(kind: str, module: nn.Module) -> dict[str, Tensor]:

@@ -47,13 +47,18 @@ class ADMMRecipe(Section):
 
 
 def check(recipe: Recipe) -> None:
-    """Raise RecipeError unless the samples are images, the same in every sweep."""
+    """Raise RecipeError unless the samples are images, the same in every sweep, and weights are kept as they are."""
     if recipe.data.name in TEXT:
         raise RecipeError("Expected images with method admm, as in the paper, got a text; choose another method.")
     if recipe.data.augment != "none":
         raise RecipeError(
             f"Expected data.augment = none with method admm, which needs the same samples in every sweep, got "
             f"{recipe.data.augment}; set it."
+        )
+    if recipe.train.average:
+        raise RecipeError(
+            f"Expected a method of gradient steps with train.average, whose weights it averages, got admm with "
+            f"{recipe.train.average}; leave it out."
         )
 
 

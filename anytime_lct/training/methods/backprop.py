@@ -16,7 +16,7 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.replicas import data_parallel
 from anytime_lct.training.processes.team import Team
@@ -47,7 +47,7 @@ class Backprop:
                     "it out, or train by lct."
                 )
             self._model = nn.SyncBatchNorm.convert_sync_batchnorm(self._model, team.replica_group)
-        self._learner = Learner(self._model, recipe.groups, recipe.groups_schedule, clock)
+        self._learner = Learner(self._model, recipe.groups, recipe.groups_schedule, clock, recipe.train.average)
         self._f = forward_pass(self._model, recipe.train, clock)
         if team.replicas > 1:
             self._f = data_parallel(self._f, team.replica_group, recipe.train.wire)
@@ -82,7 +82,7 @@ class Backprop:
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return the results of the network (`Tally.results`)."""
         tally = Tally(self.task, 1)
-        with probing(self._model), carrying(self._model):
+        with probing(self._model), carrying(self._model), averaged(self.learners):
             for batch in batches:
                 tally.add(0, self._model(batch.x), batch.y)
         return tally.results()

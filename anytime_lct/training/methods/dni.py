@@ -22,7 +22,7 @@ from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import TEXT, Count, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
@@ -63,7 +63,8 @@ class DNI:
         self._main = LCTNetwork([nn.Sequential(*network.groups)], [])
         self._classes = _outputs(network, team.device) if self._options.labels else 0
         synthesizers = self._make(network.shapes, team.device)
-        self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
+        groups = (recipe.groups, recipe.groups_schedule)
+        self._groups = [Learner(group, *groups, clock, recipe.train.average) for group in network.groups]
         self.synthesizers = [Learner(M, recipe.critics, recipe.critics_schedule, clock) for M in synthesizers]
         self._f = [forward_pass(group, recipe.train, clock) for group in network.groups]
         self.M = [forward_pass(M, recipe.train, clock) for M in synthesizers]
@@ -136,7 +137,8 @@ class DNI:
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return the results of the main network (`Tally.results`)."""
-        return of_exits(self._main, batches, self.task)
+        with averaged(self.learners):
+            return of_exits(self._main, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         states = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}

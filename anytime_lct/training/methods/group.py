@@ -46,8 +46,9 @@ class GroupInTraining:
                     join_batch_norms(module, self._replica_group)
         self._rule = lct.Rule(**recipe.rule.model_dump())
         self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
-        self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock)
-        self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock)
+        average = recipe.train.average
+        self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock, average)
+        self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock, average)
         self._f = forward_pass(group, recipe.train, clock)
         self._c = None  # not compiled: its graph is run backward twice
         if critic is not None:

@@ -14,7 +14,7 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
@@ -29,8 +29,9 @@ class Joint:
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
         self._network, self._recipe = network, recipe
-        self._groups = [Learner(group, recipe.groups, recipe.groups_schedule, clock) for group in network.groups]
-        self._critics = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
+        groups, critics = (recipe.groups, recipe.groups_schedule), (recipe.critics, recipe.critics_schedule)
+        self._groups = [Learner(group, *groups, clock, recipe.train.average) for group in network.groups]
+        self._critics = [Learner(critic, *critics, clock, recipe.train.average) for critic in network.critics]
         self._f = forward_pass(network, recipe.train, clock)
 
     @property
@@ -67,7 +68,8 @@ class Joint:
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return the results of all exits (`Tally.results`)."""
-        return of_exits(self._network, batches, self.task)
+        with averaged(self.learners):
+            return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         states = {index: learner.state("main") for index, learner in enumerate(self._groups, start=1)}

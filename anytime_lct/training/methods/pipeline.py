@@ -20,7 +20,7 @@ from anytime_lct.modes import carriers, carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.pipelining import schedule
@@ -45,7 +45,8 @@ class Pipeline:
                 f"{recipe.train.wire}; leave it out."
             )
         mine = owned(team.bounds, team.worker)
-        self._learners = {k + 1: Learner(network.groups[k], recipe.groups, recipe.groups_schedule, clock) for k in mine}
+        groups, average = (recipe.groups, recipe.groups_schedule), recipe.train.average
+        self._learners = {k + 1: Learner(network.groups[k], *groups, clock, average) for k in mine}
         self._groups = nn.Sequential(*(network.groups[k] for k in mine))
         self._stage = _Stage(self._groups, recipe, clock)
         self._schedules: dict[tuple[int, ...], Any] = {}
@@ -137,7 +138,7 @@ class Pipeline:
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return the results of the network (`Tally.results`); on all workers but the last those of no exit."""
         tally = Tally(self.task, len(self.exits))
-        with probing(self._groups), carrying(self._groups):
+        with probing(self._groups), carrying(self._groups), averaged([*self._learners.values()]):
             for batch in batches:
                 Z = self._groups(batch.x)
                 if self._team.next is None:

@@ -20,7 +20,7 @@ from anytime_lct.modes import carriers
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticLoss, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, load_module, module_state, random_seed
+from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, load_module, module_state, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
@@ -63,7 +63,8 @@ class PostHoc:
         network.groups.requires_grad_(False).eval()
         self._groups = [forward_pass(group, recipe.train, clock) for group in network.groups]
         self._critics = [forward_pass(critic, recipe.train, clock) for critic in network.critics]
-        self.learners = [Learner(critic, recipe.critics, recipe.critics_schedule, clock) for critic in network.critics]
+        critics = (recipe.critics, recipe.critics_schedule)
+        self.learners = [Learner(critic, *critics, clock, recipe.train.average) for critic in network.critics]
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -107,7 +108,8 @@ class PostHoc:
 
     def evaluate(self, batches: Iterable[Minibatch]) -> Tensor:
         """Return the results of all exits (`Tally.results`)."""
-        return of_exits(self._network, batches, self.task)
+        with averaged(self.learners):
+            return of_exits(self._network, batches, self.task)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         states = {index: module_state("main", group) for index, group in enumerate(self._network.groups, start=1)}

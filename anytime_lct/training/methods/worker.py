@@ -27,7 +27,7 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner
+from anytime_lct.training.learner import Clock, Learner, averaged
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Edge
@@ -118,7 +118,7 @@ class Worker:
         for group in self.groups:
             group.settle()
         modules = torch.nn.ModuleList([m for g in self.groups for m in (g.group, g.critic) if m is not None])
-        with probing(modules), carrying(modules):
+        with probing(modules), carrying(modules), averaged(self.learners):
             for batch in batches:
                 x = batch.x
                 for k, group in enumerate(self.groups):
