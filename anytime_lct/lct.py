@@ -104,10 +104,13 @@ class LocalLoss:
         if not self._rule.one_pass:
             self._rule.of(self._L, L_next).backward(inputs=_weights(self._c))  # (5)
             return
-        L_i = (self.L if L is None else L).mean().requires_grad_()
-        (slope,) = torch.autograd.grad(self._rule.of(L_i, L_next.mean()), L_i)  # (5); for L1 sign(L_i - L_{i+1})
-        for p, gradient in zip(_weights(self._c), self._dL, strict=True):
-            p.grad = slope * gradient if p.grad is None else p.grad + slope * gradient
+        gradients = self._dL
+        if self._rule.critic_loss != "cross-entropy":
+            L_i = (self.L if L is None else L).mean().requires_grad_()
+            (slope,) = torch.autograd.grad(self._rule.of(L_i, L_next.mean()), L_i)  # (5); for L1 sign(L_i - L_{i+1})
+            gradients = [slope * gradient for gradient in gradients]
+        for p, gradient in zip(_weights(self._c), gradients, strict=True):
+            p.grad = gradient if p.grad is None else p.grad + gradient
 
 
 class _Handed(torch.autograd.Function):

@@ -6,8 +6,9 @@
 4. steps are recorded once as a CUDA graph, and replayed
 5. bfloat16
 6. channels last
+7. local critic training alone: groups run side by side, each on a lane of the GPU
 
-Beside it, the milliseconds after which the host has launched a step: where they are as many, the host is the limit.
+Beside it, the milliseconds in which the host launches a step: where they are as many, the host is the limit.
 ResNet-14 at 32x32 and ResNet-50 at 224x224, by backprop and by local critic training with 4 groups, on random images.
 
     python benchmarks/gpu_steps.py [--out results.json] [--device cuda] [--steps 50]
@@ -33,12 +34,15 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.task import Facts
+from anytime_lct.training.lanes import Lanes
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import WARM_UP, step_of
 
+LAUNCHED = 3  # steps that the host launches without being held up by a full queue
 NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {  # options, side of an image, rows of a minibatch
     "ResNet-14": ({"name": "resnet", "depth": 14}, 32, 128),
     "ResNet-50": ({"name": "torchvision:resnet50"}, 224, 64),
@@ -55,6 +59,7 @@ class Way:
     recorded: bool = True
     precision: str = "bfloat16"
     channels_last: bool = False
+    lanes: bool = False
 
 
 WAYS = (
@@ -64,6 +69,7 @@ WAYS = (
     Way("recorded", precision="float32"),
     Way("bfloat16"),
     Way("channels last", channels_last=True),
+    Way("lanes", channels_last=True, lanes=True),
 )
 
 
@@ -96,20 +102,22 @@ def endless(data: ImageBatches) -> Iterator[tuple[Tensor, Tensor]]:
 def milliseconds(
     network: LCTNetwork, recipe: Recipe, data: ImageBatches, way: Way, device: torch.device, steps: int
 ) -> tuple[float, float]:
-    """Return the time of a step, minibatch and sums of losses included, and the host's; the best of three stretches."""
+    """Return the time of a step, minibatch and sums of losses included, and the host's; the best of some stretches."""
     train = recipe.train.model_copy(update={"precision": way.precision, "channels_last": way.channels_last})
     recipe = recipe.model_copy(update={"train": train})
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     network = copy.deepcopy(network).to(device).to(memory_format=layout).train()  # type: ignore[call-overload]
     team = Team(device)
     method = METHODS[train.method].make(network, recipe, "classification", Clock(10_000, 100), team)
+    if isinstance(method, Worker) and not way.lanes:
+        method.lanes = Lanes(device, 0)
     step = step_of(method, team) if way.recorded else method.step
     batches = endless(data.to(device) if way.on_device else data)
     sums = torch.zeros(2, len(method.exits), dtype=torch.float64, device=device)
     columns: Any = [exit_ - 1 for exit_ in method.exits] if way.waits else slice(0, len(method.exits))
     number, times = 0, list[tuple[float, float]]()
     method.start_epoch()
-    for count in (WARM_UP + 4, steps, steps, steps):
+    for count in (WARM_UP + 4, *[LAUNCHED] * 3, *[steps] * 3):
         finish(device)
         start = time.perf_counter()
         for _ in range(count):
@@ -121,7 +129,7 @@ def milliseconds(
         launched = time.perf_counter()
         finish(device)
         times.append((1000 * (time.perf_counter() - start) / count, 1000 * (launched - start) / count))
-    return min(times[1:])
+    return min(whole for whole, _ in times[-3:]), min(host for _, host in times[1:4])
 
 
 def finish(device: torch.device) -> None:
@@ -135,6 +143,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=50, help="steps of ResNet-14 in a stretch; a fifth for ResNet-50")
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=[*NETWORKS])
+    parser.add_argument("--ways", nargs="+", default=[way.name for way in WAYS], choices=[way.name for way in WAYS])
     options = parser.parse_args()
     device = torch.device(options.device)
     rows: list[dict[str, Any]] = []
@@ -147,7 +156,9 @@ def main() -> None:
         for method in ("bp", "lct"):
             recipe = recipe_for(model, method)
             network = build_network(recipe, data.facts, whole=method == "bp", compare=False)
-            for way in WAYS:
+            for way in WAYS if method == "lct" else WAYS[:-1]:
+                if way.name not in options.ways:
+                    continue
                 whole, host = milliseconds(network, recipe, data, way, device, steps)
                 times = {"ms": round(whole, 3), "host_ms": round(host, 3)}
                 rows.append({"network": name, "method": method, **times, **asdict(way)})

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,10 +23,13 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training import learner as learners
+from anytime_lct.training.lanes import Lanes
 from anytime_lct.training.learner import Clock, Learner
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.method import Method
+from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.methods.table import METHODS
+from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.prepare import suit_device
 from anytime_lct.training.processes.team import Team
@@ -97,7 +101,7 @@ class FunctionGraph:
 
     replays = 0
 
-    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
         return function()
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
@@ -193,6 +197,46 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(digits):
     expect_equal(states_after(Replay(recorded, Waiting()).step, recorded, digits, 6), expected)
 
 
+class NotedLanes(Lanes):
+    """Lanes on the CPU, which note the calls of a step in their order."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, 0)
+        self.lane, self.calls = -1, list[tuple[object, ...]]()
+
+    @contextmanager
+    def on(self, lane: int) -> Iterator[None]:
+        self.lane = lane
+        yield
+        self.lane = -1
+
+    def hand(self, tensor: Tensor, source: int, target: int) -> None:
+        self.calls.append(("hand", source, target))
+
+    def join(self) -> None:
+        self.calls.append(("join",))
+
+
+def test_a_group_works_on_its_lane_and_the_next_one_starts_before_its_critic(digits, monkeypatch):
+    (method,) = methods_of(recipe_of("joint", train={"epochs": 1, "method": "lct"}), digits, CPU, Clock(8, 4, 16))
+    assert isinstance(method, Worker)
+    method.lanes = lanes = NotedLanes()
+    for name in ("forward", "judge", "descend", "learn"):
+
+        def noted(group, *arguments, name=name, function=getattr(GroupInTraining, name)):
+            lanes.calls.append((name, group.index - 1, lanes.lane))
+            return function(group, *arguments)
+
+        monkeypatch.setattr(GroupInTraining, name, noted)
+    method.step(next(minibatches(digits, 1)))
+    work = [
+        [("forward", k, k), ("hand", k, k + 1), ("judge", k, k), ("hand", k, k - 1), ("descend", k, k)]
+        + [("learn", k - 1, k - 1)] * (k > 0)
+        for k in range(3)
+    ]
+    assert lanes.calls == [*work[0], *work[1], *work[2], ("join",)]
+
+
 def test_a_gpu_with_bfloat16_trains_in_it_by_default(monkeypatch):
     left_open, chosen = recipe_of("lct", train={"epochs": 1}), recipe_of("lct")
     for supported, device, expected in (
@@ -225,6 +269,7 @@ def test_minibatches_of_a_gpu_are_those_of_the_cpu(augment):
 
 @pytest.mark.gpu
 @NEEDS_GPU
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("method", RECORDED)
 def test_a_gpu_never_waits_for_the_host(method, recorded, digits, monkeypatch):
@@ -254,10 +299,13 @@ def test_a_recorded_step_on_a_gpu_trains_as_the_step_itself(method, optimizer, d
     recipe = recipe_of(method, groups=groups, groups_schedule={"name": "one-cycle"})
     data = digits.to(device)
     eager, recorded = methods_of(recipe, data, device, clock, 2)
+    if isinstance(eager, Worker):
+        eager.lanes = Lanes(device, 0)
     expected = states_after(eager.step, eager, data, steps)
     replay = Replay(recorded, CudaGraph(device))
     ours = states_after(replay.step, recorded, data, steps)
     assert replay._static is not None, "it is not recorded"
+    assert not isinstance(recorded, Worker) or len(recorded.lanes._streams) == 3
     for a, b in zip(ours[0], expected[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert ours[1].keys() == expected[1].keys()

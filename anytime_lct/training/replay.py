@@ -38,8 +38,8 @@ Step = Callable[[Minibatch], Tensor]
 class Graph(Protocol):
     """A function without arguments, recorded on a device."""
 
-    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
-        """Run the function as it will be recorded."""
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Run a function where the graph is recorded, so that autograd sees one stream."""
         ...
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ class CudaGraph:
     def __init__(self, device: torch.device) -> None:
         self._stream, self._graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
 
-    def warm_up(self, function: Callable[[], Tensor]) -> Tensor:
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             result = function()
@@ -92,10 +92,11 @@ class Replay:
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch, as `Method.step` does; the losses are those of the last call only."""
         graph, static = self._graph, self._static
-        if graph is None or (static is not None and static.x.shape != batch.x.shape):
+        if graph is None:
             return self._method.step(batch)
         if static is not None:
-            return self._replay(graph, static, batch)
+            fits = static.x.shape == batch.x.shape
+            return self._replay(graph, static, batch) if fits else graph.run(lambda: self._method.step(batch))
         self._seen[batch.x.shape] += 1
         if self._seen[batch.x.shape] <= WARM_UP:
             return self._warm_up(graph, batch)
@@ -103,7 +104,7 @@ class Replay:
 
     def _warm_up(self, graph: Graph, batch: Minibatch) -> Tensor:
         with watching(self._method.forwards) as changes:
-            losses = graph.warm_up(lambda: self._method.step(batch))
+            losses = graph.run(lambda: self._method.step(batch))
         if changes and self._seen[batch.x.shape] == WARM_UP:
             self._graph = None
         return losses

@@ -108,6 +108,8 @@ class GroupInTraining:
         """Step the group's weights, (2) and (3)."""
         assert self._here is not None
         self._here.descend()
+        if self._c is None:
+            self._here = None  # it keeps nodes of autograd alive, which belong to a stream
         self._after_sum("group", self._group_learner, step)
 
     def learn(self, L_next: Tensor, step: int) -> None:

@@ -27,11 +27,14 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
+from anytime_lct.training.lanes import Lanes
 from anytime_lct.training.learner import Clock, Learner, averaged
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Edge
 from anytime_lct.training.processes.team import Team, owned
+
+ONE = Lanes(torch.device("cpu"), 0)
 
 
 class Worker:
@@ -43,9 +46,10 @@ class Worker:
         task: TaskName,
         previous: Edge | None = None,
         next: Edge | None = None,
+        lanes: Lanes = ONE,
     ) -> None:
         self.task: TaskName = task
-        self.groups, self.previous, self.next = list(groups), previous, next
+        self.groups, self.previous, self.next, self.lanes = list(groups), previous, next, lanes
         self._waiting: Minibatch | None = None  # for L_{i+1} from the next worker
 
     @classmethod
@@ -54,7 +58,7 @@ class Worker:
         critics = [*network.critics, None]
         mine = owned(team.bounds, team.worker) if team.bounds else range(network.num_groups)
         groups = [GroupInTraining(k + 1, network.groups[k], critics[k], recipe, task, clock, team) for k in mine]
-        return cls(groups, task, team.previous, team.next)
+        return cls(groups, task, team.previous, team.next, Lanes(team.device, len(groups)) if team.size == 1 else ONE)
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -71,20 +75,26 @@ class Worker:
 
     def step(self, batch: Minibatch) -> Tensor:
         """Learn from one minibatch; return the mean losses of this worker's exits, from before the update."""
-        x, before, losses = batch.x, None, []
-        for group in self.groups:
-            h = group.forward(x, batch.step)
-            if self.next is not None and group is self.groups[-1]:
-                self.next.send_minibatch(batch, h)
-                self._receive_losses()
-            L = group.judge(batch.y, batch.step, batch.share)
-            losses.append(L.double().mean())
-            if self.previous is not None and group is self.groups[0]:
-                self.previous.send_losses(batch, L)
-            group.descend(batch.step)
+        x, before, losses, lanes = batch.x, None, [], self.lanes
+        lanes.fork()
+        for k, group in enumerate(self.groups):
+            with lanes.on(k):
+                h = group.forward(x, batch.step)
+                lanes.hand(h, k, k + 1)
+                if self.next is not None and group is self.groups[-1]:
+                    self.next.send_minibatch(batch, h)
+                    self._receive_losses()
+                L = group.judge(batch.y, batch.step, batch.share)
+                lanes.hand(L, k, k - 1)
+                losses.append(L.double().mean())
+                if self.previous is not None and group is self.groups[0]:
+                    self.previous.send_losses(batch, L)
+                group.descend(batch.step)
             if before is not None:
-                before.learn(L, batch.step)
+                with lanes.on(k - 1):
+                    before.learn(L, batch.step)
             x, before = h, group
+        lanes.join()
         if self.next is not None:
             self._waiting = batch
             if batch.last or batch.save:
