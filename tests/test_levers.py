@@ -1,0 +1,80 @@
+"""The experiment of benchmarks/levers.py: its rule and its costs against those of the toolkit."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anytime_lct.counting import count
+from anytime_lct.lct import LocalLoss, Rule
+from anytime_lct.models import resnet
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import levers
+import levers_networks as networks
+import levers_training as training
+
+TINY = networks.Trunk(((16, 4), (16, 1), (16, 1)), (1, 2, 3))
+OPTIONS = training.Options(trunk="tiny", shares=(0.9, 0.9, 0.9), blocks=1)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    return torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 3, 9])
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    return networks.build(TINY, OPTIONS.critics)
+
+
+def test_the_trunk_and_its_exits_cost_what_the_toolkit_counts():
+    trunk, critics, x = networks.TRUNKS["resnet14"], networks.Critics(), torch.zeros(1, 3, 32, 32)
+    costs = networks.exit_costs(trunk, critics)
+    assert costs[-1] == count(resnet.small((3, 32, 32), 10, depth=14), x).flops
+    assert costs[1] == count(networks.build(trunk, critics, alone=2), x).flops
+
+
+def gradients(network, batch, **options):
+    options = replace(OPTIONS, **options)
+    weights = [*network.parameters()]
+    wanted = training.objectives(network, network, *batch, options)
+    return training.gradients(wanted, weights)
+
+
+def test_the_rule_is_that_of_the_toolkit(network, batch):
+    x, y = batch
+    for rule, critic_loss in (("own", "cross-entropy"), ("paper", "paper"), ("mixed", "mixed")):
+        own = gradients(network, batch, rule=rule)
+        network.zero_grad()
+        parts, h = [], x
+        for i, group in enumerate(network.groups):
+            exit_i = torch.nn.Sequential(network.bodies[i], torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+            exit_i.append(network.heads[i])
+            last = i == len(network.groups) - 1
+            output = exit_i(group(h)) if last else group(h)
+            loss = lambda Z, y: F.cross_entropy(Z, y, reduction="none")  # noqa: E731
+            parts.append(LocalLoss(output, None if last else exit_i, y, loss, Rule(critic_loss=critic_loss)))
+            h = parts[-1].h
+        for part, behind in zip(parts, [*parts[1:], None], strict=True):
+            part.descend()
+            if behind:
+                part.learn(behind.L)
+        torch.testing.assert_close(own, [weight.grad for weight in network.parameters()], rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_that_reach_every_group_are_those_of_joint_losses(network, batch):
+    joint, own = gradients(network, batch, rule="joint"), gradients(network, batch)
+    torch.testing.assert_close(gradients(network, batch, reach=(1.0,) * 4), joint, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients(network, batch, reach=(1.0,)), own, rtol=1e-3, atol=1e-5)
+
+
+def test_every_setting_of_the_sweep_is_known():
+    names = [name for group in levers.sweep("finewide") for name in group]
+    assert len({levers.options_of(name, {"epochs": 3}) for name in names}) == len(names)
