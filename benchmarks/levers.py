@@ -142,7 +142,7 @@ def override(text: str) -> tuple[str, Any]:
         read = json.loads(value)
     except ValueError:
         read = value
-    return key, tuple(read) if isinstance(read, list) else read
+    return key, _tuples(read)
 
 
 # Data
@@ -290,6 +290,7 @@ def drive(jobs: Sequence[tuple[str, int, Options]], data: Data, args: argparse.N
             time.sleep(2e-4)
     if on_gpu:
         torch.cuda.synchronize()
+    print(f"{len(seconds)} runs in {time.perf_counter() - args.start:.1f} s")
     for run in active:
         print(f"{run.name} (seed {run.seed}) was stopped at the limit.")
     if waiting:

@@ -297,20 +297,18 @@ def train(options: Options, data: Data, seed: int, graphs: bool) -> Generator[No
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = options.bn_momentum
     batches = Minibatches(data, options, seed)
-    losses = list[Tensor]()
-    averaged = network
+    stages = list[Stage]()  # all are kept to the end, because the device may still replay their graphs
     for name, share in options.stages:
-        stage = Stage(name, network, batches, options, max(1, round(share * options.epochs)))
-        yield from stage.run(graphs)
-        losses.append(stage.loss())
-        averaged = stage.averaged
+        stages.append(Stage(name, network, batches, options, max(1, round(share * options.epochs))))
+        yield from stages[-1].run(graphs)
     measured = {
         split + suffix: accuracies(part, data, split)
         for split in ("validation", "test")
-        for suffix, part in (("", network), ("_averaged", averaged))
+        for suffix, part in (("", network), ("_averaged", stages[-1].averaged))
     }
     yield
-    return {name: value.tolist() for name, value in measured.items()} | {"losses": [loss.item() for loss in losses]}
+    losses = [stage.loss().item() for stage in stages]
+    return {name: value.tolist() for name, value in measured.items()} | {"losses": losses}
 
 
 @torch.no_grad()

@@ -78,3 +78,19 @@ def test_gradients_that_reach_every_group_are_those_of_joint_losses(network, bat
 def test_every_setting_of_the_sweep_is_known():
     names = [name for group in levers.sweep("finewide") for name in group]
     assert len({levers.options_of(name, {"epochs": 3}) for name in names}) == len(names)
+
+
+def test_minibatches_hold_every_image_once_moved_and_mirrored_with_its_label():
+    torch.manual_seed(2)
+    images, labels = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8), torch.arange(6)
+    padded = F.pad(images, (0, 0, 4, 4, 4, 4))
+    plain = (torch.zeros(3), torch.ones(3), torch.zeros(27, 27))
+    data = training.Data((padded, labels), (images, labels), (images, labels), *plain)
+    batches = training.Minibatches(data, replace(OPTIONS, batch=3), seed=0)
+    batches.draw(0)
+    seen = [batches.take(torch.tensor([step])) for step in (0, 1)]
+    assert sorted(label for _, y in seen for label in y.tolist()) == list(range(6))
+    for x, y in seen:
+        for image, label in zip(x.permute(0, 2, 3, 1).byte(), y, strict=True):
+            places = padded[label].unfold(0, 32, 1).unfold(1, 32, 1).permute(0, 1, 3, 4, 2).flatten(0, 1)
+            assert any(torch.equal(place, image) or torch.equal(place.flip(1), image) for place in places)
