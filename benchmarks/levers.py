@@ -46,7 +46,8 @@ from levers_training import PAD, Data, Options, train
 from PIL import Image
 from torch.nn import functional as F
 
-VALIDATED, SPLIT_SEED, WHITENED, QUEUED = 5000, 0, 2000, 4
+VALIDATED, SPLIT_SEED, WHITENED = 5000, 0, 2000
+QUEUED, FAILURES = 4, 3  # portions on their way to the device; runs that fail before anything is given up
 Packed = dict[str, tuple[list[bytes], list[int]]]  # JPEG files and labels of train and test
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -254,7 +255,7 @@ def drive(jobs: Sequence[tuple[str, int, Options]], data: Data, args: argparse.N
 
     A run that would not end within the limit, by the mean of those that did, is not started; at the limit all stop.
     """
-    waiting, active, seconds = deque(jobs), list[Run](), list[float]()
+    waiting, active, seconds, failed = deque(jobs), list[Run](), list[float](), 0
     on_gpu = data.mean.is_cuda
     left = lambda: args.limit_seconds - (time.perf_counter() - args.start)  # noqa: E731
     while left() > 0:
@@ -270,8 +271,11 @@ def drive(jobs: Sequence[tuple[str, int, Options]], data: Data, args: argparse.N
             try:
                 result = run.advance()
             except Exception:
-                print(f"{run.name} (seed {run.seed}) failed:", *traceback.format_exc().splitlines()[-6:], sep="\n  ")
+                print(f"{run.name} (seed {run.seed}) failed:", *traceback.format_exc().splitlines()[-12:], sep="\n  ")
                 active.remove(run)
+                failed += 1
+                if failed == FAILURES and not seconds:
+                    raise SystemExit(f"The first {FAILURES} runs all failed; on a GPU, try --eager.") from None
                 continue
             if result is not None:
                 active.remove(run)

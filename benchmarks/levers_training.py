@@ -270,7 +270,6 @@ class Stage:
     def _captured(self) -> torch.cuda.CUDAGraph:
         """Record a step on the current stream, which must not be the default one; nothing runs."""
         graph = torch.cuda.CUDAGraph()
-        gc.collect()
         gc.disable()  # what it would free, a recording does not allow
         try:
             graph.capture_begin(capture_error_mode="thread_local")
