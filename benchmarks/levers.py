@@ -344,22 +344,44 @@ def costs(options: Options) -> list[float]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Return one row per variant: multiply-adds in M, and percent (mean and deviation over seeds) of every exit."""
+    """Return one row per variant: multiply-adds in M, and percent (mean and deviation over seeds) of every exit.
+
+    The gain is on validation, in points: over the same method without further settings, or of a method over `own`.
+    """
     rows = dict[tuple[str, str], list[dict[str, Any]]]()
     for record in found:
         rows.setdefault((record["name"], json.dumps(record["options"])), []).append(record)
+    by_name = {(record["name"], record["seed"], record["options"]["epochs"]): record for record in found}
     columns = ("validation", "test", "validation_averaged", "test_averaged")
-    heads = ("run", "epochs", "seeds", "M multiply-adds", *(column.replace("_", " ") for column in columns), "seconds")
+    titles = (column.replace("_", " ") for column in columns)
+    heads = ("run", "epochs", "seeds", "M multiply-adds", "gain", *titles, "seconds")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (name, _), group in rows.items():
         options = Options(**{key: _tuples(value) for key, value in group[0]["options"].items()})
-        cells = [name, str(options.epochs), str(len(group)), " ".join(f"{cost:.1f}" for cost in costs(options))]
+        of_cost = " ".join(f"{cost:.1f}" for cost in costs(options))
+        cells = [name, str(options.epochs), str(len(group)), of_cost, gain(group, by_name)]
         for column in columns:
             per_exit = zip(*(record[column] for record in group), strict=True)
             cells.append(", ".join(spread(values) for values in per_exit))
         cells.append(f"{statistics.fmean(record['seconds'] for record in group):.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def gain(group: Sequence[dict[str, Any]], by_name: dict[tuple[str, int, int], dict[str, Any]]) -> str:
+    """Return how much better every exit is than in the run that a variant is compared with, for the same seeds."""
+    trunk, _, settings = group[0]["name"].partition("/")
+    method, _, more = settings.partition("+")
+    base = f"{trunk}/{method if more else 'own'}"
+    differences = list[list[float]]()
+    for record in group:
+        other = by_name.get((base, record["seed"], record["options"]["epochs"]))
+        if other is None or other is record:
+            continue
+        alone = record["options"]["alone"] if len(other["validation"]) > 1 else 0
+        against = other["validation"][alone - 1 : alone] if alone else other["validation"]
+        differences.append([100 * (a - b) for a, b in zip(record["validation"], against, strict=True)])
+    return ", ".join(f"{statistics.fmean(values):+.2f}" for values in zip(*differences, strict=True))
 
 
 def spread(values: Sequence[float]) -> str:
