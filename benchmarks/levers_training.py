@@ -37,7 +37,7 @@ class Options:
     alone: int = 0  # the network of one exit by backprop; 4 is main
 
     rule: str = "own"  # own (L_i), paper (5), mixed (both), joint (no detaching)
-    reach: tuple[float, ...] = ()  # weights of the gradient of L_i in group i, i-1, ..
+    reach: tuple[float, ...] = ()  # how strongly group i, i-1, .. follow L_i; empty: detached
     man: float = 0.0  # share of a group's gradient that comes through averaged weights of the next group and exit
     teacher: str = ""  # next or main: its outputs are matched beside the own loss
     teacher_weight: float = 1.0
@@ -144,7 +144,7 @@ def objectives(network: Network, averaged: Network, x: Tensor, y: Tensor, option
     groups = [[(weight, 1.0) for weight in network.of_groups(i)] for i in exits]
     critics = [[(weight, 1.0) for weight in network.of_critics(i)] for i in exits]
     if options.reach:
-        return [(own[i], critics[i] + _reached(groups, i, options.reach)) for i in exits]
+        return [(own[i], critics[i] + _reached(network, i, options.reach)) for i in exits]
     if options.rule in ("paper", "mixed") and len(exits) > 1:
         matching = _sum(F.l1_loss(per_sample[i], per_sample[i + 1].detach()) for i in exits[:-1])  # (5)
         if options.rule == "mixed":
@@ -343,11 +343,10 @@ def _read(h: Tensor, part: float, scale: float) -> Tensor:
     return h if scale == 1 else torch.lerp(h.detach(), h, scale)
 
 
-def _reached(
-    groups: list[list[tuple[nn.Parameter, float]]], i: int, reach: tuple[float, ...]
-) -> list[tuple[nn.Parameter, float]]:
-    """Return the weights of group i, i-1, .. with the weight of exit i's gradient in each."""
-    return [(weight, scale) for k, scale in enumerate(reach[: i + 1]) for weight, _ in groups[i - k]]
+def _reached(network: Network, i: int, reach: tuple[float, ...]) -> list[tuple[nn.Parameter, float]]:
+    """Return the weights of group i, i-1, .. with how strongly they follow L_i; the last group has only its own."""
+    scales = (1.0, *reach[1:]) if i == len(network.groups) - 1 else reach
+    return [(weight, scale) for k, scale in enumerate(scales[: i + 1]) for weight in network.of_groups(i - k)]
 
 
 def _sum(losses: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
