@@ -42,7 +42,7 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # streams that share
 import numpy as np
 import torch
 from levers_networks import TRUNKS, exit_costs, trunk_costs, whitening, widths
-from levers_training import PAD, Data, Options, train
+from levers_training import PAD, Data, Options, measure_step, train
 from PIL import Image
 from torch.nn import functional as F
 
@@ -149,14 +149,14 @@ def override(text: str) -> tuple[str, Any]:
 # Data
 
 
-def packed(path: Path) -> Packed:
+def read_files(path: Path) -> Packed:
     """Read the JPEG files of class folders DIR/{train,test}/CLASS, or of a file that `write_cache` wrote."""
     if path.is_file():
         with np.load(path) as file:
-            stream, found = file["bytes"].tobytes(), dict(file)
-        ends = np.cumsum(found["sizes"]).tolist()
+            stream, arrays = file["bytes"].tobytes(), dict(file)
+        ends = np.cumsum(arrays["sizes"]).tolist()
         files = [stream[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-        labels, first_test = found["labels"].tolist(), int(found["train"])
+        labels, first_test = arrays["labels"].tolist(), int(arrays["train"])
         return {
             "train": (files[:first_test], labels[:first_test]),
             "test": (files[first_test:], labels[first_test:]),
@@ -183,7 +183,7 @@ def write_cache(splits: Packed, path: Path) -> None:
     )
 
 
-def decoded(files: Sequence[bytes]) -> np.ndarray:
+def decode(files: Sequence[bytes]) -> np.ndarray:
     """Return images as bytes, (N, 32, 32, 3)."""
     return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
@@ -192,8 +192,8 @@ def load(path: Path, device: torch.device, samples: int | None) -> Data:
     """Decode all images on all cores and put them on the device; `samples` keeps a part of each split."""
     images, labels = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        for split, (files, targets) in packed(path).items():
-            parts = pool.map(decoded, [files[k : k + 1000] for k in range(0, len(files), 1000)])
+        for split, (files, targets) in read_files(path).items():
+            parts = pool.map(decode, [files[k : k + 1000] for k in range(0, len(files), 1000)])
             images[split], labels[split] = torch.from_numpy(np.concatenate([*parts])), torch.tensor(targets)
     order = torch.randperm(len(labels["train"]), generator=torch.Generator().manual_seed(SPLIT_SEED))
     tested = torch.randperm(len(labels["test"]), generator=torch.Generator().manual_seed(SPLIT_SEED))
@@ -301,7 +301,18 @@ def drive(jobs: Sequence[tuple[str, int, Options]], data: Data, args: argparse.N
         print(f"{len(waiting)} runs were not started, the first of them {waiting[0][0]} (seed {waiting[0][1]}).")
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, int, Options]]:
+def time_steps(planned: Sequence[tuple[str, int, Options]], data: Data) -> None:
+    """Print the milliseconds and the memory of a step of each variant, one variant after another."""
+    if not data.mean.is_cuda:
+        raise SystemExit("Expected a GPU for --time, got --device cpu.")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for name, seed, options in planned:
+            if seed == 0:
+                milliseconds, megabytes = measure_step(options, data)
+                print(f"{name}: {milliseconds:.2f} ms a step of {options.batch}, {megabytes:.0f} MB", flush=True)
+
+
+def plan(args: argparse.Namespace) -> list[tuple[str, int, Options]]:
     """Return the runs that are asked for and not yet in --out: group by group, seed by seed."""
     groups = sweep(args.levers_on)
     if args.only:
@@ -311,7 +322,7 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int, Options]]:
         groups = [list(dict.fromkeys([*listed, *exact]))]
         if not groups[0]:
             raise SystemExit(f"Expected names or patterns of runs, got {' '.join(args.only)}; --list shows them.")
-    done = {(json.dumps(record["options"]), record["seed"]) for record in records(args.out)}
+    done = {(json.dumps(record["options"]), record["seed"]) for record in read_records(args.out)}
     overrides = {"epochs": args.epochs} | dict(args.set)
     planned = []
     for group in groups:
@@ -323,15 +334,15 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int, Options]]:
     return planned
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file; a line that is cut off is left out."""
-    found = list[dict[str, Any]]()
+    records = list[dict[str, Any]]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return records
 
 
 # Reports
@@ -343,15 +354,15 @@ def costs(options: Options) -> list[float]:
     return whole[options.alone - 1 : options.alone] if options.alone else whole
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(records: Sequence[dict[str, Any]]) -> str:
     """Return one row per variant: multiply-adds in M, and percent (mean and deviation over seeds) of every exit.
 
     The gain is on validation, in points: over the same method without further settings, or of a method over `own`.
     """
     rows = dict[tuple[str, str], list[dict[str, Any]]]()
-    for record in found:
+    for record in records:
         rows.setdefault((record["name"], json.dumps(record["options"])), []).append(record)
-    by_name = {(record["name"], record["seed"], record["options"]["epochs"]): record for record in found}
+    by_name = {(record["name"], record["seed"], record["options"]["epochs"]): record for record in records}
     columns = ("validation", "test", "validation_averaged", "test_averaged")
     titles = (column.replace("_", " ") for column in columns)
     heads = ("run", "epochs", "seeds", "M multiply-adds", "gain", *titles, "seconds")
@@ -430,6 +441,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="only so many images of each split, for a try")
     parser.add_argument("--list", action="store_true", help="print trunks, settings and the sweep, and end")
     parser.add_argument("--table", action="store_true", help="print the results of --out, and end")
+    parser.add_argument("--time", action="store_true", help="measure steps of each variant alone, train nothing")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.start = time.perf_counter()
@@ -437,14 +449,14 @@ def main() -> None:
         print(listing(args.levers_on))
         return
     if args.table:
-        print(table(records(args.out)))
+        print(table(read_records(args.out)))
         return
     if args.data is None or not args.data.exists():
         parser.error(f"expected --data with class folders of JPEG files or a file of --cache, got {args.data}")
     if args.cache:
-        write_cache(packed(args.data), args.cache)
+        write_cache(read_files(args.data), args.cache)
         return
-    planned = jobs(args)
+    planned = plan(args)
     if args.processes > 1 and args.part is None:
         commands = [[sys.executable, *sys.argv, "--part", str(part)] for part in range(args.processes)]
         for process in [subprocess.Popen(command) for command in commands]:
@@ -452,9 +464,16 @@ def main() -> None:
         return
     if args.part is not None:
         planned = planned[args.part :: args.processes]
+    if not planned:
+        print(f"All runs are in {args.out}.")
+        return
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = args.search_kernels
     device = torch.device(args.device)
     data = load(args.data, device, args.samples)
+    if args.time:
+        time_steps(planned, data)
+        return
     args.concurrent = args.concurrent or (12 if device.type == "cuda" else 1)
     print(f"{len(planned)} runs to go; data ready after {time.perf_counter() - args.start:.1f} s", flush=True)
     with args.out.open("a", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import statistics
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -193,10 +194,8 @@ def gradients(wanted: Sequence[Objective], weights: Sequence[nn.Parameter]) -> l
         for (weight, scale), gradient in zip(scaled, own, strict=True):
             part = gradient if scale == 1 else scale * gradient
             total[weight] = total[weight] + part if weight in total else part
-    found = [total[weight] for weight in weights]
-    return [
-        g if g.stride() == w.stride() else torch.empty_like(w).copy_(g) for g, w in zip(found, weights, strict=True)
-    ]
+    pairs = [(total[weight], weight) for weight in weights]
+    return [own if own.stride() == w.stride() else torch.empty_like(w).copy_(own) for own, w in pairs]
 
 
 class Stage:
@@ -234,7 +233,7 @@ class Stage:
             self.batches.draw(epoch)
             for _ in range(self.batches.steps):
                 if graphs and done >= EAGER_STEPS:
-                    self._graph = self._graph or self._captured()
+                    self._graph = self._graph or self.capture()
                     self._graph.replay()
                 else:
                     self.step()
@@ -267,7 +266,7 @@ class Stage:
             self._losses.lerp_(_sum(loss.detach() for loss, _ in wanted), 0.02)
             self._step.add_(1)
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def capture(self) -> torch.cuda.CUDAGraph:
         """Record a step on the current stream, which must not be the default one; nothing runs."""
         graph = torch.cuda.CUDAGraph()
         gc.disable()  # what it would free, a recording does not allow
@@ -287,16 +286,9 @@ def train(options: Options, data: Data, seed: int, graphs: bool) -> Generator[No
 
     Returns the share of correct answers of every exit on validation and test, by the weights and by their averages.
     """
-    device = data.mean.device
-    torch.manual_seed(seed)
-    filters = data.filters.cpu() if options.whitening else None
-    network = build(TRUNKS[options.trunk], options.critics, options.alone, filters)
-    network.to(device=device, memory_format=torch.channels_last)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = options.bn_momentum
+    network = make_network(options, data, seed)
     batches = Minibatches(data, options, seed)
-    stages = list[Stage]()  # all are kept to the end, because the device may still replay their graphs
+    stages = list[Stage]()  # all live to the end, because the device may still replay their graphs
     for name, share in options.stages:
         stages.append(Stage(name, network, batches, options, max(1, round(share * options.epochs))))
         yield from stages[-1].run(graphs)
@@ -308,6 +300,46 @@ def train(options: Options, data: Data, seed: int, graphs: bool) -> Generator[No
     yield
     losses = [stage.loss().item() for stage in stages]
     return {name: value.tolist() for name, value in measured.items()} | {"losses": losses}
+
+
+def make_network(options: Options, data: Data, seed: int) -> Network:
+    """Return the network of a variant on the device of the data."""
+    torch.manual_seed(seed)
+    filters = data.filters.cpu() if options.whitening else None
+    network = build(TRUNKS[options.trunk], options.critics, options.alone, filters)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = options.bn_momentum
+    return network.to(device=data.mean.device, memory_format=torch.channels_last)
+
+
+def measure_step(options: Options, data: Data, rounds: int = 5, steps: int = 20) -> tuple[float, float]:
+    """Return the milliseconds of one step on an idle GPU, the median of rounds, and the MB that it takes at the peak.
+
+    The MB are those beyond weights, averages and velocities: activations, gradients and workspaces.
+    """
+    network, batches = make_network(options, data, seed=0), Minibatches(data, options, seed=0)
+    epochs = 1 + (EAGER_STEPS + 1 + rounds * steps) // batches.steps
+    stage = Stage(options.stages[0][0], network, batches, options, epochs)
+    batches.draw(0)
+    for _ in range(EAGER_STEPS):
+        stage.step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    stage.step()
+    peak = torch.cuda.max_memory_allocated() - before
+    graph = stage.capture()
+    times = list[float]()
+    for _ in range(rounds):
+        marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        marks[0].record()
+        for _ in range(steps):
+            graph.replay()
+        marks[1].record()
+        marks[1].synchronize()
+        times.append(marks[0].elapsed_time(marks[1]) / steps)
+    return statistics.median(times), peak / 1e6
 
 
 @torch.no_grad()
@@ -338,8 +370,8 @@ def _through(h: Tensor) -> Tensor:
 def _read(h: Tensor, part: float, scale: float) -> Tensor:
     """Return h for a critic, whose gradient reaches the first part of the channels only, times `scale`."""
     if part < 1:
-        kept = round(part * h.shape[1])
-        h = torch.cat([h[:, :kept], h[:, kept:].detach()], 1).contiguous(memory_format=torch.channels_last)
+        first = round(part * h.shape[1])
+        h = torch.cat([h[:, :first], h[:, first:].detach()], 1).contiguous(memory_format=torch.channels_last)
     return h if scale == 1 else torch.lerp(h.detach(), h, scale)
 
 
