@@ -65,6 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
 SHAPES: dict[str, dict[str, Any]] = {
     "blocks-1": {"blocks": 1},
     "blocks-3": {"blocks": 3},
+    "blocks-4": {"blocks": 4},
     "ratio-0.5": {"ratio": 0.5},
     "ratio-1": {"ratio": 1.0},
 }

@@ -42,6 +42,7 @@ TRUNKS = {  # share of each exit's cost that its critic may take, when exits cos
     "resnet14": Trunk(RESNET14, (0, 1, 3)),  # 93, 61, 32%
     "resnet14-early": Trunk(RESNET14, (0, 1, 2)),  # 93, 61, 51%
     "resnet14-late": Trunk(RESNET14, (1, 2, 3)),  # 23, 26, 32%
+    "resnet14-mid": Trunk(RESNET14, (0, 2, 3)),  # 93, 26, 32%
     "earlywide": Trunk(EARLYWIDE, (0, 1, 2)),  # 93, 56, 41%
     "earlywide-late": Trunk(EARLYWIDE, (1, 2, 3)),  # 12, 12, 4%
     "finewide": Trunk(FINEWIDE, (1, 2, 3)),  # 56, 44, 43%
@@ -124,9 +125,10 @@ class Network(nn.Module):
         return self.heads[i](self.bodies[i](x).mean((2, 3)))
 
     def of_groups(self, i: int) -> list[nn.Parameter]:
-        """Return the weights of group i, from 0; the last one's head is its own."""
+        """Return the weights of group i, from 0; the last one's exit is its own."""
         own = [*self.groups[i].parameters()]
-        return own if i < len(self.groups) - 1 else [*own, *self.heads[i].parameters()]
+        last = i == len(self.groups) - 1
+        return [*own, *self.bodies[i].parameters(), *self.heads[i].parameters()] if last else own
 
     def of_critics(self, i: int) -> list[nn.Parameter]:
         """Return the weights of critic i, from 0; the main network has none."""

@@ -223,7 +223,9 @@ def test_a_group_works_on_its_lane_and_the_next_one_starts_before_its_critic(dig
     method.lanes = lanes = NotedLanes()
     for name in ("forward", "judge", "descend", "learn"):
 
-        def noted(group, *arguments, name=name, function=getattr(GroupInTraining, name)):
+        function = getattr(GroupInTraining, name)
+
+        def noted(group, *arguments, name=name, function=function):
             lanes.calls.append((name, group.index - 1, lanes.lane))
             return function(group, *arguments)
 

@@ -5,8 +5,8 @@
 
 The widths shrink together until the critic is within its budget; the last blocks, which cost least, get what is left.
 Where the first block would be narrow, the critic has fewer blocks, or pools the map first. Where a budget leaves more
-than the widths can use, it gets more blocks. A critic so built is a short imitation of the groups behind it (as in Nokland and Eidnes
-2019; Belilovsky et al. 2020).
+than the widths can use, it gets more blocks. A critic so built is a short imitation of the groups behind it (as in
+Nokland and Eidnes 2019; Belilovsky et al. 2020).
 """
 
 from __future__ import annotations
