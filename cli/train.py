@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 DATA = "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text."
 MODEL = (
-    "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, earlywide, msdnet, msdnet-imagenet, lstm, "
-    "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY."
+    "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, earlywide, msdnet, msdnet-imagenet, "
+    "fractalnet, lstm, torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY."
 )
 BUDGETS = (
     "One exit for each of these budgets of multiply-adds, as deep as fits with its critic: e.g. 20M,40M, or "

@@ -13,6 +13,7 @@ from torch import nn
 from anytime_lct.errors import ModelError
 from anytime_lct.models import others
 from anytime_lct.models.earlywide import earlywide
+from anytime_lct.models.fractalnet import fractalnet
 from anytime_lct.models.lstm import lstm
 from anytime_lct.models.mlp import mlp
 from anytime_lct.models.msdnet import msdnet, msdnet_imagenet
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "earlywide": earlywide,
     "msdnet": msdnet,
     "msdnet-imagenet": msdnet_imagenet,
+    "fractalnet": fractalnet,
     "lstm": lstm,
 }
 NAMES = tuple(MODELS)
@@ -33,7 +35,7 @@ OPTION_TEXTS = {
     "hidden": "Units of each hidden layer.",
     "dropout": "Share of units that are dropped in training.",
     "depth": "Layers.",
-    "width": "Channels of the first layer (of msdnet: at each scale, the finest first).",
+    "width": "Channels of the first layer (of msdnet: at each scale, the finest first; of fractalnet: of each block).",
     "blocks": "Residual blocks of each part.",
     "stride": "Stride of the first layer: a power of 2, or by the images' size (auto).",
     "stem": "First layers: for small images (cifar), large ones (imagenet), or by their size (auto).",
@@ -41,6 +43,8 @@ OPTION_TEXTS = {
     "growth": "Channels that a layer adds at each scale.",
     "bottleneck": "Width of the 1x1 convolutions at each scale, as a multiple of what the next convolution returns.",
     "prune": "Whether scales are dropped at even distances (max), or as late as the last exit allows (min).",
+    "columns": "Columns of a fractal network, of 1, 2, 4 .. convolutions in each block.",
+    "drop_path": "Share of its inputs that each join of columns loses in training.",
     "reduction": "Share of the channels that is left behind a transition.",
     "units": "Units of an LSTM layer.",
     "embedding": "Size of the embedding of a character.",

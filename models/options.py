@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from anytime_lct.errors import ModelError
 
 
-def expect_dropout(name: str, dropout: float) -> None:
-    """Raise ModelError unless `dropout` is a fraction of units to drop, at least 0 and below 1."""
+def expect_dropout(name: str, dropout: float, key: str = "a dropout") -> None:
+    """Raise ModelError unless the option `key` is a share that can be dropped, at least 0 and below 1."""
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ModelError(f"Expected a dropout from 0 up to below 1 for the network '{name}', got {dropout!r}.")
+        raise ModelError(f"Expected {key} from 0 up to below 1 for the network '{name}', got {dropout!r}.")
 
 
 def expect_whole(name: str, key: str, value: int, smallest: int = 1) -> None:

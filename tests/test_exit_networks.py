@@ -17,6 +17,7 @@ from anytime_lct.counting import count, count_in_turn
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import ModelError
 from anytime_lct.models import networks
+from anytime_lct.models.fractalnet import ALL, FractalNet, join_weights
 from anytime_lct.models.msdnet import MSDNet, fold, unfold
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
@@ -153,6 +154,56 @@ def test_msdnet_costs_what_its_convolutions_do_and_about_what_the_paper_states()
     assert network.exit_places == ("blocks.0", "blocks.1", "blocks.2")
 
 
+def fractalnet(**options: object) -> FractalNet:
+    torch.manual_seed(0)
+    network = networks.build("fractalnet", IMAGES.input_shape, IMAGES.outputs, width=[3, 4], **options)
+    assert isinstance(network, FractalNet)
+    return network
+
+
+def test_a_fractal_block_joins_paths_by_their_mean():
+    network = fractalnet(columns=3).eval()
+    one, two, three = network.body.blocks[0].columns
+    x = torch.randn(2, 1, 8, 8)
+    half = (two[0](x) + three[1](three[0](x))) / 2
+    whole = (one[0](x) + two[1](half) + three[3](three[2](half))) / 3
+    torch.testing.assert_close(network.body.blocks[0](x), whole)
+    costs = [count(network.column(c), x[:1]).flops for c in (1, 2, 3)]
+    first, later, second = 9 * 3 * 64, 9 * 3 * 3 * 64, 9 * 3 * 4 * 16  # of block 1, within it, of block 2
+    within = 9 * 4 * 4 * 16
+    assert costs == [first + second + 12 + k * (later + within) for k in (0, 1, 3)]
+
+
+def test_a_column_alone_is_what_is_left_of_the_network_when_the_others_are_dropped():
+    network = fractalnet(columns=3).train()
+    x = torch.randn(4, 1, 8, 8)
+    for c in (1, 2, 3):
+        kept = network.fc(network.body(x, torch.full((4,), c - 1)).mean(dim=(2, 3)))
+        torch.testing.assert_close(network.column(c)(x), kept)
+    plain = fractalnet(columns=1).eval()
+    assert torch.equal(plain(x), plain.column(1)(x))
+    with pytest.raises(ModelError, match="a column from 1 to 1"):
+        plain.column(2)
+
+
+def test_drop_path_follows_torchs_random_state_and_keeps_a_path_of_every_join():
+    network = fractalnet(columns=3, drop_path=0.9).train()
+    x = torch.randn(4, 1, 8, 8)
+    outputs: dict[int, Tensor] = {}
+    for seed in (0, 1, 0, 1):
+        torch.manual_seed(seed)
+        Z = network(x)
+        assert torch.equal(outputs.setdefault(seed, Z), Z)
+    assert not torch.equal(outputs[0], outputs[1])
+    kept = torch.tensor([ALL] * 60 + [0] * 2 + [2] * 2)
+    weights = join_weights(kept, [1, 2], 0.5)  # a join of the longer two of three columns
+    assert torch.equal(weights.sum(dim=1), torch.ones(64)) and weights[60:].tolist() == [[0.5, 0.5]] * 2 + [[0, 1]] * 2
+    assert 5 < (weights[:60] == 0.5).all(dim=1).sum() < 25  # a quarter of the joins lose no input
+    assert (join_weights(kept, [1, 2], 0.0)[:60] == 0.5).all()
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -164,6 +215,9 @@ def test_msdnet_costs_what_its_convolutions_do_and_about_what_the_paper_states()
         ("msdnet", {"layers": []}, r"layers as a list of whole numbers of at least 1 .*, got \[\]"),
         ("msdnet", {"growth": [6, 12]}, "growth as a list of 3 whole numbers"),
         ("msdnet", {"prune": "most"}, "prune max or min"),
+        ("fractalnet", {"columns": 0}, "columns of at least 1"),
+        ("fractalnet", {"drop_path": 1}, "a drop_path from 0 up to below 1"),
+        ("fractalnet", {"width": [1] * 7}, "images of at least 64x64, but the data has 32x32"),
         ("msdnet", {"reduction": 0}, "a reduction above 0 up to 1"),
     ],
 )
