@@ -222,7 +222,6 @@ def test_a_group_works_on_its_lane_and_the_next_one_starts_before_its_critic(dig
     assert isinstance(method, Worker)
     method.lanes = lanes = NotedLanes()
     for name in ("forward", "judge", "descend", "learn"):
-
         function = getattr(GroupInTraining, name)
 
         def noted(group, *arguments, name=name, function=function):

@@ -6,26 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anytime_lct.errors import RecipeError
-from anytime_lct.reproduce import paper, settings
+from anytime_lct.reproduce import exits, paper, settings
+from anytime_lct.reproduce.making import make_experiment, make_run
 from anytime_lct.reproduce.plan import Cell, Experiment, Run, Scale, Tables, merged
 from anytime_lct.reproduce.settings import Setting
-
-TITLES = {
-    "table1": "Test accuracy of backprop, DNI and LCT",
-    "table2": "A larger network",
-    "table3": "A multilayer perceptron: backprop, ADMM, DNI and LCT",
-    "table4": "Backprop with joint losses",
-    "table5": "LSTM language models: backprop and LCT",
-    "table6": "Memory of each worker",
-    "table7": "Quality of every exit (tables VII and IX)",
-    "table8": "Complexity of every exit (tables VIII and X)",
-    "fig3": "Sufficient descent during training, convolutional network",
-    "fig4": "Sufficient descent during training, LSTM",
-    "fig5": "Loss over training time, convolutional networks",
-    "fig6": "Loss over training time, LSTM",
-    "fig7": "Pipelined backprop and LCT over training time",
-    "critics": "What the critics are and learn: forms of (5), losses, architectures",
-}
+from anytime_lct.reproduce.titles import TITLES
 
 
 def experiment(name: str, scale: Scale) -> Experiment:
@@ -37,40 +22,6 @@ def experiment(name: str, scale: Scale) -> Experiment:
     if name not in EXPERIMENTS:
         raise RecipeError(f"Expected one of {', '.join(TITLES)}, got '{name}'; see anytime-lct reproduce list.")
     return EXPERIMENTS[name](scale)
-
-
-def make_run(
-    setting: Setting, method: str, groups: int = 1, overrides: Tables | None = None, tag: str = "", **fields: Any
-) -> Run:
-    """Make a run of a setting, named by setting, method, number of critics and `tag`."""
-    parts = [setting.key, method, *([f"n{groups - 1}"] if groups > 1 else []), *([tag] if tag else [])]
-    method_tables: dict[str, dict[str, Any]] = {"train": {"method": method}}
-    if groups > 1:
-        places = setting.paper_places if groups == 4 else ()
-        method_tables["cut"] = {"by": "layers", "groups": groups, "places": places}
-    tables = merged(setting.tables, setting.methods.get(method, {}), method_tables, overrides or {})
-    depths = tables.get("critic", {}).get("depth")
-    if isinstance(depths, list) and groups > 1:  # of the critics nearest to the output
-        tables["critic"]["depth"] = depths[-(groups - 1) :]
-    return Run("-".join(parts), tables, **fields)
-
-
-def _experiment(
-    name: str,
-    kind: Any,
-    pairs: Sequence[tuple[Cell, Run]],
-    scale: Scale,
-    differences: Sequence[str] = (),
-    *,
-    with_general: bool = True,
-    **fields: Any,
-) -> Experiment:
-    """Make an experiment of its cells, each with its run; `with_general` adds the differences of the scale."""
-    runs = {run.name: run for _, run in pairs}
-    return Experiment(
-        name, TITLES[name], kind, tuple(runs.values()), tuple(cell for cell, _ in pairs),
-        differences=(*(settings.DIFFERENCES[scale] if with_general else ()), *differences), **fields,
-    )  # fmt: skip
 
 
 def _method_pairs(table: paper.Table, row_settings: Sequence[Setting], columns: Any) -> list[tuple[Cell, Run]]:
@@ -95,12 +46,12 @@ METHODS = {
 
 
 def _table1(scale: Scale) -> Experiment:
-    return _experiment("table1", "quality", _method_pairs(paper.TABLE_1, settings.images(scale), METHODS), scale)
+    return make_experiment("table1", "quality", _method_pairs(paper.TABLE_1, settings.images(scale), METHODS), scale)
 
 
 def _table2(scale: Scale) -> Experiment:
     columns = {column: METHODS[column] for column in ("BP", "LCT_n1", "LCT_n2", "LCT_n3")}
-    return _experiment("table2", "quality", _method_pairs(paper.TABLE_2, settings.large(scale), columns), scale)
+    return make_experiment("table2", "quality", _method_pairs(paper.TABLE_2, settings.large(scale), columns), scale)
 
 
 def _table3(scale: Scale) -> Experiment:
@@ -109,12 +60,12 @@ def _table3(scale: Scale) -> Experiment:
     for setting in settings.perceptrons(scale):
         run = make_run(setting, "lct", 2, settings.OWN_LOSS, "own")
         pairs.append((Cell(setting.name, "LCT_n1, own loss", run.name), run))
-    return _experiment("table3", "quality", pairs, scale, settings.PERCEPTRON_DIFFERENCES, with_general=False)
+    return make_experiment("table3", "quality", pairs, scale, settings.PERCEPTRON_DIFFERENCES, with_general=False)
 
 
 def _table4(scale: Scale) -> Experiment:
     columns = {"Joint losses": ("joint", 4), "BP": ("bp", 1)}
-    return _experiment("table4", "quality", _method_pairs(paper.TABLE_4, settings.images(scale), columns), scale)
+    return make_experiment("table4", "quality", _method_pairs(paper.TABLE_4, settings.images(scale), columns), scale)
 
 
 # Critics of text beside those of the paper's rule, which are linear: label, tag, tables.
@@ -133,7 +84,7 @@ def _table5(scale: Scale) -> Experiment:
             for label, tag, tables in TEXT_CRITICS:
                 run = make_run(setting, "lct", layers, tables, tag)
                 pairs.append((Cell(f"LCT, {label}, {corpus}", f"{layers} layers", run.name), run))
-    return _experiment("table5", "quality", pairs, scale, unit="test BPC")
+    return make_experiment("table5", "quality", pairs, scale, unit="test BPC")
 
 
 ONE_EPOCH: Tables = {"train": {"epochs": 1, "track_descent": 0}}
@@ -149,7 +100,7 @@ def _table6(scale: Scale) -> Experiment:
             for worker in range(1, groups + 1):
                 column = f"worker {worker}"
                 pairs.append((Cell(row, column, run.name, worker=worker, paper=figures.get(f"GPU {worker}")), run))
-    return _experiment("table6", "memory", pairs, scale, unit="peak memory, MiB")
+    return make_experiment("table6", "memory", pairs, scale, unit="peak memory, MiB")
 
 
 def _table7(scale: Scale) -> Experiment:
@@ -184,7 +135,7 @@ def _table7(scale: Scale) -> Experiment:
                     column = paper.EXITS[exit_ - 1] if exit_ < layers else "Main"
                     row = f"{label}, LSTM, {corpus} (BPC)"
                     pairs.append((Cell(row, column, run.name, exit_, figures.get(column)), run))
-    return _experiment("table7", "quality", pairs, scale, unit="test accuracy, % (LSTM: test BPC)")
+    return make_experiment("table7", "quality", pairs, scale, unit="test accuracy, % (LSTM: test BPC)")
 
 
 def _table8(scale: Scale) -> Experiment:
@@ -199,7 +150,7 @@ def _table8(scale: Scale) -> Experiment:
         "counts of multiply-adds, so that only parameters can be compared.",
         "The paper's ResNet-101 has 21 blocks in layer3 on CIFAR and extra projections; ours is the true one.",
     )
-    return _experiment("table8", "complexity", pairs, scale, differences, unit="parameters, M")
+    return make_experiment("table8", "complexity", pairs, scale, differences, unit="parameters, M")
 
 
 def _descent(name: str, scale: Scale, setting: Setting) -> Experiment:
@@ -207,7 +158,7 @@ def _descent(name: str, scale: Scale, setting: Setting) -> Experiment:
     for groups in (2, 4):
         run = make_run(setting, "lct", groups)
         pairs += [(Cell(setting.name, f"LCT_n{groups - 1}, group {i}", run.name, i), run) for i in range(1, groups)]
-    return _experiment(name, "descent", pairs, scale, unit="smallest sigma, (16)")
+    return make_experiment(name, "descent", pairs, scale, unit="smallest sigma, (16)")
 
 
 def _time(name: str, scale: Scale, row_settings: Sequence[Setting], columns: dict[str, tuple[str, int]]) -> Experiment:
@@ -220,7 +171,7 @@ def _time(name: str, scale: Scale, row_settings: Sequence[Setting], columns: dic
             saved = paper.TIME_SAVED.get(setting.paper_row, {}).get(column)
             pairs.append((Cell(setting.name, column, run.name, paper=None if saved is None else 1 - saved / 100), run))
     differences = ("Time is that of the training loop, validation left out; run these one at a time (--jobs 1).",)
-    return _experiment(name, "time", pairs, scale, differences, unit="training time, as a share of backprop's")
+    return make_experiment(name, "time", pairs, scale, differences, unit="training time, as a share of backprop's")
 
 
 TIMED = {"BP": ("bp", 1), "LCT_n1": ("lct", 2), "LCT_n3": ("lct", 4)}
@@ -242,7 +193,7 @@ def _critics(scale: Scale) -> Experiment:
         "Where a row does not say otherwise, residual critics step as the groups do, by SGD with a rate up to 0.1, "
         "slim and the paper's by Adam, 1e-3.",
     )
-    return _experiment("critics", "quality", pairs, scale, differences)
+    return make_experiment("critics", "quality", pairs, scale, differences)
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
@@ -260,4 +211,5 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "fig6": lambda scale: _time("fig6", scale, [settings.deepest_text(scale)], TIMED),
     "fig7": lambda scale: _time("fig7", scale, settings.images(scale)[-1:], PIPELINED),
     "critics": _critics,
+    "exits": exits.exits,
 }

@@ -56,7 +56,7 @@ def figures(
     for cell in experiment.cells:
         cell_jobs = [job for job in jobs if job.run.name == cell.run]
         by_seed = dict((known or {}).get((cell.row, cell.column), {}))
-        if experiment.kind == "quality" and by_seed:
+        if experiment.kind in ("quality", "exits") and by_seed:
             if cell.run not in counts:
                 counts[cell.run] = _exit_costs(cell_jobs[0])
             cost = counts[cell.run][cell.exit - 1 if cell.exit else -1]
@@ -142,6 +142,7 @@ def _time(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float 
 
 READERS: dict[Kind, Callable[[Cell, SeededRun, Sequence[SeededRun]], tuple[float | None, dict[str, Any]]]] = {
     "quality": _quality,
+    "exits": _quality,
     "memory": _memory,
     "descent": _descent,
     "time": _time,

@@ -10,7 +10,7 @@ from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 
 Scale = Literal["small", "paper"]
-Kind = Literal["quality", "complexity", "memory", "descent", "time"]
+Kind = Literal["quality", "exits", "complexity", "memory", "descent", "time"]
 Tables = Mapping[str, Mapping[str, Any]]  # of a recipe
 
 

@@ -124,6 +124,8 @@ def show_cell(figure: Figure, experiment: Experiment) -> str:
     ours = f"{figure.mean:.{digits}f}"
     if figure.deviation is not None:
         ours += f" ± {figure.deviation:.{digits}f} (n = {len(figure.values)})"
+    if experiment.kind == "exits":
+        ours += f" at {figure.detail[0]['flops'] / 1e6:.1f}M"
     if experiment.kind == "descent":
         ours += _descent(figure)
     if experiment.kind == "complexity":
