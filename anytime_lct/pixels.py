@@ -106,11 +106,26 @@ def fit(pixels: NDArray[np.uint8], height: int, width: int, resize: int | None =
         return pixels
     if resize is None:
         return _resized(pixels, height, width)
-    short = min(pixels.shape[:2])
-    pixels = _centre(pixels, min(pixels.shape[0], LONGEST * short), min(pixels.shape[1], LONGEST * short))
-    tall, wide = pixels.shape[:2]
-    tall, wide = int(resize * tall / short), int(resize * wide / short)
-    return np.ascontiguousarray(_centre(_resized(pixels, tall, wide), height, width))
+    cropped, resized = _sizes(pixels.shape[0], pixels.shape[1], resize)
+    return np.ascontiguousarray(_centre(_resized(_centre(pixels, *cropped), *resized), height, width))
+
+
+def fitting_bytes(shape: tuple[int, int, int], height: int, width: int, resize: int | None = None) -> int:
+    """Return the bytes of memory that `fit` takes at most for pixels of a shape (H, W, C), beside them."""
+    if shape[:2] == (height, width):
+        return 0
+    (tall, wide), (new_tall, new_wide) = _sizes(*shape[:2], resize) if resize else (shape[:2], (height, width))
+    each = (
+        4 if shape[2] == 3 else 1
+    )  # bytes of a pixel, or of one channel of it, in Pillow, which resizes in two passes
+    return each * tall * (wide + new_wide) + (each + 2 + 2 * shape[2]) * new_tall * new_wide
+
+
+def _sizes(tall: int, wide: int, resize: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size (H, W) to which `fit` crops an image of this size first, and that to which it then resizes it."""
+    short = min(tall, wide)
+    tall, wide = min(tall, LONGEST * short), min(wide, LONGEST * short)
+    return (tall, wide), (int(resize * tall / short), int(resize * wide / short))
 
 
 def _centre(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

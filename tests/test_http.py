@@ -44,9 +44,10 @@ class Server:
 
     def __init__(self, service):
         self.service, self.connections, self.writers = service, Connections(), []
+        self.app = create_app(service)
 
     def connection(self):
-        return Connection(create_app(self.service), self.service.limits, self.service.allowance, self.connections)
+        return Connection(self.app, self.service.limits, self.service.allowance, self.connections)
 
     async def connect(self, **options):
         line = socket.socket()
@@ -148,6 +149,30 @@ def test_heads_that_wait_count_among_the_bytes_of_all_requests(folder, engine):
                 writer.close()
             await until(lambda: allowance.used == 0)
             assert statuses(await server.talk(head + body)) == [200]
+
+    asyncio.run(go())
+
+
+def test_what_the_app_has_not_read_counts_too(folder, engine):
+    (head, body), go_on = post(b"x" * 5000, {"X": "x" * 2000}), asyncio.Event()
+
+    async def go():
+        async with serving(folder, engine, in_flight=20_000) as server:
+            used = server.service.allowance
+
+            async def app(scope, receive, send):
+                await go_on.wait()
+                await create_app(server.service)(scope, receive, send)
+
+            server.app = app
+            first, second = [asyncio.create_task(server.talk(head, body, half_close=True)) for _ in range(2)]
+            await until(lambda: used.used == 2 * (len(head) - 4 + len(body)))
+            third = asyncio.create_task(server.talk(head, body))
+            await asyncio.sleep(0.1)
+            go_on.set()
+            assert "try again later" in error(await third)
+            assert statuses(await first) == statuses(await second) == [400]  # the body is no request
+            await until(lambda: used.used == 0)
 
     asyncio.run(go())
 

@@ -20,6 +20,8 @@ from PIL import Image
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
+from anytime_lct.pixels import fitting_bytes
+from anytime_lct.runtime import preprocess
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.access import Access
 from anytime_lct.serving.http import infer
@@ -596,6 +598,26 @@ def test_image_files_are_measured_and_decoded_beside_the_event_loop_within_the_a
     assert len(decoding) == 3 and all(used < 200 * 300 for used in waiting)
     assert all(200 * 300 * 14 < used < 2 * 200 * 300 * 14 for used in decoding)
     assert service.allowance.used == 0
+
+
+def test_pixels_hold_memory_while_they_are_resized(folder, engine, monkeypatch):
+    service, pixels = service_of(folder, engine), np.zeros((2, 300, 400, 1), np.uint8)
+    used = []
+
+    def check_batch(x, manifest):
+        used.append(service.allowance.used)
+        return checked(x, manifest)
+
+    checked = preprocess.check_batch
+    monkeypatch.setattr(preprocess, "check_batch", check_batch)
+    entry = {"name": "input", "datatype": "UINT8", "shape": pixels.shape}
+    head = json.dumps({"inputs": [entry | {"parameters": {"binary_data_size": pixels.nbytes}}]}).encode()
+    body, headers = head + pixels.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+    assert ask(create_app(service), "POST", INFER, body, headers).status == 200
+    one = fitting_bytes((300, 400, 1), 6, 6)
+    assert 300 * 400 < one < 300 * 500 and used[0] > one + pixels.nbytes and service.allowance.used == 0
+    few = create_app(service_of(folder, engine, limits=Limits(in_flight=400_000)))
+    refused(ask(few, "POST", INFER, body, headers), 413)
 
 
 def test_image_files_that_come_too_late_or_have_no_memory_are_shed_undecoded(folder, engine, monkeypatch):

@@ -174,10 +174,11 @@ def check_shape(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None
 
 def normalise(pixels: NDArray[np.uint8], rules: Preprocessing) -> NDArray[np.float32]:
     """Scale pixels (B, H, W, C) to [0, 1], subtract the mean, divide by the std, and put channels first."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    mean = np.array(rules.mean or (0.0,), dtype=np.float32)
-    std = np.array(rules.std or (1.0,), dtype=np.float32)
-    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+    scaled = pixels.astype(np.float32)
+    scaled /= np.float32(255)  # in place, as a batch can take much memory
+    scaled -= np.array(rules.mean or (0.0,), dtype=np.float32)
+    scaled /= np.array(rules.std or (1.0,), dtype=np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:

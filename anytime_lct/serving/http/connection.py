@@ -41,7 +41,7 @@ class Connections:
 class Connection(asyncio.BufferedProtocol):
     """Speaks HTTP/1.1 with one client; `connections` are those of its event loop.
 
-    The bytes that wait to be taken apart count among those of all requests.
+    The bytes that wait, to be taken apart or for the app, count among those of all requests.
     """
 
     def __init__(self, app: App, limits: Limits, allowance: Allowance, connections: Connections) -> None:
@@ -135,7 +135,8 @@ class Connection(asyncio.BufferedProtocol):
         await self._writable.wait()
 
     def pace(self) -> None:
-        """Read from the client, unless more than enough waits to be taken apart or to be read by the app."""
+        """Count what waits, to be taken apart or for the app, and read from the client unless that is enough."""
+        self._count_waiting()
         turn, is_large = self._turn, self._parser.size > self._limits.header_bytes
         is_held = not self._is_ending and (is_large or (turn is not None and turn.is_full))
         if is_held != self._is_held and not (self._has_eof or self._transport.is_closing()):
@@ -186,12 +187,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(error.status, str(error))
             else:
                 self._turn.refuse(error)
-        self._count_waiting()
         self.pace()
 
     def _count_waiting(self) -> None:
-        """Count the bytes that wait; where all requests hold too many, close the connection."""
-        more = self._parser.size - self._waiting.used
+        """Count the bytes that wait, with the turn's head; where all requests hold too many, close the connection."""
+        turn = self._turn
+        more = self._parser.size + (0 if turn is None else turn.size) - self._waiting.used
         if more < 0:
             self._waiting.give_back(-more)
         elif more > 0 and not self._is_ending:
@@ -200,8 +201,10 @@ class Connection(asyncio.BufferedProtocol):
             except LCTError as error:
                 self._is_broken = True
                 self._parser.clear()
-                if self._turn is None:
+                if turn is None:
                     self._refuse(503, str(error))
+                elif not turn.is_read:
+                    turn.refuse(error)
 
     def _check_eof(self) -> None:
         """End what cannot become a whole request."""

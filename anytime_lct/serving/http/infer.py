@@ -84,7 +84,10 @@ class Infer:
     async def _read_input(self, request: InferRequest, holding: Holding, arrived: float, is_slow: bool) -> NDArray[Any]:
         """Read a request's input; raises Refusal, InputError and Overloaded."""
         if request.decoding_size is None:
-            return await in_thread_if(is_slow or request.input_bytes > LARGE, request.read_input)
+            holding.take(request.resizing_bytes)
+            x = await in_thread_if(is_slow or request.input_bytes + request.resizing_bytes > LARGE, request.read_input)
+            holding.give_back(request.resizing_bytes)
+            return x
         async with self._decoding:
             timeout = request.ask.timeout
             if timeout is not None and time.monotonic() > arrived + timeout:

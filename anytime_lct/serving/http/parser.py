@@ -47,7 +47,10 @@ class Malformed(LCTError, ValueError):  # noqa: N818 - the state of the bytes
 
 
 class Head(NamedTuple):
-    """The head of a request: `target` is its path and query, `headers` its fields with names in lower case."""
+    """The head of a request: `target` is its path and query, `headers` its fields with names in lower case.
+
+    `size` is the number of its bytes.
+    """
 
     method: str
     target: bytes
@@ -55,6 +58,7 @@ class Head(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     keep_alive: bool
     expects_continue: bool
+    size: int
 
 
 Event = Head | bytes | Literal["end"] | None
@@ -222,7 +226,8 @@ def read_head(raw: bytes) -> tuple[Head, int | None]:
     version = "1.1" if match[4] == b"1" else "1.0"
     _check_host(single.get(b"host"), match[2], version)
     keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
-    head = Head(method, match[3] or b"/", version, headers, keep_alive, expects_continue and version == "1.1")
+    expects_continue &= version == "1.1"
+    head = Head(method, match[3] or b"/", version, headers, keep_alive, expects_continue, len(raw))
     return head, _body_length(single, version)
 
 

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.body import WHOLE, Message
 from anytime_lct.serving.http.parser import Head, Malformed
 from anytime_lct.serving.request import ClientGone, Refusal
@@ -38,7 +39,7 @@ class Peer(Protocol):
         ...
 
     def pace(self) -> None:
-        """Read from the client, unless its turn is full."""
+        """Count what waits, and read from the client unless its turn is full."""
         ...
 
     def end_turn(self, *, is_answered: bool, closes: bool) -> None:
@@ -53,11 +54,17 @@ class Turn:
         self._line, self._head = line, head
         self._body = bytearray()
         self._changed = asyncio.Event()
-        self._error: Malformed | None = None
+        self._error: LCTError | None = None
         self._start: bytes | None = None  # status line and headers, until they are sent
         self._must_continue = head.expects_continue
-        self._is_read = self._is_answered = self._is_gone = self._closes = False
+        self._is_answered = self._is_gone = self._closes = False
         self.is_whole = False  # the request has arrived to its end
+        self.is_read = False  # the app has all of its body
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the head, and of the body that waits for the app."""
+        return self._head.size + len(self._body)
 
     @property
     def is_full(self) -> bool:
@@ -74,9 +81,10 @@ class Turn:
         self.is_whole = True
         self._changed.set()
 
-    def refuse(self, error: Malformed) -> None:
-        """Let the app read an error in place of the rest of the body."""
+    def refuse(self, error: LCTError) -> None:
+        """Let the app read an error in place of what it has not read of the body."""
         self._error = error
+        self._body.clear()
         self._changed.set()
 
     def leave(self) -> None:
@@ -107,13 +115,15 @@ class Turn:
             self._must_continue = False
             self._line.write(CONTINUE)
         while not (self._is_gone or self._is_answered):
-            if self._body or (self.is_whole and not self._is_read):
+            if isinstance(self._error, Malformed):
+                raise Refusal(str(self._error))
+            if self._error is not None:
+                raise self._error
+            if self._body or (self.is_whole and not self.is_read):
                 body, self._body = bytes(self._body), bytearray()
-                self._is_read = self.is_whole
+                self.is_read = self.is_whole
                 self._line.pace()
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
-            if self._error is not None:
-                raise Refusal(str(self._error))
             self._changed.clear()
             await self._changed.wait()
         return {"type": "http.disconnect"}
@@ -143,6 +153,7 @@ class Turn:
         self._closes = (
             not self._head.keep_alive
             or not self.is_whole
+            or self._error is not None
             or self._line.is_draining
             or names.get(b"connection") == b"close"
             or b"content-length" not in names

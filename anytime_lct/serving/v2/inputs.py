@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anytime_lct.errors import InputError
 from anytime_lct.exits.bundle import Manifest
+from anytime_lct.pixels import fitting_bytes
 from anytime_lct.runtime import preprocess
 from anytime_lct.serving.limits import Limits
 from anytime_lct.serving.request import Refusal, show
@@ -80,6 +81,15 @@ def find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[st
         unit = "images" if manifest.task == "classification" else "characters"
         raise Refusal(f"Expected at most {limit} {unit} in a request, got {count}; send several requests.")
     return tensor, shape, count * bytes_each
+
+
+def resizing_bytes(tensor: dict[str, Any], shape: tuple[int, ...], input_bytes: int, manifest: Manifest) -> int:
+    """Return the bytes of memory that pixels take, beside themselves and an input of so many bytes, to become it."""
+    rules = manifest.preprocessing
+    if tensor.get("datatype") != "UINT8" or len(shape) != 4 or not (rules.height and rules.width and min(shape)):
+        return 0  # no pixels, or none that are read
+    _, height, width, channels = shape
+    return fitting_bytes((height, width, channels), rules.height, rules.width, rules.resize) + 2 * input_bytes
 
 
 def read_elements(

@@ -27,6 +27,7 @@ from anytime_lct.serving.v2.inputs import (
     max_images,
     read_elements,
     read_input,
+    resizing_bytes,
 )
 from anytime_lct.serving.v2.json_text import read_boolean, read_json, read_object, write_json
 from anytime_lct.serving.v2.outputs import OUTPUTS, Outputs, read_outputs
@@ -40,7 +41,8 @@ MAX_ID = 1000
 
 
 class InferRequest(NamedTuple):
-    """A request; `read_input` returns its input as the network takes it, of about `input_bytes`.
+    """A request; `read_input` returns its input as the network takes it, of about `input_bytes`, and takes
+    `resizing_bytes` meanwhile.
 
     Where the input is image files, `decoding_size` returns the bytes that decoding takes. Both raise Refusal and
     InputError.
@@ -51,6 +53,7 @@ class InferRequest(NamedTuple):
     ask: Ask
     input_bytes: int
     read_input: Callable[[], NDArray[Any]]
+    resizing_bytes: int = 0
     decoding_size: Callable[[], int] | None = None
 
 
@@ -82,8 +85,9 @@ def read_request(
     if tensor.get("datatype") == TEXT and takes_pictures(manifest):
         files = read_files([binary] if is_raw else read_elements(tensor, shape, binary))
         sized = partial(decoding_size, files, size, limits)
-        return InferRequest(identity, outputs, ask, size, partial(decode, files, manifest), sized)
-    return InferRequest(identity, outputs, ask, size, partial(read_input, tensor, shape, binary, manifest, limits))
+        return InferRequest(identity, outputs, ask, size, partial(decode, files, manifest), 0, sized)
+    reading = partial(read_input, tensor, shape, binary, manifest, limits)
+    return InferRequest(identity, outputs, ask, size, reading, resizing_bytes(tensor, shape, size, manifest))
 
 
 def write_reply(
