@@ -221,14 +221,16 @@ def test_a_group_works_on_its_lane_and_the_next_one_starts_before_its_critic(dig
     (method,) = methods_of(recipe_of("joint", train={"epochs": 1, "method": "lct"}), digits, CPU, Clock(8, 4, 16))
     assert isinstance(method, Worker)
     method.lanes = lanes = NotedLanes()
-    for name in ("forward", "judge", "descend", "learn"):
-        function = getattr(GroupInTraining, name)
 
-        def noted(group, *arguments, name=name, function=function):
+    def noted(name: str, work: Callable[..., object]) -> Callable[..., object]:
+        def call(group: GroupInTraining, *arguments: object) -> object:
             lanes.calls.append((name, group.index - 1, lanes.lane))
-            return function(group, *arguments)
+            return work(group, *arguments)
 
-        monkeypatch.setattr(GroupInTraining, name, noted)
+        return call
+
+    for name in ("forward", "judge", "descend", "learn"):
+        monkeypatch.setattr(GroupInTraining, name, noted(name, getattr(GroupInTraining, name)))
     method.step(next(minibatches(digits, 1)))
     work = [
         [("forward", k, k), ("hand", k, k + 1), ("judge", k, k), ("hand", k, k - 1), ("descend", k, k)]
