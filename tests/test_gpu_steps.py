@@ -259,6 +259,13 @@ def test_processes_read_images_for_a_gpu_by_default(digits):
     assert dataclasses.replace(digits, device=torch.device("cuda"), workers=3).readers == 3
 
 
+def test_minibatches_of_evaluation_are_large_on_a_gpu(digits):
+    on_gpu = dataclasses.replace(digits, device=torch.device("cuda"))
+    assert [digits.num_batches(split) for split in ("train", "validation")] == [81, 9]
+    assert [on_gpu.num_batches(split) for split in ("train", "validation")] == [81, 1]
+    assert [on_gpu.num_rows(split, 0) for split in ("train", "validation")] == [16, 144]
+
+
 @pytest.mark.gpu
 @NEEDS_GPU
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop-flip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ Batch = tuple[Tensor, Tensor]
 Share = tuple[int, int]
 CPU = torch.device("cpu")
 MOST_READERS = 8
+EVALUATED_NUMBERS = 2**22  # in a minibatch of evaluation on a GPU, where single samples are small
 ON_DEVICE_BYTES = 2 * 2**30  # larger sets stay on the CPU
 
 
@@ -131,10 +133,16 @@ class ImageBatches:
         return len(self.parts[split][1])
 
     def num_batches(self, split: Split) -> int:
-        return -(-self.num_samples(split) // self.batch_size)
+        return -(-self.num_samples(split) // self._rows(split))
 
     def num_rows(self, split: Split, number: int) -> int:
-        return min(self.batch_size, self.num_samples(split) - number * self.batch_size)
+        return min(self._rows(split), self.num_samples(split) - number * self._rows(split))
+
+    def _rows(self, split: Split) -> int:
+        """Return the samples of a minibatch: in evaluation on a GPU as many as make it work, where images are small."""
+        if split == "train" or self.device.type != "cuda":
+            return self.batch_size
+        return max(self.batch_size, EVALUATED_NUMBERS // math.prod(self.facts.input_shape))
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
         images, indices = self.parts[split]
@@ -143,7 +151,7 @@ class ImageBatches:
             indices = indices[torch.randperm(len(indices), generator=order)]
         augmentation = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
         home = images.labels.device
-        parts = indices.to(home).split(self.batch_size) if len(indices) else ()
+        parts = indices.to(home).split(self._rows(split)) if len(indices) else ()
         dataset = _OneEpoch(
             images,
             [part.tensor_split(share[1])[share[0]] for part in parts],
