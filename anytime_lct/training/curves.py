@@ -30,13 +30,15 @@ class Curves:
     def draw(self, position: Position, sums: Tensor) -> None:
         """Draw the means since the last point, where it is old enough or the epoch ends.
 
-        `sums` are losses times samples, and samples, of every exit over the epoch so far, (2, N).
+        `sums` are losses times samples, and samples, of every exit over the epoch so far, (2, N), on any device; they
+        are read where a point is drawn.
         """
         if self._last.epoch != position.epoch or self._last_sums.shape != sums.shape:
-            self._last, self._last_sums = Position(epoch=position.epoch), torch.zeros_like(sums)
+            self._last, self._last_sums = Position(epoch=position.epoch), torch.zeros(sums.shape, dtype=sums.dtype)
         seconds = position.seconds - self._last.seconds
         if seconds < SECONDS and position.batch < self._clock.per_epoch:
             return
+        sums = sums.cpu()
         step = position.epoch * self._clock.per_epoch + position.batch
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
