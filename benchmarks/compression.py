@@ -54,7 +54,7 @@ COMMON: Tables = {
     "groups_schedule": {"name": "one-cycle"},
     "critics_schedule": {"name": "one-cycle"},
 }
-CUT: Tables = {"cut": {"groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
+CUT: Tables = {"cut": {"by": "layers", "groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
 SLIM: Tables = merged(CUT, {
     "critic": {"kind": "slim", "depth": 2},
     "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},

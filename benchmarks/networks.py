@@ -77,7 +77,7 @@ def cut(name: str, side: int, num_groups: int) -> tuple[nn.Module, LCTNetwork]:
     """Build a network with random weights and cut it by layers, with slim critics; return both."""
     torch.manual_seed(0)
     model = models.build(name, (3, side, side), CLASSES)
-    return model, LCTNetwork.cut(model, torch.zeros(2, 3, side, side), CutRecipe(groups=num_groups))
+    return model, LCTNetwork.cut(model, torch.zeros(2, 3, side, side), CutRecipe(groups=num_groups, by="layers"))
 
 
 def equal(model: nn.Module, network: LCTNetwork, side: int) -> bool:

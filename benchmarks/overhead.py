@@ -35,7 +35,7 @@ def recipe_for(model: dict[str, Any], **cut: Any) -> Recipe:
         {
             "data": {"name": "cifar10"},
             "model": model,
-            "cut": {"groups": 4, **cut},
+            "cut": {"groups": 4, "by": "layers", **cut},
             "critic": {"kind": "slim"},
             "rule": {"critic_loss": "paper"},
             "groups": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
