@@ -94,3 +94,23 @@ def test_minibatches_hold_every_image_once_moved_and_mirrored_with_its_label():
         for image, label in zip(x.permute(0, 2, 3, 1).byte(), y, strict=True):
             places = padded[label].unfold(0, 32, 1).unfold(1, 32, 1).permute(0, 1, 3, 4, 2).flatten(0, 1)
             assert any(torch.equal(place, image) or torch.equal(place.flip(1), image) for place in places)
+
+
+def test_the_page_of_exits_says_what_was_measured():
+    house = Path(__file__).parent.parent
+    page = (house / "docs" / "exits.md").read_text(encoding="utf-8").splitlines()
+    table = levers.table(levers.read_records(house / "benchmarks" / "results" / "levers.jsonl")).splitlines()[2:]
+    measured = {(cells[0], cells[1]): cells for cells in map(cells_of, table)}
+    rows = [cells_of(line) for line in page if line.startswith("| `")]
+    assert len(rows) > 40
+    for name, epochs, *cells in rows:
+        _, _, seeds, cost, gain, _, test, *_ = measured[name.strip("`"), epochs]
+        assert cells == [seeds, cost, gain, test], name
+    reproduced = (house / "benchmarks" / "results" / "exits_small.md").read_text(encoding="utf-8").splitlines()
+    for line in page:
+        if "(JPEG) |" in line:
+            assert line in reproduced
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]

@@ -23,12 +23,14 @@ def draw(experiment: Experiment, figures: Sequence[Figure], path: Path) -> Path:
     kind = experiment.kind
     panels = 2 if kind in ("descent", "time") else 1
     rows = len({figure.cell.row for figure in figures})
-    size = (10.5, 4.2) if panels == 2 else (8.4, max(3.2, 0.5 * rows + 2.6))
+    size = (10.5, 4.2) if panels == 2 else (8.4, max(3.2, 0.5 * rows + 2.6)) if kind != "exits" else (9.5, 5.2)
     canvas = Canvas(figsize=size, dpi=140, layout="constrained")
     if kind == "descent":
         _descent(canvas.subplots(1, 2), figures)
     elif kind == "time":
         _time(canvas.subplots(1, 2), figures)
+    elif kind == "exits":
+        _exits(canvas.add_subplot(), experiment, figures)
     else:
         _dots(canvas.add_subplot(), experiment, figures)
     canvas.suptitle(f"{experiment.name}: {experiment.title}", fontsize=11, color=INK, x=0.01, ha="left")
@@ -61,6 +63,25 @@ def _dots(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None
         axes.set_xscale("log")
     _style(axes)
     if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _exits(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> None:
+    """Accuracy over multiply-adds: a line per row, with the deviation over seeds."""
+    measured = [figure for figure in figures if figure.mean is not None]
+    for k, row in enumerate(dict.fromkeys(figure.cell.row for figure in measured)):
+        exits = sorted((f for f in measured if f.cell.row == row), key=lambda f: f.detail[0]["flops"])
+        axes.errorbar(
+            [figure.detail[0]["flops"] / 1e6 for figure in exits],
+            [figure.mean for figure in exits],
+            yerr=[figure.deviation or 0.0 for figure in exits],
+            fmt=("o-", "s--", "^:")[k // len(COLOURS) % 3],
+            color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1.3, capsize=2, label=row,
+        )  # fmt: skip
+    axes.set_xlabel("multiply-adds of the exit, M")
+    axes.set_ylabel(experiment.unit.partition(", at")[0])
+    _style(axes)
+    if measured:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
