@@ -1,4 +1,4 @@
-"""The networks made for exits: sizes by hand, where they can be cut, refusals."""
+"""The networks made for exits: sizes by hand, scales in one tensor, what learns from which exit, drop-path, refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from anytime_lct.models import networks
 from anytime_lct.models.fractalnet import ALL, FractalNet, join_weights
 from anytime_lct.models.msdnet import MSDNet, fold, unfold
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import Facts
 
 IMAGES = Facts("squares", "classification", (1, 8, 8), 3, ("a", "b", "c"), (0.5,), (0.25,))
@@ -39,10 +38,8 @@ def msdnet(**options: object) -> MSDNet:
 
 
 def cut(network: MSDNet) -> LCTNetwork:
-    """Cut behind every block, with the network's own classifiers as critics."""
-    places, critic = CutRecipe(places=network.exit_places), CriticRecipe(kind="slim")
-    groups = LCTNetwork.cut(network, torch.zeros(2, 1, 8, 8), places, critic, compare=False).groups
-    return LCTNetwork(list(groups), [network.exit_head(place) for place in network.exit_places])
+    """Cut behind every block, the default, with the network's own classifiers as critics."""
+    return LCTNetwork.cut(network, torch.zeros(2, 1, 8, 8), compare=False)
 
 
 def test_earlywide_costs_what_its_convolutions_do_and_is_cut_behind_every_block():
