@@ -155,7 +155,7 @@ def fractalnet(
 ) -> FractalNet:
     """Make a fractal network with one block for each number of channels in `width`, and max-pooling between blocks.
 
-    The default takes 36.6M multiply-adds for an image of 3x32x32, and its columns 2.8M, 9.9M and 24.0M; the paper's
+    The default takes 36.7M multiply-adds for an image of 3x32x32, and its columns 2.8M, 9.9M and 24.0M; the paper's
     for CIFAR has 4 columns and is 64, 128, 256, 512, 512 wide. `drop_path` is the share of inputs that a join loses in
     training, and 0 turns drop-path off. `dropout` acts behind the last block, and less behind those before: it grows
     evenly from 0 behind the first. Raises ModelError.

@@ -171,6 +171,13 @@ def test_a_fractal_block_joins_paths_by_their_mean():
     assert costs == [first + second + 12 + k * (later + within) for k in (0, 1, 3)]
 
 
+def test_the_columns_of_the_default_fractal_network_cost_what_the_readme_says():
+    network, x = networks.build("fractalnet", (3, 32, 32), 10), torch.zeros(1, 3, 32, 32)
+    assert isinstance(network, FractalNet)
+    parts = [*(network.column(c) for c in (1, 2, 3)), network]
+    assert [round(count(part, x).flops / 1e6, 1) for part in parts] == [2.8, 9.9, 24.0, 36.7]
+
+
 def test_a_column_alone_is_what_is_left_of_the_network_when_the_others_are_dropped():
     network = fractalnet(columns=3).train()
     x = torch.randn(4, 1, 8, 8)
