@@ -218,10 +218,11 @@ def msdnet(
     large = min(sides) >= LARGE_FROM
     step = (4 if large else 1) * 2**grid.coarsest
     if any(side % step for side in sides):
-        near = "x".join(str(max(step, step * round(side / step))) for side in sides)
+        near = [max(step, step * round(side / step)) for side in sides]
         raise ModelError(
             f"The network 'msdnet' with {len(widths)} scales needs images whose sides divide by {step}, but the data "
-            f"has {sides[0]}x{sides[1]}; resize them, for example to {near}, or set fewer scales."
+            f"has {sides[0]}x{sides[1]}; resize them (of images in a folder: --set data.image_size={near}), or give "
+            f"model.width, model.growth and model.bottleneck fewer numbers."
         )
     return MSDNet(grid, channels, outputs, large)
 
