@@ -32,7 +32,7 @@ class Grid:
         return sum(self.layers)
 
     def last_layer(self, scale: int) -> int:
-        """Return the last layer that has the scale: `max` drops the finest at even distances, `min` where it can."""
+        """Return the last layer that has the scale: with prune max, the finest are dropped at even distances."""
         if self.prune == "min" or scale == self.coarsest:
             return self.depth
         return min(self.depth, (scale + 1) * math.ceil(self.depth / len(self.width)))
@@ -65,7 +65,7 @@ class Grid:
         count = self.width[scale]
         for each in range(1, layer + 1):
             count += self.growth[scale]
-            count = int(self.reduction * count) if self.is_transition(each) else count
+            count = max(1, int(self.reduction * count)) if self.is_transition(each) else count
         return count
 
     def crossing(self, block: int) -> dict[int, int]:

@@ -117,15 +117,16 @@ class ScaleBlock(nn.Module):
 
     def __init__(self, grid: Grid, block: int) -> None:
         super().__init__()
-        self.places = grid.cells(block)
+        order = grid.cells(block)
+        self.scales = [scale for _, scale in order]
         self.cells = nn.ModuleDict(
-            {f"layer{layer}_scale{scale}": ScaleCell(grid, layer, scale) for layer, scale in self.places}
+            {f"layer{layer}_scale{scale}": ScaleCell(grid, layer, scale) for layer, scale in order}
         )
         self.entering, self.crossing = grid.crossing(block - 1), grid.crossing(block)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = unfold(x, self.entering)
-        for (_, scale), cell in zip(self.places, self.cells.values(), strict=True):
+        for scale, cell in zip(self.scales, self.cells.values(), strict=True):
             maps[scale] = cell(maps[scale], maps.get(scale - 1))
         return fold({scale: maps[scale] for scale in self.crossing})
 
@@ -172,7 +173,7 @@ class MSDNet(nn.Module):
     def exit_head(self, place: str) -> nn.Module:
         """Return a new classifier that reads what crosses the cut after `place`, one of `exit_places`.
 
-        >>> msdnet((3, 32, 32), 10).exit_head("blocks.0")(torch.zeros(2, 448, 8, 8)).shape
+        >>> msdnet((3, 32, 32), 10).exit_head("blocks.0")(torch.zeros(2, 472, 8, 8)).shape
         torch.Size([2, 10])
         """
         if place not in self.exit_places:

@@ -42,7 +42,7 @@ OPTION_TEXTS = {
     "layers": "LSTM layers (of msdnet: the layers of each block, with an exit behind every block).",
     "growth": "Channels that a layer adds at each scale.",
     "bottleneck": "Width of the 1x1 convolutions at each scale, as a multiple of what the next convolution returns.",
-    "prune": "Whether scales are dropped at even distances (max), or as late as the last exit allows (min).",
+    "prune": "Whether the finest scales are dropped at even distances (max), or none is (min).",
     "columns": "Columns of a fractal network, of 1, 2, 4 .. convolutions in each block.",
     "drop_path": "Share of its inputs that each join of columns loses in training.",
     "reduction": "Share of the channels that is left behind a transition.",
