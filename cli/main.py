@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -28,6 +29,7 @@ VERBS = (
     "quickstart", "inspect", "recipe", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict",
     "serve", "reproduce",
 )  # fmt: skip
+UsageError: Any = typer.BadParameter.__base__  # typer exports no name for it
 
 
 for _verb in VERBS:
@@ -58,7 +60,13 @@ def run(arguments: list[str] | None = None) -> None:
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of code that warns
     try:
-        app(args=arguments, prog_name="anytime-lct")
+        sys.exit(app(args=arguments, prog_name="anytime-lct", standalone_mode=False))
+    except UsageError as error:
+        from typer.rich_utils import rich_format_error
+
+        rich_format_error(error)
+        _print_json(LCTError(error.format_message()), as_json)
+        sys.exit(error.exit_code)
     except LCTError as error:
         _report(error, as_json)
         _exit(error.exit_code)
@@ -91,6 +99,10 @@ def _report(error: LCTError, as_json: bool) -> None:
     """Print an error on stderr, and as JSON on stdout; of several processes, the one that started the others does."""
     if str(error):
         _print_error(str(error))
+    _print_json(error, as_json)
+
+
+def _print_json(error: LCTError, as_json: bool) -> None:
     if as_json and "RANK" not in os.environ:
         typer.echo(json.dumps(error.as_dict()))
 

@@ -15,6 +15,7 @@ from forked_python import python
 from programs import run, start
 
 from anytime_lct import __version__
+from anytime_lct.cli import main
 from anytime_lct.cli.main import VERBS, app
 
 MODULE = ["-m", "anytime_lct.cli.main"]
@@ -82,6 +83,17 @@ def test_the_options_are_those_promised(verb):
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     options = {name for p in command.params for name in p.opts if name.startswith("--")}
     assert sorted(options) == OPTIONS[verb].split()
+
+
+@pytest.mark.parametrize("arguments", ["serve x --cores 0", "select --nonsense", "slect", "export x"])
+def test_a_wrong_use_is_printed_as_json_too(arguments, capsys):
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            main.run([*arguments.split(), *more])
+        captured = capsys.readouterr()
+        assert end.value.code == 2 and "Error" in captured.err
+        assert bool(more) == bool(captured.out)
+    assert json.loads(captured.out)["exit_code"] == 2 and len(json.loads(captured.out)["error"]) > 20
 
 
 @pytest.mark.parametrize(
