@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from anytime_lct.training.events import Note
 
+CALIBRATION_SAMPLES = 512
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, after `train` and `analyze`.")],
@@ -26,7 +28,9 @@ def export(
         str | None, typer.Option(metavar="exits|groups", help="Whole exits only, or groups and critics only.")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8, and measure every exit again.")] = False,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Training images that set the scales of int8.")] = 512,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Training images that set the scales of int8; default: 512.")
+    ] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     single_file: Annotated[
@@ -53,13 +57,15 @@ def export(
 
     if only not in (None, "exits", "groups"):
         raise ExportError(f"Expected --only exits or --only groups, got --only {only}.")
+    if calibration_samples is not None and not int8:
+        raise ExportError("Expected --int8 with --calibration-samples, got it alone; add --int8, or leave it out.")
     contents = Contents(_numbers(exits), only, single_file)  # type: ignore[arg-type]
     with steps("exporting", quiet=as_json) as report:
         bundle = export_run(
             run,
             out,
             contents,
-            int8_samples=calibration_samples if int8 else None,
+            int8_samples=(calibration_samples or CALIBRATION_SAMPLES) if int8 else None,
             data_root=data_root,
             model=model,
             force=force,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,7 @@ INPUTS = "Image files, .npy arrays or text files, folders of them, patterns such
 TIMEOUT = "Answer by the deepest exit that this machine reaches within this time, such as 5ms; needs `calibrate` first."
 CONFIDENCE = "Let every sample stop at the first exit with at least this confidence, from 0 to 1."
 MEAN = "Let samples stop by the bundle's rule for this mean of multiply-adds, such as 20M or 70%; see `thresholds`."
-MEASURE = "Measure of confidence: max-probability, margin or entropy."
+MEASURE = "With --min-confidence: max-probability, the default, margin or entropy."
 EXIT = "Go no deeper than this exit, a number or main."
 FIXED = "Answer by this exit, a number or main."
 FORMAT = "How answers are printed: table, or csv or jsonl (one JSON object a line) as soon as they are there."
@@ -56,7 +55,7 @@ def predict(
     timeout: Annotated[str | None, typer.Option(help=TIMEOUT)] = None,
     min_confidence: Annotated[float | None, typer.Option(help=CONFIDENCE)] = None,
     mean_flops: Annotated[str | None, typer.Option(help=MEAN)] = None,
-    measure: Annotated[str, typer.Option(metavar="MEASURE", help=MEASURE)] = "max-probability",
+    measure: Annotated[str | None, typer.Option(metavar="MEASURE", help=MEASURE)] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of onnxruntime; default: as calibrated, else 1.")
     ] = None,
@@ -218,20 +217,22 @@ def exit_number(name: str | None, main: int) -> int | None:
 
 
 def read_ask(
-    budget: Budget, timeout: str | None, min_confidence: float | None, measure: str, mean_flops: str | None
+    budget: Budget, timeout: str | None, min_confidence: float | None, measure: str | None, mean_flops: str | None
 ) -> Ask:
     """Return the Ask of every input, from the options; raises BudgetError."""
     from anytime_lct.errors import BudgetError
-    from anytime_lct.exits.budget import Ask, parse_flops, parse_seconds
+    from anytime_lct.exits.budget import DEFAULT_ASK, Ask, parse_flops, parse_seconds
     from anytime_lct.exits.thresholds import MEASURES
 
-    if measure not in MEASURES:
+    if measure not in (None, *MEASURES):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)}, got '{measure}'; name one of them.")
+    if measure is not None and min_confidence is None:
+        raise BudgetError("Expected --min-confidence with --measure, got it alone; add that, or leave it out.")
     return Ask(
         budget,
         timeout=None if timeout is None else parse_seconds(timeout),
         min_confidence=min_confidence,
-        measure=measure,
+        measure=measure or DEFAULT_ASK.measure,
         mean_flops=None if mean_flops is None else parse_flops(mean_flops),
     )
 
@@ -241,7 +242,7 @@ def fixed_ask(ask: Ask, exit: int | None) -> Ask:
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import DEFAULT_ASK, Ask, Budget
 
-    if replace(ask, measure=DEFAULT_ASK.measure) != DEFAULT_ASK:
+    if ask != DEFAULT_ASK:
         raise BudgetError("Expected --fixed alone, which names the exit; leave budgets, timeouts and thresholds out.")
     return Ask(Budget(exit=exit), mode="fixed")
 

@@ -106,6 +106,11 @@ def train(
             checked, folder, (workers, replicas), max_restarts, resume=resume, changes=changes, options=options
         )
         return
+    if max_restarts:
+        raise RecipeError(
+            "Expected --max-restarts where this command starts several processes, by --workers or --replicas, got none "
+            "to start again; leave it out."
+        )
     last = run(run_recipe, folder, resume=resume, changes=changes, quiet=as_json, size=(workers, replicas))
     if not _leads():
         return

@@ -107,6 +107,7 @@ CASES = {
         "exit 1 became",
     ),
     "run exists": (lambda m: ["train", "--run-dir", m / "run"], 2, "--resume"),
+    "restarts of one process": (lambda m: ["train", "--run-dir", m / "x", "--max-restarts", "2"], 2, "--workers"),
     "resume nothing": (lambda m: ["train", "--resume", "--run-dir", m / "none"], 2, "no recipe.toml"),
     "resume with settings": (
         lambda m: ["train", "--resume", "--run-dir", m / "run", "--groups", "9"],
@@ -132,6 +133,16 @@ CASES = {
         "profile",
     ),
     # selection and export
+    "samples without int8": (
+        lambda m: ["export", m / "run", "--out", m / "x", "--calibration-samples", "9"],
+        2,
+        "Expected --int8",
+    ),
+    "measure alone": (
+        lambda m: ["predict", m / "bundle", m / "good.png", "--measure", "margin"],
+        2,
+        "Expected --min-confidence",
+    ),
     "budget no number": (lambda m: ["select", m / "run", "--budget-flops", "lots"], 2, "lots"),
     "budget negative": (lambda m: ["select", m / "run", "--budget-flops=-3M"], 2, "-3M"),
     "nothing fits": (lambda m: ["select", m / "run", "--budget-flops", "10"], 3, "exit"),
