@@ -13,9 +13,11 @@ from bundles import make_profile, rewrite, write_image_bundle, write_text_bundle
 from PIL import Image
 from programs import Program
 
+from anytime_lct.errors import InputError
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import describe_file
 from anytime_lct.exits.thresholds import MeanCost, Thresholds, ThresholdTable
+from anytime_lct.runtime import inputs
 from anytime_lct.runtime.preprocess import from_array
 from anytime_lct.runtime.session import AnytimeSession
 
@@ -226,6 +228,26 @@ def test_predict_answers_large_arrays_in_portions(
     expected = run(session, from_array(pixels, session.manifest.preprocessing))
     assert sizes == [16, 16, 5] and [row["sample"] for row in answers] == list(range(37))
     assert [row["top"][0]["index"] for row in answers] == expected.classes.tolist()
+
+
+def test_an_array_that_gets_shorter_while_it_is_read_is_named(
+    images: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (3000, 6, 6), dtype=np.uint8)
+    manifest = AnytimeSession(images[0]).manifest
+    for order in ("C", "F"):  # numbers of samples that are not side by side are in memory before
+        np.save(tmp_path / "many.npy", np.array(pixels, order=order))
+        portions = inputs.read(str(tmp_path / "many.npy"), manifest)
+        first = next(portions)
+        os.truncate(tmp_path / "many.npy", 20_000)
+        expected = [from_array(pixels[k : k + 16], manifest.preprocessing) for k in (0, 16)]
+        np.testing.assert_array_equal(first.x, expected[0])
+        np.testing.assert_array_equal(next(portions).x, expected[1])
+        if order == "C":
+            with pytest.raises(InputError, match=r"many.npy.*got a shorter file"):
+                list(portions)
+        else:
+            assert len(list(portions)) == 3000 // 16 - 1
 
 
 def test_predict_by_a_fixed_exit(program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:

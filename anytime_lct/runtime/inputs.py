@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import InputError
@@ -61,7 +62,7 @@ def files_of(name: str, manifest: Manifest) -> list[str]:
 def read(name: str, manifest: Manifest) -> Iterator[Portion]:
     """Yield the samples of a file, or of standard input for "-", in portions of up to `LARGEST`; raises InputError.
 
-    A .npy file is mapped, so that it may be larger than memory.
+    A .npy file may be larger than memory.
 
     >>> next(read("digit.png", session.manifest)).x.shape                              # doctest: +SKIP
     (1, 1, 28, 28)
@@ -72,13 +73,29 @@ def read(name: str, manifest: Manifest) -> Iterator[Portion]:
     elif rules.kind == "image" and path.suffix.lower() == preprocess.ARRAY and path.is_file() and path.stat().st_size:
         with preprocess.naming(name):
             array = preprocess.samples(preprocess.load_array(path, name, mapped=True), rules)
-            for k in range(0, len(array), LARGEST):
-                yield Portion(preprocess.from_samples(array[k : k + LARGEST], rules), k, len(array))
+            with path.open("rb") as file:
+                for k in range(0, len(array), LARGEST):
+                    yield Portion(preprocess.from_samples(_read_samples(file, array, k), rules), k, len(array))
         return
     else:
         x = preprocess.read_input(path, manifest)
     for k in range(0, len(x), LARGEST):
         yield Portion(x[k : k + LARGEST], k, len(x))
+
+
+def _read_samples(file: BinaryIO, array: NDArray[Any], first: int) -> NDArray[Any]:
+    """Return the samples of a portion, read from the file where it is mapped; raises InputError.
+
+    What is mapped stays untouched: that would end the process where the file has got shorter meanwhile.
+    """
+    samples = array[first : first + LARGEST]
+    if not isinstance(array, np.memmap):
+        return samples
+    file.seek(array.offset + first * (array.nbytes // len(array)))
+    numbers = np.fromfile(file, array.dtype, samples.size)
+    if len(numbers) < samples.size:
+        raise InputError("Expected the array to stay whole while it is read, got a shorter file; try again.")
+    return numbers.reshape(samples.shape)
 
 
 def _files_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:

@@ -199,9 +199,14 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
 
 
 def load_array(source: BytesIO | Path, name: str, *, mapped: bool = False) -> NDArray[Any]:
-    """Read the array of the .npy file `name`; with `mapped`, its numbers are read when used; raises InputError."""
+    """Read the array of the .npy file `name`; raises InputError.
+
+    With `mapped`, it is a memmap, unless its first dimension is not the outermost in the file.
+    """
     try:
         array = np.load(source, mmap_mode="r" if mapped else None, allow_pickle=False)
+        if isinstance(array, np.memmap) and not array.flags.c_contiguous:
+            array = np.load(source, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, KeyError, BadZipFile):
         raise InputError(
             f"Expected '{name}' to hold one array of numbers, got a damaged or pickled file; save it again with "
