@@ -386,7 +386,10 @@ def main() -> None:
             for each in readers:
                 each.close()
             result = {
-                "command": "python benchmarks/fuzz_server.py",
+                "command": (
+                    f"python benchmarks/fuzz_server.py --binary {arguments.binary} --schema {arguments.schema} "
+                    f"--sockets {arguments.sockets} --readers {arguments.readers}"
+                ),
                 "seed": arguments.seed,
                 "sent": {
                     "binary": arguments.binary,
