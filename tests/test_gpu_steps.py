@@ -259,6 +259,15 @@ def test_processes_read_images_for_a_gpu_by_default(digits):
     assert dataclasses.replace(digits, device=torch.device("cuda"), workers=3).readers == 3
 
 
+@pytest.mark.parametrize("share", [(0, 1), (1, 3)])
+def test_minibatches_that_are_made_together_are_those_made_one_by_one(share, digits):
+    together = dataclasses.replace(digits, device=torch.device("cpu", 0))  # as on any device but "cpu"
+    ours, theirs = (list(data.batches("train", 1, 3, share)) for data in (together, digits))
+    assert len(ours) == len(theirs) == 78
+    for (x, y), (x_expected, y_expected) in zip(ours, theirs, strict=True):
+        assert torch.equal(x, x_expected) and torch.equal(y, y_expected)
+
+
 def test_minibatches_of_evaluation_are_large_on_a_gpu(digits):
     on_gpu = dataclasses.replace(digits, device=torch.device("cuda"))
     assert [digits.num_batches(split) for split in ("train", "validation")] == [81, 9]

@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 Share = tuple[int, int]
 CPU = torch.device("cpu")
 MOST_READERS = 8
-EVALUATED_NUMBERS = 2**22  # in a minibatch of evaluation on a GPU, where single samples are small
+PORTION = 2**22  # numbers that a GPU makes at once: some minibatches, or a large one in evaluation
 ON_DEVICE_BYTES = 2 * 2**30  # larger sets stay on the CPU
 
 
@@ -99,7 +99,7 @@ class Images:
 class ImageBatches:
     """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,).
 
-        in memory, small            uint8 on the device, gathered, moved and mirrored there: nothing waits for the CPU
+        in memory, small            uint8 on the device, moved and mirrored there, some minibatches at once
         files, or zoomed            uint8 (B, C, H, W) made on the CPU, by `readers` processes ahead of training
         both                        normalised on the device
 
@@ -142,7 +142,7 @@ class ImageBatches:
         """Return the samples of a minibatch: in evaluation on a GPU as many as make it work, where images are small."""
         if split == "train" or self.device.type != "cuda":
             return self.batch_size
-        return max(self.batch_size, EVALUATED_NUMBERS // math.prod(self.facts.input_shape))
+        return max(self.batch_size, PORTION // math.prod(self.facts.input_shape))
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
         images, indices = self.parts[split]
@@ -150,11 +150,17 @@ class ImageBatches:
             order = torch.Generator().manual_seed(mix(self.seed, epoch, 0))
             indices = indices[torch.randperm(len(indices), generator=order)]
         augmentation = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
-        home = images.labels.device
-        parts = indices.to(home).split(self._rows(split)) if len(indices) else ()
+        parts = indices.split(self._rows(split)) if len(indices) else ()
+        parts = [part.tensor_split(share[1])[share[0]] for part in parts][start:]
+        if not parts:
+            return
+        home, rows = images.labels.device, [len(part) for part in parts]
+        numbers = max(1, rows[0]) * math.prod(images.shape)
+        at_once = max(1, PORTION // numbers) if home.type == self.device.type and self.device != CPU else 1
+        sizes = [rows[k : k + at_once] for k in range(0, len(rows), at_once)]
         dataset = _OneEpoch(
             images,
-            [part.tensor_split(share[1])[share[0]] for part in parts],
+            torch.cat(parts).to(home).split([sum(size) for size in sizes]),
             self.augment if split == "train" else "none",
             torch.rand(3, len(images.labels), generator=augmentation).to(home),
             mix(self.seed, epoch, 2),
@@ -162,13 +168,13 @@ class ImageBatches:
         mean, std = (
             (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
         )
-        numbers = range(start, len(dataset.indices))
         alone = self.readers == 0 or home.type != "cpu"
-        for batch in (dataset[number] for number in numbers) if alone else self._in_workers(dataset, numbers):
-            if isinstance(batch, DataError):
-                raise batch
-            x, y = (part.to(self.device, non_blocking=True) for part in batch)
-            yield x.float().sub_(mean).div_(std), y
+        portions = (dataset[k] for k in range(len(sizes))) if alone else self._in_workers(dataset, range(len(sizes)))
+        for size, portion in zip(sizes, portions, strict=True):
+            if isinstance(portion, DataError):
+                raise portion
+            x, y = (part.to(self.device, non_blocking=True) for part in portion)
+            yield from zip(x.float().sub_(mean).div_(std).split(size), y.split(size), strict=True)
 
     def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(
@@ -185,7 +191,7 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class _OneEpoch(data.Dataset["Batch | DataError"]):
-    """The minibatches of an epoch by number, x uint8; column i of `draws` augments image i, in any minibatch."""
+    """The portions of an epoch by number, x uint8; column i of `draws` augments image i, whichever it is in."""
 
     images: Images
     indices: Sequence[Tensor]
