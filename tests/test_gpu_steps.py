@@ -11,6 +11,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.prepare import suit_device
+from anytime_lct.training.processes.links import Edge, Message
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import WARM_UP, CudaGraph, Replay
 
@@ -94,6 +96,32 @@ def test_a_step_reads_no_value_of_the_device(method, digits, without_fused_kerne
         assert batch.x.device == batch.y.device == META
         losses = loop._step(batch)
         loop.sums[0, loop.columns] += losses * len(batch.y)
+
+
+def test_a_worker_with_neighbours_reads_no_value_of_the_device_either(digits, without_fused_kernels):
+    """Labels go down as they came from the data, on the CPU; losses come up and sums go up on the device."""
+
+    class Below:
+        """The link to a worker, and that from it, which sends losses up."""
+
+        messages: ClassVar[list[Message]] = []
+
+        def send(self, message: Message) -> None:
+            self.messages.append(message)
+
+        def receive(self, step: int, last: bool = False) -> Message:
+            return Message(step, torch.zeros(16 + 6, dtype=torch.float64, device=META))
+
+    recipe, team = recipe_of("lct", train={"epochs": 1, "clip_norm": 1.0}), Team(META, workers=2, bounds=(0, 2, 3))
+    team.next = Edge(Below(), Below())  # type: ignore[arg-type]
+    network = build_network(recipe, digits.facts, compare=False).to(META).train()
+    method = Worker.of(network, recipe, "classification", Clock(20, 10, 16), team)
+    loop = Loop(method, digits, recipe.train, Clock(20, 10, 16), team, 3)
+    for batch, _ in zip(loop._minibatches(), range(3), strict=False):
+        loop._set_status()
+        loop.sums[0, loop.columns] += loop._step(batch) * len(batch.y)
+    assert len(Below.messages) == 3
+    assert all(m.tensor.device == META and m.labels.device == CPU for m in Below.messages if m.labels is not None)
 
 
 class FunctionGraph:
@@ -175,7 +203,16 @@ class Drawing(nn.Module):
         return x if random.random() < 0.5 else x + 0
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.1), Counting(), Averaging(), Drawing()], ids=lambda m: type(m).__name__)
+def hooked() -> nn.Module:
+    layer = nn.ReLU()
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+UNREPEATED = [nn.Dropout(0.1), Counting(), Averaging(), Drawing(), hooked()]
+
+
+@pytest.mark.parametrize("layer", UNREPEATED, ids=["dropout", "counting", "averaging", "drawing", "hooked"])
 def test_steps_that_a_replay_would_not_repeat_are_not_recorded(layer, digits):
     recipe, graph = recipe_of("bp"), FunctionGraph()
     network = LCTNetwork([nn.Sequential(nn.Flatten(), layer, nn.Linear(64, 10))], []).train()

@@ -10,8 +10,8 @@
 What stands in brackets keeps its address for the whole run, as do gradients and activations, in memory of the graph.
 
 The host's part of the step does not run in a replay. A step is therefore recorded only in a process that trains all by
-itself, and where its forward passes draw no random numbers, carry no hidden state and change no other attribute of a
-module; any other step runs as it is, and so do minibatches of another shape, on the same weights.
+itself, and where its forward passes draw no random numbers, carry no hidden state, change no other attribute of a
+module and call no hook; any other step runs as it is, and so do minibatches of another shape, on the same weights.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 
 WARM_UP = 3  # steps of one shape before it is recorded: kernels are loaded, optimizers have their slots
+SHARE = 1 / 3  # of the GPU's memory that a step may take at most to be recorded
 
 Step = Callable[[Minibatch], Tensor]
 
@@ -55,7 +56,7 @@ class CudaGraph:
     """A CUDA graph, warmed up and recorded on a stream of its own, as torch asks for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream, self._graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        self._device, self._stream, self._graph = device, torch.cuda.Stream(device), torch.cuda.CUDAGraph()
 
     def run(self, function: Callable[[], Tensor]) -> Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -65,6 +66,9 @@ class CudaGraph:
         return result
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
+        peak, whole = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[1]
+        if peak > SHARE * whole:
+            raise torch.OutOfMemoryError("a step that is recorded has memory of its own, beside that of other steps")
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             return function()
 
@@ -114,7 +118,7 @@ class Replay:
         self._set_rates(batch.step)
         try:
             self._losses = graph.record(lambda: self._method.step(static))
-        except RuntimeError:  # something in the step waits for the device
+        except RuntimeError:  # something in the step waits for the device, or there is no memory
             self._graph = None
             return self._method.step(batch)
         self._static = static
@@ -145,6 +149,9 @@ def watching(forwards: Sequence[nn.Module]) -> Iterator[list[str]]:
         if positions.pop() != random_positions():
             changes.append("random numbers")
 
+    parts = [part for root in forwards for part in root.modules()]
+    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):
+        changes.append("hooks")
     before = _attributes(forwards)
     with ExitStack() as hooks:
         for module in forwards:
