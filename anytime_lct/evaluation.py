@@ -84,9 +84,10 @@ class Tally:
 
         Shape (4, exits), float64, on the CPU.
         """
+        losses, scores, answers = _joined(self._losses), _joined(self._scores), [each.cpu() for each in self._answers]
         columns = [
-            (losses.mean(), scores.mean(), scores.std(correction=0) / math.sqrt(len(scores)), count.max() / count.sum())
-            for losses, scores, count in zip(_joined(self._losses), _joined(self._scores), self._answers, strict=True)
+            (L.mean(), score.mean(), score.std(correction=0) / math.sqrt(len(score)), count.max() / count.sum())
+            for L, score, count in zip(losses, scores, answers, strict=True)
         ]
         return torch.tensor(columns, dtype=torch.float64).view(-1, self.ROWS).T
 
