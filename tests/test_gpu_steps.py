@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -310,6 +312,23 @@ def test_minibatches_of_evaluation_are_large_on_a_gpu(digits):
     assert [digits.num_batches(split) for split in ("train", "validation")] == [81, 9]
     assert [on_gpu.num_batches(split) for split in ("train", "validation")] == [81, 1]
     assert [on_gpu.num_rows(split, 0) for split in ("train", "validation")] == [16, 144]
+
+
+def test_the_page_shows_the_committed_result():
+    house = Path(__file__).parent.parent
+    page = (house / "docs" / "gpu.md").read_text(encoding="utf-8")
+    result = json.loads((house / "benchmarks" / "results" / "gpu_steps.json").read_text(encoding="utf-8"))
+    for name in dict.fromkeys(row["name"] for row in result["rows"]):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name}"))
+        assert [float(cell) for cell in line.split("|")[2:-1]] == pytest.approx(
+            [row["ms"] for row in result["rows"] if row["name"] == name], abs=0.0051
+        )
+    bp, without, with_lanes = (f"{row['ms']:.2f}" for row in result["beside_nine_trainings"])
+    assert f"{with_lanes} ms after {without} without that, and {bp} by backprop" in page.replace("\n", " ")
+    for method, (low, high) in result["trainings"]["seconds"].items():
+        assert f"{low} to {high} s by {method.upper() if method == 'lct' else 'joint losses'}" in page.replace(
+            "\n", " "
+        )
 
 
 @pytest.mark.gpu
