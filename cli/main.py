@@ -76,7 +76,7 @@ def run(arguments: list[str] | None = None) -> None:
             raise
         missing = LCTError(
             f"This command needs the package '{error.name}', which is not installed; "
-            f"install it with: pip install 'anytime-lct[{extra}]'"
+            f"install it, in a checkout of anytime-lct, with: pip install '.[{extra}]'"
         )
         _report(missing, as_json)
         sys.exit(missing.exit_code)

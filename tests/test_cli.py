@@ -113,8 +113,8 @@ def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypat
     assert (
         program.stderr.split()
         == (
-            f"This command needs the package '{package}', which is not installed; install it with: "
-            f"pip install 'anytime-lct[{extra}]'"
+            f"This command needs the package '{package}', which is not installed; install it, in a "
+            f"checkout of anytime-lct, with: pip install '.[{extra}]'"
         ).split()
     )
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What messages advise exists: every flag and every key of a recipe that the package's texts name."""
+"""What messages and pages advise exists: every flag and every key of a recipe that the package's texts name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import pages
 import pytest
 import typer
 
@@ -15,7 +16,8 @@ from anytime_lct.recipes import reading
 from anytime_lct.verbs import reference
 
 HOUSE = Path(__file__).parent.parent
-FILES = sorted(path for top in ("anytime_lct", "cli", "models") for path in (HOUSE / top).rglob("*.py"))
+SOURCES = sorted(path for top in ("anytime_lct", "cli", "models") for path in (HOUSE / top).rglob("*.py"))
+FILES = [*SOURCES, *(page for page in pages.FILES if page.name != "house.md")]
 FLAGS = {
     verb: {name for p in command.params for name in p.opts} | {"--help", "-h"}
     for verb, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
@@ -25,11 +27,13 @@ KEYS = {key.name for key in reference(reading.complete({}))} | {
     f"model.{option}" for name in networks.NAMES for option in networks.default_options(name)
 }
 TABLES = {key.partition(".")[0] for key in KEYS}
-KEY = re.compile(rf"(?<![\w./])({'|'.join(sorted(TABLES))})\.([a-z_]+)(?![\w.(/])")
+KEY = re.compile(rf"(?<![\w./])({'|'.join(sorted(TABLES))})\.(?!safetensors)([a-z_]+)(?![\w.(/])")
 
 
 def texts(path: Path) -> list[str]:
-    """All strings of a file but its docstrings; what an f-string fills in is {}."""
+    """All strings of a file but its docstrings, what an f-string fills in as {}; of a page its code within prose."""
+    if path.suffix == ".md":
+        return pages.inline_code(path)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     strings: list[str] = []
@@ -56,5 +60,5 @@ def test_flags_and_keys_in_messages_exist(path):
             assert verb in FLAGS, f"{verb} in: {text}"
             for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", options):
                 assert flag in FLAGS[verb], f"{verb} has no {flag}, in: {text}"
-        for table, entry in KEY.findall(text) if " " in text else ():
+        for table, entry in KEY.findall(text) if " " in text or path.suffix == ".md" else ():
             assert f"{table}.{entry}" in KEYS, f"{table}.{entry} in: {text}"

@@ -1,100 +1,14 @@
-"""The README's commands and code are run as they stand, section by section; its tree is the tree."""
+"""The tables of README, docs/results.md and docs/exits.md have the figures of their JSON files in benchmarks/results."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import statistics
-import sys
 from pathlib import Path
 
-import pytest
-from filelock import FileLock
-from forked_python import python
-from programs import run
-from typer.testing import CliRunner
-
-from anytime_lct.cli.main import VERBS, app
-
 HOUSE = Path(__file__).parent.parent
-README = (HOUSE / "README.md").read_text(encoding="utf-8")
-BLOCKS: dict[str, list[tuple[str, str]]] = {}
-for title, text in re.findall(r"^##+ (.*?)\n(.*?)(?=^##|\Z)", README, re.MULTILINE | re.DOTALL):
-    if blocks := re.findall(r"^```(bash|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        BLOCKS[title] = blocks
-# The section that leaves behind what another one reads.
-BEFORE = {"analyze": "train", "select": "analyze", "thresholds": "The way", "export": "analyze", "predict": "export",
-          "In Python": "predict"}  # fmt: skip
-ANEW = ("inspect", "thresholds")  # whose commands no other test starts in new processes
-SECONDS = 120
-KINDS = ("```", "```bash", "```python", "```console")
-
-
-def ran(section: str, base: Path) -> Path:
-    """Return the folder in which a section, and before it what it reads, has run: by whichever process is first."""
-    folder = base / section.replace(" ", "-")
-    outcome = folder.with_suffix(".failed")
-    with FileLock(folder.with_suffix(".lock")):
-        if outcome.exists():
-            pytest.fail(f"The section '{section}' fails:\n{outcome.read_text(encoding='utf-8')}")
-        if folder.exists():
-            return folder
-        started = ran(BEFORE[section], base) if section in BEFORE else None
-        part = folder.with_suffix(".part")
-        if started is None:
-            part.mkdir()
-        else:
-            shutil.copytree(started, part)
-        programs = Path(sys.executable if section in ANEW else python()).parent
-        environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-        for kind, block in BLOCKS[section]:
-            command = (
-                ["bash", "-euo", "pipefail", "-c", block] if kind == "bash" else [programs / "python", "-c", block]
-            )
-            done = run(command, SECONDS, cwd=part, env=environment)
-            if done.returncode != 0:
-                outcome.write_text(f"{block}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
-                pytest.fail(f"The section '{section}' fails:\n{block}\n{done.stdout}\n{done.stderr}")
-        part.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    """A folder that all processes of this run of the tests share."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "readme"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.mark.parametrize("section", BLOCKS)
-def test_every_block_runs_as_it_stands(section: str, base: Path):
-    """`console` blocks show installing and long runs and are not run; `bash` and `python` blocks are."""
-    assert ran(section, base).is_dir()
-
-
-def test_the_sections_that_run_are_these():
-    assert list(BLOCKS) == ["The way", "inspect", "train", "analyze", "select", "thresholds", "export", "predict",
-                            "reproduce", "In Python"]  # fmt: skip
-    assert not [line for line in README.splitlines() if line.startswith("```") and line not in KINDS]
-
-
-def test_every_command_has_an_example_here_and_in_its_help():
-    for verb in VERBS:
-        assert re.search(rf"^anytime-lct {verb}\b", README, re.MULTILINE), f"the README shows no 'anytime-lct {verb}'"
-        help_text = CliRunner().invoke(app, [verb, "--help"]).stdout
-        assert f"Example: anytime-lct {verb}" in " ".join(help_text.split())
-        assert "--json" in help_text
-
-
-def test_the_tree_names_every_room():
-    tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
-    listed = set(re.findall(r"^\s*([\w.]+)/ ", tree, re.MULTILINE)) | {"anytime_lct"}
-    rooms = {path.parent.name for path in (HOUSE / "anytime_lct").rglob("__init__.py")}
-    assert listed == rooms | {"models", "cli", "benchmarks", "docs", "tests"}
+RESULTS = (HOUSE / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def result(name: str) -> dict:
@@ -106,9 +20,21 @@ def spread(values: list[float], digits: int = 2) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def cells(first_cell: str) -> list[str]:
-    line = next(line for line in README.splitlines() if line.startswith(f"| {first_cell}"))
+def cells(first_cell: str, text: str = RESULTS) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {first_cell}"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_tables_of_exits_worth_choosing_are_those_of_the_committed_result():
+    figures = {(figure["row"], figure["column"]): figure for figure in result("exits_small")["figures"]}
+    for page, data in (("README.md", ""), ("docs/exits.md", ", CIFAR-10 (JPEG)")):
+        text = (HOUSE / page).read_text(encoding="utf-8")
+        rows = re.findall(rf"^\| ((?:LCT|joint losses).*?){re.escape(data)} \|", text, re.MULTILINE)
+        assert len(rows) >= 3
+        for row in rows:
+            of_exits = [figures[f"{row}, CIFAR-10 (JPEG)", column] for column in ("Exit 1", "Exit 2", "Exit 3", "Main")]
+            shown = [f"{figure['mean']:.2f} at {figure['detail'][0]['flops'] / 1e6:.1f}M" for figure in of_exits]
+            assert cells(f"{row}{data} |", text) == shown
 
 
 def test_the_table_of_exits_is_that_of_the_committed_result():
