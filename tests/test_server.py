@@ -486,6 +486,14 @@ def test_what_the_docs_say_of_malformed_requests_is_the_committed_result():
     assert "used {} MB after 500 requests, {} MB at the end and {} MB at most".format(*megabytes) in docs
 
 
+def test_what_the_docs_say_of_requests_a_second_is_the_committed_result():
+    house = Path(__file__).parent.parent
+    result = json.loads((house / "benchmarks" / "results" / "throughput.json").read_text(encoding="utf-8"))
+    ratios = [row["ratio"] for row in result["rows"] if row["server"] != "bare"]
+    docs = " ".join((house / "docs" / "serving.md").read_text(encoding="utf-8").split())
+    assert len(ratios) == 9 and f"answered {min(ratios):.2f} to {max(ratios):.2f} times as many requests" in docs
+
+
 def test_it_may_be_mounted_in_another_app(app):
     from starlette.applications import Starlette
     from starlette.routing import Mount
