@@ -1,4 +1,4 @@
-"""The tables of README, docs/results.md and docs/exits.md have the figures of their JSON files in benchmarks/results."""
+"""The tables of README, docs/results.md and docs/exits.md are those of their JSON files in benchmarks/results."""
 
 from __future__ import annotations
 
