@@ -113,7 +113,7 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
         (("mlp", *shape, "--groups", 9), "from 1 to 3 layer groups, got 9"),
         (
             ("mlp", *shape, "--groups", 2, "--critic", "tiny"),
-            "'critic.kind' is 'tiny': input should be 'slim', 'residual', 'paper' or 'paper-imagenet'.",
+            "'critic.kind' is 'tiny': input should be 'slim', 'residual', 'paper', 'paper-imagenet' or 'own'.",
         ),
     ):
         code, _, err = call(capfd, "inspect", *words)

@@ -507,7 +507,7 @@ def test_the_command_line_goes_the_whole_way_with_a_users_file(file, tmp_path, m
         (["--budget-flops", "half"], "like 20%,40%,70% of the main network's multiply-adds, or 20M,30M, got 'half'"),
         (["--groups", "4", "--set", "cut.groups=2"], "one value for cut.groups, got 2 by --set and 4 by its own flag"),
         (["--set", "train.seed=1", "--set", "train.seed=2"], "one value for train.seed, got 2 by --set and 1 by anoth"),
-        (["--set", "cut.by=evenly"], "'evenly': input should be 'shares', 'layers'."),
+        (["--set", "cut.by=evenly"], "'evenly': input should be 'shares', 'layers', 'balanced',"),
         (["--budget-flops", "0.5", "--groups", "4"], "1 shares make 2 groups, but groups = 4"),
         (["--method", "post-hoc"], "There is no training method 'post-hoc'; did you mean posthoc?"),
         (["--model", "squeezenet1_1"], "no network 'squeezenet1_1'; did you mean torchvision:squeezenet1_1?"),

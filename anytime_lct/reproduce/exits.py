@@ -43,7 +43,7 @@ def exits(scale: Scale) -> Experiment:
     for data_key, (data_name, data) in settings.SMALL_DATA.items():
         for key, (name, model) in NETWORKS.items():
             tables = merged(RECIPE, data, {"model": model}, LONG if scale == "paper" else {})
-            setting = Setting(f"exits-{data_key}-{key}", f"{name}, {data_name}", tables)
+            setting = Setting(f"exits{'-long' * (scale == 'paper')}-{data_key}-{key}", f"{name}, {data_name}", tables)
             pairs += _network(setting, narrow=key != "msdnet")
     differences = (
         f"The paper has no such table. Every row has {160 if scale == 'paper' else 20} epochs of minibatches of 256: "
