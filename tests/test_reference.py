@@ -52,8 +52,8 @@ def test_a_key_is_chosen_by_its_name_its_table_or_its_entry(capsys):
     listed = json.loads(output(capsys, "lr", "--set", "groups.lr=0.7", "--json"))
     assert [row["name"] for row in listed] == ["groups.lr", "critics.lr"] and listed[0]["default"] == 0.7
     text = output(capsys, "cut.by")
-    assert text.startswith("[cut]\n# ") and "# Values: layers | balanced | measured | memory\n" in text
-    assert text.endswith('by = "layers"\n')
+    assert text.startswith("[cut]\n# ") and "# Values: shares | layers | balanced | measured | memory\n" in text
+    assert text.endswith('by = "shares"\n')
     with pytest.raises(RecipeError, match=r"no key 'gropus.lr'; did you mean groups.lr"):
         keys.matching(reference(reading.complete({})), "gropus.lr")
 
