@@ -323,12 +323,12 @@ def test_the_page_shows_the_committed_result():
         assert [float(cell) for cell in line.split("|")[2:-1]] == pytest.approx(
             [row["ms"] for row in result["rows"] if row["name"] == name], abs=0.0051
         )
-    bp, without, with_lanes = (f"{row['ms']:.2f}" for row in result["beside_nine_trainings"])
-    assert f"{with_lanes} ms after {without} without that, and {bp} by backprop" in page.replace("\n", " ")
-    for method, (low, high) in result["trainings"]["seconds"].items():
-        assert f"{low} to {high} s by {method.upper() if method == 'lct' else 'joint losses'}" in page.replace(
-            "\n", " "
-        )
+    text = page.replace("\n", " ")
+    bp, in_turn, side_by_side = (f"{row['ms']:.2f}" for row in result["exits_at_shares"])
+    assert f"{side_by_side} ms after {in_turn} in turn, and {bp} by backprop" in text
+    seconds = result["trainings"]["seconds"]
+    assert "took {lct} s by LCT and {joint} s by joint losses for ResNet-14".format(**seconds["ResNet-14"]) in text
+    assert "{lct} and {joint} s for EarlyWide".format(**seconds["EarlyWide"]) in text
 
 
 @pytest.mark.gpu

@@ -128,8 +128,11 @@ def test_shares_without_room_say_what_the_cheapest_exit_takes():
         choose_places(model, example, CutRecipe(shares=(0.01,)), CriticRecipe(kind="slim"))
     with pytest.raises(PartitionError, match=r"within 1,000 multiply-adds, .* takes [\d,]+ with"):
         choose_places(model, example, CutRecipe(shares=(1000,)))
-    with pytest.raises(PartitionError, match="at most 8 exits before the main network's own, got 9 shares"):
-        choose_places(model, example, CutRecipe(shares=tuple(k / 10 for k in range(1, 10))))
+    trunks = Trunks(("a", "b"), (torch.empty(1),) * 2, (10, 20), 100)
+    with pytest.raises(PartitionError, match="at most 2 exits before the main network's own, got 3 shares"):
+        choose(trunks, (0.2, 0.3, 0.4), [lambda *cut: 1] * 3, 0.5)
+    with pytest.raises(PartitionError, match=r"a place for exit 2 within 40.0% .*, but the exits before it take all"):
+        choose(trunks, (0.25, 0.4), [lambda k, *cut: (99, 1)[k]] * 2, 0.5)
 
 
 class Own(nn.Sequential):
