@@ -11,6 +11,7 @@ from typing import Any
 
 from anytime_lct.counting import component_costs
 from anytime_lct.exits.profile import Cost, Profile
+from anytime_lct.recipes import reading
 from anytime_lct.reproduce.plan import Cell, Experiment, Kind
 from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.reproduce.shapes import facts_of
@@ -65,7 +66,8 @@ def figures(
             if job.state() == "done":
                 value, detail = READERS[experiment.kind](cell, job, jobs)
                 if value is not None:
-                    by_seed[job.seed] = (value, {**detail, "precision": job.recipe.train.precision})
+                    trained = reading.read(job.folder / run_folder.RECIPE).train
+                    by_seed[job.seed] = (value, {**detail, "precision": trained.precision})
         seeds = tuple(sorted(by_seed))
         reasons = [failed[job.name] for job in cell_jobs if job.name in failed]
         filled.append(
