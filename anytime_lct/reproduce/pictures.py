@@ -73,7 +73,7 @@ def _exits(axes: Axes, experiment: Experiment, figures: Sequence[Figure]) -> Non
         exits = sorted((f for f in measured if f.cell.row == row), key=lambda f: f.detail[0]["flops"])
         axes.errorbar(
             [figure.detail[0]["flops"] / 1e6 for figure in exits],
-            [figure.mean for figure in exits],
+            [figure.mean or 0.0 for figure in exits],
             yerr=[figure.deviation or 0.0 for figure in exits],
             fmt=("o-", "s--", "^:")[k // len(COLOURS) % 3],
             color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1.3, capsize=2, label=row,
