@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import typer
@@ -25,15 +26,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
-VERBS = (
-    "quickstart", "inspect", "recipe", "train", "analyze", "select", "thresholds", "export", "calibrate", "predict",
-    "serve", "reproduce",
-)  # fmt: skip
+PANELS = {
+    "Start": ("quickstart",),
+    "Train": ("inspect", "recipe", "train"),
+    "Choose": ("analyze", "select", "thresholds"),
+    "Answer": ("export", "calibrate", "predict", "serve"),
+    "Reproduce": ("reproduce",),
+}  # of --help, by the way of the data
+VERBS = tuple(chain.from_iterable(PANELS.values()))
 UsageError: Any = typer.BadParameter.__base__  # typer exports no name for it
 
 
-for _verb in VERBS:
-    app.command(_verb, cls=Verb)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
+for _panel, _verbs in PANELS.items():
+    for _verb in _verbs:
+        app.command(_verb, cls=Verb, rich_help_panel=_panel)(getattr(import_module(f"anytime_lct.cli.{_verb}"), _verb))
 
 
 def _show_version(value: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HOUSE = Path(__file__).parent.parent
-FILES = (HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md")))
+FILES = (HOUSE / "README.md", HOUSE / "CHANGELOG.md", *sorted((HOUSE / "docs").glob("*.md")))
 PROGRAM = ("anytime-lct", "anytime_lct.cli.main")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

@@ -16,7 +16,7 @@ from pages import FILES, HOUSE, Block, blocks, commands, inline_code, prose
 from programs import run
 from typer.testing import CliRunner
 
-from anytime_lct.cli.main import VERBS, app
+from anytime_lct.cli.main import PANELS, VERBS, app
 
 README = FILES[0].read_text(encoding="utf-8")
 KINDS = {"", "bash", "python", "console", "py", "yaml", "dockerfile"}
@@ -108,6 +108,14 @@ def test_every_command_parses_with_its_flags(page: Path):
                 assert not context.args, (verb, arguments)
 
 
+def test_the_readme_groups_the_verbs_as_their_help_does():
+    verbs = README.partition("## The verbs\n")[2].partition("\n## ")[0]
+    groups = verbs.split("\n### ")[1:]
+    assert [group.partition("\n")[0] for group in groups] == list(PANELS)[1:]
+    for group, panel in zip(groups, list(PANELS)[1:], strict=True):
+        assert set(re.findall(r"^- \*\*(\w+)\*\* ", group, re.MULTILINE)) == set(PANELS[panel])
+
+
 def test_commands_are_split_as_a_shell_does():
     text = "A=1 anytime-lct train --set 'a=b | c' \\\n  --x > out && anytime-lct serve y\npip install anytime-lct-x\n"
     assert list(commands(text)) == [["train", "--set", "a=b | c", "--x"], ["serve", "y"]]
@@ -135,7 +143,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_index_has_every_page():
     index = HOUSE / "docs" / "README.md"
     listed = re.findall(r"^\| \[([\w.]+)\]\(\1\) \|", index.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(listed) == [page.name for page in FILES[1:] if page != index]
+    assert sorted(listed) == [page.name for page in FILES if page.parent == index.parent and page != index]
     assert "(docs/README.md)" in README
 
 

@@ -8,7 +8,7 @@ import pytest
 from bundles import make_profile
 
 from anytime_lct.cli.analyze import table
-from anytime_lct.cli.main import VERBS
+from anytime_lct.cli.main import PANELS, VERBS
 from anytime_lct.cli.main import run as program
 from anytime_lct.cli.progress import epoch_line
 from anytime_lct.cli.screen import screen
@@ -33,6 +33,11 @@ def test_help_breaks_lines_where_the_screen_ends(verb, capsys, monkeypatch):
     for line, next_line in pairwise(text[1 : example + 1]):
         first = next_line.split()[0] if next_line.strip() else ""
         assert not line.strip() or not first or len(f"{line} {first}") > 79, f"'{first}' fits behind '{line}'"
+
+
+def test_the_verbs_are_grouped_by_the_way_of_the_data(capsys):
+    panels = [line.split()[1] for line in lines_of(["--help"], capsys) if line.startswith("╭")]
+    assert panels == ["Options", *PANELS]
 
 
 def test_completion_names_the_verbs(capsys, monkeypatch):
