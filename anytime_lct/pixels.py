@@ -31,8 +31,13 @@ def read_picture(
     or more pixels than Pillow decodes.
     """
     with _opened(source, name, formats) as image:
-        shown, mode = _on_white(_upright(image)), "L" if channels == 1 else "RGB"
-        pixels = np.array(shown if shown.mode == mode else shown.convert(mode))
+        return as_seen(image, channels)
+
+
+def as_seen(image: Picture, channels: int) -> NDArray[np.uint8]:
+    """Return an opened image as `read_picture` does a file; raises Pillow's errors."""
+    shown, mode = _on_white(_upright(image)), "L" if channels == 1 else "RGB"
+    pixels = np.array(shown if shown.mode == mode else shown.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from anytime_lct.recipes.recipe import Recipe
     from anytime_lct.run_folder.paths import Changes
 
-DATA = "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text."
+DATA = (
+    "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text, or path/to/file.py:FACTORY."
+)
 MODEL = (
     "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, earlywide, msdnet, msdnet-imagenet, "
     "fractalnet, lstm, torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY."
@@ -159,8 +161,10 @@ def run(
 
 def default_folder(recipe: Recipe) -> Path:
     """Return the default run folder of a recipe."""
-    network = re.sub(r"[^\w.]+", "-", recipe.model.name)
-    return Path("runs") / f"{recipe.data.name}-{network}-{recipe.train.seed}"
+    from anytime_lct.models.files import without_folder
+
+    names = (re.sub(r"[^\w.]+", "-", name) for name in (without_folder(recipe.data.name), recipe.model.name))
+    return Path("runs") / "-".join([*names, str(recipe.train.seed)])
 
 
 def with_settings(overrides: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:

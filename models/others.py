@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct.errors import ModelError
+from anytime_lct.models.files import load_factory, reason, required
 from anytime_lct.models.imports import importing_from
 
 Builder = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
@@ -27,21 +26,6 @@ Builder = Callable[[str, tuple[int, ...], int, dict[str, Any]], nn.Module]
 def has_source(name: str) -> bool:
     """Return whether a name says where the network comes from: `torchvision:resnet18`, `my/file.py:make`."""
     return ":" in name
-
-
-def file_of(name: str) -> Path | None:
-    """Return the file of a network named as path/to/file.py:FACTORY, None for any other name.
-
-    >>> file_of("my/net.py:make").name
-    'net.py'
-    """
-    source = name.rpartition(":")[0]
-    return Path(source) if source.endswith(".py") else None
-
-
-def with_file(name: str, path: Path) -> str:
-    """Return the name of a network whose file is at `path` instead."""
-    return f"{path}:{name.rpartition(':')[2]}"
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
@@ -85,7 +69,7 @@ def _build(
         raise
     except Exception as error:
         settings = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
-        raise ModelError(f"The network '{name}' cannot be built{settings}: {_reason(error)}.") from error
+        raise ModelError(f"The network '{name}' cannot be built{settings}: {reason(error)}.") from error
     _check_kind(name, model)
     _check_forward(name, model, input_shape, outputs)
     return model
@@ -125,13 +109,10 @@ def _timm(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
 
 def _from_file(path: Path) -> Builder:
     def build_from_file(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
-        factory = getattr(_module(path), name, None)
-        if not callable(factory):
-            raise ModelError(f"Expected a function or class '{name}' in '{path}' that builds the network, got none.")
-        parameters = inspect.signature(factory).parameters
+        factory = load_factory(f"{path}:{name}", "network", ModelError)
         facts = {"input_shape": input_shape, "outputs": outputs}
-        arguments = {key: value for key, value in facts.items() if key in parameters} | options
-        if missing := [key for key, one in parameters.items() if _is_required(one) and key not in arguments]:
+        arguments = {key: facts[key] for key in inspect.signature(factory).parameters if key in facts} | options
+        if missing := [key for key in required(factory) if key not in arguments]:
             raise ModelError(
                 f"Expected '{path}:{name}' to take `outputs`, the number of classes, and `input_shape`, but it "
                 f"requires {', '.join(missing)} too; rename the parameter, or set it as an option of the model."
@@ -144,31 +125,7 @@ def _from_file(path: Path) -> Builder:
     return build_from_file
 
 
-def _is_required(parameter: inspect.Parameter) -> bool:
-    named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return named and parameter.default is inspect.Parameter.empty
-
-
 SOURCES: dict[str, Builder] = {"torchvision": _torchvision, "timm": _timm}
-
-
-def _module(path: Path) -> Any:
-    """Import a file, once per process, as a package of its own: `from .layers import ..` finds the file beside it."""
-    key = f"anytime_lct_network_{path.resolve()}"
-    if key not in sys.modules:
-        folder = str(path.resolve().parent)
-        spec = importlib.util.spec_from_file_location(key, path, submodule_search_locations=[folder])
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[key]
-            if isinstance(error, ModuleNotFoundError):
-                raise
-            raise ModelError(f"The network's file '{path}' cannot be read: {_reason(error)}.") from error
-    return sys.modules[key]
 
 
 def forms_of(name: str) -> list[str]:
@@ -242,7 +199,7 @@ def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], ou
             Z = model.eval()(torch.zeros(2, *input_shape, dtype=dtype))
     except Exception as error:
         raise ModelError(
-            f"The network '{name}' cannot read inputs {tuple(input_shape)}: {_reason(error)}; change the network's "
+            f"The network '{name}' cannot read inputs {tuple(input_shape)}: {reason(error)}; change the network's "
             f"options or the size of the inputs (of images in a folder: --set data.image_size=N)."
         ) from error
     finally:
@@ -260,11 +217,3 @@ def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], ou
             f"Expected logits of {outputs} classes from the network '{name}', {expected} for a batch of 2, got an "
             f"output of shape {tuple(Z.shape)}; {remedy}."
         )
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of the error, and the last line of the user's own code in its traceback."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    libraries = (str(Path(torch.__file__).parent.parent), __file__, "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
-    return text.rstrip(".") + (f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else "")

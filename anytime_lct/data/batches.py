@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
@@ -36,7 +37,8 @@ class Dataset(Protocol):
     `batches("train", epoch, start)` depends on the seed and the epoch alone, augmentation included: not on the number
     of worker processes, on `start` (the number of minibatches to skip, which are never made) or on torch's random
     state. `share` (k, n) takes the k-th (from 0) of n parts of every minibatch; `num_rows` counts the rows of the whole
-    minibatch. `num_samples` counts images, or the characters predicted. `augment` is never "auto".
+    minibatch. `num_samples` counts images, or the characters predicted. `augment` is never "auto". `notes` are
+    sentences on how the data was read, which a run shows.
     """
 
     @property
@@ -44,6 +46,9 @@ class Dataset(Protocol):
 
     @property
     def augment(self) -> Augment: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its minibatches on a device, and itself too where it is small."""
@@ -58,18 +63,35 @@ class Dataset(Protocol):
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]: ...
 
 
+class Originals(Protocol):
+    """Images that are read on demand, by number, as uint8 (C, h, w); random numbers that this takes follow a seed."""
+
+    def read(self, index: int, seed: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, RGB."""
+
+    paths: Sequence[str]
+
+    def read(self, index: int, seed: int) -> Tensor:
+        """Read a file as `pixels.read_picture` does; raises DataError."""
+        return torch.from_numpy(read_picture(self.paths[index], self.paths[index], 3)).permute(2, 0, 1)
+
+
 @dataclass(frozen=True)
 class Images:
-    """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `files` that are read on demand.
+    """One part of an image set: uint8 `pixels` (N, C, H, W) in memory, or `originals` that are read on demand.
 
-    `shape` is that of the network's input, (C, H, W). Files of another size are resized to a shorter side of `resize`
+    `shape` is that of the network's input, (C, H, W). Images of another size are resized to a shorter side of `resize`
     and cropped at their centre, or stretched without `resize`, as where the network answers (`pixels.fit`).
     """
 
     labels: Tensor
     shape: tuple[int, ...]
     pixels: Tensor | None = None
-    files: Sequence[str] = ()
+    originals: Originals = Files(())
     resize: int | None = None
 
     @property
@@ -83,15 +105,14 @@ class Images:
             return self
         return replace(self, labels=self.labels.to(device), pixels=self.pixels.to(device))
 
-    def original(self, index: int) -> Tensor:
-        return decode(self.files[index]) if self.pixels is None else self.pixels[index]
+    def original(self, index: int, seed: int = 0) -> Tensor:
+        return self.originals.read(index, mix(seed, index)) if self.pixels is None else self.pixels[index]
 
-    def view(self, indices: Tensor) -> Tensor:
+    def view(self, indices: Tensor, seed: int = 0) -> Tensor:
         """Return the images as evaluation sees them, uint8 (B, C, H, W)."""
         if self.pixels is not None:
             return self.pixels[indices]
-        size = (self.shape[1], self.shape[2])
-        images = [fit(self.original(i).permute(1, 2, 0).numpy(), *size, self.resize) for i in indices.tolist()]
+        images = [fitted(self.original(i, seed), self.shape, self.resize) for i in indices.tolist()]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -113,6 +134,7 @@ class ImageBatches:
     seed: int
     workers: int | None
     device: torch.device = CPU
+    notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> ImageBatches:
         images = {id(part): part for part, _ in self.parts.values()}
@@ -163,7 +185,7 @@ class ImageBatches:
             torch.cat(parts).to(home).split([sum(size) for size in sizes]),
             self.augment if split == "train" else "none",
             torch.rand(3, len(images.labels), generator=augmentation).to(home),
-            mix(self.seed, epoch, 2),
+            mix(self.seed, epoch if split == "train" else 0, 2),
         )
         mean, std = (
             (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
@@ -209,17 +231,17 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
     def _augmented(self, indices: Tensor) -> Tensor:
         if self.augment == "imagenet":
             size = (self.images.shape[1], self.images.shape[2])
-            zoomed = (zoom(self.images.original(i), size, mix(self.seed, i)) for i in indices.tolist())
+            zoomed = (zoom(self.images.original(i, self.seed), size, mix(self.seed, i)) for i in indices.tolist())
             return torch.stack(list(zoomed))
-        x, draws = self.images.view(indices), self.draws[:, indices]
+        x, draws = self.images.view(indices, self.seed), self.draws[:, indices]
         if self.augment in ("crop", "crop-flip"):
             x = move(x, draws[:2])
         return mirror(x, draws[2]) if self.augment in ("flip", "crop-flip") else x
 
 
-def decode(path: str) -> Tensor:
-    """Read an image file as uint8 (3, H, W), RGB, as `pixels.read_picture` does; raises DataError."""
-    return torch.from_numpy(read_picture(path, path, 3)).permute(2, 0, 1)
+def fitted(image: Tensor, shape: tuple[int, ...], resize: int | None) -> NDArray[np.uint8]:
+    """Return an image (C, h, w) as the network reads it, uint8 (H, W, C)."""
+    return fit(image.permute(1, 2, 0).numpy(), shape[1], shape[2], resize)
 
 
 @contextmanager

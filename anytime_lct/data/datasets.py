@@ -1,4 +1,4 @@
-"""Data sets by name: images, text, and two that need no download (digits and pydoc)."""
+"""Data sets by name: images, text, two that need no download (digits and pydoc), and those of the user's files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from anytime_lct.data import cifar, digits, folders, idx, text
+from anytime_lct.data import cifar, digits, folders, idx, own, text
 from anytime_lct.data.batches import Dataset
 from anytime_lct.data.images import load_images, root_of
 from anytime_lct.errors import DataError
+from anytime_lct.models.files import file_of
 from anytime_lct.models.weights import input_side
 from anytime_lct.recipes.recipe import DataRecipe, Recipe
 
@@ -24,6 +25,9 @@ DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
     "pydoc": text.load_pydoc,
     "text": text.load_file,
 }
+
+
+FORM = "path/to/file.py:FACTORY"
 
 
 def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
@@ -41,6 +45,8 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     21
     """
     expect_known(recipe.name)
+    if file_of(recipe.name) is not None:
+        return load_images(own.read, recipe, seed)
     return DATA_SETS[recipe.name](recipe, seed)
 
 
@@ -63,7 +69,7 @@ def sized(recipe: Recipe) -> Recipe:
 
 
 def expect_known(name: str) -> None:
-    """Raise DataError unless there is a data set of that name."""
-    if name not in DATA_SETS:
+    """Raise DataError unless there is a data set of that name, which may be path/to/file.py:FACTORY."""
+    if name not in DATA_SETS and file_of(name) is None:
         near = difflib.get_close_matches(name, DATA_SETS, n=3)
-        raise DataError(f"There is no data set '{name}'; did you mean {' or '.join(near or DATA_SETS)}?")
+        raise DataError(f"There is no data set '{name}'; did you mean {' or '.join(near or (*DATA_SETS, FORM))}?")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anytime_lct.data.batches import Images
+from anytime_lct.data.batches import Files, Images
 from anytime_lct.data.images import IMAGENET, ImageSet
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import picture_size, shorter_side
@@ -45,7 +45,7 @@ def read(recipe: DataRecipe, root: Path) -> ImageSet:
     in_memory = alike and len(paths) * math.prod(shape) <= IN_MEMORY_BYTES
     parts = []
     for folder in (train, test):
-        images = Images(torch.tensor(folder.labels), shape, None, folder.files, resize)
+        images = Images(torch.tensor(folder.labels), shape, None, Files(folder.files), resize)
         parts.append(dataclasses.replace(images, pixels=_decoded(images)) if in_memory else images)
     augment = "crop-flip" if alike and max(size) <= SMALL_SIDE else "imagenet"
     return ImageSet(parts[0], parts[1], train.classes, None if in_memory else IMAGENET, augment)
@@ -145,7 +145,7 @@ def _is_image(name: str) -> bool:
 
 
 def _decoded(images: Images) -> Tensor:
-    pixels = torch.empty(len(images.files), *images.shape, dtype=torch.uint8)
+    pixels = torch.empty(len(images.labels), *images.shape, dtype=torch.uint8)
     for number in range(len(pixels)):
         pixels[number] = images.view(torch.tensor([number]))[0]
     return pixels

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anytime_lct.data.batches import ImageBatches, Images, Split
 from anytime_lct.errors import DataError
+from anytime_lct.models.files import file_of, without_folder
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
@@ -24,51 +25,71 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class ImageSet:
-    """An image set: training and test part, and the names of the classes.
+    """An image set: its parts, and the names of the classes.
 
-    Where `statistics` is None, those of the training pixels are computed; `augment` is used for "auto".
+    Where it has no test part, or no validation part, these are split from the training part. Where `statistics` is
+    None, those of the training pixels are computed; `augment` is used for "auto".
     """
 
     train: Images
-    test: Images
+    test: Images | None
     classes: tuple[str, ...]
     statistics: Statistics | None = None
     augment: Augment = "crop-flip"
+    validation: Images | None = None
+    notes: tuple[str, ...] = ()
 
 
 Reader = Callable[[DataRecipe, Path], ImageSet]
 
 
 def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
-    """Read an image set and split validation images from its training part by `seed`; raises DataError."""
+    """Read an image set, and split the parts that it does not have from its training part by `seed`.
+
+    Raises DataError.
+    """
     if (recipe.mean is None) != (recipe.std is None):
         raise DataError("Expected data.mean and data.std together, got one of them; set both or leave both out.")
     images = read(recipe, root_of(recipe))
     order = torch.randperm(len(images.train.labels), generator=torch.Generator().manual_seed(seed))
-    num_validation = round(recipe.validation * len(order))
-    if num_validation == len(order):
+    num_validation = 0 if images.validation else round(recipe.validation * len(order))
+    num_test = 0 if images.test else max(1, round(recipe.test * len(order)))
+    if num_validation + num_test >= len(order):
+        shares = f"A validation share of {recipe.validation}" + f" and a test share of {recipe.test}" * (num_test > 0)
         raise DataError(
-            f"A validation share of {recipe.validation} leaves none of {len(order)} training images to train on; lower "
-            f"it."
+            f"{shares} {'leave' if num_test else 'leaves'} none of {len(order)} training images to train on; lower "
+            f"{'them' if num_test else 'it'}."
         )
-    train_indices = order[num_validation:].sort().values
+    held_out = (order[:num_validation], order[num_validation : num_validation + num_test])
+    train_indices = order[num_validation + num_test :].sort().values
     parts: dict[Split, tuple[Images, Tensor]] = {
         "train": (images.train, train_indices),
-        "validation": (images.train, order[:num_validation].sort().values),
-        "test": (images.test, torch.arange(len(images.test.labels))),
+        "validation": _whole_or(images.validation, images.train, held_out[0]),
+        "test": _whole_or(images.test, images.train, held_out[1]),
     }
+    notes = images.notes
+    if images.test is None:
+        notes += (f"The data has no test part: {num_test:,} of its {len(order):,} images, drawn by the seed, are it.",)
     mean, deviation = _statistics(recipe, images, train_indices)
     facts = Facts(
-        recipe.name, "classification", images.train.shape, len(images.classes), images.classes, mean, deviation,
-        images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
+        without_folder(recipe.name), "classification", images.train.shape, len(images.classes), images.classes, mean,
+        deviation, images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     rows = recipe.batch_size or batch_size(len(train_indices))
-    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers)
+    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers, notes=notes)
+
+
+def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:
+    """Return all images of a part, or where there is none some of another one."""
+    return (other, indices.sort().values) if part is None else (part, torch.arange(len(part.labels)))
 
 
 def root_of(recipe: DataRecipe) -> Path:
-    """Return the folder of a data set: the recipe's, that of the environment variable, or ./.data."""
+    """Return the folder of a data set: the recipe's, that of its own file, of the environment variable, or ./.data."""
+    own = file_of(recipe.name)
+    if own is not None and recipe.root is None:
+        return own.absolute().parent
     return Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser()
 
 
@@ -98,7 +119,7 @@ def _statistics(recipe: DataRecipe, images: ImageSet, train_indices: Tensor) -> 
     if recipe.mean is not None and recipe.std is not None:
         statistics = (recipe.mean, recipe.std)
     elif images.statistics is None and images.train.pixels is not None:
-        statistics = _mean_and_std(images.train.pixels[train_indices])
+        statistics = mean_and_std(images.train.pixels[train_indices])
     else:
         statistics = images.statistics or IMAGENET
     channels = images.train.shape[0]
@@ -111,7 +132,7 @@ def _statistics(recipe: DataRecipe, images: ImageSet, train_indices: Tensor) -> 
     return statistics
 
 
-def _mean_and_std(images: Tensor) -> Statistics:
+def mean_and_std(images: Tensor) -> Statistics:
     """Return mean and deviation of every channel on [0, 1], exactly, from counts of the 256 levels."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

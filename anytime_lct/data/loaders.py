@@ -25,6 +25,7 @@ class LoadedBatches:
     """
 
     augment: Augment = "none"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, train: Batches, validation: Batches, task: TaskName) -> None:
         if not _length(train):

@@ -42,6 +42,7 @@ class TextBatches:
     batch_size: int
     sequence_length: int
     augment: Augment = "none"
+    notes: tuple[str, ...] = ()
     device: torch.device = CPU
 
     def to(self, device: torch.device) -> TextBatches:

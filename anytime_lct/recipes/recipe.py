@@ -52,7 +52,7 @@ class DataRecipe(Section):
     name: str = "digits"
     """The data set."""
     root: str | None = None
-    """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data."""
+    """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data, or that of a factory's file."""
     path: str | None = None
     """File or folder of a text, relative to `root` where there is one."""
     encoding: str | None = None
@@ -60,7 +60,9 @@ class DataRecipe(Section):
     download: bool = False
     """Download the data set where it is missing."""
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the training data that is held out for validation."""
+    """Share of the training data that is held out for validation, where it has no part of its own."""
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the images that is held out for the test, where they have no test part."""
     augment: Literal["auto", Augment] = "auto"
     """Random changes of training images; auto: what suits the data set."""
     image_size: Count | tuple[Count, Count] | None = None

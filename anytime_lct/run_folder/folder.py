@@ -1,7 +1,7 @@
 """The run folder: the files that a training run writes, and the trained network read from them.
 
 RUN/recipe.toml  facts.json  environment.json     the recipe, the facts of the data, the machine
-RUN/network/  sources.json                        the user's own network, copied, and sums of files (`paths`)
+RUN/network/  data/  sources.json                 files of the user's own network and data, and sums (`paths`)
 RUN/checkpoints/  metrics.jsonl  tensorboard/     progress, and what a run resumes from
 RUN/main.safetensors  critics.safetensors         the trained weights
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
@@ -30,7 +30,7 @@ from anytime_lct.data.batches import Dataset
 from anytime_lct.errors import CheckpointError, DataError, ProfileError
 from anytime_lct.exits import profile
 from anytime_lct.exits.profile import Profile
-from anytime_lct.models.others import file_of, with_file
+from anytime_lct.models.files import without_folder
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
@@ -58,9 +58,7 @@ class OpenedRun:
     @property
     def model(self) -> str:
         """The name of the network, without the folder of its file."""
-        name = self.recipe.model.name
-        file = file_of(name)
-        return name if file is None else with_file(name, Path(file.name))
+        return without_folder(self.recipe.model.name)
 
     def load_data(self, root: str | None = None) -> Dataset:
         """Load the run's data, from `root` where it has moved; raises DataError where it is missing or other data."""
@@ -92,8 +90,7 @@ def rewrite(path: Path, changes: Changes) -> Recipe:
     earlier = reading.read(path / RECIPE)
     recipe = paths.changed(earlier, changes)
     if changes.model is not None:
-        sums = {name: digest for name, digest in paths.read_sources(path).sums.items() if Path(name).is_absolute()}
-        recipe = paths.copy_network(recipe, path, sums)
+        recipe = paths.copy_network(recipe, path)
     reading.write(recipe, path / RECIPE)
     return earlier
 
@@ -134,8 +131,7 @@ def read(path: Path, changes: Changes = UNCHANGED) -> tuple[Recipe, Facts]:
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     recipe = reading.read(path / RECIPE)
-    if changes.model is None:
-        paths.expect_unaltered(path)
+    paths.expect_unaltered(path, (paths.DATA,) if changes.model else (paths.NETWORK, paths.DATA))
     return paths.changed(paths.absolute(recipe, path), changes), facts
 
 

@@ -1,9 +1,10 @@
 """Where the files of a run are, so that it works from any working directory, and after a file or itself has moved.
 
-The recipe in a run folder names files by absolute paths, or relative to the run folder. The user's network, with the
-modules beside it that it imports, is copied into the run; weights to start from are not, but their sums are stored.
+The recipe in a run folder names files by absolute paths, or relative to the run folder. The files of the user's network
+and of the user's data set, with the modules beside them that they import, are copied into the run; weights to start
+from are not, but their sums are stored.
 
-RUN/network/  sources.json    the copy of the user's network; where it was, and sha256 sums by path
+RUN/network/  data/  sources.json    the copies; where they were, and sha256 sums by path
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from anytime_lct import disk
 from anytime_lct.data.images import ROOT_VARIABLE
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.exits.profile import WEIGHTS
+from anytime_lct.models.files import file_of, with_file
 from anytime_lct.models.imports import local_files
-from anytime_lct.models.others import file_of, with_file
 from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import Recipe
 
-NETWORK, SOURCES, DEFAULT_ROOT, DEFAULT_WEIGHTS = "network", "sources.json", ".data", "default"
+NETWORK, DATA, SOURCES, DEFAULT_ROOT, DEFAULT_WEIGHTS = "network", "data", "sources.json", ".data", "default"
 
 
 class Sources(disk.Record):
     """The files that a run depends on: sha256 sums by path, which is relative to the run folder for those in it.
 
-    `network` is the name of the user's network where it was when it was copied.
+    `network` and `data` are the names of the user's network and data set where they were when they were copied.
     """
 
     format: Literal[1] = 1
     network: str | None = None
+    data: str | None = None
     sums: dict[str, str] = Field(default_factory=dict)
 
 
@@ -80,43 +82,60 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
     if weights is not None and weights != DEFAULT_WEIGHTS:
         weights = _absolute(weights, folder)
     train = recipe.train.model_copy(update={"weights": weights})
+    data = data.model_copy(update={"name": _located(data.name, folder)})
     model = model.model_copy(update={"name": _located(model.name, folder)})
     return recipe.model_copy(update={"data": data, "model": model, "train": train})
 
 
 def store(recipe: Recipe, run: Path) -> Recipe:
-    """Copy the user's network into a run, write sources.json, and return the recipe to store; raises CheckpointError.
+    """Copy the user's network and data set into a run, write sources.json, and return the recipe to store.
 
-    A data set whose folder is neither in the recipe nor in the environment is where it is now: in ./.data.
+    A data set whose folder is neither in the recipe nor in the environment is where it is now: in ./.data, or beside
+    its own file. Raises CheckpointError.
     """
     recipe = absolute(recipe, Path.cwd())
     data, weights = recipe.data, recipe.train.weights or DEFAULT_WEIGHTS
-    if data.root is None and data.name not in BUILT_IN and not os.environ.get(ROOT_VARIABLE):
+    own = file_of(data.name)
+    if data.root is None and own is not None:
+        data = data.model_copy(update={"root": str(own.parent)})
+    elif data.root is None and data.name not in BUILT_IN and not os.environ.get(ROOT_VARIABLE):
         data = data.model_copy(update={"root": _absolute(DEFAULT_ROOT)})
     files = [] if weights == DEFAULT_WEIGHTS else [Path(weights)]
     if files and files[0].is_dir():
         files = [files[0] / name for name in WEIGHTS]
     sums = {str(file): _sum(file) for file in files if file.is_file()}
-    return copy_network(recipe.model_copy(update={"data": data}), run, sums)
+    data_name, data_sums = _copied(data.name, run, DATA)
+    if data_sums:
+        data = data.model_copy(update={"name": data_name})
+    if sums or data_sums:
+        _write(run, Sources(data=recipe.data.name if data_sums else None, sums=sums | data_sums))
+    return copy_network(recipe.model_copy(update={"data": data}), run)
 
 
-def copy_network(recipe: Recipe, run: Path, sums: dict[str, str]) -> Recipe:
-    """Copy the user's network into a run, and write sources.json with these sums and those of the copies."""
-    file = file_of(recipe.model.name)
-    if file is None:
-        if sums:
-            _write(run, Sources(sums=sums))
+def copy_network(recipe: Recipe, run: Path) -> Recipe:
+    """Copy the user's network into a run, note it in sources.json, and return the recipe with the copy."""
+    name, sums = _copied(recipe.model.name, run, NETWORK)
+    if not sums:
         return recipe
-    file = file.resolve()
-    contents = {source.relative_to(file.parent): source.read_bytes() for source in local_files(file)}
-    shutil.rmtree(run / NETWORK, ignore_errors=True)
-    for path, content in contents.items():
-        copy = run / NETWORK / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        sums[f"{NETWORK}/{path.as_posix()}"] = disk.write(copy, content, CheckpointError)
-    _write(run, Sources(network=recipe.model.name, sums=sums))
-    name = with_file(recipe.model.name, Path(NETWORK, file.name))
+    sources = read_sources(run)
+    others = {path: digest for path, digest in sources.sums.items() if Path(path).parts[0] != NETWORK}
+    _write(run, sources.model_copy(update={"network": recipe.model.name, "sums": others | sums}))
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
+
+
+def _copied(name: str, run: Path, folder: str) -> tuple[str, dict[str, str]]:
+    """Copy the file of a factory, and what it imports beside it, into a folder of the run; return its name and sums."""
+    file = file_of(name)
+    if file is None:
+        return name, {}
+    file, sums = file.resolve(), dict[str, str]()
+    contents = {source.relative_to(file.parent): source.read_bytes() for source in local_files(file)}
+    shutil.rmtree(run / folder, ignore_errors=True)
+    for path, content in contents.items():
+        copy = run / folder / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        sums[f"{folder}/{path.as_posix()}"] = disk.write(copy, content, CheckpointError)
+    return with_file(name, Path(folder, file.name)), sums
 
 
 def read_sources(run: Path) -> Sources:
@@ -127,16 +146,30 @@ def read_sources(run: Path) -> Sources:
     return disk.parse(Sources, disk.read_text(path, CheckpointError, REMEDY), path, CheckpointError, REMEDY)
 
 
-def expect_unaltered(run: Path, *, weights: bool = False) -> None:
-    """Raise CheckpointError where the copy of the network has changed since; or, with `weights`, those of the start."""
+def expect_unaltered(run: Path, folders: tuple[str, ...]) -> None:
+    """Raise CheckpointError where the copies of files in these folders of a run have changed since."""
     sources = read_sources(run)
+    remedies = {
+        NETWORK: f"restore it from '{sources.network}', or {REMEDY}",
+        DATA: f"restore it from '{sources.data}', or train a new run",
+    }
     for path, digest in sources.sums.items():
-        file = run / path
-        if Path(path).is_absolute() == weights and (not file.is_file() or _sum(file) != digest):
-            remedy = "restore it or train a new run" if weights else f"restore it from '{sources.network}', or {REMEDY}"
-            raise CheckpointError(
-                f"Expected '{file}' as it was when the run '{run}' started, got it altered or missing; {remedy}."
-            )
+        if (folder := Path(path).parts[0]) in folders:
+            _expect_sum(run / path, digest, run, remedies[folder])
+
+
+def expect_weights_unaltered(run: Path) -> None:
+    """Raise CheckpointError where the weights that a run starts from have changed since."""
+    for path, digest in read_sources(run).sums.items():
+        if Path(path).is_absolute():
+            _expect_sum(Path(path), digest, run, "restore it or train a new run")
+
+
+def _expect_sum(file: Path, digest: str, run: Path, remedy: str) -> None:
+    if not file.is_file() or _sum(file) != digest:
+        raise CheckpointError(
+            f"Expected '{file}' as it was when the run '{run}' started, got it altered or missing; {remedy}."
+        )
 
 
 REMEDY = "name the network's file with --model path/to/file.py:FACTORY"
@@ -152,7 +185,7 @@ def _write(run: Path, sources: Sources) -> None:
 
 
 def _located(name: str, folder: Path) -> str:
-    """Return the name of a network, with its file, if it has one, by an absolute path."""
+    """Return the name of a network or a data set, with its file, if it has one, by an absolute path."""
     file = file_of(name)
     return name if file is None else with_file(name, Path(_absolute(str(file), folder)))
 

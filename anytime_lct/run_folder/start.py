@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from anytime_lct.errors import CheckpointError
+from anytime_lct.models.files import file_of
 from anytime_lct.models.weights import default_weights, input_statistics
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
@@ -85,7 +86,7 @@ def with_statistics(recipe: Recipe) -> Recipe:
         recipe.train.weights != DEFAULT_WEIGHTS
         or recipe.data.mean
         or recipe.data.std
-        or recipe.data.name not in RGB_DATA_SETS
+        or not (recipe.data.name in RGB_DATA_SETS or file_of(recipe.data.name))
     ):
         return recipe
     statistics = input_statistics(recipe.model.name)

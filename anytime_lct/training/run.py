@@ -79,14 +79,15 @@ def train(
         fewer_groups = partial(savings.fewer_groups, recipe.cut)
         network, recipe = cut_network(recipe, data, team)
         costs = costs_of_exits(recipe, network, data.facts) if team.leads else ()
-        notes = [] if resume else [fewer_groups(network.places), warning_on_exits(recipe, costs, data.facts)]
+        notes = list(data.notes)
+        notes += [] if resume else [fewer_groups(network.places), warning_on_exits(recipe, costs, data.facts)]
         if shortest == 1:
             module = network if row.exits else nn.Sequential(*network.groups)
             expect_one_sample_suffices(module, example_input(data.facts, 1))
         expect_windows_suit(nn.Sequential(*network.groups), data)
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             if resume:
-                paths.expect_unaltered(path, weights=True)
+                paths.expect_weights_unaltered(path)
             note = start.load_weights(network, recipe, data.facts, frozen=row.fits_exits)
             if note and team.leads:
                 yield Note(note)

@@ -1,0 +1,95 @@
+"""Factories in the user's own files, named as path/to/file.py:FACTORY: of networks, and of data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import anytime_lct
+from anytime_lct.errors import LCTError
+
+
+def file_of(name: str) -> Path | None:
+    """Return the file of a network or a data set named as path/to/file.py:FACTORY, None for any other name.
+
+    >>> file_of("my/net.py:make").name
+    'net.py'
+    """
+    source = name.rpartition(":")[0]
+    return Path(source) if source.endswith(".py") else None
+
+
+def with_file(name: str, path: Path) -> str:
+    """Return the name of a network or a data set whose file is at `path` instead."""
+    return f"{path}:{name.rpartition(':')[2]}"
+
+
+def without_folder(name: str) -> str:
+    """Return a name without the folder of its file, if it has one.
+
+    >>> without_folder("my/net.py:make"), without_folder("resnet20")
+    ('net.py:make', 'resnet20')
+    """
+    file = file_of(name)
+    return name if file is None else with_file(name, Path(file.name))
+
+
+def load_factory(name: str, what: str, error: type[LCTError]) -> Callable[..., Any]:
+    """Import the file of path/to/file.py:FACTORY and return the factory, a function or a class that makes a `what`.
+
+    Call it within `imports.importing_from` its folder. Raises an `error` where there is none, and ModuleNotFoundError
+    for a module that the file imports.
+    """
+    path, attribute = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
+    factory = getattr(_module(path, what, error), attribute, None)
+    if not callable(factory):
+        raise error(f"Expected a function or class '{attribute}' in '{path}' that builds the {what}, got none.")
+    return factory
+
+
+def required(factory: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters of a factory that have no default."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(factory).parameters
+    return [key for key, one in parameters.items() if one.kind in kinds and one.default is inspect.Parameter.empty]
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, and the last line of the user's own code in its traceback."""
+    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    libraries = (
+        str(Path(torch.__file__).parent.parent),
+        sysconfig.get_paths()["stdlib"],
+        str(Path(anytime_lct.__file__).parent),
+        str(Path(__file__).parent),
+        "<",
+    )
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    return text.rstrip(".") + (f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else "")
+
+
+def _module(path: Path, what: str, error: type[LCTError]) -> Any:
+    """Import a file, once per process, as a package of its own: `from .layers import ..` finds the file beside it."""
+    key = f"anytime_lct_file_{path.resolve()}"
+    if key not in sys.modules:
+        folder = str(path.resolve().parent)
+        spec = importlib.util.spec_from_file_location(key, path, submodule_search_locations=[folder])
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as failure:
+            del sys.modules[key]
+            if isinstance(failure, ModuleNotFoundError):
+                raise
+            raise error(f"The {what}'s file '{path}' cannot be read: {reason(failure)}.") from failure
+    return sys.modules[key]
