@@ -22,7 +22,8 @@ FLAGS = {
     verb: {name for p in command.params for name in p.opts} | {"--help", "-h"}
     for verb, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 }
-FOREIGN = {"--nnodes", "--nproc-per-node", "--version", "--install-completion"}  # of torchrun and the program itself
+# Of torchrun, and of the program itself.
+FOREIGN = {"--nnodes", "--nproc-per-node", "--version", "--install-completion"}
 KEYS = {key.name for key in reference(reading.complete({}))} | {
     f"model.{option}" for name in networks.NAMES for option in networks.default_options(name)
 }
