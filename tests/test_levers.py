@@ -1,5 +1,6 @@
 """The experiment of benchmarks/levers.py: its rule and its costs against those of the toolkit."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_the_page_of_exits_says_what_was_measured():
     for line in page:
         if "(JPEG) |" in line:
             assert line in reproduced
+    steps = json.loads((house / "benchmarks" / "results" / "training_cost.json").read_text(encoding="utf-8"))["steps"]
+    text = " ".join(page)
+    for method, where in (("lct", "a step of LCT takes"), ("bp", "without exits, takes")):
+        rows = [row for row in steps if row["method"] == method]
+        joint = [row for row in steps if row["method"] == "joint"]
+        sentence = text[text.index(where) :].split(". ")[0]
+        for row, other in zip(rows, joint, strict=True):
+            assert f"{row['median_ratio']:.2f}" in sentence
+            assert f"{row['peak_bytes'] / other['peak_bytes']:.2f}" in sentence
 
 
 def cells_of(line: str) -> list[str]:
