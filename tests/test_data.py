@@ -210,7 +210,7 @@ def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_p
 
 
 def test_image_folders_that_are_none_are_refused(tmp_path):
-    with pytest.raises(DataError, match="train/ and test/"):
+    with pytest.raises(DataError, match="with train/, and perhaps test/"):
         load(data__name="imagefolder", data__root=str(tmp_path))
     root = image_folder(tmp_path / "a", test=("cat", "cow"))
     with pytest.raises(DataError, match="'cow' is in one of them only"):

@@ -212,3 +212,40 @@ def load_factory_of(file):
     from anytime_lct.models.files import load_factory
 
     return __import__("sys").modules[load_factory(f"{file}:make", "data set", DataError).__module__]
+
+
+def write_folder(root, parts=("train",)):
+    for part in parts:
+        for label, name in enumerate(("cat", "dog")):
+            (root / part / name).mkdir(parents=True)
+            for k in range(10):
+                Image.fromarray(np.full((6, 6, 3), 100 * label + k, np.uint8)).save(root / part / name / f"{k}.png")
+    return root
+
+
+def folder_of(root, **options):
+    return datasets.load(DataRecipe(name="imagefolder", root=str(root), augment="none", **options))
+
+
+def test_a_folder_without_a_test_part_is_split_by_the_seed(tmp_path):
+    dataset = folder_of(write_folder(tmp_path), test=0.2, validation=0.1)
+    assert dataset.facts.counts == (14, 2, 4) and "no test part: 4 of its 20 images" in dataset.notes[0]
+    pixels = torch.cat([x[:, 0, 0, 0] for part in ("train", "validation", "test") for x, _ in batches(dataset, part)])
+    assert len(set(pixels.tolist())) == 20  # each image in one part
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr("anytime_lct.data.folders.IN_MEMORY_BYTES", 0)
+    root = write_folder(tmp_path, ("train", "test"))
+    damaged = [root / "train" / "cat" / "0.png", root / "test" / "dog" / "9.png"]
+    damaged[0].write_bytes(b"no image")
+    damaged[1].write_bytes(damaged[1].read_bytes()[:-40])
+    dataset = folder_of(root, skip_unreadable=2)
+    assert sum(dataset.facts.counts) == 38 and all(str(path) in dataset.notes[0] for path in damaged)
+    assert len(batches(dataset, "test")[0][1]) == 19
+    with pytest.raises(
+        DataError, match=r"unreadable = 1 files .*, got 2; the first: The image '.*cat/0.png' cannot be read"
+    ):
+        folder_of(root, skip_unreadable=1)

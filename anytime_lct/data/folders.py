@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from anytime_lct.data.batches import Files, Images
 from anytime_lct.data.images import IMAGENET, ImageSet
 from anytime_lct.errors import DataError
-from anytime_lct.pixels import picture_size, shorter_side
+from anytime_lct.pixels import picture_size, read_picture, shorter_side
 from anytime_lct.recipes.recipe import DataRecipe
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
@@ -37,18 +38,20 @@ class ClassFolders:
 
 
 def read(recipe: DataRecipe, root: Path) -> ImageSet:
-    """Read ROOT/train and ROOT/test (or val), each with one folder per class; raises DataError."""
-    train, test = _parts(root)
-    paths = [*train.files, *test.files]
+    """Read ROOT/train and, where it is there, ROOT/test (or val), each with one folder per class; raises DataError."""
+    folders, notes = _readable(_parts(root), recipe.skip_unreadable)
+    paths = [path for folder in folders for path in folder.files]
     size, alike = choose_size(_sample(paths), recipe.image_size, LARGEST)
     shape, resize = (3, *size), None if alike else shorter_side(*size)
     in_memory = alike and len(paths) * math.prod(shape) <= IN_MEMORY_BYTES
-    parts = []
-    for folder in (train, test):
+    parts = list[Images]()
+    for folder in folders:
         images = Images(torch.tensor(folder.labels), shape, None, Files(folder.files), resize)
         parts.append(dataclasses.replace(images, pixels=_decoded(images)) if in_memory else images)
     augment = "crop-flip" if alike and max(size) <= SMALL_SIDE else "imagenet"
-    return ImageSet(parts[0], parts[1], train.classes, None if in_memory else IMAGENET, augment)
+    test = parts[1] if len(parts) > 1 else None
+    statistics = None if in_memory else IMAGENET
+    return ImageSet(parts[0], test, folders[0].classes, statistics, augment, notes=notes)
 
 
 def network_size(recipe: DataRecipe, root: Path, largest: int | None = None) -> tuple[int, int]:
@@ -58,8 +61,8 @@ def network_size(recipe: DataRecipe, root: Path, largest: int | None = None) -> 
     side, or of the median of their shorter sides, rounded down to a multiple of 32 where it is large, or of 16. Raises
     DataError.
     """
-    train, test = _parts(root)
-    return choose_size(_sample([*train.files, *test.files]), recipe.image_size, largest or LARGEST)[0]
+    paths = [path for folder in _parts(root) for path in folder.files]
+    return choose_size(_sample(paths, recipe.skip_unreadable), recipe.image_size, largest or LARGEST)[0]
 
 
 def choose_size(
@@ -86,21 +89,72 @@ def choose_size(
     return size, uniform and size == common
 
 
-def _sample(paths: list[str]) -> list[tuple[int, int]]:
-    """Return the sizes of at most so many images, evenly spread; raises DataError where one of them cannot be read."""
-    return [picture_size(path) for path in paths[:: -(-len(paths) // MAX_COMPARED)]]
+def _sample(paths: list[str], skipped: int = 0) -> list[tuple[int, int]]:
+    """Return the sizes of at most so many images, evenly spread, without `skipped` at most that cannot be read.
+
+    Raises DataError where more of them cannot be read.
+    """
+    sizes = list[tuple[int, int]]()
+    for path in paths[:: -(-len(paths) // MAX_COMPARED)]:
+        try:
+            sizes.append(picture_size(path))
+        except DataError:
+            skipped -= 1
+            if skipped < 0:
+                raise
+    if not sizes:
+        raise DataError(f"Expected images, got none that can be read, among them '{paths[0]}'; repair them.")
+    return sizes
 
 
-def _parts(root: Path) -> tuple[ClassFolders, ClassFolders]:
-    """List the class folders of both parts; raises DataError where they are missing or have other classes."""
-    test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if not (root / "train").is_dir() or test_root is None:
+def _readable(folders: list[ClassFolders], most: int) -> tuple[list[ClassFolders], tuple[str, ...]]:
+    """Leave out files that cannot be read, `most` at most over all parts; return a note that names them, if any.
+
+    With `most` at 0 nothing is read. Raises DataError where more cannot be read, or nothing else is left of a part.
+    """
+    if not most:
+        return folders, ()
+    paths = [path for folder in folders for path in folder.files]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        errors = {path: error for path, error in zip(paths, pool.map(_error, paths), strict=True) if error}
+    if len(errors) > most:
         raise DataError(
-            f"Expected an image folder with train/ and test/ (or val/), each with one folder per class, in "
-            f"'{root.absolute()}', but they are missing; name another with --data-root."
+            f"Expected at most data.skip_unreadable = {most} files that cannot be read, got {len(errors)}; the first: "
+            f"{next(iter(errors.values()))}"
+        )
+    rest = list[ClassFolders]()
+    for folder in folders:
+        pairs = [pair for pair in zip(folder.files, folder.labels, strict=True) if pair[0] not in errors]
+        if not pairs:
+            raise DataError(f"Expected images, got none that can be read, among them '{folder.files[0]}'; repair them.")
+        rest.append(ClassFolders(folder.classes, [path for path, _ in pairs], [label for _, label in pairs]))
+    names = ", ".join(errors)
+    return rest, (f"Skipped files that cannot be read, {len(errors)}: {names}.",) if errors else ()
+
+
+def _error(path: str) -> str | None:
+    """Return why an image file cannot be read, None where it can."""
+    try:
+        read_picture(path, path, 3)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _parts(root: Path) -> list[ClassFolders]:
+    """List the class folders of the training part and of the test part, if there is one.
+
+    Raises DataError where they are missing or have other classes.
+    """
+    test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    if not (root / "train").is_dir():
+        raise DataError(
+            f"Expected an image folder with train/, and perhaps test/ (or val/), each with one folder per class, in "
+            f"'{root.absolute()}', but train/ is missing; name another with --data-root."
         )
     try:
-        train, test = list_images(root / "train"), list_images(test_root)
+        train = list_images(root / "train")
+        test = train if test_root is None else list_images(test_root)
     except OSError as error:
         raise DataError(f"The image folder '{root.absolute()}' cannot be read: {error.strerror or error}.") from None
     if train.classes != test.classes:
@@ -109,7 +163,7 @@ def _parts(root: Path) -> tuple[ClassFolders, ClassFolders]:
             f"Expected the same classes in '{root}/train' and '{test_root}', but '{single}' is in one of them "
             f"only; add or remove its folder."
         )
-    return train, test
+    return [train] if test_root is None else [train, test]
 
 
 def list_images(root: Path) -> ClassFolders:
