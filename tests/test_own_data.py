@@ -15,6 +15,7 @@ from PIL import Image
 from anytime_lct import verbs
 from anytime_lct.cli.train import default_folder
 from anytime_lct.data import datasets
+from anytime_lct.data.augment import erase
 from anytime_lct.errors import CheckpointError, DataError
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import DataRecipe
@@ -249,3 +250,15 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, monkeypatch,
         DataError, match=r"unreadable = 1 files .*, got 2; the first: The image '.*cat/0.png' cannot be read"
     ):
         folder_of(root, skip_unreadable=1)
+
+
+def test_a_share_of_the_training_images_loses_a_box(file):
+    plain, erased = (load(file, "Data", augment="none", erase=share, batch_size=8) for share in (0.0, 0.5))
+    assert same(batches(plain, "test"), batches(erased, "test"))
+    whole = batches(erased, epoch=1)
+    assert same(whole[2:], batches(erased, epoch=1, start=2)) and not same(whole, batches(erased, epoch=2))
+    lost = [bool((image == 0).all(0).any()) for x, _ in whole for image in x]
+    assert 0.25 < sum(lost) / len(lost) < 0.75
+    draws = torch.rand(5, 500, generator=torch.Generator().manual_seed(0))
+    boxes = (erase(torch.ones(500, 1, 40, 60), draws, 1.0) == 0).float().mean(dim=(1, 2, 3))
+    assert 0.015 < boxes.min() < boxes.max() < 0.34 and boxes.mean().item() == pytest.approx(0.175, abs=0.01)

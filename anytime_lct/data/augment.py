@@ -40,6 +40,29 @@ def zoom(image: Tensor, size: tuple[int, int], seed: int) -> Tensor:
         return v2.RandomHorizontalFlip()(v2.RandomResizedCrop(size, antialias=True)(image))
 
 
+def erase(images: Tensor, draws: Tensor, share: float) -> Tensor:
+    """Set a random box of each of a `share` of the images (B, C, H, W) to 0 (Zhong et al., "Random Erasing", 2020).
+
+    A box covers 0.02 to 0.33 of the image, with sides in a ratio of 0.3 to 3.3, cut to the image. `draws` (5, B) holds
+    numbers from [0, 1), on the CPU: whether, area, ratio, top and left.
+
+    >>> erase(torch.ones(1, 1, 8, 8), torch.zeros(5, 1), share=1.0).sum()               # a box of 1 x 2
+    tensor(62.)
+    """
+    height, width = images.shape[2:]
+    chosen, area, ratio, top, left = draws.double()
+    area, ratio = (0.02 + 0.31 * area) * height * width, 0.3 * 11.0**ratio
+    tall = (area * ratio).sqrt().round().clamp(1, height) * (chosen < share)
+    wide = (area / ratio).sqrt().round().clamp(1, width)
+    inside = []
+    for start, length, side in ((top, tall, height), (left, wide, width)):
+        first = (start * (side - length + 1)).long().unsqueeze(1)
+        places = torch.arange(side)
+        inside.append((places >= first) & (places < first + length.long().unsqueeze(1)))
+    boxes = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)  # (B, H, W)
+    return images.masked_fill(boxes.unsqueeze(1).to(images.device, non_blocking=True), 0.0)
+
+
 def mix(*numbers: int) -> int:
     """Hash several numbers into one seed, so that neighbouring numbers give unrelated seeds (SplitMix, 64 bits)."""
     value = 0

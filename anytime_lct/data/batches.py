@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
-from anytime_lct.data.augment import mirror, mix, move, zoom
+from anytime_lct.data.augment import erase, mirror, mix, move, zoom
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import fit, read_picture
 from anytime_lct.recipes.recipe import Augment
@@ -135,6 +136,7 @@ class ImageBatches:
     workers: int | None
     device: torch.device = CPU
     notes: tuple[str, ...] = ()
+    erased: float = 0.0  # share of the training images that lose a box
 
     def to(self, device: torch.device) -> ImageBatches:
         images = {id(part): part for part, _ in self.parts.values()}
@@ -191,12 +193,19 @@ class ImageBatches:
             (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
         )
         alone = self.readers == 0 or home.type != "cpu"
+        boxes = None
+        if split == "train" and self.erased:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, 3))
+            boxes = torch.rand(5, len(images.labels), generator=generator)
         portions = (dataset[k] for k in range(len(sizes))) if alone else self._in_workers(dataset, range(len(sizes)))
+        waiting = iter(parts)
         for size, portion in zip(sizes, portions, strict=True):
             if isinstance(portion, DataError):
                 raise portion
             x, y = (part.to(self.device, non_blocking=True) for part in portion)
-            yield from zip(x.float().sub_(mean).div_(std).split(size), y.split(size), strict=True)
+            x = x.float().sub_(mean).div_(std)
+            for part, batch, labels in zip(islice(waiting, len(size)), x.split(size), y.split(size), strict=True):
+                yield batch if boxes is None else erase(batch, boxes[:, part], self.erased), labels
 
     def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(

@@ -77,7 +77,7 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     rows = recipe.batch_size or batch_size(len(train_indices))
-    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers, notes=notes)
+    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers, notes=notes, erased=recipe.erase)
 
 
 def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:

@@ -65,6 +65,8 @@ class DataRecipe(Section):
     """Share of the images that is held out for the test, where they have no test part."""
     augment: Literal["auto", Augment] = "auto"
     """Random changes of training images; auto: what suits the data set."""
+    erase: Fraction = 0.0
+    """Share of the training images that lose a random box, which gets the mean colour."""
     skip_unreadable: Annotated[int, Field(ge=0)] = 0
     """Most image files of a folder that may be left out as they cannot be read; above 0 all are read at the start."""
     image_size: Count | tuple[Count, Count] | None = None
