@@ -78,7 +78,8 @@ def inspect(
     network, example = networks.build(model, shape, classes, **tables["model"]), example_input(facts)
     inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)
     costs, ends = [part.exit.flops for part in inspection.parts], [part.ends for part in inspection.parts[:-1]]
-    targets = recipe.cut.targets(len(inspection.parts))
+    own = kind_of(network, recipe.critic) == "own"
+    targets = recipe.cut.shares if own else recipe.cut.targets(len(inspection.parts))
     there = CutRecipe(places=tuple(ends), shares=targets, groups=len(inspection.parts))  # as the command below cuts
     difference = None
     if export:
