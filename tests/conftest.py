@@ -8,7 +8,7 @@ from programs import Program
 
 import anytime_lct  # noqa: F401
 
-SLOW = ("test_workers.py", "test_readme.py", "test_experiments.py")
+SLOW = ("test_workers.py", "test_pages.py", "test_experiments.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,3 +36,48 @@ def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return int(ended.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of two bundles to serve, of a network on images and of one on text."""
+    from bundles import write_image_bundle, write_text_bundle
+
+    write_image_bundle(tmp_path / "tiny.bundle")
+    write_text_bundle(tmp_path / "text")
+    return tmp_path
+
+
+@pytest.fixture
+def engine():
+    """An engine without a scheduler."""
+    from fake_engine import FakeEngine
+
+    with FakeEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def app(folder, engine):
+    """The server over `folder`, as an app whose clients may load and unload."""
+    from serving_apps import ADMIN, service_of
+
+    from anytime_lct.serving.http.app import create_app
+
+    return create_app(service_of(folder, engine), access=ADMIN)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """The manifest of a bundle of a network on images."""
+    from bundles import write_image_bundle
+
+    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The manifest of a bundle of a network on text."""
+    from bundles import write_text_bundle
+
+    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest

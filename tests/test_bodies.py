@@ -10,29 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from asgi import ask, binary, logits
-from bundles import write_image_bundle, write_text_bundle
-from fake_engine import FakeEngine
-from serving_apps import ADMIN, INFER, JSON, X, bounded, refused, service_of
-
-from anytime_lct.serving.http.app import create_app
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image_bundle(tmp_path / "tiny.bundle")
-    write_text_bundle(tmp_path / "text")
-    return tmp_path
-
-
-@pytest.fixture
-def engine():
-    with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def app(folder, engine):
-    return create_app(service_of(folder, engine), access=ADMIN)
+from serving_apps import INFER, JSON, X, bounded, refused
 
 
 @pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])

@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from bundles import write_image_bundle, write_text_bundle
+from bundles import write_image_bundle
 from PIL import Image
 from v2_requests import read, tensor, whole
 
@@ -21,16 +21,6 @@ from anytime_lct.runtime import preprocess
 from anytime_lct.serving.limits import DEFAULT_LIMITS
 from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.v2.protocol import read_request
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest
 
 
 def picture(kind, pixels, **more):

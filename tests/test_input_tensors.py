@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+from bundles import SYMBOLS
 from v2_requests import X, pack, read, tensor, whole
 
 from anytime_lct.errors import InputError, LCTError
@@ -18,16 +18,6 @@ from anytime_lct.serving.limits import DEFAULT_LIMITS
 from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.v2.protocol import read_request
 from anytime_lct.serving.v2.tensors import from_bytes, from_list
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest
 
 
 @pytest.mark.parametrize("data", [X.ravel().tolist(), X.tolist()], ids=["flat", "nested"])

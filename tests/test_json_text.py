@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from bundles import write_image_bundle
 from v2_requests import read, tensor, whole
 
 from anytime_lct.errors import InputError
@@ -16,11 +15,6 @@ from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.v2 import json_text
 from anytime_lct.serving.v2.json_text import Numbers, read_json, write_json
 from anytime_lct.serving.v2.tensors import from_list
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from bundles import SYMBOLS, write_image_bundle, write_text_bundle
+from bundles import SYMBOLS
 from v2_requests import X, pack, read, reply, tensor, whole
 
 from anytime_lct.exits.budget import DEFAULT_ASK
@@ -15,16 +15,6 @@ from anytime_lct.serving.limits import DEFAULT_LIMITS
 from anytime_lct.serving.request import Refusal, Reply
 from anytime_lct.serving.v2.protocol import write_reply
 from anytime_lct.serving.v2.tensors import elements_from_bytes
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest
 
 
 @pytest.mark.parametrize("is_binary", [False, True])

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bundles import write_image_bundle, write_text_bundle
 from v2_requests import X, pack, read, reply, tensor, whole
 
 from anytime_lct.errors import LCTError
@@ -16,16 +15,6 @@ from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.request import Refusal
 from anytime_lct.serving.v2.parameters import read_ask
 from anytime_lct.serving.v2.protocol import describe_config, describe_model, read_request, write_reply
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return write_image_bundle(tmp_path_factory.mktemp("image") / "tiny").manifest
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text_bundle(tmp_path_factory.mktemp("text") / "tiny").manifest
 
 
 @pytest.mark.parametrize(

@@ -8,31 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from asgi import ask, binary, logits, request
-from bundles import rewrite, spoil, write_image_bundle, write_text_bundle
-from fake_engine import FakeEngine, open_repository
+from bundles import rewrite, spoil, write_image_bundle
+from fake_engine import open_repository
 from serving_apps import ADMIN, INFER, JSON, X, refused, service_of
 
 from anytime_lct.errors import BundleError
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.scan import scan
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image_bundle(tmp_path / "tiny.bundle")
-    write_text_bundle(tmp_path / "text")
-    return tmp_path
-
-
-@pytest.fixture
-def engine():
-    with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def app(folder, engine):
-    return create_app(service_of(folder, engine), access=ADMIN)
 
 
 def test_names_and_versions_come_from_folders(folder, engine):

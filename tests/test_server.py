@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asgi import ask, binary, logits, request
-from bundles import rewrite, write_image_bundle, write_text_bundle
+from bundles import rewrite, write_image_bundle
 from fake_engine import FakeEngine
-from serving_apps import ADMIN, INFER, JSON, X, refused, service_of
+from serving_apps import INFER, JSON, X, refused, service_of
 
 from anytime_lct.errors import BundleError
 from anytime_lct.exits.budget import Ask, Budget
@@ -20,24 +20,6 @@ from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.metrics import OUTCOMES
 from anytime_lct.serving.request import Overloaded
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image_bundle(tmp_path / "tiny.bundle")
-    write_text_bundle(tmp_path / "text")
-    return tmp_path
-
-
-@pytest.fixture
-def engine():
-    with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def app(folder, engine):
-    return create_app(service_of(folder, engine), access=ADMIN)
 
 
 def test_every_exit_answers_as_the_session_does(app, folder):

@@ -10,8 +10,6 @@ import threading
 import numpy as np
 import pytest
 from asgi import ask, binary, request
-from bundles import write_image_bundle, write_text_bundle
-from fake_engine import FakeEngine
 from PIL import Image
 from serving_apps import ADMIN, ANSWER, INFER, JSON, X, bounded, refused, service_of
 
@@ -24,24 +22,6 @@ from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.limits import Allowance, Limits
 from anytime_lct.serving.request import Overloaded, Refusal
 from anytime_lct.serving.v2 import protocol
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_image_bundle(tmp_path / "tiny.bundle")
-    write_text_bundle(tmp_path / "text")
-    return tmp_path
-
-
-@pytest.fixture
-def engine():
-    with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def app(folder, engine):
-    return create_app(service_of(folder, engine), access=ADMIN)
 
 
 def image_file(height, width):

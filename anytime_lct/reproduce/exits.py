@@ -19,7 +19,7 @@ from anytime_lct.reproduce.plan import Cell, Experiment, Run, Scale, Tables, mer
 from anytime_lct.reproduce.settings import Setting
 
 COLUMNS = ("Exit 1", "Exit 2", "Exit 3", "Main")
-SGD: Tables = {"name": "sgd", "lr": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}  # type: ignore[dict-item]
+SGD: dict[str, Any] = {"name": "sgd", "lr": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
 RECIPE: Tables = {
     "data": {"batch_size": 256, "workers": 0},
     "train": {"epochs": 20, "precision": settings.fast_precision(), "channels_last": True, "clip_norm": 0.0},
