@@ -120,9 +120,8 @@ def fitting_bytes(shape: tuple[int, int, int], height: int, width: int, resize: 
     if shape[:2] == (height, width):
         return 0
     (tall, wide), (new_tall, new_wide) = _sizes(*shape[:2], resize) if resize else (shape[:2], (height, width))
-    each = (
-        4 if shape[2] == 3 else 1
-    )  # bytes of a pixel, or of one channel of it, in Pillow, which resizes in two passes
+    # Pillow resizes in two passes, and takes 4 bytes of a pixel of three channels, or one for each channel by itself.
+    each = 4 if shape[2] == 3 else 1
     return each * tall * (wide + new_wide) + (each + 2 + 2 * shape[2]) * new_tall * new_wide
 
 
