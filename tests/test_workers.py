@@ -52,7 +52,9 @@ VARIANTS = {
     },
     "lstm": LSTM,
     "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},
-    "mlp": {**MLP, "model": {**MLP["model"], "dropout": 0.2}},
+    "mlp-on-one-device": {
+        **MLP, "model": {**MLP["model"], "dropout": 0.2}, "train": {"epochs": 2, "device": "cpu:0"},
+    },
 }  # fmt: skip
 
 
@@ -196,6 +198,16 @@ def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RecipeError, match="a GPU for each process on this machine, got 1 for 2"):
         join_team(2, 1, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_processes_that_share_a_gpu_end_like_one(replicas, tmp_path):
+    recipe = {**MLP, "train": {"epochs": 1, "device": "cuda:0", "precision": "float32"}}
+    train(recipe, tmp_path / "1")
+    train(recipe, tmp_path / "2", 2 // replicas, replicas=replicas)
+    close_to(tmp_path / "1", tmp_path / "2", 2e-3)
 
 
 def test_synchronised_batch_norm_makes_replicas_one_on_networks_with_batch_norm(tmp_path):

@@ -49,12 +49,15 @@ class Message:
 class Link:
     """One direction between two workers: `peer` is the rank of the other, `group` a process group of these two.
 
-    With `wire` bf16, float32 payloads are sent as bfloat16. Raises WorkerLostError where the neighbour is gone or sends
-    another step than expected.
+    With `wire` bf16, float32 payloads are sent as bfloat16. A `staged` link sends payloads from the memory of the CPU.
+    Raises WorkerLostError where the neighbour is gone or sends another step than expected.
     """
 
-    def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device, wire: str = "exact") -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, peer: int, device: torch.device, wire: str = "exact", staged: bool = False
+    ) -> None:
         self._group, self._peer, self._device, self._wire = group, peer, device, wire
+        self._sending = torch.device("cpu") if staged else device
         self._capacity: tuple[int, int] | None = None  # int64 numbers of an envelope, elements of a payload
         self._in_flight: deque[tuple[list[dist.Work], Any]] = deque()
         self._buffers: list[tuple[Tensor, Tensor]] = []
@@ -67,6 +70,7 @@ class Link:
         flat = dense.contiguous().reshape(-1)  # no copy for any dense layout, channels-last included
         if self._wire == "bf16" and flat.dtype == torch.float32:
             flat = flat.to(torch.bfloat16)
+        flat = flat.to(self._sending)
         envelope = _pack(message, order)
         with _naming_peer(self._peer):
             if self._capacity is None:
@@ -97,7 +101,7 @@ class Link:
                 self._post()
             envelope, payload = self._buffers[0]
             self._wait_for_first()
-        message = _unpack(envelope, payload.to(self._original))
+        message = _unpack(envelope, payload.to(self._device, self._original))
         if message.step != step:
             raise WorkerLostError(
                 f"Expected the message of step {step + 1} from rank {self._peer}, got that of step {message.step + 1}; "
@@ -123,7 +127,7 @@ class Link:
         while len(self._buffers) < BUFFERS:
             numbers, elements = self._capacity
             envelope = torch.zeros(numbers, dtype=torch.int64)
-            self._buffers.append((envelope, torch.empty(elements, dtype=self._type, device=self._device)))
+            self._buffers.append((envelope, torch.empty(elements, dtype=self._type, device=self._sending)))
         works = [dist.irecv(part, self._peer, self._group) for part in self._buffers[0]]
         self._in_flight.append(([work for work in works if work is not None], None))
 

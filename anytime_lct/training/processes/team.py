@@ -159,7 +159,11 @@ def in_team() -> bool:
 
 
 def join_team(workers: int, replicas: int, device: torch.device, wire: str = "exact") -> Team:
-    """Join with the rank of the environment; raises RecipeError where the sizes do not fit, and WorkerLostError."""
+    """Join with the rank of the environment; raises RecipeError where the sizes do not fit, and WorkerLostError.
+
+    On `cuda` each process of a machine has a GPU of its own, and NCCL sends from one to the other. A GPU with a number,
+    `cuda:0`, is shared by all: gloo sends by way of the CPU's memory, which is no faster than one process.
+    """
     size = int(os.environ["WORLD_SIZE"])
     if size != workers * replicas:
         raise RecipeError(
@@ -176,30 +180,32 @@ def join_team(workers: int, replicas: int, device: torch.device, wire: str = "ex
 
 
 def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
-    if device.type == "cuda":
+    shared = device.index is not None
+    if device.type == "cuda" and not shared:
         local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= num_gpus:
             raise RecipeError(
                 f"Expected a GPU for each process on this machine, got {num_gpus} for {local_rank + 1} and more; start "
-                f"fewer, or set train.device = 'cpu'."
+                f"fewer, or set train.device = 'cpu', or 'cuda:0' to let them share a GPU."
             )
         device = torch.device("cuda", local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store = PrefixStore(f"attempt/{attempt}", store)  # addresses of the workers before a restart stay in the store
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     replica, worker = divmod(rank, workers)
     team = Team(device, worker, workers, replica, replicas)
     for r in range(replicas):  # every process makes every group, in this order
         for w in range(workers - 1):
             above, below = r * workers + w, r * workers + w + 1
-            down, up = (_pair(above, below, device) for _ in range(2))
+            down, up = (_pair(above, below, device, shared) for _ in range(2))
             if rank == above:
-                team.next = Edge(Link(down, below, device, wire), Link(up, below, device))
+                team.next = Edge(Link(down, below, device, wire, shared), Link(up, below, device, staged=shared))
             if rank == below:
-                team.previous = Edge(Link(down, above, device), Link(up, above, device))
+                team.previous = Edge(Link(down, above, device, staged=shared), Link(up, above, device, staged=shared))
     if replicas > 1:
         for w in range(workers):
             group = dist.new_group([r * workers + w for r in range(replicas)])
@@ -216,10 +222,10 @@ def _join(workers: int, replicas: int, device: torch.device, wire: str) -> Team:
     return team
 
 
-def _pair(above: int, below: int, device: torch.device) -> Any:
+def _pair(above: int, below: int, device: torch.device, shared: bool) -> Any:
     """Make a process group of two neighbours for one direction: NCCL ignores tags and would confuse two."""
     group: Any = dist.new_group([above, below])
-    if device.type == "cuda" and dist.get_rank() in (above, below):  # opens all connections in one order
+    if device.type == "cuda" and not shared and dist.get_rank() in (above, below):  # opens all connections in one order
         first = torch.zeros(1, device=device)
         (dist.send if dist.get_rank() == above else dist.recv)(
             first, below if dist.get_rank() == above else above, group
