@@ -241,7 +241,7 @@ class TrainRecipe(Section):
     channels_last: bool | None = None
     """Memory layout of convolutions; often faster. By default on a GPU that has bfloat16."""
     compile: bool = False
-    """Compile the groups by torch.compile."""
+    """Compile groups by torch.compile, and critics unless their rule runs backward twice."""
     device: str = "auto"
     """Device of torch, such as cpu or cuda:1; auto takes a GPU where there is one."""
     wire: Wire = "exact"

@@ -50,9 +50,9 @@ class GroupInTraining:
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock, average)
         self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock, average)
         self._f = forward_pass(group, recipe.train, clock)
-        self._c = None  # not compiled: its graph is run backward twice
-        if critic is not None:
-            self._c = forward_pass(critic, recipe.train, clock, compiled=False)
+        self._c = None
+        if critic is not None:  # torch compiles no graph that is run backward twice
+            self._c = forward_pass(critic, recipe.train, clock, compiled=self._rule.one_pass)
         self._h: Tensor | None = None
         self._here: lct.LocalLoss | None = None
         self._L, self._share = torch.zeros(()), 1.0
@@ -75,7 +75,9 @@ class GroupInTraining:
 
     def uncompiled(self) -> tuple[nn.Module, nn.Module | None]:
         """Return f_i and c_i at the recipe's precision, for a graph that is run backward twice."""
-        return forward_pass(self.group, self._recipe.train, self._clock, compiled=False), self._c
+        train, clock, c = self._recipe.train, self._clock, self.critic
+        f = forward_pass(self.group, train, clock, compiled=False)
+        return f, None if c is None else forward_pass(c, train, clock, compiled=False)
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Run the group on h_{i-1}; return h_i, without history."""
