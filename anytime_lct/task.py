@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TaskName = Literal["classification", "language-model"]
-MetricName = Literal["accuracy", "bpc"]
+from anytime_lct.exits.tasks import TASKS, MetricName, Task, TaskName
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,13 @@ class Facts:
     encodings: tuple[str, ...] = ()
 
     @property
+    def row(self) -> Task:
+        """The row of the task: its metric, and how outputs are read."""
+        return TASKS[self.task]
+
+    @property
     def metric(self) -> MetricName:
-        return "accuracy" if self.task == "classification" else "bpc"
+        return self.row.metric.name
 
 
 def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -48,16 +52,33 @@ def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -
     Classification takes Z (B, K) and y (B,). A language model takes Z (B, T, K) and y (B, T); its loss is the sum
     (6) divided by T, so that learning rates do not depend on the length of the minibatch.
     """
-    if task == "classification":
-        return F.cross_entropy(Z.float(), y, reduction="none", label_smoothing=label_smoothing)
-    per_character = F.cross_entropy(
-        Z.float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=label_smoothing
-    )
-    return per_character.view(y.shape).mean(dim=1)
+    return LOSSES[task](Z.float(), y, label_smoothing)
 
 
 def scores(task: TaskName, Z: Tensor, y: Tensor) -> Tensor:
     """Return the metric of every sample, shape (B,): 1 or 0 for a correct or wrong class, or bits per character."""
-    if task == "classification":
-        return (Z.argmax(dim=1) == y).to(torch.float32)
-    return losses(task, Z, y) / math.log(2.0)
+    return SCORES[task](Z, y)
+
+
+def _of_classes(Z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(Z, y, reduction="none", label_smoothing=label_smoothing)
+
+
+def _of_characters(Z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    return _of_classes(Z.flatten(0, 1), y.flatten(), label_smoothing).view(y.shape).mean(dim=1)
+
+
+def _hits(Z: Tensor, y: Tensor) -> Tensor:
+    return (Z.argmax(dim=1) == y).to(torch.float32)
+
+
+def _bits(Z: Tensor, y: Tensor) -> Tensor:
+    return _of_characters(Z.float(), y, 0.0) / math.log(2.0)
+
+
+# The part of a task's row (`exits.tasks.TASKS`) that needs torch.
+LOSSES: dict[TaskName, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "classification": _of_classes,
+    "language-model": _of_characters,
+}
+SCORES: dict[TaskName, Callable[[Tensor, Tensor], Tensor]] = {"classification": _hits, "language-model": _bits}

@@ -88,8 +88,7 @@ def table(profile: Profile) -> Table:
 
 
 def show_quality(profile: Profile, quality: Quality, *, interval: bool = False) -> str:
-    """Format a quality as a percentage or as bits per character."""
-    if profile.metric == "accuracy":
-        text = f"{100 * quality.value:.2f}%"
-        return f"{text} [{100 * quality.low:.2f},{100 * quality.high:.2f}]" if interval else text
-    return f"{quality.value:.3f}" + (f" [{quality.low:.3f},{quality.high:.3f}]" if interval else "")
+    """Format a quality as its metric is shown, with the bounds of its 95% interval behind it."""
+    show, sign = profile.row.show, profile.row.sign
+    bounds = f" [{show(quality.low).removesuffix(sign)},{show(quality.high).removesuffix(sign)}]"
+    return show(quality.value) + bounds * interval

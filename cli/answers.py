@@ -41,7 +41,7 @@ def rows_of(manifest: Manifest, name: str, portion: Portion, answer: Answer, top
             "top": [
                 {"class": manifest.classes[c], "index": int(c), "probability": float(row[c])} for c in best.tolist()
             ],
-            "text": manifest.task == "language-model",
+            "text": manifest.row.is_text,
         }
 
 

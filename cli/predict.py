@@ -110,7 +110,7 @@ def predict(
         raise InputError(f"Expected --generate with --{extra[0]}, got none; add --generate 200, or leave it out.")
     if not inputs and text is None:
         raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
-    num_classes = top or (1 if session.manifest.task == "classification" else 5)
+    num_classes = top or session.manifest.row.top
 
     def reply(x: Any) -> Iterator[Answer]:
         return stream_to(session, x, session.plan(ask).deepest) if stream else iter([session.run(x, ask)])

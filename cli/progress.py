@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from anytime_lct.exits.tasks import MetricName
     from anytime_lct.training.events import Epoch, Event, Start
 
 
@@ -16,7 +17,7 @@ SHOWN_CLASSES = 5
 
 
 @contextmanager
-def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
+def progress(*, quiet: bool = False) -> Iterator[Callable[[Event], None]]:
     """Yield a function that shows events: the data and the cuts, a bar with losses and time left, a line per epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -33,11 +34,15 @@ def progress(metric: str, *, quiet: bool = False) -> Iterator[Callable[[Event], 
     with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("train", total=None, epoch="-", losses="-")
 
+        metric: MetricName = "accuracy"  # until the run starts
+
         def show(event: Event) -> None:
+            nonlocal metric
             if isinstance(event, Note):  # printed even with `quiet`
                 notes = Console(stderr=True) if quiet else console
                 notes.print(event.text, highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Start):
+                metric = event.facts.metric
                 console.print(start_line(event), highlight=False, markup=False, soft_wrap=True)
             elif isinstance(event, Epoch):
                 console.print(epoch_line(event, metric, console.width), highlight=False, soft_wrap=True)
@@ -60,32 +65,33 @@ def start_line(start: Start) -> str:
     from anytime_lct.training.demand import show_bytes
 
     facts = start.facts
-    is_text = facts.task == "language-model"
-    names = [repr(name) if is_text else name for name in facts.classes[:SHOWN_CLASSES]]
+    row = facts.row
+    names = [repr(name) if row.is_text else name for name in facts.classes[:SHOWN_CLASSES]]
     names += ["..."] if len(facts.classes) > SHOWN_CLASSES else []
-    kind, unit = ("symbols", "characters") if is_text else ("classes", "images")
     samples = "".join(
         f", {count:,} for {split}" for count, split in zip(facts.counts[1:], ("validation", "test"), strict=False)
     )
-    training = f"{facts.counts[0]:,} {unit} for training{samples}; " if facts.counts else ""
+    training = f"{facts.counts[0]:,} {row.samples} for training{samples}; " if facts.counts else ""
     size = f" as {'x'.join(map(str, facts.input_shape))}"
-    if is_text:
+    if row.is_text:
         size = f" in {', '.join(facts.encodings).upper()}" if facts.encodings else ""
     cuts = f"cut after {', '.join(start.places)}" if start.places else "not cut"
     memory = "" if start.step_bytes is None else f"; a step takes about {show_bytes(start.step_bytes)} of memory"
-    line = f"{facts.name}: {len(facts.classes)} {kind} ({', '.join(names)}){size}; {training}{cuts}"
+    line = f"{facts.name}: {len(facts.classes)} {row.outputs} ({', '.join(names)}){size}; {training}{cuts}"
     if not start.costs:
         return line + memory
     exits = ", ".join(f"{share:.0%}" for share in shares(start.costs)[:-1])
     return f"{line}; exits at {exits} of the main network's {show_count(start.costs[-1])} multiply-adds{memory}"
 
 
-def epoch_line(epoch: Epoch, metric: str, width: int) -> str:
+def epoch_line(epoch: Epoch, metric: MetricName, width: int) -> str:
     """Return an epoch's line, or lines where it is wider than `width`: losses and the metric, one number per exit."""
+    from anytime_lct.exits.tasks import METRICS
+
     losses = " ".join(f"{loss:.3f}" for loss in epoch.train_losses)
     line = f"epoch {epoch.epoch:3d}  {epoch.seconds:6.1f} s  loss {losses}"
     if epoch.scores:
-        scores = (f"{100 * s:.2f}%" if metric == "accuracy" else f"{s:.3f}" for s in epoch.scores)
+        scores = map(METRICS[metric].show, epoch.scores)
         quality = f"validation {metric} {' '.join(scores)}"
         line += f"  {quality}" if len(line) + len(quality) + 2 <= width else f"\n{quality:>{len(line)}}"
     return line

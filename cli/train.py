@@ -119,7 +119,7 @@ def train(
     if as_json:
         import json
 
-        summary = None if last is None else last.as_json(metric_of(run_recipe))
+        summary = None if last is None else last.as_json(run_folder.read(folder)[1].metric)
         typer.echo(json.dumps({"run": str(folder), "last_epoch": summary, "descent": descent(folder)}))
     else:
         if tracked := descent(folder):
@@ -144,7 +144,7 @@ def run(
 
     keep_freed_memory()
     try:
-        with progress(metric_of(recipe), quiet=quiet or not _leads()) as report:
+        with progress(quiet=quiet or not _leads()) as report:
             workers, replicas = size
             changes = changes or Changes()
             return training(
@@ -193,13 +193,6 @@ def shares_of(text: str) -> list[float]:
             f"20M,30M, got '{text}'."
         ) from None
     return [amount.of_main if isinstance(amount, Share) else amount for amount in amounts]
-
-
-def metric_of(recipe: Recipe) -> str:
-    """Name the metric of a recipe's data set."""
-    from anytime_lct.recipes.recipe import TEXT
-
-    return "bpc" if recipe.data.name in TEXT else "accuracy"
 
 
 def _leads() -> bool:

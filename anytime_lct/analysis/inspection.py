@@ -15,6 +15,7 @@ from anytime_lct.cutting.groups import segments
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 from anytime_lct.exits.profile import Cost
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticRecipe, CutRecipe
 from anytime_lct.task import TaskName
@@ -105,7 +106,7 @@ def inspect(
 
 
 def _candidates(trace: Trace, example: Tensor, task: TaskName) -> list[CandidateCut]:
-    steps, square = example.shape[1] if task == "language-model" else 1, kinds.is_square(example)
+    steps, square = example.shape[1] if TASKS[task].is_text else 1, kinds.is_square(example)
     parts = segments(trace, [cut.position for cut in trace.candidates])[:-1]
     amounts, crossing = count_in_turn(parts, example)
     return [

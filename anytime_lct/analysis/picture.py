@@ -136,11 +136,10 @@ def profile_figure(profile: Profile) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    accuracy = profile.metric == "accuracy"
-    if not accuracy:
+    if not profile.row.rises:
         axes.invert_yaxis()
-    axes.set_ylabel("accuracy, %" if accuracy else "bits per character (better is up)")
-    axes.set_xlabel(f"multiply-adds for one {'sample' if accuracy else 'character'}")
+    axes.set_ylabel(profile.row.axis)
+    axes.set_xlabel(f"multiply-adds for one {profile.row.sample}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show_count(x)))
     axes.set_title(f"{profile.model} on {profile.data}: every exit", fontsize=11, color=INK, loc="left")
     axes.margins(x=0.14, y=0.16)
@@ -151,11 +150,11 @@ def profile_figure(profile: Profile) -> Figure:
 
 
 def _value(profile: Profile, quality: Quality) -> float:
-    return 100 * quality.value if profile.metric == "accuracy" else quality.value
+    return profile.row.scale * quality.value
 
 
 def _bars(profile: Profile, quality: Quality) -> tuple[float, float, float]:
-    scale = 100 if profile.metric == "accuracy" else 1
+    scale = profile.row.scale
     return (
         scale * quality.value,
         scale * (quality.value - quality.low),

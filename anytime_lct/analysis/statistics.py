@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from anytime_lct.task import MetricName
+from anytime_lct.exits.tasks import METRICS, MetricName
 
 LEVEL = 0.95
 QUANTILE = float(stats.norm.ppf((1 + LEVEL) / 2))
@@ -17,12 +17,17 @@ QUANTILE = float(stats.norm.ppf((1 + LEVEL) / 2))
 def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, float, float]:
     """Return the mean of scores (S,) and its 95% interval: Wilson's for accuracy, the normal one for BPC."""
     scores = np.asarray(scores, dtype=np.float64)
-    n, mean = len(scores), float(scores.mean())
-    if metric == "accuracy":
-        test = stats.binomtest(round(scores.sum()), n)
+    if METRICS[metric].of_hits:
+        test = stats.binomtest(round(scores.sum()), len(scores))
         low, high = test.proportion_ci(LEVEL, method="wilson")
-        return mean, float(low), float(high)
-    error = float(stats.sem(scores)) if n > 1 else 0.0
+        return float(scores.mean()), float(low), float(high)
+    return mean_interval(scores)
+
+
+def mean_interval(values: NDArray[np.floating]) -> tuple[float, float, float]:
+    """Return the mean of values (S,) and its 95% interval, the normal one."""
+    n, mean = len(values), float(values.mean())
+    error = float(stats.sem(values)) if n > 1 else 0.0
     if error == 0:
         return mean, mean, mean
     low, high = stats.norm.interval(LEVEL, loc=mean, scale=error)
@@ -50,7 +55,7 @@ def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float
 
 
 def _p(a: NDArray[np.floating], b: NDArray[np.floating], metric: MetricName) -> float:
-    if metric == "accuracy":
+    if METRICS[metric].of_hits:
         for_a, for_b = int(((a > 0) & (b == 0)).sum()), int(((a == 0) & (b > 0)).sum())
         return float(stats.binomtest(for_a, for_a + for_b, alternative="less").pvalue) if for_a + for_b else 1.0
     if len(a) < 2 or np.ptp(a - b) == 0:  # equal differences have no variance

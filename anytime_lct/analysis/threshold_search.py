@@ -266,7 +266,7 @@ def _report(
     columns = np.arange(len(rows))
     row_of = {i: _row(test, i) for i in thresholds}
     cost_of = dict(zip(row_of.values(), stopping_costs(profile, thresholds), strict=True))
-    mean, low, high = statistics.interval(np.array([cost_of[row] for row in rows.tolist()]), "bpc")  # the normal one
+    mean, low, high = statistics.mean_interval(np.array([cost_of[row] for row in rows.tolist()], np.float64))
     return Thresholds(
         mean_flops=budget,
         measure=measure,

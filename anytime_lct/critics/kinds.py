@@ -30,6 +30,7 @@ from torchvision.ops import Permute
 
 from anytime_lct.critics.residual import ResidualPlan, plan
 from anytime_lct.errors import CriticError
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
 
@@ -80,16 +81,17 @@ def layout(
     >>> layout(torch.zeros(2, 7, 7, 768))
     'channels-last map'
     """
-    if task == "classification" and hidden.dim() == 4:
+    is_text = TASKS[task].is_text
+    if not is_text and hidden.dim() == 4:
         first, second, third = hidden.shape[1:]
         decisive = square and (first == second) != (second == third)
         last = first == second if decisive else linear_next
         return "channels-last map" if last else "map"
-    if task == "classification" and hidden.dim() == 3:
+    if not is_text and hidden.dim() == 3:
         return "tokens with a class token" if class_token else "tokens"
-    if task == "classification" and hidden.dim() == 2:
+    if not is_text and hidden.dim() == 2:
         return "vector"
-    if task == "language-model" and hidden.dim() == 3:
+    if is_text and hidden.dim() == 3:
         return "sequence"
     raise CriticError(
         f"A critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map (B, C, H, W) or "

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Literal
 
 from anytime_lct.errors import BudgetError
+from anytime_lct.exits.tasks import METRICS, MetricName
 from anytime_lct.exits.thresholds import Measure, Thresholds
 
 Mode = Literal["anytime", "fixed"]
@@ -195,7 +196,7 @@ def parse_quality(text: str) -> float:
     return value
 
 
-def parse_drop(text: str, metric: Literal["accuracy", "bpc"]) -> float:
+def parse_drop(text: str, metric: MetricName) -> float:
     """Read how far an exit may be below the best into percentage points of accuracy, or into bits per character.
 
     Points of accuracy are "1%", "1 point" or "1", or the fraction "0.01"; from "0.1" up to below "1" it could be a
@@ -204,7 +205,7 @@ def parse_drop(text: str, metric: Literal["accuracy", "bpc"]) -> float:
     >>> parse_drop("0.01", "accuracy")
     1.0
     """
-    if metric == "bpc":
+    if not METRICS[metric].of_hits:
         number, unit = _split(text, "bits per character like 0.05")
         if unit.lower() not in ("", "bpc"):
             raise BudgetError(f"Expected bits per character like 0.05, got '{text}'; leave the unit out.")

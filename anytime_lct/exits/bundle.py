@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BundleError, ProfileError
 from anytime_lct.exits.profile import Profile
+from anytime_lct.exits.tasks import TASKS, Task, TaskName
 from anytime_lct.exits.thresholds import ThresholdTable
 
 MANIFEST = "manifest.json"
@@ -79,7 +80,7 @@ class Manifest(Record):
 
     format: Literal[1] = 1
     toolkit: str
-    task: Literal["classification", "language-model"]
+    task: TaskName
     model: str
     num_groups: Annotated[int, Field(ge=1)]
     input_shape: tuple[int | str, ...]
@@ -111,6 +112,11 @@ class Manifest(Record):
             if not 1 <= i <= self.num_groups or not (chained if self.groups else i in self.exits):
                 raise ValueError(f"exit {i} is listed as served but has no files")
         return self
+
+    @property
+    def row(self) -> Task:
+        """The row of the task: its metric, and how outputs are read."""
+        return TASKS[self.task]
 
     def as_json(self) -> str:
         """Return the text of manifest.json."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import ProfileError
+from anytime_lct.exits.tasks import METRICS, Metric, MetricName
 
 NAME = "profile.json"
 WEIGHTS = ("main.safetensors", "critics.safetensors")  # of a run folder
@@ -80,7 +81,7 @@ class Profile(Record):
     format: Literal[1] = 1
     model: str
     data: str
-    metric: Literal["accuracy", "bpc"]
+    metric: MetricName
     groups: Annotated[tuple[Cost, ...], Field(min_length=1)]
     critics: tuple[Cost, ...]
     exits: tuple[Exit, ...]
@@ -105,6 +106,11 @@ class Profile(Record):
     def num_groups(self) -> int:
         return len(self.groups)
 
+    @property
+    def row(self) -> Metric:
+        """The row of the metric: its direction, and how values are shown."""
+        return METRICS[self.metric]
+
     def cost(self, index: int) -> Cost:
         """Cost of sub-model i alone: f_1 + .. + f_i + c_i."""
         total = sum(self.groups[: self._checked(index)], start=Cost(flops=0, params=0))
@@ -117,8 +123,7 @@ class Profile(Record):
 
     def merit(self, index: int) -> float:
         """Quality of exit i as a number where higher is better, whatever the metric."""
-        value = self.quality(index).value
-        return value if self.metric == "accuracy" else -value
+        return self.row.merit(self.quality(index).value)
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from anytime_lct.errors import BudgetError, NothingFitsError
 from anytime_lct.exits.budget import Budget, in_flops, show_count, show_seconds
 from anytime_lct.exits.profile import Cost, Profile, Quality
+from anytime_lct.exits.tasks import METRICS
 
 SIGNIFICANCE = 0.05
 # A drop of 0.5 points is 0.5 points, though 0.95 - 0.945 is a little more in floating point.
@@ -102,7 +103,7 @@ def show_quality(profile: Profile, value: float) -> str:
     >>> show_quality(profile, 0.9312)  # doctest: +SKIP
     '93.12%'
     """
-    return f"{100 * value:.2f}%" if profile.metric == "accuracy" else f"{value:.3f} BPC"
+    return profile.row.show_with_unit(value)
 
 
 # A bound: its name, its limit, what an exit needs of it, and how amounts are formatted.
@@ -152,11 +153,12 @@ def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None,
     for name, number in conditions.items():
         if number is not None and not (math.isfinite(number) and number >= 0):
             raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
-    other = "max_bpc" if profile.metric == "accuracy" else "min_accuracy"
-    if conditions[other] is not None:
+    metric = profile.row
+    others = [other.floor for other in METRICS.values() if other is not metric and conditions[other.floor] is not None]
+    if others:
         raise BudgetError(
-            f"Expected a condition on {profile.metric}, which this profile holds, got {other}; use "
-            f"{'min_accuracy' if other == 'max_bpc' else 'max_bpc'} or max_drop."
+            f"Expected a condition on {profile.metric}, which this profile holds, got {others[0]}; use {metric.floor} "
+            f"or max_drop."
         )
     floors: list[Floor] = []
     if min_accuracy is not None:
@@ -164,12 +166,12 @@ def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None,
             raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
         floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
     if max_bpc is not None:
-        floors.append((-max_bpc, f"reaches {show_quality(profile, max_bpc)}"))
+        floors.append((metric.merit(max_bpc), f"reaches {show_quality(profile, max_bpc)}"))
     if max_drop is not None:
         best = max(range(1, profile.num_groups + 1), key=profile.merit)
-        points = "point" if max_drop == 1 else "points"
-        drop, unit = (max_drop / 100, points) if profile.metric == "accuracy" else (max_drop, "BPC")
-        floors.append((profile.merit(best) - drop - ROUNDING, f"stays within {max_drop:g} {unit} of exit {best}"))
+        unit = "point" if metric.points == "points" and max_drop == 1 else metric.points
+        lowest = profile.merit(best) - max_drop / metric.scale - ROUNDING
+        floors.append((lowest, f"stays within {max_drop:g} {unit} of exit {best}"))
     return floors
 
 

@@ -66,7 +66,7 @@ def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
 def samples(facts: Facts) -> Iterator[NDArray]:
     """Yield the inputs of the comparison, always the same: normal noise, or random symbols of two lengths."""
     generator = np.random.default_rng(0)
-    if facts.task == "language-model":
+    if facts.row.is_text:
         (length,) = facts.input_shape
         short = length // 3 + 1
         for batch, steps in ((1, length), (3, length), (3, short), (64, short)):
@@ -78,7 +78,7 @@ def samples(facts: Facts) -> Iterator[NDArray]:
 
 def reads_on(folder: Path, num_groups: int, critics: Sequence[int], facts: Facts) -> bool:
     """Return whether a text read in portions, from the states that portions before leave, is answered as in one."""
-    if facts.task != "language-model":
+    if not facts.row.is_text:
         return False
     x, states = next(samples(facts)), dict[int, dict[str, NDArray]]()
     whole, continued = (chain_engine(folder, num_groups, critics, states=each) for each in (None, states))

@@ -51,7 +51,7 @@ class Int8:
 
 def check(facts: Facts) -> None:
     """Raise ExportError for a network that cannot be quantised here: one on text."""
-    if facts.task != "classification":
+    if facts.row.is_text:
         raise ExportError(
             "Expected a network on images for int8, got a language model, whose recurrent layers have no int8 form "
             "here; export it without --int8."

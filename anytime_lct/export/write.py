@@ -206,7 +206,7 @@ def _write_records(
     if rules is not None and rules.rules:
         rules.save(folder / THRESHOLDS)
     facts = trained.facts
-    is_text = facts.task == "language-model"
+    is_text = facts.row.is_text
     groups = range(1, scope.num_groups + 1) if scope.with_groups else ()
     manifest = Manifest(
         toolkit=__version__,
@@ -235,7 +235,7 @@ def _write_records(
 
 def preprocessing(facts: Facts) -> Preprocessing:
     """Return the preprocessing of raw inputs that the network was measured with."""
-    if facts.task == "language-model":
+    if facts.row.is_text:
         return Preprocessing(kind="text", symbols="".join(facts.classes), encoding=facts.encoding)
     channels, height, width = facts.input_shape
     return Preprocessing(
@@ -260,11 +260,11 @@ def _timed(folder: Path, facts: Facts, profile: Profile, scope: _Scope) -> Profi
 
 
 def _dynamic(facts: Facts) -> tuple[str, ...]:
-    return ("batch",) if facts.task == "classification" else ("batch", "time")
+    return ("batch", "time") if facts.row.is_text else ("batch",)
 
 
 def _example(facts: Facts) -> Tensor:
     """Two samples: torch treats a size of 1 as a constant."""
-    if facts.task == "language-model":
+    if facts.row.is_text:
         return torch.zeros(2, max(3, facts.input_shape[0]), dtype=torch.int64)
     return torch.zeros(2, *facts.input_shape)

@@ -86,7 +86,7 @@ def _quality(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[flo
     profile = Profile.load(job.folder / run_folder.PROFILE)
     exit_ = cell.exit or profile.num_groups
     quality = profile.exits[exit_ - 1].test
-    scale = 100 if profile.metric == "accuracy" else 1
+    scale = profile.row.scale
     validation = profile.exits[exit_ - 1].validation
     cost = profile.cost(exit_)
     return scale * quality.value, {

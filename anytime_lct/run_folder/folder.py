@@ -140,9 +140,9 @@ def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
     pairs: list[tuple[str, object, object]] = [
         ("inputs of shape", facts.input_shape, current.input_shape),
         ("images", _resized(facts), _resized(current)),
-        ("symbols" if facts.task == "language-model" else "classes", len(facts.classes), len(current.classes)),
+        (facts.row.outputs, len(facts.classes), len(current.classes)),
         *(
-            (f"{'symbol' if facts.task == 'language-model' else 'class'} {number}", repr(ours), repr(theirs))
+            (f"{facts.row.output} {number}", repr(ours), repr(theirs))
             for number, (ours, theirs) in enumerate(zip(facts.classes, current.classes, strict=False), start=1)
         ),
         ("training, validation and test samples", facts.counts, current.counts if facts.counts else ()),

@@ -45,7 +45,7 @@ def calibrate(
             x = _example(session, size)
         except MemoryError:
             raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; choose smaller.") from None
-        times[x.size if session.manifest.task == "language-model" else size] = _measure(session, x, seconds)
+        times[x.size if session.manifest.row.is_text else size] = _measure(session, x, seconds)
     return Timings(
         bundle=bundle_sum(session.bundle),
         machine=machine(),
@@ -86,7 +86,7 @@ def fewest_threads(seconds: Mapping[int, float]) -> int:
 
 def _example(session: AnytimeSession, size: int) -> np.ndarray:
     generator = np.random.default_rng(0)
-    if session.manifest.task == "language-model":
+    if session.manifest.row.is_text:
         return generator.integers(0, session.manifest.outputs, (size, CHARACTERS), dtype=np.int64)
     shape = [int(side) for side in session.manifest.input_shape[1:]]
     return generator.standard_normal((size, *shape), dtype=np.float32)

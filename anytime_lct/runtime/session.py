@@ -98,7 +98,7 @@ class AnytimeSession:
 
     def buffer_bytes(self, x: NDArray[Any]) -> int:
         """Return the bytes of the buffers that a walk of this batch uses at most; 0 before `warm`."""
-        return self._buffer_bytes * (x.size if self.manifest.task == "language-model" else len(x))
+        return self._buffer_bytes * (x.size if self.manifest.row.is_text else len(x))
 
     def choose(self, budget: Budget | None = None) -> int:
         """Return the exit that `run` answers with: the most accurate served one that fits the budget.

@@ -168,7 +168,7 @@ class Service:
 
 def num_logits(x: NDArray[Any], manifest: Manifest) -> int:
     """Return the number of logits of an answer: one per class, of every sample or of every step of it."""
-    return math.prod(x.shape[: 1 if manifest.task == "classification" else 2]) * manifest.outputs
+    return math.prod(x.shape[: 2 if manifest.row.is_text else 1]) * manifest.outputs
 
 
 async def _cancel_when(gone: Callable[[], Awaitable[object]], future: Future[Reply]) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anytime_lct.task import TaskName
+from anytime_lct.exits.tasks import TASKS, Task, TaskName
 
 SECOND, THIRD = 2, 3  # epochs after which an alarm makes sense; the last one of a shorter run
 FAR_ABOVE, MARGIN = 1.5, 0.5  # times the loss of guessing, and at least so many nats above it
@@ -46,6 +46,11 @@ class Finished:
     main: bool = True
     rates: Sequence[str] = ("groups.lr", "critics.lr")
     clips: bool = False
+
+    @property
+    def row(self) -> Task:
+        """The row of the task."""
+        return TASKS[self.task]
 
     @property
     def guess(self) -> float:
@@ -94,10 +99,9 @@ def high_loss(numbers: Finished) -> str:
     if not high:
         return ""
     losses = ", ".join(f"{numbers.train_losses[k]:.3g}" for k in high)
-    unit = "classes" if numbers.task == "classification" else "symbols"
     return (
         f"After epoch {numbers.epoch} the training loss of {numbers.names(high)} ({losses}) is far above "
-        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {unit}: "
+        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {numbers.row.outputs}: "
         f"{numbers.lower_rates()}{'' if numbers.clips else ', or set train.clip_norm=1'}."
     )
 
@@ -107,7 +111,7 @@ def single_answer(numbers: Finished) -> str:
     exits = _of_single_answer(numbers)
     if not exits:
         return ""
-    what, of = ("class", "images") if numbers.task == "classification" else ("symbol", "characters")
+    what, of = numbers.row.output, numbers.row.samples
     verb = "answers" if len(exits) == 1 else "answer"
     sentence = f"After epoch {numbers.epoch} {numbers.names(exits)} {verb} one {what} for all {of} of validation"
     if all(numbers.train_losses[k] < numbers.entropy / FAR_ABOVE for k in exits):
@@ -115,7 +119,7 @@ def single_answer(numbers: Finished) -> str:
             f"{sentence}, though the training loss is far lower than such answers give: the statistics of batch norms "
             f"may not follow yet; train for more epochs, or in smaller minibatches (data.batch_size)."
         )
-    largest, most = max(numbers.frequencies), "largest" if numbers.task == "classification" else "most frequent"
+    largest, most = max(numbers.frequencies), "most frequent" if numbers.row.is_text else "largest"
     unequal = f", the {most} {what} being {largest:.0%} of them"
     remedy = numbers.lower_rates() if largest < HALF else f"use more {of} of other classes"
     return f"{sentence}{unequal}: {remedy}, or train for more epochs."
@@ -164,7 +168,7 @@ def at_chance(numbers: Finished) -> str:
     if not numbers.has_had(THIRD) or total < FEW or _of_high_loss(numbers):
         return ""
     single, shares = _of_single_answer(numbers), numbers.frequencies
-    if numbers.task == "classification":
+    if numbers.row.metric.of_hits:
         chance = max(shares)
         limit, unit = chance + Z_95 * math.sqrt(chance * (1 - chance) / total), f"the largest class is {chance:.1%}"
         poor = [k for k, score in enumerate(numbers.scores) if score <= limit]
@@ -180,8 +184,7 @@ def at_chance(numbers: Finished) -> str:
     scores = ", ".join(values[k] for k in poor)
     remedy = "cut later (cut.shares)"
     if everywhere:
-        images = numbers.task == "classification"
-        remedy = "check that labels belong to their images" if images else "train for more epochs"
+        remedy = "train for more epochs" if numbers.row.is_text else "check that labels belong to their images"
     verb = "is" if len(poor) == 1 else "are"
     return (
         f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, "
@@ -194,7 +197,7 @@ def few_samples(numbers: Finished) -> str:
     if numbers.epoch < numbers.epochs or len(numbers.scores) < 2 or _of_single_answer(numbers):
         return ""
     difference, total = max(numbers.scores) - min(numbers.scores), sum(numbers.labels)
-    if numbers.task == "classification":
+    if numbers.row.metric.of_hits:
         half = max(Z_95 * _error(score, total) for score in numbers.scores)
         wide, what = half > WIDE, f"{total} images, whose accuracy is known to ± {100 * half:.0f} points"
         apart = f"{100 * difference:.1f} points"

@@ -21,7 +21,7 @@ from anytime_lct.recipes.fitting import USUAL_ROWS, fit
 from anytime_lct.recipes.reading import complete
 from anytime_lct.recipes.recipe import TrainRecipe
 from anytime_lct.run_folder.build import traits
-from anytime_lct.task import TaskName
+from anytime_lct.task import TASKS, TaskName
 from anytime_lct.training import alarms
 from anytime_lct.training.events import Epoch, Note, Position, Progress
 from anytime_lct.training.learner import Clock
@@ -296,5 +296,5 @@ def _recipe_tables(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[
             f"Expected {', '.join(known)} of a recipe, got '{unknown}', which follows from the network and the data; "
             f"leave it out, or train into a run folder."
         )
-    name = "cifar10" if task == "classification" else "text"
+    name = "text" if TASKS[task].is_text else "cifar10"
     return {"data": {"name": name}, "model": {"name": "own"}, **tables, "train": {**train, **own}}

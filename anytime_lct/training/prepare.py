@@ -60,7 +60,7 @@ def expect_one_sample_suffices(network: nn.Module, example: Tensor) -> None:
 def expect_windows_suit(network: nn.Module, data: Dataset) -> None:
     """Raise DataError where a network on text, with a fixed number of positions, cannot read evaluation's windows."""
     length = data.facts.input_shape[0]
-    for split in EVALUATED if data.facts.task == "language-model" else ():
+    for split in EVALUATED if data.facts.row.is_text else ():
         x, _ = next(iter(data.batches(split)), (None, None))
         if x is None or x.shape[1] == length:
             continue

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anytime_lct.exits.tasks import METRICS, MetricName
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import checkpoint, journal
 from anytime_lct.run_folder import folder as run_folder
-from anytime_lct.task import MetricName
 from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Epoch, Position
 from anytime_lct.training.learner import Clock, is_carried, is_slot
@@ -38,7 +38,7 @@ class Saving:
         team: Team,
         num_groups: int,
     ) -> None:
-        self._path, self._train, self._metric = path, recipe.train, metric
+        self._path, self._train, self._metric = path, recipe.train, METRICS[metric]
         self._method, self._clock, self._team, self._num_groups = method, clock, team, num_groups
         self._memory = PeakMemory(team.device)
         self._last_checkpoint = time.monotonic()
@@ -89,7 +89,7 @@ class Saving:
             if team.leads:
                 if epoch is not None:
                     self._keep_weights(epoch, position, part)
-                    journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric))
+                    journal.append(self._path / run_folder.METRICS, epoch.as_json(self._metric.name))
                 by_group = {index: bytes(row).hex() for index, row in enumerate(digests.tolist(), start=1)}
                 progress = {
                     "at": vars(position),
@@ -112,7 +112,7 @@ class Saving:
             for exit_, loss in enumerate(values, start=1):
                 self._board.add_scalar(f"loss/{split}/exit_{exit_}", loss, epoch.epoch)
         for exit_, score in enumerate(epoch.scores, start=1):
-            self._board.add_scalar(f"{self._metric}/validation/exit_{exit_}", score, epoch.epoch)
+            self._board.add_scalar(f"{self._metric.name}/validation/exit_{exit_}", score, epoch.epoch)
 
     def finish(self) -> None:
         """Write the weights of the last checkpoint where a run has none yet, because it was killed before that."""
@@ -142,9 +142,8 @@ class Saving:
 
         Where the main network is frozen, the best epoch is that whose other exits were best on average.
         """
-        sign = 1 if self._metric == "accuracy" else -1
         scores = epoch.scores[:-1] if row_of(self._train.method).fits_exits else epoch.scores[-1:]
-        score = sign * sum(scores) / len(scores) if scores else None
+        score = self._metric.merit(sum(scores) / len(scores)) if scores else None
         better = score is None or position.best is None or score > position.best
         if better:
             position.best = score

@@ -31,10 +31,9 @@ def thresholds(
 
     path = Path(run)
     opened_run = run_folder.open_run(path, model)
-    if opened_run.facts.task != "classification":
+    if why := opened_run.facts.row.no_rules:
         raise AnalysisError(
-            f"Expected a network that classifies, got a language model in '{run}', whose characters would each stop at "
-            f"another exit; pick one exit with: anytime-lct select {run}."
+            f"Expected a network that classifies, got in '{run}' {why}; pick one exit with: anytime-lct select {run}."
         )
     profile = run_folder.read_profile(path)
     data = opened_run.load_data(data_root)

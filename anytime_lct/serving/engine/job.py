@@ -133,4 +133,4 @@ class Job:
 
 def batch_size(x: NDArray[Any], manifest: Manifest) -> int:
     """Return the samples of a batch (for text: characters)."""
-    return x.size if manifest.task == "language-model" else len(x)
+    return x.size if manifest.row.is_text else len(x)

@@ -72,14 +72,15 @@ def find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[st
     if len(raw) > 1:
         raise Refusal(f"Expected the input '{INPUT}' once, got it {len(raw)} times; send one batch.")
     shape = tensors.read_shape(tensor.get("shape"))
-    if manifest.task == "language-model":
+    if manifest.row.is_text:
         count, limit, bytes_each = math.prod(shape), limits.characters, 8
     else:
         bytes_each = image_bytes(manifest)
         count, limit = shape[0], max_images(manifest, limits)
     if count > limit:
-        unit = "images" if manifest.task == "classification" else "characters"
-        raise Refusal(f"Expected at most {limit} {unit} in a request, got {count}; send several requests.")
+        raise Refusal(
+            f"Expected at most {limit} {manifest.row.samples} in a request, got {count}; send several requests."
+        )
     return tensor, shape, count * bytes_each
 
 

@@ -117,7 +117,7 @@ def describe_server(*, has_admin: bool) -> dict[str, Any]:
 def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[str, Any]:
     """Return a model's metadata: its input as the network takes it, its outputs, and the names of its classes."""
     shape = [size if isinstance(size, int) else -1 for size in manifest.input_shape]
-    batch = shape[: 1 if manifest.task == "classification" else 2]
+    batch = shape[: 2 if manifest.row.is_text else 1]
     return {
         "name": name,
         "versions": versions,
@@ -145,11 +145,10 @@ def describe_config(name: str, manifest: Manifest, limits: Limits) -> dict[str, 
             rows.append(row if row["dims"] else row | {"dims": [1], "reshape": {"shape": []}})
         return rows
 
-    is_text = manifest.task == "language-model"
     return {
         "name": name,
         "platform": metadata["platform"],
-        "max_batch_size": limits.characters if is_text else max_images(manifest, limits),
+        "max_batch_size": limits.characters if manifest.row.is_text else max_images(manifest, limits),
         "input": tensors("inputs"),
         "output": tensors("outputs"),
     }

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, RecipeError
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import TEXT, Count, Positive, Recipe, Section
@@ -188,7 +189,7 @@ def _outputs(network: LCTNetwork, device: torch.device) -> int:
 
 def _expect_images(task: TaskName, network: LCTNetwork) -> None:
     odd = [shape for shape in network.shapes if len(shape) not in (1, 3)]
-    if task != "classification" or odd:
+    if TASKS[task].is_text or odd:
         actual = f"a hidden tensor of shape {('B', *odd[0])}".replace("'", "") if odd else f"the task {task}"
         raise RecipeError(
             f"Expected images and a network of maps or vectors with method dni, which has no synthetic gradients for "
