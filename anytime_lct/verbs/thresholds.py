@@ -33,7 +33,7 @@ def thresholds(
     opened_run = run_folder.open_run(path, model)
     if why := opened_run.facts.row.no_rules:
         raise AnalysisError(
-            f"Expected a network that classifies, got in '{run}' {why}; pick one exit with: anytime-lct select {run}."
+            f"Expected a network that classifies in '{run}', got {why}; pick one exit with: anytime-lct select {run}."
         )
     profile = run_folder.read_profile(path)
     data = opened_run.load_data(data_root)
