@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
+
+from anytime_lct.errors import DataError
+from anytime_lct.recipes.recipe import Policy
+
+SMALL = 64
+Transform = Callable[[Any], Any]
 
 
 def move(images: Tensor, draws: Tensor) -> Tensor:
@@ -38,6 +47,40 @@ def zoom(image: Tensor, size: tuple[int, int], seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return v2.RandomHorizontalFlip()(v2.RandomResizedCrop(size, antialias=True)(image))
+
+
+def policy_of(name: Policy, shape: tuple[int, ...]) -> Transform | None:
+    """Return torchvision's policy of a name, None for "none", for images of `shape`; raises DataError.
+
+    AutoAugment's is the one that its paper learns on ImageNet, or on CIFAR-10 for images of at most 64 x 64.
+
+    >>> policy_of("randaugment", (3, 32, 32))
+    RandAugment(num_ops=2, magnitude=9, num_magnitude_bins=31, interpolation=InterpolationMode.NEAREST)
+    """
+    if name == "none":
+        return None
+    if shape[0] not in (1, 3):
+        raise DataError(
+            f"Expected images of 1 or 3 channels with data.policy = {name}, which changes colours, got {shape[0]}; "
+            f"leave it out."
+        )
+    if name == "autoaugment":
+        small = max(shape[1:]) <= SMALL
+        return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10 if small else v2.AutoAugmentPolicy.IMAGENET)
+    return v2.RandAugment() if name == "randaugment" else v2.TrivialAugmentWide()
+
+
+def apply(policy: Transform, images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Change images, uint8 (B, C, H, W), one by one; random numbers follow from the seed of each.
+
+    torch's own random state does not change.
+    """
+    with torch.random.fork_rng(devices=[]):
+        changed = []
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(policy(image))
+    return torch.stack(changed)
 
 
 def erase(images: Tensor, draws: Tensor, share: float) -> Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
-from anytime_lct.data.augment import erase, mirror, mix, move, zoom
+from anytime_lct.data.augment import Transform, apply, erase, mirror, mix, move, zoom
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import fit, read_picture
 from anytime_lct.recipes.recipe import Augment
@@ -122,7 +122,7 @@ class ImageBatches:
     """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,).
 
         in memory, small            uint8 on the device, moved and mirrored there, some minibatches at once
-        files, or zoomed            uint8 (B, C, H, W) made on the CPU, by `readers` processes ahead of training
+        files, zoomed, or a policy  uint8 (B, C, H, W) made on the CPU, by `readers` processes ahead of training
         both                        normalised on the device
 
     Either way the random numbers are drawn on the CPU, for a whole epoch, and the minibatches are the same.
@@ -136,11 +136,16 @@ class ImageBatches:
     workers: int | None
     device: torch.device = CPU
     notes: tuple[str, ...] = ()
+    policy: Transform | None = None
     erased: float = 0.0  # share of the training images that lose a box
 
     def to(self, device: torch.device) -> ImageBatches:
         images = {id(part): part for part, _ in self.parts.values()}
-        if self.augment != "imagenet" and sum(part.num_bytes for part in images.values()) <= ON_DEVICE_BYTES:
+        if (
+            self.augment != "imagenet"
+            and self.policy is None
+            and sum(part.num_bytes for part in images.values()) <= ON_DEVICE_BYTES
+        ):
             images = {key: part.to(device) for key, part in images.items()}
         parts: dict[Split, tuple[Images, Tensor]] = {
             split: (images[id(part)], indices) for split, (part, indices) in self.parts.items()
@@ -188,6 +193,7 @@ class ImageBatches:
             self.augment if split == "train" else "none",
             torch.rand(3, len(images.labels), generator=augmentation).to(home),
             mix(self.seed, epoch if split == "train" else 0, 2),
+            self.policy if split == "train" else None,
         )
         mean, std = (
             (torch.tensor(values).view(-1, 1, 1) * 255).to(self.device) for values in (self.facts.mean, self.facts.std)
@@ -229,11 +235,15 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
     augment: Augment
     draws: Tensor
     seed: int
+    policy: Transform | None
 
     def __getitem__(self, number: int) -> Batch | DataError:
         indices = self.indices[number]
         try:
-            return self._augmented(indices), self.images.labels[indices]
+            x = self._augmented(indices)
+            if self.policy is not None:
+                x = apply(self.policy, x, [mix(self.seed, i, 1) for i in indices.tolist()])
+            return x, self.images.labels[indices]
         except DataError as error:
             return error  # a loader's worker would wrap a raised error in its traceback
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anytime_lct.data.augment import policy_of
 from anytime_lct.data.batches import ImageBatches, Images, Split
 from anytime_lct.errors import DataError
 from anytime_lct.models.files import file_of, without_folder
@@ -77,7 +78,10 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     rows = recipe.batch_size or batch_size(len(train_indices))
-    return ImageBatches(facts, augment, parts, rows, seed, recipe.workers, notes=notes, erased=recipe.erase)
+    policy = policy_of(recipe.policy, facts.input_shape)
+    return ImageBatches(
+        facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase
+    )
 
 
 def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:

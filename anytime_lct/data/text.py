@@ -114,6 +114,8 @@ def load_file(recipe: DataRecipe, seed: int) -> TextBatches:
 
 def _as_batches(recipe: DataRecipe, parts: dict[Split, str], encodings: tuple[str, ...] = ()) -> TextBatches:
     """Number the symbols of the whole text, sorted, so that none is unknown in the test part."""
+    if recipe.changes:
+        raise DataError(f"Expected data.{recipe.changes[0]} for images only, got it for a text; leave it out.")
     if recipe.mean is not None or recipe.std is not None:
         raise DataError("Expected data.mean and data.std for images only, got them for a text; leave them out.")
     codes: dict[Split, np.ndarray] = {

@@ -11,6 +11,7 @@ from anytime_lct.recipes.sentences import sentence
 
 # Every closed choice has its type here, once.
 Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
+Policy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
 Strategy = Literal["shares", "layers", "balanced", "measured", "memory"]
 CriticKind = Literal["slim", "residual", "paper", "paper-imagenet", "own"]
 Form = Literal["per-sample", "scalar"]
@@ -65,6 +66,8 @@ class DataRecipe(Section):
     """Share of the images that is held out for the test, where they have no test part."""
     augment: Literal["auto", Augment] = "auto"
     """Random changes of training images; auto: what suits the data set."""
+    policy: Policy = "none"
+    """Random changes of colours and geometry after `augment`: torchvision's policy of this name."""
     erase: Fraction = 0.0
     """Share of the training images that lose a random box, which gets the mean colour."""
     skip_unreadable: Annotated[int, Field(ge=0)] = 0
@@ -81,6 +84,11 @@ class DataRecipe(Section):
     """Characters of a training sequence of a text."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read image files; 0 reads them in the training process. By default 0, for a GPU up to 8."""
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The keys, beside `augment`, by which training images change at random."""
+        return tuple(key for key, off in (("policy", "none"), ("erase", 0.0)) if getattr(self, key) != off)
 
 
 class ModelRecipe(Section):

@@ -55,6 +55,11 @@ def check(recipe: Recipe) -> None:
             f"Expected data.augment = none with method admm, which needs the same samples in every sweep, got "
             f"{recipe.data.augment}; set it."
         )
+    if recipe.data.changes:
+        raise RecipeError(
+            f"Expected the same samples in every sweep of method admm, got data.{recipe.data.changes[0]}, which "
+            f"changes them; leave it out."
+        )
     if recipe.train.average:
         raise RecipeError(
             f"Expected a method of gradient steps with train.average, whose weights it averages, got admm with "
