@@ -35,7 +35,8 @@ class LCTNetwork(nn.Module):
 
     The groups run the network's own submodules: they share its parameters and keep their names, so `main_state()`
     loads straight into the uncut network. `places` names the modules after which it is cut, `shapes` are the
-    shapes of h_1..h_{N-1}, without the batch.
+    shapes of h_1..h_{N-1}, without the batch. `recipes` are those that cut it, with the places: they cut another
+    network of the same factory alike; None for groups and critics of another origin.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LCTNetwork(nn.Module):
         self.groups = nn.ModuleList(groups)
         self.critics = nn.ModuleList(critics)
         self.places, self.shapes = tuple(places), tuple(shapes)
+        self.recipes: tuple[CutRecipe, CriticRecipe] | None = None
 
     @classmethod
     def cut(
@@ -92,7 +94,9 @@ class LCTNetwork(nn.Module):
                 layout = kinds.layout(hidden, task, square=kinds.is_square(example), **hint)
                 modules.append(kinds.build(kind, hidden, outputs, task, depth, layout, budget))
             shapes.append(tuple(hidden.shape[1:]))
-        return cls(groups, modules, places, shapes)
+        network = cls(groups, modules, places, shapes)
+        network.recipes = (CutRecipe(groups=len(groups), places=places, shares=cut.targets(len(groups))), critic)
+        return network
 
     @property
     def num_groups(self) -> int:

@@ -38,6 +38,7 @@ from anytime_lct.exits.profile import Profile
 from anytime_lct.reproduce import runner
 from anytime_lct.reproduce.plan import Run, Tables, merged
 from anytime_lct.reproduce.runner import SeededRun
+from anytime_lct.run_folder.paths import Changes
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.verbs import export
 
@@ -123,7 +124,7 @@ def bundles(job: SeededRun) -> dict[str, Bundle]:
         out = job.folder.with_name(f"{job.name}.{precision}")
         if not out.exists():
             root = job.recipe.data.root if samples else None
-            export(job.folder, out, Contents(only="exits"), int8_samples=samples, data_root=root)
+            export(job.folder, out, Contents(only="exits"), int8_samples=samples, changes=Changes(data_root=root))
         by_precision[precision] = Bundle.open(out)
     return by_precision
 

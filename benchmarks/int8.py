@@ -19,6 +19,7 @@ from measuring import ratios, write
 
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.exits.profile import Profile
+from anytime_lct.run_folder.paths import Changes
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.verbs import export
 
@@ -28,7 +29,7 @@ SAMPLES = 512
 def export_both(run: Path, folder: Path, data_root: str | None) -> dict[str, Bundle]:
     return {
         "float32": export(run, folder / "float32"),
-        "int8": export(run, folder / "int8", int8_samples=SAMPLES, data_root=data_root),
+        "int8": export(run, folder / "int8", int8_samples=SAMPLES, changes=Changes(data_root=data_root)),
     }
 
 

@@ -28,17 +28,19 @@ def analyze(
     Example: anytime-lct analyze runs/digits-resnet-0
     """
     from anytime_lct.cli.screen import say, screen
+    from anytime_lct.run_folder.paths import Changes
     from anytime_lct.verbs.analyze import analyze as analyze_run
     from anytime_lct.verbs.analyze import savings_warning
 
-    profile = analyze_run(run, data_root, model)
+    changes = Changes(data_root=data_root, model=model)
+    profile = analyze_run(run, changes=changes)
     if as_json:
         typer.echo(profile.model_dump_json())
         return
     console = screen()
     console.print(table(profile))
     say(console, NOTE + SPLIT_NOTES[profile.split], "dim")
-    if warning := savings_warning(run, profile):
+    if warning := savings_warning(run, profile, changes):
         say(console, warning)
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
     if (run / "descent.png").exists():

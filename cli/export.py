@@ -53,6 +53,7 @@ def export(
     from anytime_lct.exits.bundle import Contents
     from anytime_lct.exits.profile import Profile
     from anytime_lct.exits.selector import show_quality
+    from anytime_lct.run_folder.paths import Changes
     from anytime_lct.verbs.export import export as export_run
 
     if only not in (None, "exits", "groups"):
@@ -66,8 +67,7 @@ def export(
             out,
             contents,
             int8_samples=(calibration_samples or CALIBRATION_SAMPLES) if int8 else None,
-            data_root=data_root,
-            model=model,
+            changes=Changes(data_root=data_root, model=model),
             force=force,
             report=report,
         )

@@ -41,13 +41,15 @@ def thresholds(
     from anytime_lct.errors import BudgetError
     from anytime_lct.exits.budget import parse_flops
     from anytime_lct.exits.thresholds import MEASURES
+    from anytime_lct.run_folder.paths import Changes
     from anytime_lct.verbs.thresholds import thresholds as search_thresholds
 
     if measure not in (*MEASURES, "best"):
         raise BudgetError(f"Expected --measure {', '.join(MEASURES)} or best, got '{measure}'.")
     measures = MEASURES if measure == "best" else (measure,)
     budgets = [parse_flops(text) for text in mean_flops]
-    rules = search_thresholds(run, budgets, measures, data_root, model)  # type: ignore[arg-type]
+    changes = Changes(data_root=data_root, model=model)
+    rules = search_thresholds(run, budgets, measures, changes=changes)  # type: ignore[arg-type]
     if as_json:
         typer.echo(rules.model_dump_json())
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -40,6 +41,42 @@ def without_folder(name: str) -> str:
     """
     file = file_of(name)
     return name if file is None else with_file(name, Path(file.name))
+
+
+def name_of(factory: Callable[..., Any], what: str, error: type[LCTError]) -> str:
+    """Return the name of a function or class that makes a `what`: path/to/file.py:FACTORY, or torchvision:NAME.
+
+    Raises an `error` for one that another process cannot import, or whose import would run the program again.
+
+    >>> name_of(torchvision.models.resnet18, "network", ModelError)                     # doctest: +SKIP
+    'torchvision:resnet18'
+    """
+    name, module = getattr(factory, "__qualname__", ""), str(getattr(factory, "__module__", ""))
+    for library in ("torchvision", "timm"):
+        if module.startswith(f"{library}.models"):
+            return f"{library}:{name}"
+    try:
+        file = Path(inspect.getsourcefile(factory) or "")
+    except TypeError:
+        file = Path()
+    if not file.is_file() or not name.isidentifier():
+        raise error(
+            f"Expected a function or class at the top of a Python file, which makes the {what} in another process too, "
+            f"got {factory!r}; write one into a file."
+        )
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    if program is not None and Path(program).resolve() == file.resolve() and not _is_guarded(file):
+        raise error(
+            f"Expected '{file.name}' to run its training below `if __name__ == \"__main__\":`, as other processes "
+            f"import {name} from it; put the loop there, or {name} into a file of its own."
+        )
+    return f"{file.resolve()}:{name}"
+
+
+def _is_guarded(file: Path) -> bool:
+    """Whether a program tells by its name if it is run or imported."""
+    tests = (node.test for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.If))
+    return any(isinstance(name, ast.Name) and name.id == "__name__" for test in tests for name in ast.walk(test))
 
 
 def load_factory(name: str, what: str, error: type[LCTError]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from anytime_lct.errors import DataError
 from anytime_lct.exits.bundle import Contents
 from anytime_lct.recipes import reading
 from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.paths import Changes
 from anytime_lct.training.events import Start
 from anytime_lct.training.run import train
 
@@ -117,7 +118,7 @@ def test_changed_images_are_refused(trained, tmp_path, change, says):
 def test_the_same_data_elsewhere_is_taken(trained, tmp_path):
     shutil.copytree(trained / "data", tmp_path / "moved")
     shutil.copytree(trained / "run", tmp_path / "run")
-    assert verbs.analyze(tmp_path / "run", str(tmp_path / "moved")).num_groups == 2
+    assert verbs.analyze(tmp_path / "run", changes=Changes(data_root=str(tmp_path / "moved"))).num_groups == 2
 
 
 def test_facts_without_counts_are_compared_without_them(trained):

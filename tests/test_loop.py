@@ -20,7 +20,7 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training import run as runs
 from anytime_lct.training.events import Epoch
-from anytime_lct.training.loop import train
+from anytime_lct.training.own import train
 
 TABLES = {
     "groups": {"name": "sgd", "lr": 0.05},
@@ -58,7 +58,7 @@ def test_the_weights_are_those_of_a_run_folder(tmp_path):
     *_, last = (event for event in runs.train(recipe, data, tmp_path / "run") if isinstance(event, Epoch))
     network = build_network(recipe, data.facts)
     ours = list(data.batches("train")), list(data.batches("validation"))
-    (epoch,) = train(network, ours[0], validation=ours[1], seed=3, train={"clip_norm": 1.0}, **TABLES)
+    (epoch,) = train(network, {"train": ours[0], "validation": ours[1]}, train={"seed": 3, "clip_norm": 1.0}, **TABLES)
     run = run_folder.open_run(tmp_path / "run").network
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), run.state_dict().values(), strict=True))
     assert (epoch.train_losses, epoch.scores) == (last.train_losses, last.scores)
@@ -140,7 +140,7 @@ def test_validation_is_brought_to_the_device_a_minibatch_at_a_time():
                 most.append(len(alive))
 
     network = small()
-    train(network.double(), [(x.double(), y) for x, y in batches()], validation=Counted(), **TABLES)
+    train(network.double(), {"train": [(x.double(), y) for x, y in batches()], "validation": Counted()}, **TABLES)
     assert len(most) == 4 and max(most) <= 2
 
 

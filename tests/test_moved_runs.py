@@ -111,9 +111,9 @@ def test_an_altered_copy_is_refused_and_another_can_be_named(tmp_path):
     for call in (lambda: run_folder.open_run(path), lambda: verbs.train(None, path, resume=True)):
         with pytest.raises(CheckpointError, match=r"layers.py' as it was .* altered or missing; .* --model path/to"):
             call()
-    assert run_folder.open_run(path, model).model == "net.py:make"
+    assert run_folder.open_run(path, Changes(model=model)).model == "net.py:make"
     with pytest.raises(ModelError, match="not there; name it with --model"):
-        run_folder.open_run(path, "absent.py:make")
+        run_folder.open_run(path, Changes(model="absent.py:make"))
     verbs.train(None, path, resume=True, changes=Changes(model=model))  # copies the network again
     assert run_folder.open_run(path).network.num_groups == 2
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from anytime_lct.data import cifar, digits, folders, idx, own, text
+from anytime_lct.data import cifar, digits, folders, idx, own, saved, text
 from anytime_lct.data.batches import Dataset
 from anytime_lct.data.images import load_images, root_of
 from anytime_lct.errors import DataError
@@ -44,16 +44,17 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     >>> load(DataRecipe(name="digits", batch_size=64)).num_batches("train")
     21
     """
+    if recipe.name == saved.NAME:
+        return saved.load(recipe)
     expect_known(recipe.name)
     if file_of(recipe.name) is not None:
         return load_images(own.read, recipe, seed)
     return DATA_SETS[recipe.name](recipe, seed)
 
 
-def from_recipe(recipe: Recipe, root: str | None = None) -> Dataset:
-    """Load the data of a recipe, from `root` where it has moved; raises DataError as `load` does."""
-    moved = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
-    return load(sized(recipe.model_copy(update={"data": moved})).data, recipe.train.seed)
+def from_recipe(recipe: Recipe) -> Dataset:
+    """Load the data of a recipe; raises DataError as `load` does."""
+    return load(sized(recipe).data, recipe.train.seed)
 
 
 def sized(recipe: Recipe) -> Recipe:

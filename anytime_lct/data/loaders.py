@@ -1,39 +1,83 @@
-"""The user's own minibatches, a DataLoader or a list, behind the interface of a data set."""
+"""The user's own minibatches, DataLoaders or lists, behind the interface of a data set.
+
+    [(x, y), ..]                         one part, or a DataLoader of one
+    {"train": .., "validation": .., "test": .., "classes": ["cat", "dog"], "mean": (..), "std": (..)}
+
+Mean and deviation of every channel are those by which images were normalised, on pixels in [0, 1].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from anytime_lct.cutting.snapshot import save_random_states
+from anytime_lct.cutting.snapshot import save_random_states, seeded
+from anytime_lct.data.augment import mix
 from anytime_lct.data.batches import Batch, Share, Split
 from anytime_lct.errors import DataError
+from anytime_lct.modes import probing
+from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Augment
 from anytime_lct.task import Facts, TaskName
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Parts = Batches | Mapping[str, Any]
+OWN = "own"  # the name of data, and of a network, of the user's program
+KEYS = (*get_args(Split), "classes", "mean", "std")
+FORM = "a DataLoader, or a list of (x, y)"
 
 
 class LoadedBatches:
-    """Training minibatches, iterated once per epoch, and those of validation, which may be none.
+    """Minibatches of the user's program; `data` without names of its parts is the part `alone`.
 
     A loader does not see what training draws from the random states of torch, Python and numpy: they are restored
-    before every next minibatch.
-    Raises DataError for training data without a length.
+    before every next minibatch. With a `seed`, a pass depends on it and on the epoch alone: the random states, and the
+    generators of a loader, are seeded at its beginning. Raises DataError.
     """
 
     augment: Augment = "none"
     notes: tuple[str, ...] = ()
 
-    def __init__(self, train: Batches, validation: Batches, task: TaskName) -> None:
-        if not _length(train):
-            raise DataError("Expected data with a length, at least one minibatch: a DataLoader, or a list of (x, y).")
-        if isinstance(validation, Iterator):
-            raise DataError("Expected validation data that every epoch can iterate, got an iterator; pass a list.")
-        self._splits: dict[Split, Batches] = {"train": train, "validation": validation}
-        self.facts = Facts("own", task, (), 0, ())
+    def __init__(self, data: Parts, alone: Split, task: TaskName = "classification", seed: int | None = None) -> None:
+        parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {alone: data}
+        if unknown := parts.keys() - {*KEYS}:
+            raise DataError(f"Expected {', '.join(KEYS)} as parts of the data, got {min(map(repr, unknown))}.")
+        if isinstance(parts.get("validation"), Iterator) or isinstance(parts.get("test"), Iterator):
+            raise DataError("Expected data for evaluation that can be iterated again, got an iterator; pass a list.")
+        self._splits: dict[Split, Batches] = {split: parts.get(split, ()) for split in get_args(Split)}
+        self._seed = seed
+        statistics = (tuple(map(float, parts.get("mean", ()))), tuple(map(float, parts.get("std", ()))))
+        self.facts = Facts(OWN, task, (), 0, tuple(map(str, parts.get("classes", ()))), *statistics)
+
+    def described(self, network: LCTNetwork) -> LoadedBatches:
+        """Return these minibatches with the facts of one, and of what the network answers to it; raises DataError."""
+        split = next((split for split in ("test", "validation", "train") if self.num_batches(split)), "train")
+        restore = save_random_states()
+        x, _ = next(iter(self._splits[split]), (None, None))
+        restore()
+        if x is None:
+            raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
+        with probing(network):
+            outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
+        facts = self.facts
+        classes = facts.classes or tuple(map(str, range(outputs)))
+        if len(classes) != outputs:
+            raise DataError(f"Expected a class for each of {outputs} outputs of the network, got {len(classes)}.")
+        shape = tuple(x.shape[1:])
+        if x.is_floating_point() and len(shape) != 3:
+            raise DataError(
+                f"Expected images (B, C, H, W) to measure and export a network on, got a minibatch of shape "
+                f"{tuple(x.shape)}; vectors are images (B, F, 1, 1), with nn.Flatten as the first layer."
+            )
+        described = copy.copy(self)
+        described.facts = dataclasses.replace(facts, input_shape=shape, outputs=outputs, classes=classes)
+        return described
 
     @property
     def rows(self) -> int | None:
@@ -45,8 +89,13 @@ class LoadedBatches:
         """Return these minibatches, which stay where they are until they are used."""
         return self
 
+    def expect_length(self) -> None:
+        """Raise DataError for training data without a length."""
+        if not _length(self._splits["train"]):
+            raise DataError(f"Expected training data with a length, at least one minibatch: {FORM}.")
+
     def num_batches(self, split: Split) -> int:
-        """Count minibatches; for validation data without a length, return 1 where there are any."""
+        """Count minibatches; for data without a length, return 1 where there are any."""
         length = _length(self._splits[split])
         return int(any(True for _ in self._splits[split])) if length is None else length
 
@@ -55,14 +104,28 @@ class LoadedBatches:
         return self.num_batches(split)
 
     def num_rows(self, split: Split, number: int) -> int:
-        raise DataError("Expected one process for your own minibatches, got replicas; train into a run folder.")
+        raise DataError("Expected one process for your own minibatches, got replicas; train by a recipe.")
 
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]:
-        """Yield the minibatches of one pass, in the loader's order."""
-        for batch in self._splits[split]:
-            restore = save_random_states()
-            yield batch
-            restore()
+        """Yield the minibatches of one pass from `start` on, in the loader's order."""
+        part = self._splits[split]
+        with nullcontext() if self._seed is None else seeded(mix(self._seed, epoch)):
+            if self._seed is not None:
+                _seed_generators(part, mix(self._seed, epoch), epoch)
+            for number, batch in enumerate(part):
+                restore = save_random_states()
+                if number >= start:
+                    yield batch
+                restore()
+
+
+def _seed_generators(loader: Any, seed: int, epoch: int) -> None:
+    """Seed the generators of a DataLoader and its samplers, and tell the samplers the epoch where they take it."""
+    for holder in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+        if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+            generator.manual_seed(seed)
+        if callable(set_epoch := getattr(holder, "set_epoch", None)):
+            set_epoch(epoch)
 
 
 def _length(batches: Batches) -> int | None:

@@ -2,6 +2,7 @@
 
 RUN/recipe.toml  facts.json  environment.json     the recipe, the facts of the data, the machine
 RUN/network/  data/  sources.json                 files of the user's own network and data, and sums (`paths`)
+RUN/arrays/                                       what a network of the user's own program is measured on (`data.saved`)
 RUN/checkpoints/  metrics.jsonl  tensorboard/     progress, and what a run resumes from
 RUN/main.safetensors  critics.safetensors         the trained weights
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
@@ -19,14 +20,14 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from anytime_lct import __version__, disk
-from anytime_lct.data import datasets
+from anytime_lct.data import datasets, saved
 from anytime_lct.data.batches import Dataset
+from anytime_lct.data.loaders import OWN
 from anytime_lct.errors import CheckpointError, DataError, ProfileError
 from anytime_lct.exits import profile
 from anytime_lct.exits.profile import Profile
@@ -34,13 +35,13 @@ from anytime_lct.models.files import without_folder
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
-from anytime_lct.run_folder import paths
+from anytime_lct.run_folder import checkpoint, paths
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.run_folder.checkpoint import load_tensors, save_tensors
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.task import Facts
 
-RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", "facts.json", "environment.json", "metrics.jsonl"
+RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", saved.FACTS, "environment.json", "metrics.jsonl"
 (MAIN, CRITICS), PROFILE, PICTURE = profile.WEIGHTS, profile.NAME, "exits.png"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
@@ -60,9 +61,9 @@ class OpenedRun:
         """The name of the network, without the folder of its file."""
         return without_folder(self.recipe.model.name)
 
-    def load_data(self, root: str | None = None) -> Dataset:
-        """Load the run's data, from `root` where it has moved; raises DataError where it is missing or other data."""
-        data = datasets.from_recipe(self.recipe, root)
+    def load_data(self) -> Dataset:
+        """Load the run's data; raises DataError where it is missing or other data."""
+        data = datasets.from_recipe(self.recipe)
         expect_same_data(self.path, self.facts, data.facts)
         return data
 
@@ -95,12 +96,17 @@ def rewrite(path: Path, changes: Changes) -> Recipe:
     return earlier
 
 
-def open_run(path: Path, model: str | None = None) -> OpenedRun:
+def open_run(path: Path, changes: Changes = UNCHANGED) -> OpenedRun:
     """Open a run folder with its trained weights; raises CheckpointError where it is incomplete.
 
-    `model` names the network where the run's own copy of its file cannot be used, as path/to/file.py:FACTORY.
+    `changes` are where its data and its network are now, where they have moved or the run has no name for them.
     """
-    recipe, facts = read(path, Changes(model=model))
+    recipe, facts = read(path, changes)
+    if recipe.model.name == OWN:
+        raise CheckpointError(
+            f"The network of the run '{path}' is one of a Python program, which no other can build; name a factory of "
+            f"it with --model path/to/file.py:FACTORY, or use it in that program: analyze(network, data)."
+        )
     for name in (MAIN, CRITICS):
         if not (path / name).exists():
             raise CheckpointError(
@@ -113,6 +119,16 @@ def open_run(path: Path, model: str | None = None) -> OpenedRun:
     return OpenedRun(path, recipe, facts, network.eval())
 
 
+def expect_resumable(path: Path) -> None:
+    """Raise CheckpointError for a run of the user's own program, which alone has its network or its training data."""
+    recipe, trained = reading.read(path / RECIPE), (path / MAIN).exists()
+    if recipe.data.name == saved.NAME or (trained and checkpoint.newest(path / CHECKPOINTS) is None):
+        raise CheckpointError(
+            f"Expected a run of `anytime-lct train` to continue, got '{path}', whose loop is in a Python program; "
+            f"continue it there, or start another run from its weights: --weights {path}."
+        )
+
+
 def read(path: Path, changes: Changes = UNCHANGED) -> tuple[Recipe, Facts]:
     """Read a run folder's recipe, with absolute paths and with changes, and the facts of its data.
 
@@ -123,11 +139,7 @@ def read(path: Path, changes: Changes = UNCHANGED) -> tuple[Recipe, Facts]:
             f"Expected a run folder, got '{path}', which has no {RECIPE}; name the --run-dir of a training run."
         )
     try:
-        record = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
-        }
-        facts = Facts(**fields)
+        facts = saved.read_facts(path / FACTS)
     except (OSError, ValueError, TypeError, AttributeError):
         raise CheckpointError(f"The run '{path}' is damaged: {FACTS} is missing or altered; train again.") from None
     recipe = reading.read(path / RECIPE)

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from anytime_lct import disk
 from anytime_lct.data.images import ROOT_VARIABLE
+from anytime_lct.data.saved import NAME as SAVED
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.exits.profile import WEIGHTS
 from anytime_lct.models.files import file_of, with_file
@@ -94,6 +95,8 @@ def store(recipe: Recipe, run: Path) -> Recipe:
     its own file. Raises CheckpointError.
     """
     recipe = absolute(recipe, Path.cwd())
+    if recipe.data.name == SAVED:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": "."})})
     data, weights = recipe.data, recipe.train.weights or DEFAULT_WEIGHTS
     own = file_of(data.name)
     if data.root is None and own is not None:

@@ -5,31 +5,22 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from anytime_lct.data.batches import Dataset, Split
-from anytime_lct.data.loaders import Batches, LoadedBatches
-from anytime_lct.errors import DivergenceError, RecipeError
+from anytime_lct.errors import DivergenceError
 from anytime_lct.evaluation import Tally
-from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.fitting import USUAL_ROWS, fit
-from anytime_lct.recipes.reading import complete
 from anytime_lct.recipes.recipe import TrainRecipe
-from anytime_lct.run_folder.build import traits
-from anytime_lct.task import TASKS, TaskName
 from anytime_lct.training import alarms
 from anytime_lct.training.events import Epoch, Note, Position, Progress
 from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
-from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
-from anytime_lct.training.prepare import device_of, suit_device
 from anytime_lct.training.processes.links import Status
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import step_of
@@ -37,49 +28,6 @@ from anytime_lct.training.saving import Saving
 
 REPORT_SECONDS = 0.2
 AGAIN = 4  # training minibatches that are evaluated where training and validation loss are far apart
-TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
-TRAIN_KEYS = ("clip_norm", "label_smoothing", "precision", "compile")
-
-
-def train(
-    network: LCTNetwork,
-    data: Batches,
-    *,
-    epochs: int = 1,
-    validation: Batches = (),
-    task: TaskName = "classification",
-    seed: int = 0,
-    device: str = "auto",
-    report: Callable[[Epoch], object] | None = None,
-    **tables: dict[str, Any],
-) -> list[Epoch]:
-    """Train a network by local critic training; return the result of every epoch, losses and metric of each exit.
-
-    `data` is iterated once per epoch and has a length: a DataLoader, a list of minibatches (x, y); classification
-    takes y (B,), a language model x and y (B, T). `tables` are those of a recipe (`groups={"lr": 0.05}`, `critics`,
-    `groups_schedule`, `critics_schedule`, `rule`, `train={"clip_norm": 1.0}`), with the defaults of `anytime-lct
-    train`; the rest of a recipe follows from the network and the data. `report` is called after every epoch. The
-    network ends on its device, in evaluation mode. Raises DataError, RecipeError and DivergenceError.
-
-    >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
-    >>> train(network, loader, epochs=10, validation=held_out)[-1].scores               # doctest: +SKIP
-    """
-    batches, team = LoadedBatches(data, validation, task), Team(device_of(device))
-    own = {"epochs": epochs, "seed": seed, "device": device, "channels_last": False}
-    recipe = fit(complete(_recipe_tables(tables, task, own)), traits(network), batches.rows or USUAL_ROWS)
-    recipe, per_epoch = suit_device(recipe, team.device), batches.num_batches("train")
-    clock = Clock(epochs * per_epoch, per_epoch)
-    network.to(team.device).train()
-    method, history = Worker.of(network, recipe, task, clock, team), list[Epoch]()
-    try:
-        for event in Loop(method, batches, recipe.train, clock, team, network.num_groups).events():
-            if isinstance(event, Epoch):
-                history.append(event)
-                if report is not None:
-                    report(event)
-    finally:
-        network.eval()
-    return history
 
 
 class Loop:
@@ -284,17 +232,3 @@ class Loop:
 
 def _means(sums: Tensor) -> tuple[float, ...]:
     return tuple((sums[0] / sums[1].clamp(min=1)).tolist())
-
-
-def _recipe_tables(tables: dict[str, dict[str, Any]], task: TaskName, own: dict[str, Any]) -> dict[str, Any]:
-    """Return tables to complete to a recipe; raises RecipeError for keys that the network and the data determine."""
-    train = tables.get("train", {})
-    keys = [*(f"train.{key}" for key in train), *(table for table in tables if table != "train")]
-    known = [*TABLES, *(f"train.{key}" for key in TRAIN_KEYS)]
-    if unknown := next((key for key in keys if key not in known), None):
-        raise RecipeError(
-            f"Expected {', '.join(known)} of a recipe, got '{unknown}', which follows from the network and the data; "
-            f"leave it out, or train into a run folder."
-        )
-    name = "text" if TASKS[task].is_text else "cifar10"
-    return {"data": {"name": name}, "model": {"name": "own"}, **tables, "train": {**train, **own}}

@@ -1,29 +1,42 @@
-"""Measure the cost and the quality of every exit of a trained run."""
+"""Measure the cost and the quality of every exit of a trained network."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+from torch import nn
+
+from anytime_lct.data.loaders import OWN, LoadedBatches, Parts
+from anytime_lct.errors import DataError
 from anytime_lct.exits.profile import Profile, weights_sum
+from anytime_lct.network import LCTNetwork
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
+from anytime_lct.run_folder.paths import UNCHANGED, Changes
 
 
-def analyze(run: Path | str, data_root: str | None = None, model: str | None = None) -> Profile:
+def analyze(run: Path | str | nn.Module, data: Parts | None = None, *, changes: Changes = UNCHANGED) -> Profile:
     """Measure every exit of a run; write profile.json and exits.png, and descent.png where descent was tracked.
 
-    `data_root` is the folder of the data set, if it has moved, and `model` the network, as path/to/file.py:FACTORY,
-    where the run's copy of its file cannot be used. Raises CheckpointError, DataError and AnalysisError.
+    `changes` are where the run's data and network are now, if they have moved. A network instead of a run, with the
+    `data` of the same program, is measured without a folder, and nothing is written: `data` is the test part, or
+    {"validation": .., "test": .., "classes": ..}. Raises CheckpointError, DataError and AnalysisError.
 
     >>> analyze("runs/digits-resnet-0").exits[0].test.value                            # doctest: +SKIP
     0.9611
+    >>> analyze(network, loader).exits[0].test.value                                   # doctest: +SKIP
     """
     from anytime_lct.analysis import measure, picture  # training processes do not need it
 
+    if isinstance(run, nn.Module):
+        network, batches = in_memory(run, data)
+        return measure.profile(network, batches, OWN)
+    if data is not None:
+        raise DataError(f"Expected a network with data, got the run '{run}', which has its own; leave data out.")
     path = Path(run)
-    opened_run, digest = run_folder.open_run(path, model), weights_sum(path)
-    data = opened_run.load_data(data_root)
-    profile = measure.profile(opened_run.network, data, opened_run.model)
+    opened_run, digest = run_folder.open_run(path, changes), weights_sum(path)
+    profile = measure.profile(opened_run.network, opened_run.load_data(), opened_run.model)
     profile = profile.model_copy(update={"weights": digest})
     profile.save(path / run_folder.PROFILE)
     picture.draw(profile, path / run_folder.PICTURE)
@@ -34,9 +47,21 @@ def analyze(run: Path | str, data_root: str | None = None, model: str | None = N
     return profile
 
 
-def savings_warning(run: Path | str, profile: Profile) -> str:
+def in_memory(network: nn.Module, data: Parts | None) -> tuple[LCTNetwork, LoadedBatches]:
+    """Return a network, a copy on the CPU, and the data that measures it; a network that is not cut has one exit.
+
+    Raises DataError for data without a test part.
+    """
+    network = network if isinstance(network, LCTNetwork) else LCTNetwork([network], [])
+    batches = LoadedBatches(() if data is None else data, "test")
+    if not batches.num_batches("test"):
+        raise DataError('Expected data to measure the network on, got no test part; pass a loader, or {"test": ..}.')
+    return copy.deepcopy(network).cpu().eval(), batches.described(network)
+
+
+def savings_warning(run: Path | str, profile: Profile, changes: Changes = UNCHANGED) -> str:
     """Return a line about the exits of a run that save too little, and what helps (`savings.warning`), or ""."""
     from anytime_lct.training.prepare import warning_on_exits
 
-    recipe, facts = run_folder.read(Path(run))
+    recipe, facts = run_folder.read(Path(run), changes)
     return warning_on_exits(recipe, [profile.cost(i).flops for i in range(1, profile.num_groups + 1)], facts)

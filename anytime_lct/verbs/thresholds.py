@@ -9,20 +9,21 @@ from anytime_lct.errors import AnalysisError
 from anytime_lct.exits.budget import Flops, in_flops
 from anytime_lct.exits.thresholds import MEASURES, NAME, Measure, ThresholdTable
 from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.paths import UNCHANGED, Changes
 
 
 def thresholds(
     run: Path | str,
     mean_flops: Sequence[Flops],
     measures: Sequence[Measure] = MEASURES,
-    data_root: str | None = None,
-    model: str | None = None,
+    *,
+    changes: Changes = UNCHANGED,
 ) -> ThresholdTable:
     """Search a rule for each mean budget, by the best of `measures`, and add the rules to the run's thresholds.json.
 
-    Returns the new rules. `data_root` is the folder that holds the data set, if it has moved, and `model` the network,
-    path/to/file.py:FACTORY, where the run's copy of its file cannot be used. Raises ProfileError for a run without a
-    profile, AnalysisError for a language model or a run without validation data, and NothingFitsError.
+    Returns the new rules. `changes` are where the run's data and network are now, if they have moved. Raises
+    ProfileError for a run without a profile, AnalysisError for a language model or a run without validation data, and
+    NothingFitsError.
 
     >>> thresholds("runs/fashion", [10e6, 15e6]).rules[0].at                           # doctest: +SKIP
     {1: 0.97, 3: 0.0}
@@ -30,13 +31,13 @@ def thresholds(
     from anytime_lct.analysis import measure, threshold_search  # training processes do not need it
 
     path = Path(run)
-    opened_run = run_folder.open_run(path, model)
+    opened_run = run_folder.open_run(path, changes)
     if why := opened_run.facts.row.no_rules:
         raise AnalysisError(
             f"Expected a network that classifies in '{run}', got {why}; pick one exit with: anytime-lct select {run}."
         )
     profile = run_folder.read_profile(path)
-    data = opened_run.load_data(data_root)
+    data = opened_run.load_data()
     if not data.num_samples("validation"):
         raise AnalysisError(
             f"Expected validation data to search thresholds on, got a run without it in '{run}'; train with "

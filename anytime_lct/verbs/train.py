@@ -48,6 +48,7 @@ def train(
     path = Path(run_dir)
     if resume:
         recipe = run_folder.read(path, changes)[0]
+        run_folder.expect_resumable(path)
     elif not isinstance(recipe, Recipe):
         recipe = reading.read(recipe)
     recipe = prepare(recipe, (workers, replicas), resume=resume)
