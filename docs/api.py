@@ -38,7 +38,7 @@ PUBLIC = {
         lct.Rule lct.descend lct.LocalLoss task.losses task.scores descent.measure descent.Descent
     """,
     "Networks and critics": """
-        network.LCTNetwork training.loop.train evaluation.evaluate evaluation.Evaluation
+        network.LCTNetwork training.own.train evaluation.evaluate evaluation.Evaluation
         critics.kinds.build critics.kinds.layout counting.count models.networks.build
     """,
     "Data": """

@@ -45,7 +45,7 @@ class LoadedBatches:
     notes: tuple[str, ...] = ()
 
     def __init__(self, data: Parts, alone: Split, task: TaskName = "classification", seed: int | None = None) -> None:
-        parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {alone: data}
+        parts: dict[Any, Any] = dict(data) if isinstance(data, Mapping) else {alone: data}
         if unknown := parts.keys() - {*KEYS}:
             raise DataError(f"Expected {', '.join(KEYS)} as parts of the data, got {min(map(repr, unknown))}.")
         if isinstance(parts.get("validation"), Iterator) or isinstance(parts.get("test"), Iterator):
@@ -57,7 +57,8 @@ class LoadedBatches:
 
     def described(self, network: LCTNetwork) -> LoadedBatches:
         """Return these minibatches with the facts of one, and of what the network answers to it; raises DataError."""
-        split = next((split for split in ("test", "validation", "train") if self.num_batches(split)), "train")
+        splits: tuple[Split, ...] = ("test", "validation", "train")
+        split = next((split for split in splits if self.num_batches(split)), splits[-1])
         restore = save_random_states()
         x, _ = next(iter(self._splits[split]), (None, None))
         restore()
