@@ -58,7 +58,7 @@ class LoadedBatches:
     def described(self, network: LCTNetwork) -> LoadedBatches:
         """Return these minibatches with the facts of one, and of what the network answers to it; raises DataError."""
         splits: tuple[Split, ...] = ("test", "validation", "train")
-        split = next((split for split in splits if self.num_batches(split)), splits[-1])
+        split: Split = next((split for split in splits if self.num_batches(split)), splits[-1])
         restore = save_random_states()
         x, _ = next(iter(self._splits[split]), (None, None))
         restore()
