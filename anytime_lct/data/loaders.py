@@ -12,7 +12,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ from anytime_lct.task import Facts, TaskName
 Batches = Iterable[tuple[Tensor, Tensor]]
 Parts = Batches | Mapping[str, Any]
 OWN = "own"  # the name of data, and of a network, of the user's program
-KEYS = (*get_args(Split), "classes", "mean", "std")
+SPLITS: tuple[Split, ...] = get_args(Split)
+KEYS = (*SPLITS, "classes", "mean", "std")
 FORM = "a DataLoader, or a list of (x, y)"
 
 
@@ -45,22 +46,20 @@ class LoadedBatches:
     notes: tuple[str, ...] = ()
 
     def __init__(self, data: Parts, alone: Split, task: TaskName = "classification", seed: int | None = None) -> None:
-        parts: dict[Any, Any] = dict(data) if isinstance(data, Mapping) else {alone: data}
+        parts = cast("dict[str, Any]", dict(data) if isinstance(data, Mapping) else {alone: data})
         if unknown := parts.keys() - {*KEYS}:
             raise DataError(f"Expected {', '.join(KEYS)} as parts of the data, got {min(map(repr, unknown))}.")
         if isinstance(parts.get("validation"), Iterator) or isinstance(parts.get("test"), Iterator):
             raise DataError("Expected data for evaluation that can be iterated again, got an iterator; pass a list.")
-        self._splits: dict[Split, Batches] = {split: parts.get(split, ()) for split in get_args(Split)}
+        self._splits: dict[Split, Batches] = {split: parts.get(split, ()) for split in SPLITS}
         self._seed = seed
         statistics = (tuple(map(float, parts.get("mean", ()))), tuple(map(float, parts.get("std", ()))))
         self.facts = Facts(OWN, task, (), 0, tuple(map(str, parts.get("classes", ()))), *statistics)
 
     def described(self, network: LCTNetwork) -> LoadedBatches:
         """Return these minibatches with the facts of one, and of what the network answers to it; raises DataError."""
-        splits: tuple[Split, ...] = ("test", "validation", "train")
-        split: Split = next((split for split in splits if self.num_batches(split)), splits[-1])
         restore = save_random_states()
-        x, _ = next(iter(self._splits[split]), (None, None))
+        x, _ = next(iter(self._splits[self.typical]), (None, None))
         restore()
         if x is None:
             raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
@@ -79,6 +78,11 @@ class LoadedBatches:
         described = copy.copy(self)
         described.facts = dataclasses.replace(facts, input_shape=shape, outputs=outputs, classes=classes)
         return described
+
+    @property
+    def typical(self) -> Split:
+        """The part that stands for all: the test part, or the next one before it that has minibatches."""
+        return "test" if self.num_batches("test") else "validation" if self.num_batches("validation") else "train"
 
     @property
     def rows(self) -> int | None:
