@@ -18,8 +18,18 @@ PROGRAM = "from anytime_lct.cli.main import run; run()"
 class Server:
     """Starts on entering, waits until it answers, and is stopped by SIGTERM on leaving, or killed with its workers."""
 
-    def __init__(self, bundle: Path, *options: str, program: str = PROGRAM) -> None:
-        self._command = [sys.executable, "-c", program, "serve", str(bundle), "--port", "0", "--json", *options]
+    def __init__(self, bundle: Path, *options: object, program: str = PROGRAM) -> None:
+        self._command = [
+            sys.executable,
+            "-c",
+            program,
+            "serve",
+            str(bundle),
+            "--port",
+            "0",
+            "--json",
+            *map(str, options),
+        ]
         self.code: int | None = None
         self.errors = ""
 
@@ -34,8 +44,8 @@ class Server:
                 raise AssertionError(self.process.stderr.read())
             self._killed_at_the_end = stack.pop_all()
         self.address: str = json.loads(line)["address"]
-        self.netloc = self.address.removeprefix("http://")
-        self.port = int(self.netloc.rpartition(":")[2])
+        self.netloc = self.address.partition("://")[2]
+        self.port = int(self.netloc.rpartition(":")[2] or 0)  # 0: a Unix socket
         return self
 
     def __exit__(self, *error: object) -> None:

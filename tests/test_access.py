@@ -13,6 +13,7 @@ from anytime_lct.exits.budget import DEFAULT_ASK
 from anytime_lct.serving.access import Access, is_loopback
 from anytime_lct.serving.http.app import create_app
 from anytime_lct.serving.http.guard import guarded
+from anytime_lct.serving.keys import Keys
 from anytime_lct.serving.limits import DEFAULT_LIMITS
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.service import Service
@@ -130,6 +131,94 @@ def test_a_request_has_an_id_and_a_line_in_the_log(service, caplog):
     assert lines[0].startswith('- "GET /v2" 200 ') and lines[0].endswith("id=a-7")
     assert '"GET /v2/mo\\ndels" 404' in lines[1]
     assert '"GET /v2" 403' in lines[2] and lines[2].endswith(refused.headers["x-request-id"])
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_plain"),
+    [
+        (TRACE, True),
+        (TRACE.upper(), False),
+        (TRACE.replace("0af7651916cd43dd8448eb211c80319c", 32 * "0"), False),
+        (TRACE.replace("b7ad6b7169203331", 16 * "0"), False),
+        ("ff" + TRACE[2:], False),
+        (TRACE + "-more", False),
+        ("x", False),
+    ],
+)
+def test_a_trace_goes_into_the_log_and_back(service, caplog, sent, is_plain):
+    with caplog.at_level(logging.INFO, "anytime_lct.access"):
+        response = ask(app_of(service, log=True), "GET", "/v2", headers=HERE | {"traceparent": sent})
+    assert response.headers.get("traceparent") == (sent if is_plain else None)
+    assert caplog.records[0].getMessage().endswith(f" traceparent={sent}") == is_plain
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("# one client\nthe-key-of-one-client\n\nthe-key-of-another\n")
+    return Keys(path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"X-API-Key": "the-key-of-one-client"}, 200),
+        ({"Authorization": "Bearer the-key-of-another"}, 200),
+        ({"Authorization": "bearer  the-key-of-another"}, 200),
+        ({"Authorization": "Basic the-key-of-another"}, 401),
+        ({"Authorization": "Bearer the-key-of-anothe"}, 401),
+        ({"Authorization": "Bearer"}, 401),
+        ({"X-API-Key": ""}, 401),
+        ({"X-API-Key": "# one client"}, 401),
+        ({"X-API-Key": "the-key-of-one-client", "Authorization": "Bearer another"}, 200),
+    ],
+)
+def test_clients_need_a_key(service, keys, headers, status):
+    app = app_of(service, keys=keys)
+    for method, path in (("GET", "/v2"), ("GET", "/metrics"), ("GET", "/v2/health/live"), ("GET", "/nowhere")):
+        response = ask(app, method, path, headers=HERE | headers)
+        assert response.status == (404 if path == "/nowhere" and status == 200 else status)
+        if status == 401:
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert ("none" if not headers or "Basic" in str(headers) else "another") in response.json()["error"]
+    assert ask(app, "GET", "/", headers=HERE).status == 200  # the page, which asks for the key
+    assert ask(app, "POST", "/v2/models/tiny/infer", headers=HERE).status == 401
+
+
+def test_probes_may_ask_without_a_key(service, keys):
+    app = app_of(service, keys=keys, keyless=("health",))
+    assert ask(app, "GET", "/v2/health/ready", headers=HERE).status == 200
+    assert ask(app, "GET", "/metrics", headers=HERE).status == 401
+    assert ask(app_of(service, keys=keys, keyless=("metrics",)), "GET", "/metrics", headers=HERE).status == 200
+
+
+def test_pages_of_named_sites_are_told_that_a_key_is_missing(service, keys):
+    app, origin = app_of(service, keys=keys, origins=("https://a.example",)), {"Origin": "https://a.example"}
+    wanted = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key,authorization"}
+    assert ask(app, "OPTIONS", "/v2", headers=HERE | origin | wanted).status == 200
+    response = ask(app, "GET", "/v2", headers=HERE | origin)
+    assert response.status == 401 and response.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_a_proxy_may_show_the_server_below_a_path(service, keys):
+    app = app_of(service, root_path="/lct", keys=keys, keyless=("health",))
+    key = {"X-API-Key": "the-key-of-another"}
+    first = ask(app, "GET", "/lct", headers=HERE)
+    assert (first.status, first.headers["location"]) == (308, "/lct/")
+    assert b'href="openapi.json"' in ask(app, "GET", "/lct/", headers=HERE).body
+    for root in ("", "/lct"):  # whether or not the proxy takes the path away
+        assert ask(app, "GET", f"{root}/v2/models/tiny", headers=HERE | key).status == 200
+        assert ask(app, "GET", f"{root}/v2/health/live", headers=HERE).status == 200
+        assert ask(app, "POST", f"{root}/v2/models/tiny/infer", headers=HERE | key).status == 400
+        assert ask(app, "GET", f"{root}/v2", headers=HERE).status == 401
+    assert ask(app, "GET", "/lctv2", headers=HERE | key).status == 404
+    described = ask(app, "GET", "/lct/openapi.json", headers=HERE | key).json()
+    assert described["servers"] == [{"url": "/lct"}] and {"bearer": []} in described["security"]
+    assert "security" not in ask(app_of(service), "GET", "/openapi.json", headers=HERE).json()
 
 
 def test_no_line_is_written_without_the_option(service, caplog):

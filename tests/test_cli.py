@@ -53,8 +53,8 @@ OPTIONS = {
         "--top"
     ),
     "serve": (
-        "--access-log --allow-admin --allow-host --cores --cors-origin --deadline --fixed --host --json --max-body "
-        "--port --workers"
+        "--access-log --allow-admin --allow-host --api-key-file --cores --cors-origin --deadline --fixed --host --json "
+        "--keyless --max-body --port --root-path --tls-cert --tls-key --unix-socket --workers"
     ),
 }
 

@@ -190,3 +190,22 @@ def test_it_fits_any_screen_and_can_be_read(page, scheme, width):
     for kind in ("input", "select", "textarea"):
         for each in page.browser.find_elements("tag name", kind):
             assert each.accessible_name or not each.is_displayed()
+
+
+def test_it_asks_for_the_key_of_the_server(browser, folder, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("the-key-of-one-client\n")
+    with Server(folder, "--api-key-file", str(keys), "--root-path", "/lct") as server:
+        browser.get(f"{server.address}/lct/")
+        page = Page(browser)
+        for key, words in (("another-key-than-that", "got another"), ("the-key-of-one-client", "")):
+            page.wait(lambda page: page.find("key-form").is_displayed())
+            page.browser.execute_script("document.getElementById('key').value = arguments[0]", key)
+            page.find("key-form").find_element("tag name", "button").click()
+            page.wait(lambda page, words=words: words in page.text("answer"))
+        page.wait(lambda page: page.text("state") == "serving" and not page.find("key-form").is_displayed())
+        page.choose("tiny")
+        assert "exit" in page.ask(page.find("random").click)
+        page.browser.execute_script("window.open = address => { window.opened = address }")
+        browser.find_element("link text", "metrics").click()
+        page.wait(lambda page: (page.browser.execute_script("return window.opened") or "").startswith("blob:"))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from anytime_lct.cli.main import PANELS, VERBS, app
 
 README = FILES[0].read_text(encoding="utf-8")
-KINDS = {"", "bash", "python", "console", "py", "yaml", "dockerfile"}
+KINDS = {"", "bash", "python", "console", "py", "yaml", "dockerfile", "nginx"}
 # The blocks that run, by page and heading; those of serving.md run against a server (test_serving_process).
 BLOCKS: dict[str, list[Block]] = {}
 for page in FILES:

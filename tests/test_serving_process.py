@@ -33,7 +33,8 @@ IMPATIENT = """
 import json, sys
 from pathlib import Path
 from anytime_lct.serving.limits import Limits
-from anytime_lct.serving.server import Settings, address, bind, serve
+from anytime_lct.serving.server import Settings, serve
+from anytime_lct.serving.sockets import address, bind
 listener = bind("127.0.0.1", 0)
 limits = Limits(header_seconds=0.3, read_seconds=0.5, connections=40)
 announcement = json.dumps({"address": address(listener)})

@@ -32,7 +32,8 @@ IMPATIENT = """
 import json, sys
 from pathlib import Path
 from anytime_lct.serving.access import Access
-from anytime_lct.serving.server import Settings, address, bind
+from anytime_lct.serving.server import Settings
+from anytime_lct.serving.sockets import address, bind
 from anytime_lct.serving.workers import Workers
 if __name__ == "__main__":
     listener = bind("127.0.0.1", 0)

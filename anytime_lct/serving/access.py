@@ -1,4 +1,4 @@
-"""Who may ask a server, and who may change what it serves."""
+"""How a server is reached, who may ask it, and who may change what it serves."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import functools
 import ipaddress
 from dataclasses import dataclass, field
 
+from anytime_lct.errors import InputError
+from anytime_lct.serving.certificate import Certificate
+from anytime_lct.serving.keys import Keys
+
 KEY_VARIABLE = "ANYTIME_LCT_ADMIN_KEY"
 ANY = "*"
+# What may be open to clients without a key: by its name, the paths.
+KEYLESS = {"health": ("/v2/health/live", "/v2/health/ready"), "metrics": ("/metrics",)}
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must name, and who may load and unload models.
+    """How a server is reached, what a request must name, and who may load and unload models.
 
     `hosts` are names that the header Host may hold, apart from addresses and names without a dot, which no page of
     another site has; "*" is any. `origins` are the sites whose pages may ask, as "https://lct.example", or "*". Models
     are loaded and unloaded on request for everybody with `allow_admin`, else from this machine alone, with `key`.
-    `log` writes a line for every request.
+    `keys` are those of clients, for all but the page and the paths under `keyless`. `certificate` is that of TLS.
+    `root_path` is the path below which a proxy shows the server, as "/lct". `log` writes a line for every request.
 
     >>> Access(hosts=("lct.example",)).allows_host("lct.example:8000")
     True
@@ -28,11 +35,27 @@ class Access:
     allow_admin: bool = False
     key: str | None = field(default=None, repr=False)
     log: bool = False
+    keys: Keys | None = None
+    keyless: tuple[str, ...] = ()
+    certificate: Certificate | None = None
+    root_path: str = ""
 
     @property
     def has_admin(self) -> bool:
         """Whether anybody may load and unload models on request."""
         return self.allow_admin or self.key is not None
+
+    def read_files(self) -> None:
+        """Read the certificate and the keys again; raises InputError, and keeps what cannot be read as it is."""
+        errors: list[InputError] = []
+        for file in (self.certificate, self.keys):
+            try:
+                if file is not None:
+                    file.read()
+            except InputError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def allows_host(self, host: str) -> bool:
         """Return whether a request that names this host is answered.

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from anytime_lct.errors import LCTError
+from anytime_lct.serving.access import Access
 from anytime_lct.serving.line import Line
 from anytime_lct.serving.logs import to_stderr
 from anytime_lct.serving.metrics import Metrics, Values
@@ -35,8 +36,8 @@ class Post:
 class Member:
     """A crew of several processes, as one of its workers knows it: the parent orders what all do."""
 
-    def __init__(self, pipe: Connection, repository: Repository[Any], metrics: Metrics) -> None:
-        self._repository, self._metrics = repository, metrics
+    def __init__(self, pipe: Connection, repository: Repository[Any], metrics: Metrics, access: Access) -> None:
+        self._repository, self._metrics, self._access = repository, metrics, access
         self._change: Change[Any] | None = None
         # A worker ends with its parent.
         self._line = Line(pipe, self._answer, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -72,6 +73,8 @@ class Member:
             self._change = None
         if verb == "unload":
             return self._repository.unload(*arguments)
+        if verb == "files":
+            self._access.read_files()
         return self._repository.sums if verb == "sums" else self._metrics.values()
 
     async def _beat(self) -> None:
@@ -85,7 +88,7 @@ def run_worker(post: Post, pipe: Connection) -> None:
 
     async def main() -> None:
         def crew(repository: Repository[Any], metrics: Metrics) -> Member:
-            return Member(pipe, repository, metrics)
+            return Member(pipe, repository, metrics, post.settings.access)
 
         server = Server(post.listener, post.settings, crew, early=post.early, unloaded=post.unloaded)
         await server.run(lambda: None)

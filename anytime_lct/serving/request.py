@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 from anytime_lct.errors import BundleError, LCTError
 from anytime_lct.runtime.answer import Answer
 
-Kind = Literal["invalid", "forbidden", "unknown", "large", "slow", "encoding", "overloaded", "failed"]
-"""Why a request is not answered: it is wrong, its client may not ask, it names an unknown model, is too large, arrives
-too slowly, has an unknown encoding, finds no time or memory left, or the server fails."""
+Kind = Literal["invalid", "unidentified", "forbidden", "unknown", "large", "slow", "encoding", "overloaded", "failed"]
+"""Why a request is not answered: it is wrong, its client has no key or may not ask, it names an unknown model, is too
+large, arrives too slowly, has an unknown encoding, finds no time or memory left, or the server fails."""
 
 
 class Reply(NamedTuple):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from anytime_lct.errors import BudgetError, InputError, LCTError
+from anytime_lct.errors import BudgetError
 from anytime_lct.exits.budget import DEFAULT_ASK, Ask
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.serving.access import CLOSED, Access
@@ -25,12 +25,13 @@ from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import ServedBundle
 from anytime_lct.serving.http.listener import BACKLOG, HTTPListener
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
-from anytime_lct.serving.logs import LOG, to_stderr
+from anytime_lct.serving.logs import LOG, logged, to_stderr
 from anytime_lct.serving.metrics import Metrics
 from anytime_lct.serving.repository import Repository
 from anytime_lct.serving.scan import Problems
 from anytime_lct.serving.service import Service
 from anytime_lct.serving.signals import STOPPING, released
+from anytime_lct.serving.sockets import address, no_address
 
 # How long a Python thread may make the others wait: a twentieth of the default, as answers take milliseconds.
 SWITCH_SECONDS = 0.00025
@@ -62,37 +63,11 @@ class Settings:
     access: Access = CLOSED
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return the socket that clients will connect to, which does not listen yet; port 0 takes a free port.
-
-    Raises InputError.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise _no_address(f"{host}:{port}", error) from None
-    listener.setblocking(False)
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    """Return the URL of a socket.
-
-    >>> address(bind("127.0.0.1", 8000))  # doctest: +SKIP
-    'http://127.0.0.1:8000'
-    """
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def serve(listener: socket.socket, settings: Settings, started: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the bundles again. `started` is called when requests are answered.
+    """Serve until SIGTERM or SIGINT; SIGHUP reads bundles, certificate and keys again.
 
-    Before that it answers that it is alive, and refuses all else. Raises BundleError where no bundle can be served, and
-    InputError where the socket cannot listen.
+    `started` is called when requests are answered. Before that it answers that it is alive, and refuses all else.
+    Raises BundleError where no bundle can be served, and InputError where the socket cannot listen.
     """
 
     async def main() -> None:
@@ -181,7 +156,7 @@ class Server:
             self._listener.listen(BACKLOG)
         except OSError as error:
             self._stop()
-            raise _no_address(address(self._listener), error) from None
+            raise no_address(address(self._listener), error) from None
         waiting = list(self._protocols)
 
         def count_started() -> None:
@@ -217,14 +192,14 @@ class Server:
         await asyncio.wait([self._joined, self._ends], return_when=asyncio.FIRST_COMPLETED)
         if self._ends.done():
             return
-        try:
+        with logged():
+            self._settings.access.read_files()
+        with logged():
             await self._crew.load()
-        except LCTError as error:  # the bundles in service stay
-            LOG.error("%s", error)
 
     @contextmanager
     def _signal_handlers(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT, at once on the second; read the bundles again on SIGHUP."""
+        """Stop on SIGTERM and SIGINT, at once on the second; read all files again on SIGHUP."""
         for number in STOPPING:
             self._loop.add_signal_handler(number, self._stop)
         self._loop.add_signal_handler(signal.SIGHUP, self._read_again)
@@ -263,10 +238,3 @@ def check_default(default: Ask, served: dict[str, tuple[int, ...]]) -> None:
 
 def _served(repository: Repository[Any], name: str) -> tuple[int, ...]:
     return repository.find(name).bundle.manifest.served
-
-
-def _no_address(text: str, error: Exception) -> InputError:
-    return InputError(
-        f"Expected an address to listen at, got {text} ({getattr(error, 'strerror', None) or error}); "
-        "choose another --host or --port."
-    )

@@ -24,7 +24,7 @@ from typing import Any
 from anytime_lct.errors import LCTError, WorkerLostError
 from anytime_lct.serving.crew import agree, log_change
 from anytime_lct.serving.line import Line
-from anytime_lct.serving.logs import LOG, to_stderr
+from anytime_lct.serving.logs import LOG, logged, to_stderr
 from anytime_lct.serving.member import Post, run_worker
 from anytime_lct.serving.metrics import Metrics, Values, add, is_hanging, lasting
 from anytime_lct.serving.repository import Report, refuse
@@ -211,11 +211,11 @@ class Workers:
 
     async def _read_again(self) -> None:
         await self._has_started.wait()
-        try:
+        with logged():
+            await _ask(self._serving(), "files")
+        with logged():
             async with self._lock:
                 await self._load(None)
-        except LCTError as error:  # the bundles in service stay
-            LOG.error("%s", error)
 
     async def _values(self) -> Values:
         """Return the metrics of all processes together; of a worker that does not answer, the last that it has sent."""

@@ -153,7 +153,8 @@ class Views:
     async def openapi(self, request: Request) -> Response:
         """The description of the server in OpenAPI."""
         repository = self._service.repository
-        return json_response(openapi.describe({name: repository.versions(name) for name in repository.names()}))
+        models = {name: repository.versions(name) for name in repository.names()}
+        return json_response(openapi.describe(models, self._access.root_path, self._access.keys is not None))
 
     async def server(self, request: Request) -> Response:
         """Name, version and extensions."""

@@ -13,18 +13,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.parser import Head, Malformed, RequestParser
-from anytime_lct.serving.http.turn import App, Turn, response_start
+from anytime_lct.serving.http.turn import App, Turn, refusal_bytes
 from anytime_lct.serving.limits import Allowance, Limits
-from anytime_lct.serving.v2.json_text import write_json
 
 KEEP_ALIVE_SECONDS = 75.0
 READ = 1 << 18  # bytes that are read at a time
 EVENTS = 500  # parts of requests that are taken apart at a time: many small chunks must not keep others waiting
 DISCARD_SECONDS = 2.0  # for a client that sends on: a connection that closes before would cost it the answer
+
+
+class Open(Protocol):
+    """What is open, with or without TLS."""
+
+    def drain(self) -> None:
+        """Close when there is no request to answer."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
 
 
 class Connections:
@@ -34,7 +45,7 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self.open: set[Connection] = set()
+        self.open: set[Open] = set()
         self.buffer = memoryview(bytearray(READ))
 
 
@@ -62,7 +73,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it where there are too many."""
         self._transport = transport
-        self._addresses: dict[str, Any] = {
+        self._constants: dict[str, Any] = {
+            "scheme": "http" if transport.get_extra_info("ssl_object") is None else "https",
             "client": _address(transport.get_extra_info("peername")),
             "server": _address(transport.get_extra_info("sockname")),
         }
@@ -217,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stop_waiting()
         self._is_idle = False
         self._turn = Turn(self, head)
-        self._task = self._loop.create_task(self._turn.run(self._app, self._addresses))
+        self._task = self._loop.create_task(self._turn.run(self._app, self._constants))
 
     def _wait_for_head(self) -> None:
         self._is_idle = False
@@ -260,15 +272,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer bytes that are no request, and close."""
-        body = write_json({"error": message})
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        if status == 503:
-            headers.append((b"retry-after", b"1"))
-        self.write(response_start(status, headers) + body)
+        self.write(refusal_bytes(status, message))
         self._end(is_read=False)
 
     def _end(self, *, is_read: bool) -> None:

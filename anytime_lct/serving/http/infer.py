@@ -26,8 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
 STATUS: dict[Kind, int] = {
-    "invalid": 400, "forbidden": 403, "unknown": 404, "slow": 408, "large": 413, "encoding": 415, "overloaded": 503,
-    "failed": 500,
+    "invalid": 400, "unidentified": 401, "forbidden": 403, "unknown": 404, "slow": 408, "large": 413, "encoding": 415,
+    "overloaded": 503, "failed": 500,
 }  # fmt: skip
 # Messages of these kinds may quote paths: the log has them whole, clients get the last name of each.
 OF_FOLDERS: tuple[Kind, ...] = ("unknown", "failed")
@@ -139,6 +139,8 @@ def refusal(error: LCTError) -> tuple[int, dict[str, str], bytes]:
     kind, headers, message = kind_of(error), {"content-type": "application/json"}, str(error)
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if kind == "unidentified":
+        headers["www-authenticate"] = "Bearer"
     if kind in UNREAD:
         headers["connection"] = "close"
     if kind == "failed":

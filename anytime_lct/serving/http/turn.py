@@ -16,6 +16,7 @@ from anytime_lct.errors import LCTError
 from anytime_lct.serving.http.body import WHOLE, Message
 from anytime_lct.serving.http.parser import Head, Malformed
 from anytime_lct.serving.request import ClientGone, Refusal
+from anytime_lct.serving.v2.json_text import write_json
 
 App = Callable[[Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -92,12 +93,15 @@ class Turn:
         self._is_gone = True
         self._changed.set()
 
-    async def run(self, app: App, addresses: dict[str, Any]) -> None:
-        """Let the app answer; then the connection goes on, or closes where there is no whole answer."""
+    async def run(self, app: App, constants: dict[str, Any]) -> None:
+        """Let the app answer; then the connection goes on, or closes where there is no whole answer.
+
+        `constants` is the part of the scope that all requests of the connection share.
+        """
         head = self._head
         path, _, query = head.target.partition(b"?")
         scope: dict[str, Any] = {
-            "type": "http", "asgi": ASGI, "scheme": "http", "root_path": "", **addresses, "method": head.method,
+            "type": "http", "asgi": ASGI, "root_path": "", **constants, "method": head.method,
             "http_version": head.version, "headers": head.headers, "path": unquote(path.decode("ascii")),
             "raw_path": path, "query_string": query, "extensions": {WHOLE: {}} if self.is_whole else {},
         }  # fmt: skip
@@ -171,6 +175,19 @@ def response_start(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         lines += (name, b": ", value, b"\r\n")
     return b"".join((*lines, b"\r\n"))
+
+
+def refusal_bytes(status: int, message: str) -> bytes:
+    """Return the answer to bytes that are no request, after which the connection closes."""
+    body = write_json({"error": message})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    return response_start(status, headers) + body
 
 
 @lru_cache(maxsize=1)

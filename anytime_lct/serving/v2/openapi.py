@@ -15,8 +15,8 @@ from anytime_lct.serving.v2.tensors import DTYPES, MAX_DIMENSIONS, TEXT
 Json = dict[str, Any]
 
 
-def describe(models: dict[str, list[str]]) -> Json:
-    """Return the description of a server of these models, each with its versions.
+def describe(models: dict[str, list[str]], root_path: str = "", has_keys: bool = False) -> Json:
+    """Return the description of a server of these models, each with its versions, below `root_path`.
 
     >>> describe({"digits": ["1"]})["openapi"]
     '3.1.0'
@@ -58,7 +58,8 @@ def describe(models: dict[str, list[str]]) -> Json:
                 "requestBody": _content({"$ref": "#/components/schemas/Request"}),
             }
         }
-    return {
+    components: Json = {"schemas": SCHEMAS}
+    description: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "anytime-lct",
@@ -66,8 +67,14 @@ def describe(models: dict[str, list[str]]) -> Json:
             "description": 'The Open Inference Protocol V2; every error is {"error": "..."}.',
         },
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "components": components,
     }
+    if root_path:
+        description["servers"] = [{"url": root_path}]
+    if has_keys:
+        components["securitySchemes"] = KEY_SCHEMES
+        description["security"] = [{name: []} for name in KEY_SCHEMES]
+    return description
 
 
 def _content(schema: Json, required: bool = True) -> Json:
@@ -129,6 +136,10 @@ LENGTH: Json = {
     "required": False,
     "description": "The length of the JSON in bytes, where binary tensors follow.",
     "schema": NON_NEGATIVE,
+}
+KEY_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 NESTED: Json = {"type": "array", "items": {"anyOf": [NUMBER, STRING, {"type": "array"}]}}
 SCHEMAS: Json = {

@@ -1,7 +1,7 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const WINDOW = 10;  // seconds that the live numbers cover
-let info = null, samples = [], busy = false;
+let info = null, samples = [], busy = false, timer = null;
 let picture = null;  // the image file on the pad, until something else is drawn there
 
 const count = n => { for (const [u, f] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) if (n >= f) return (n / f).toPrecision(4) + u; return String(n); };
@@ -10,9 +10,28 @@ const share = x => (100 * x).toFixed(1) + "%";
 const model = () => "v2/models/" + encodeURIComponent($("model").value);
 function make(tag, words, parent) { const e = document.createElement(tag); if (words != null) e.textContent = words; if (parent) parent.append(e); return e; }
 
+/* The key of this visit, where the server asks for one. */
+let key = sessionStorage.getItem("key");
+const withKey = options => key ? {...options, headers: {...options?.headers, "X-API-Key": key}} : options;
+function useKey(event) {
+  event.preventDefault();
+  key = $("key").value.trim();
+  sessionStorage.setItem("key", key);
+  $("key-form").hidden = true;
+  start().catch(failed);
+}
+/* A link of the browser has no key: fetch what it leads to. */
+async function follow(event) {
+  if (!key) return;
+  event.preventDefault();
+  const answer = await fetch(event.target.href, withKey());
+  open(URL.createObjectURL(await answer.blob()));
+}
+
 async function get(path, options) {
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, withKey(options));
   const body = await answer.json();
+  if (answer.status === 401) $("key-form").hidden = false;
   if (!answer.ok) throw new Error(body.error);
   return body;
 }
@@ -69,7 +88,8 @@ async function poll() {
     $("state").textContent = "not answering";
     $("state").className = "error";
   }
-  setTimeout(poll, 1000);
+  clearTimeout(timer);
+  timer = setTimeout(poll, 1000);
 }
 
 function showStats(stats) {
@@ -221,6 +241,10 @@ function showError(error) {
   words.className = "error";
   $("answer").replaceChildren(words);
 }
+function failed(error) {
+  showError(error);
+  $("state").textContent = "not answering";
+}
 
 pad.addEventListener("pointerdown", draw);
 pad.addEventListener("pointermove", draw);
@@ -232,4 +256,6 @@ $("budget").addEventListener("input", () => { budget(); ask(); });
 $("go").addEventListener("click", ask);
 $("words").addEventListener("keydown", e => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) ask(); });
 $("model").addEventListener("change", () => chooseModel().catch(showError));
-start().catch(error => { showError(error); $("state").textContent = "not answering"; });
+$("key-form").addEventListener("submit", useKey);
+for (const link of document.querySelectorAll("header a")) link.addEventListener("click", follow);
+start().catch(failed);
