@@ -42,11 +42,11 @@ from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 from anytime_lct.verbs import analyze, train
 
 HERE = Path(__file__).parent

@@ -38,12 +38,12 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.task import Facts
 from anytime_lct.training.lanes import Lanes
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import WARM_UP, step_of
+from anytime_lct.training.schedule import Clock
 
 LAUNCHED = 3  # steps that the host launches without being held up by a full queue
 CHARACTERS = 150  # of a sequence

@@ -22,10 +22,10 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.task import Facts
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 FACTS = Facts("random", "classification", (3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 

@@ -19,11 +19,11 @@ from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.fitting import fit
 from anytime_lct.run_folder.build import build_network, traits
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet-14": {"name": "resnet", "depth": 14},

@@ -27,13 +27,14 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import CutRecipe, Recipe
 from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.task import Facts, losses
-from anytime_lct.training.learner import Clock, Learner
+from anytime_lct.training.learner import Learner
 from anytime_lct.training.memory import keep_freed_memory
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Link
 from anytime_lct.training.processes.team import Team, join_team
+from anytime_lct.training.schedule import Clock
 
 CPU = torch.device("cpu")
 FILL = 3  # minibatches until every worker has one, and one more

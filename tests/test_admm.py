@@ -17,13 +17,13 @@ from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Epoch
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods import admm
 from anytime_lct.training.methods.admm import ADMM, ADMMRecipe
 from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
+from anytime_lct.training.schedule import Clock
 
 DIGITS = {
     "data": {"name": "digits", "batch_size": 2000, "augment": "none"},

@@ -8,7 +8,7 @@ import torch
 from anytime_lct.recipes import reading
 from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Position
-from anytime_lct.training.learner import Clock
+from anytime_lct.training.schedule import Clock
 
 
 def test_points_are_means_since_the_last_one(tmp_path):

@@ -16,11 +16,11 @@ from anytime_lct.recipes import reading
 from anytime_lct.task import Facts
 from anytime_lct.training import demand, memory
 from anytime_lct.training.demand import Demand, estimate, expect_room, out_of_memory
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.memory import PeakMemory, available
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 CPU = Team(torch.device("cpu"))
 FACTS = Facts("imagefolder", "classification", (3, 64, 64), 10, tuple("abcdefghij"))

@@ -28,11 +28,11 @@ from anytime_lct.recipes import reading as recipes
 from anytime_lct.run_folder import checkpoint, journal
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Epoch
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
+from anytime_lct.training.schedule import Clock
 
 IMAGES = {
     **SGD_AND_ADAM,

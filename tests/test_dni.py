@@ -20,12 +20,12 @@ from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Epoch, Progress
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.methods.dni import DNI, synthesizer
 from anytime_lct.training.methods.table import checked
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.run import train
+from anytime_lct.training.schedule import Clock
 
 CPU = torch.device("cpu")
 MLP = {

@@ -27,7 +27,7 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training import learner as learners
 from anytime_lct.training.lanes import Lanes
-from anytime_lct.training.learner import Clock, Learner
+from anytime_lct.training.learner import Learner
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.group import GroupInTraining
@@ -38,6 +38,7 @@ from anytime_lct.training.prepare import suit_device
 from anytime_lct.training.processes.links import Edge, Message
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import WARM_UP, CudaGraph, Replay
+from anytime_lct.training.schedule import Clock
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 RECORDED = ["lct", "bp", "joint", "posthoc", "dni"]

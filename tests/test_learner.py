@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.ops import Permute
 
 from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
-from anytime_lct.training.learner import Clock, Learner, forward_pass
+from anytime_lct.training.learner import Learner, forward_pass
+from anytime_lct.training.schedule import Clock
 
 TRAIN = TrainRecipe(epochs=1)
 

@@ -21,8 +21,9 @@ from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.training.events import Note
-from anytime_lct.training.learner import Clock, is_slot
+from anytime_lct.training.learner import is_slot
 from anytime_lct.training.run import train
+from anytime_lct.training.schedule import Clock
 
 NET = """
 from torch import nn

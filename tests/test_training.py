@@ -25,8 +25,8 @@ from anytime_lct.run_folder import checkpoint
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.training.events import Epoch, Progress
-from anytime_lct.training.learner import factor
 from anytime_lct.training.run import train
+from anytime_lct.training.schedule import factor
 
 TINY = {
     **SGD_AND_ADAM,

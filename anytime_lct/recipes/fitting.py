@@ -58,10 +58,11 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def fit(recipe: Recipe, traits: Traits, rows: int) -> Recipe:
-    """Return a recipe whose optimizers and clipping are named, for minibatches of `rows` samples.
+    """Return a recipe whose optimizers and clipping are named, for minibatches of `rows` samples, or several at once.
 
     What the recipe names stays as it is. Critics have the optimizer of the groups where theirs is left open.
     """
+    rows *= recipe.train.accumulate
     start = FINE_TUNING if recipe.train.weights is not None else 1.0
     groups = _fitted(recipe.groups, traits.optimizer, rows, start)
     critics = _fitted(recipe.critics, groups.name or traits.optimizer, rows, 1.0)

@@ -240,6 +240,8 @@ class TrainRecipe(Section):
     """Seed of weights, data order and validation split."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the label that is spread over all classes."""
+    accumulate: Count = 1
+    """Minibatches whose gradients a step of the optimizers takes together, as those of one large minibatch."""
     clip_norm: NotNegative | None = None
     """Largest norm of a group's gradient; larger ones are scaled to it; 0 never does; by default what suits."""
     average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.events import Position
-from anytime_lct.training.learner import Clock, factor
+from anytime_lct.training.schedule import Clock, rate_factor
 
 SECONDS = 2.0  # between two points, so that a day of training takes some megabytes
 
@@ -55,12 +55,12 @@ class Curves:
         self._last, self._last_sums = Position(**vars(position)), sums.clone()
 
     def _rates(self, step: int) -> dict[str, float]:
-        recipe, clock = self._recipe, self._clock
+        recipe = self._recipe
         tables = {
             "groups": (recipe.groups, recipe.groups_schedule), "critics": (recipe.critics, recipe.critics_schedule),
         }  # fmt: skip
         return {
-            name: (optimizer.lr or 0.0) * clock.warmth(step) * factor(schedule, step, clock.total, clock.per_epoch)
+            name: (optimizer.lr or 0.0) * rate_factor(schedule, self._clock, step)
             for name, (optimizer, schedule) in tables.items()
         }
 

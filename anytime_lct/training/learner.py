@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +15,9 @@ from anytime_lct.modes import carriers
 from anytime_lct.recipes.recipe import OptimizerRecipe, ScheduleRecipe, TrainRecipe
 from anytime_lct.training import norms
 from anytime_lct.training.averaging import Average
+from anytime_lct.training.schedule import Clock, rate_factor
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
-
-FRESH_RISE = 500  # steps at most: Adam's averages of squares are settled
 
 
 def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
@@ -34,32 +29,12 @@ def random_seed(seed: int, step: int, index: int = 1, replica: int = 0) -> int:
     return (seed * 1_000_003 + step) * 1_009 + index + replica * 2**40
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The number of steps of the run, in total and per epoch, and the samples of a whole minibatch in this process.
-
-    At step `fresh_start`, unless it is 0, the optimizers start without the state that they had.
-    """
-
-    total: int
-    per_epoch: int
-    rows: int = 1
-    fresh_start: int = 0
-
-    @property
-    def rise(self) -> int:
-        """The number of steps over which learning rates rise after a fresh start."""
-        return min(FRESH_RISE, self.per_epoch) if self.fresh_start else 0
-
-    def warmth(self, step: int) -> float:
-        """Return the factor, up to 1, of learning rates after a fresh start."""
-        return min(1.0, (step - self.fresh_start + 1) / self.rise) if self.rise else 1.0
-
-
 class Learner:
     """A module with its optimizer: `step(k)` moves its weights along their gradients by the schedule's rate at step k.
 
-    With `average`, a decay, it keeps the moving average of the weights too.
+    A step is `begin`, backward passes, and `step`. Where a clock accumulates, the weights move at the end of an update,
+    along the mean gradient of all its samples: that of one large minibatch. With `average`, a decay, it keeps the
+    moving average of the weights too.
 
     Its state holds weights, buffers, optimizer slots and the hidden state carried between minibatches, under flat
     names, but no random state.
@@ -78,6 +53,7 @@ class Learner:
         self._schedule, self._clock = schedule, clock
         assert optimizer.name is not None and optimizer.lr is not None, "an optimizer that is fitted to the network"
         self._rate = self._current = optimizer.lr
+        self._unit = self._rows = 0  # samples whose mean the gradients are in units of, and samples of the update
         self._weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         on_gpu = any(weight.is_cuda for weight in self._weights.values())
         options: dict[str, float | bool] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay or 0.0}
@@ -91,11 +67,32 @@ class Learner:
             for parameters in self._optimizer.param_groups:
                 parameters["lr"] = torch.full((), optimizer.lr, device=parameters["params"][0].device)
 
-    def zero_grad(self) -> None:
-        self._optimizer.zero_grad()
+    def begin(self, step: int, rows: int) -> None:
+        """Prepare for the mean gradient of a minibatch of `rows` samples, which is added to those of its update."""
+        if self._clock.begins(step):
+            self._optimizer.zero_grad()
+            self._unit, self._rows = rows, rows
+        else:
+            self._weigh(rows)
+            self._rows += rows
+
+    def average_gradients(self) -> None:
+        """Make the gradients the mean over all samples of the update."""
+        self._weigh(self._rows)
+
+    def _weigh(self, rows: int) -> None:
+        """Turn gradients that are means over `_unit` samples into shares of a mean over `rows` samples."""
+        if rows != self._unit:
+            for weight in self._weights.values():
+                if weight.grad is not None:
+                    weight.grad.mul_(self._unit / rows)
+            self._unit = rows
 
     def step(self, step: int, clip_norm: float | None = None) -> None:
         """Take step `step` of the run, from 0, after clipping the module's gradient to `clip_norm`, unless 0."""
+        if not self._clock.ends(step):
+            return
+        self.average_gradients()
         if clip_norm:
             nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
         for weight in self._weights.values():  # fused kernels read gradients in the memory layout of the weights
@@ -108,8 +105,7 @@ class Learner:
 
     def set_rate(self, step: int) -> None:
         """Set the learning rate of step `step`, on a GPU in place; a rate that is set already costs nothing."""
-        clock = self._clock
-        rate = self._rate * clock.warmth(step) * factor(self._schedule, step, clock.total, clock.per_epoch)
+        rate = self._rate * rate_factor(self._schedule, self._clock, step)
         if rate == self._current:
             return
         self._current = rate
@@ -242,35 +238,3 @@ class _Forward(nn.Module):
 def _without_prefix(prefix: str, flat: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names start with the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
-
-
-ONE_CYCLE_RISE = 0.3
-ONE_CYCLE_START = 1 / 25
-ONE_CYCLE_END = 1e-4 / 25
-
-
-def factor(schedule: ScheduleRecipe, step: int, total: int, steps_per_epoch: int) -> float:
-    """Return the factor of the base learning rate at step `step` of `total` (from 0).
-
-    step: times gamma at each milestone; cosine: half a cosine from 1 to 0; one-cycle: cosine from 1/25 up to 1 over
-    the first 30%, then down to 4e-6, like torch's OneCycleLR. A warm-up rises linearly over its epochs before that.
-    """
-    rise = round(schedule.warmup * steps_per_epoch)
-    if step < rise:
-        return (step + 1) / rise
-    step, total = step - rise, max(1, total - rise)
-    if schedule.name == "step":
-        return schedule.gamma ** bisect_right([round(m * total) for m in sorted(schedule.milestones)], step)
-    if schedule.name == "cosine":
-        return (1 + math.cos(math.pi * step / total)) / 2
-    if schedule.name == "one-cycle":
-        peak, last = ONE_CYCLE_RISE * total - 1, total - 1
-        if step <= peak:
-            return _between(ONE_CYCLE_START, 1.0, step / peak if peak > 0 else 1.0)
-        return _between(1.0, ONE_CYCLE_END, (step - peak) / (last - peak))
-    return 1.0
-
-
-def _between(start: float, end: float, share: float) -> float:
-    """Interpolate from start (share 0) to end (share 1) along half a cosine."""
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

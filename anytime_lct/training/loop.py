@@ -17,7 +17,6 @@ from anytime_lct.evaluation import Tally
 from anytime_lct.recipes.recipe import TrainRecipe
 from anytime_lct.training import alarms
 from anytime_lct.training.events import Epoch, Note, Position, Progress
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.minibatch import Minibatch
@@ -25,6 +24,7 @@ from anytime_lct.training.processes.links import Status
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.replay import step_of
 from anytime_lct.training.saving import Saving
+from anytime_lct.training.schedule import Clock
 
 REPORT_SECONDS = 0.2
 AGAIN = 4  # training minibatches that are evaluated where training and validation loss are far apart
@@ -34,7 +34,7 @@ class Loop:
     """The epochs of a run with `num_exits` exits; `events` runs them, and reads from top to bottom in their order.
 
     With `saving`, the loop can resume from a checkpoint, and writes the run folder. Once `interrupted` is set, the
-    minibatch in progress is finished, a checkpoint written, and KeyboardInterrupt raised.
+    minibatches of the update in progress are finished, a checkpoint written, and KeyboardInterrupt raised.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Loop:
         # Losses times samples, and samples, of every exit; those of other workers' exits stay 0 here.
         self.sums = torch.zeros(2, num_exits, dtype=torch.float64, device=team.device)
         self.columns = slice(method.exits[0] - 1, method.exits[-1]) if method.exits else slice(0, 0)
-        self._step = step_of(method, team)
+        self._step = step_of(method, team) if clock.accumulate == 1 else method.step  # a recorded step moves weights
         for edge in (team.previous, team.next):
             if edge is not None:
                 edge.status = Status(torch.zeros_like(self.sums))
@@ -117,7 +117,7 @@ class Loop:
     def _minibatches(self) -> Iterator[Minibatch]:
         """Yield the remaining minibatches of the epoch, from the data or from the previous worker.
 
-        A requested stop ends them after one that saves a checkpoint.
+        A requested stop ends them after one that saves a checkpoint: the last of an update, as gradients are not saved.
         """
         position, team, first = self.position, self.team, self.position.epoch * self.clock.per_epoch
         if team.previous is not None:
@@ -133,9 +133,9 @@ class Loop:
             interrupted = self.interrupted.is_set() or (team.next is not None and team.next.status.interrupted)
             due = self.saving is not None and self.saving.is_due
             interrupted, due = team.agree(interrupted, due)  # all replicas stop, or save, at the same step
-            stop = interrupted and not end
+            stop, save = (wanted and not end and self.clock.ends(first + number) for wanted in (interrupted, due))
             rows = self.data.num_rows("train", number) if team.replicas > 1 else len(y)
-            yield Minibatch(x, y, first + number, end or stop, stop or (due and not end), len(y), rows, labels)
+            yield Minibatch(x, y, first + number, end or stop, stop or save, len(y), rows, labels)
             if stop:
                 return
 

@@ -21,15 +21,16 @@ from anytime_lct.run_folder.paths import Changes
 from anytime_lct.task import TASKS, TaskName
 from anytime_lct.training.events import Epoch
 from anytime_lct.training.interruption import interruptible
-from anytime_lct.training.learner import Clock, averaged
+from anytime_lct.training.learner import averaged
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.prepare import device_of, suit_device
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
+from anytime_lct.training.schedule import Clock
 
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
-TRAIN_KEYS = ("seed", "device", "clip_norm", "label_smoothing", "precision", "compile", "average")
+TRAIN_KEYS = ("seed", "device", "clip_norm", "label_smoothing", "precision", "compile", "average", "accumulate")
 FOLDER_KEYS = ("model", "train.keep", "train.keep_optimizer", "train.checkpoint_minutes", "train.track_descent")
 
 
@@ -76,7 +77,8 @@ def train(
     elif resume:
         raise RecipeError("Expected run_dir with resume, got none; name the run folder to continue.")
     fresh_start = checkpoint.fresh_start(folder / run_folder.CHECKPOINTS) if folder is not None and resume else 0
-    clock, history = Clock(epochs * per_epoch, per_epoch, fresh_start=fresh_start), list[Epoch]()
+    clock = Clock(epochs * per_epoch, per_epoch, fresh_start=fresh_start, accumulate=recipe.train.accumulate)
+    history = list[Epoch]()
     network.to(team.device).train()
     method = Worker.of(network, recipe, task, clock, team)
     with ExitStack() as stack:

@@ -22,9 +22,9 @@ from anytime_lct.recipes.fitting import fit, is_fitted
 from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
 from anytime_lct.task import Facts
-from anytime_lct.training.learner import Clock, factor
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock, factor
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 

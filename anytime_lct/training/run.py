@@ -25,7 +25,6 @@ from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.training.demand import estimate, expect_room, out_of_memory
 from anytime_lct.training.events import Event, Note, Start
 from anytime_lct.training.interruption import interruptible
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import checked, expect_processes, row_of
 from anytime_lct.training.prepare import (
@@ -42,6 +41,7 @@ from anytime_lct.training.prepare import (
 )
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.saving import Saving
+from anytime_lct.training.schedule import Clock
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
 
     Yields a Start, a Progress every few minibatches and an Epoch after each epoch, which the caller shows as it likes.
     With a `team`, all its processes call this, each trains its own layer groups, and only the leader yields events and
-    writes what a run has once. On SIGINT or SIGTERM the minibatch in progress is finished, a checkpoint is written and
+    writes what a run has once. On SIGINT or SIGTERM the update in progress is finished, a checkpoint is written and
     KeyboardInterrupt raised. Raises DivergenceError, CheckpointError, RecipeError, DataError and WorkerLostError.
     """
     recipe = checked(recipe if resume else datasets.sized(recipe))
@@ -73,7 +73,7 @@ def train(
             recipe = checked(recipe)
             run_folder.expect_same_data(path, facts, data.facts)
         fresh_start = checkpoint.fresh_start(path / run_folder.CHECKPOINTS) if resume else 0
-        clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start)
+        clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start, recipe.train.accumulate)
         recipe = suit_device(fit_optimizers(recipe, data), team.device)
         row = row_of(recipe.train.method)
         fewer_groups = partial(savings.fewer_groups, recipe.cut)

@@ -15,11 +15,12 @@ from anytime_lct.run_folder import checkpoint, journal
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Epoch, Position
-from anytime_lct.training.learner import Clock, is_carried, is_slot
+from anytime_lct.training.learner import is_carried, is_slot
 from anytime_lct.training.memory import PeakMemory, write_peaks
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
 from anytime_lct.training.processes.team import Team, owned
+from anytime_lct.training.schedule import Clock
 from anytime_lct.training.tracking import Tracking
 
 DIGEST = 32  # bytes of a sha256 sum

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from anytime_lct.descent import Descent
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import journal
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.schedule import Clock
 
 
 @runtime_checkable

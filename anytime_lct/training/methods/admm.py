@@ -23,13 +23,14 @@ from anytime_lct import task as tasks
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import TEXT, Positive, Recipe, Section
+from anytime_lct.recipes.recipe import TEXT, Positive, Recipe, Section, TrainRecipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, load_module, module_state
+from anytime_lct.training.learner import load_module, module_state
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 RIDGE = 1e-5  # share of the mean diagonal of a^T a, which is singular where pixels never change
 KAIMING = 6**0.5  # from nn.Linear's initial deviation, 1 / sqrt(3 n), to Kaiming's, sqrt(2 / n)
@@ -60,11 +61,12 @@ def check(recipe: Recipe) -> None:
             f"Expected the same samples in every sweep of method admm, got data.{recipe.data.changes[0]}, which "
             f"changes them; leave it out."
         )
-    if recipe.train.average:
-        raise RecipeError(
-            f"Expected a method of gradient steps with train.average, whose weights it averages, got admm with "
-            f"{recipe.train.average}; leave it out."
-        )
+    for key in ("average", "accumulate"):
+        value, default = getattr(recipe.train, key), TrainRecipe.model_fields[key].default
+        if value != default:
+            raise RecipeError(
+                f"Expected a method of gradient steps with train.{key}, got admm with {value}; leave it out."
+            )
 
 
 class ADMM:

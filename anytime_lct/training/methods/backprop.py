@@ -16,10 +16,11 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
+from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.replicas import data_parallel
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 
 def check_alone(recipe: Recipe) -> None:
@@ -71,7 +72,7 @@ class Backprop:
         """Learn from one minibatch; return its loss."""
         train = self._recipe.train
         seed_all(random_seed(train.seed, batch.step, replica=self._team.replica))
-        self._learner.zero_grad()
+        self._learner.begin(batch.step, batch.joint or len(batch.y))  # DDP's gradients are those of all replicas
         L = tasks.losses(self.task, self._f(batch.x), batch.y, train.label_smoothing).mean()
         (L * (batch.share * self._team.replicas)).backward()  # DDP takes the mean over replicas
         expect_finite(L, batch.step)

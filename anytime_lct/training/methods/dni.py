@@ -23,11 +23,12 @@ from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import TEXT, Count, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
+from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 SEED_OFFSET = 15_485_863  # of the synthesizers' weights: others than the network's, from the same seed
 
@@ -103,7 +104,7 @@ class DNI:
             learner.module.train(len(batch.y) > 1)
         h, g = batch.x, None
         for i, learner in enumerate(self._groups):
-            learner.zero_grad()
+            learner.begin(batch.step, len(batch.y))
             previous, g_previous = h, g
             h = self._f[i](previous)
             if i < len(self.M):
@@ -132,7 +133,7 @@ class DNI:
 
     def _learn(self, k: int, g: Tensor, target: Tensor, step: int) -> None:
         """Step synthesizer k (from 0) from its output g towards the gradient at its h; float32, times B and scale."""
-        self.synthesizers[k].zero_grad()
+        self.synthesizers[k].begin(step, len(g))
         F.mse_loss(g, target).backward()
         self.synthesizers[k].step(step, self._recipe.train.clip_norm)
 

@@ -15,9 +15,10 @@ from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, DivergenceError
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, forward_pass, random_seed
+from anytime_lct.training.learner import Learner, forward_pass, random_seed
 from anytime_lct.training.processes.replicas import Summing, join_batch_norms, joint_mean
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 
 class GroupInTraining:
@@ -55,7 +56,8 @@ class GroupInTraining:
             self._c = forward_pass(critic, recipe.train, clock, compiled=self._rule.one_pass)
         self._h: Tensor | None = None
         self._here: lct.LocalLoss | None = None
-        self._L, self._share = torch.zeros(()), 1.0
+        self._L, self._rows = torch.zeros(()), 0
+        self._shares = [0.0, 0.0]  # rows of the update here, and in all replicas
 
     @property
     def learners(self) -> list[Learner]:
@@ -83,7 +85,7 @@ class GroupInTraining:
         """Run the group on h_{i-1}; return h_i, without history."""
         self.settle("group")
         seed_all(self.seed(step))
-        self._group_learner.zero_grad()
+        self._group_learner.begin(step, len(x))
         h: Tensor = self._f(x)
         self._h = h
         return h.detach()
@@ -91,7 +93,7 @@ class GroupInTraining:
     def judge(self, y: Tensor, step: int, share: float = 1.0) -> Tensor:
         """Run the critic on h_i; return L_i of (1), (B,) or (); this replica has `share` of the rows."""
         self.settle("critic")
-        self._share = share
+        self._count(len(y), share, step)
         h, self._h = self._h, None
         assert h is not None
         self._here = lct.LocalLoss(h, self._c, y, self.loss, self._rule)
@@ -119,7 +121,7 @@ class GroupInTraining:
         here, self._here = self._here, None
         if here is None or self._critic_learner is None:
             return
-        self._critic_learner.zero_grad()
+        self._critic_learner.begin(step, self._rows)
         here.learn(L_next, None if self.per_sample else self._L)
         self._after_sum("critic", self._critic_learner, step)
 
@@ -132,16 +134,22 @@ class GroupInTraining:
     def _after_sum(self, kind: str, learner: Learner, step: int) -> None:
         """Step at once, or with replicas when their gradients are summed: at the latest before the next use."""
         clip = self._recipe.train.clip_norm
-        if self._replica_group is None:
+        if self._replica_group is None or not self._clock.ends(step):
             learner.step(step, clip)
             return
-        summing = Summing(self._replica_group, learner.module.parameters(), self._share)
+        learner.average_gradients()
+        summing = Summing(self._replica_group, learner.module.parameters(), self._shares[0] / self._shares[1])
 
         def finish() -> None:
             summing.finish()
             learner.step(step, clip)
 
         self._settling[kind] = finish
+
+    def _count(self, rows: int, share: float, step: int) -> None:
+        """Count the rows of a minibatch, `share` of those in all replicas, among those of its update."""
+        earlier = [0.0, 0.0] if self._clock.begins(step) else self._shares
+        self._rows, self._shares = rows, [earlier[0] + rows, earlier[1] + rows / share]
 
     def start_epoch(self) -> None:
         """Reset the hidden state carried between minibatches."""

@@ -14,10 +14,11 @@ from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
+from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 
 class Joint:
@@ -28,7 +29,7 @@ class Joint:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
-        self._network, self._recipe = network, recipe
+        self._network, self._recipe, self._clock = network, recipe, clock
         groups, critics = (recipe.groups, recipe.groups_schedule), (recipe.critics, recipe.critics_schedule)
         self._groups = [Learner(group, *groups, clock, recipe.train.average) for group in network.groups]
         self._critics = [Learner(critic, *critics, clock, recipe.train.average) for critic in network.critics]
@@ -55,12 +56,14 @@ class Joint:
         train = self._recipe.train
         seed_all(random_seed(train.seed, batch.step))
         for learner in self.learners:
-            learner.zero_grad()
+            learner.begin(batch.step, len(batch.y))
         losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing).mean() for Z in self._f(batch.x)]
         total = torch.stack(losses).sum()
         total.backward()
         expect_finite(total, batch.step)
-        if train.clip_norm:
+        if train.clip_norm and self._clock.ends(batch.step):
+            for learner in self.learners:
+                learner.average_gradients()
             nn.utils.clip_grad_norm_(self._network.parameters(), train.clip_norm)
         for learner in self.learners:
             learner.step(batch.step)

@@ -20,13 +20,23 @@ from anytime_lct.modes import carriers, carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, random_seed
+from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.pipelining import schedule
 from anytime_lct.training.processes.team import Team, owned
+from anytime_lct.training.schedule import Clock
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError for accumulated gradients: torch's schedules accumulate those of their microbatches alone."""
+    if recipe.train.accumulate > 1:
+        raise RecipeError(
+            f"Expected train.accumulate = 1 with method {recipe.train.method}, which accumulates the gradients of "
+            f"microbatches, got {recipe.train.accumulate}; raise data.batch_size and train.microbatches instead."
+        )
 
 
 class Pipeline:
@@ -69,7 +79,7 @@ class Pipeline:
             team.next.send_minibatch(batch, self._microbatch_shape(batch, parts))
         plan = self._schedule(batch, parts)
         for learner in self._learners.values():
-            learner.zero_grad()
+            learner.begin(batch.step, len(batch.y))
         losses: list[Tensor] = []
         self._stage.begin(parts)
         options: dict[str, Any] = {"target": batch.y, "losses": losses} if team.next is None else {}

@@ -20,11 +20,12 @@ from anytime_lct.modes import carriers
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticLoss, Positive, Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock, Learner, averaged, forward_pass, load_module, module_state, random_seed
+from anytime_lct.training.learner import Learner, averaged, forward_pass, load_module, module_state, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 
 class PostHocRecipe(Section):
@@ -91,7 +92,7 @@ class PostHoc:
         for L in losses:
             expect_finite(L.mean(), batch.step)
         for i, learner in enumerate(self.learners):
-            learner.zero_grad()
+            learner.begin(batch.step, len(batch.y))
             self._loss(outputs[i], losses[i], losses[i + 1].detach(), outputs[-1]).backward()
             learner.step(batch.step, train.clip_norm)
         return torch.stack([L.mean().detach().double() for L in losses])

@@ -11,10 +11,10 @@ from anytime_lct.errors import RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe, Section
 from anytime_lct.task import TaskName
-from anytime_lct.training.learner import Clock
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods import admm, backprop, dni, joint, pipeline, posthoc, worker
 from anytime_lct.training.processes.team import Team
+from anytime_lct.training.schedule import Clock
 
 Processes = Literal["any", "replicas", "pipeline", "one"]
 Alive = Literal["group", "all", "critics"]
@@ -61,8 +61,8 @@ METHODS: dict[str, Row] = {
     "dni": Row(dni.DNI, MAIN | {"cut", "critics", "critics_schedule", "dni"}, cuts=True,
                alive="group", options=dni.DNIRecipe, check=dni.check),
     "admm": Row(admm.ADMM, RUN | {"admm"}, options=admm.ADMMRecipe, check=admm.check),
-    "gpipe": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline"),
-    "1f1b": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline"),
+    "gpipe": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline", check=pipeline.check),
+    "1f1b": Row(pipeline.Pipeline, MAIN | {"cut"}, cuts=True, processes="pipeline", check=pipeline.check),
 }  # fmt: skip
 
 

@@ -28,11 +28,12 @@ from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
 from anytime_lct.training.lanes import Lanes
-from anytime_lct.training.learner import Clock, Learner, averaged
+from anytime_lct.training.learner import Learner, averaged
 from anytime_lct.training.methods.group import GroupInTraining
 from anytime_lct.training.minibatch import Minibatch
 from anytime_lct.training.processes.links import Edge
 from anytime_lct.training.processes.team import Team, owned
+from anytime_lct.training.schedule import Clock
 
 ONE = Lanes(torch.device("cpu"), 0)
 
