@@ -41,9 +41,9 @@ def as_seen(image: Picture, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def picture_size(path: str) -> tuple[int, int]:
+def picture_size(source: str | IO[bytes], name: str) -> tuple[int, int]:
     """Read the head of an image file; return the (height, width) of `read_picture`, or raise as it does."""
-    with _opened(path, path) as image:
+    with _opened(source, name) as image:
         width, height = image.size
         return (width, height) if image.format != "TIFF" and _orientation(image) in SIDEWAYS else (height, width)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from anytime_lct import __version__
+from anytime_lct.cli.extras import EXTRAS
 from anytime_lct.cli.verb import Verb, Verbs
 from anytime_lct.errors import LCTError
 
@@ -120,15 +121,7 @@ def _print_error(message: str) -> None:
 def _extra_of(error: ModuleNotFoundError) -> str | None:
     """Return the extra that installs a missing third-party package; None for a bug of this package."""
     package = (error.name or "").partition(".")[0]
-    train = {
-        "torch", "torchvision", "fvcore", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy",
-        "sklearn", "tensorboard", "tomli_w",
-    }  # fmt: skip
-    if package in {"starlette", "uvloop", "prometheus_client"}:
-        return "serve"
-    if package == "timm":
-        return "timm"
-    return "train" if package in train else None
+    return next((extra for extra, packages in EXTRAS.items() if package in packages), None)
 
 
 if __name__ == "__main__":

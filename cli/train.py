@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from anytime_lct.run_folder.paths import Changes
 
 DATA = (
-    "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text, or path/to/file.py:FACTORY."
+    "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text, hf:PATH, wds:SHARDS, or "
+    "path/to/file.py:FACTORY."
 )
 MODEL = (
     "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, earlywide, msdnet, msdnet-imagenet, "
@@ -161,9 +162,9 @@ def run(
 
 def default_folder(recipe: Recipe) -> Path:
     """Return the default run folder of a recipe."""
-    from anytime_lct.models.files import without_folder
+    from anytime_lct.data.locations import shown
 
-    names = (re.sub(r"[^\w.]+", "-", name) for name in (without_folder(recipe.data.name), recipe.model.name))
+    names = (re.sub(r"[^\w.]+", "-", name).strip("-") for name in (shown(recipe.data.name), recipe.model.name))
     return Path("runs") / "-".join([*names, str(recipe.train.seed)])
 
 

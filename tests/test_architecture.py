@@ -54,6 +54,8 @@ OWNERS = {
     "rich": {"cli/"},
     "safetensors": {"run_folder/checkpoint.py"},
     "sklearn": {"data/"},
+    "datasets": {"data/tables.py"},
+    "webdataset": {"data/shards.py"},
     "timm": {"models/others.py", "models/weights.py"},
     "matplotlib": {"analysis/picture.py", "reproduce/pictures.py"},
 }

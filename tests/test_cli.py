@@ -104,6 +104,7 @@ def test_a_wrong_use_is_printed_as_json_too(arguments, capsys):
         ("torch", "train", ("quickstart",)),
         ("torch", "train", ("export", "x", "--out", "y")),
         ("starlette", "serve", ("serve", "x")),
+        ("datasets", "datasets", ("train", "--data", "hf:.", "--set", "data.image_size=8")),
     ],
 )
 def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypatch):

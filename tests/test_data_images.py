@@ -22,7 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from anytime_lct.data import datasets as data
-from anytime_lct.data import folders, idx
+from anytime_lct.data import folders, idx, pictures
 from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.data.images import IMAGENET
 from anytime_lct.errors import DataError, RecipeError
@@ -153,7 +153,7 @@ def test_worker_processes_leave_the_random_state_and_outlive_ctrl_c(tmp_path):
 def test_a_folder_too_large_for_memory_gives_the_same_images(tmp_path, monkeypatch):
     root = write_folder(tmp_path)
     in_memory = load("imagefolder", root=root, batch_size=3)
-    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     from_files = load("imagefolder", root=root, batch_size=3)
     assert in_memory.augment == from_files.augment == "crop-flip"
     assert from_files.facts.mean == IMAGENET[0] != in_memory.facts.mean
@@ -290,7 +290,7 @@ def test_nearly_all_images_of_one_size_keep_it_and_the_others_are_stretched(tmp_
     odd = Image.fromarray(np.arange(7 * 6 * 3, dtype=np.uint8).reshape(6, 7, 3))
     odd.save(root / "test" / "dog" / "3.png")
     if not in_memory:
-        monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     dataset = load("imagefolder", root=root)
     x, _ = samples(dataset, "test")
     expected = torch.from_numpy(np.array(odd.resize((6, 6), Image.Resampling.BILINEAR))).permute(2, 0, 1).float()
@@ -316,7 +316,7 @@ def test_nearly_all_images_of_one_size_keep_it_and_the_others_are_stretched(tmp_
     ],
 )
 def test_the_size_of_images_suits_them_and_the_network(sizes, image_size, largest, expected):
-    assert folders.choose_size(sizes, image_size, largest) == expected
+    assert pictures.choose_size(sizes, image_size, largest) == expected
 
 
 def test_a_run_names_the_size_of_its_images(tmp_path):

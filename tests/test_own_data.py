@@ -235,10 +235,15 @@ def test_a_folder_without_a_test_part_is_split_by_the_seed(tmp_path):
     assert len(set(pixels.tolist())) == 20  # each image in one part
 
 
+def test_a_folder_with_all_parts_keeps_them(tmp_path):
+    dataset = folder_of(write_folder(tmp_path, ("train", "val", "test")))
+    assert dataset.facts.counts == (20, 20, 20) and not dataset.notes
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, monkeypatch, in_memory):
     if not in_memory:
-        monkeypatch.setattr("anytime_lct.data.folders.IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("anytime_lct.data.pictures.IN_MEMORY_BYTES", 0)
     root = write_folder(tmp_path, ("train", "test"))
     damaged = [root / "train" / "cat" / "0.png", root / "test" / "dog" / "9.png"]
     damaged[0].write_bytes(b"no image")

@@ -50,7 +50,7 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, kind, orientation):
     Image.fromarray(_pixels(6, 9, 3)).save(path, kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     np.testing.assert_array_equal(read_picture(path, path, 3), expected)
-    assert picture_size(path) == expected.shape[:2]
+    assert picture_size(path, path) == expected.shape[:2]
 
 
 def test_a_picture_with_damaged_exif_stays_as_it_is(tmp_path):
@@ -91,7 +91,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path, recwarn
 def test_more_than_eight_bits_a_channel_are_refused(dtype):
     file = BytesIO()
     Image.fromarray(_pixels(6, 6).astype(dtype)).save(file, "TIFF")
-    for read in (lambda: read_picture(file, "deep", 3), lambda: picture_size(file)):
+    for read in (lambda: read_picture(file, "deep", 3), lambda: picture_size(file, "deep")):
         with pytest.raises(DataError, match=r"^The image '.*' cannot be read: expected 8 bits a channel, got mode .*"):
             read()
 
@@ -114,9 +114,9 @@ def test_a_huge_picture_is_refused_by_its_size_alone(recwarn):
 
 def test_the_size_of_a_picture_is_read_alone(tmp_path):
     (tmp_path / "a.png").write_bytes(_huge_png(9600, 4).read())
-    assert picture_size(str(tmp_path / "a.png")) == (4, 9600)
+    assert picture_size(str(tmp_path / "a.png"), "a.png") == (4, 9600)
     with pytest.raises(DataError, match=r"none.png' cannot be read: No such file"):
-        picture_size(str(tmp_path / "none.png"))
+        picture_size(str(tmp_path / "none.png"), "none.png")
 
 
 @pytest.mark.parametrize("shape", [(1, 60000, 3), (60000, 1, 3), (2, 90001, 1)])

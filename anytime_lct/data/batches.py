@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from anytime_lct.task import Facts
 Split = Literal["train", "validation", "test"]
 Batch = tuple[Tensor, Tensor]
 Share = tuple[int, int]
+ImageSource = str | tuple[str, bytes]  # an image file by its path, or its name and content
 CPU = torch.device("cpu")
 MOST_READERS = 8
 PORTION = 2**22  # numbers that a GPU makes at once: some minibatches, or a large one in evaluation
@@ -64,6 +66,14 @@ class Dataset(Protocol):
     def batches(self, split: Split, epoch: int = 0, start: int = 0, share: Share = (0, 1)) -> Iterator[Batch]: ...
 
 
+class ImageSources(Protocol):
+    """Image files by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> ImageSource: ...
+
+
 class Originals(Protocol):
     """Images that are read on demand, by number, as uint8 (C, h, w); random numbers that this takes follow a seed."""
 
@@ -72,13 +82,18 @@ class Originals(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, RGB."""
+    """Image files, RGB: each by its path, or as its name and content where it lies in a larger file."""
 
-    paths: Sequence[str]
+    sources: ImageSources
 
     def read(self, index: int, seed: int) -> Tensor:
         """Read a file as `pixels.read_picture` does; raises DataError."""
-        return torch.from_numpy(read_picture(self.paths[index], self.paths[index], 3)).permute(2, 0, 1)
+        return torch.from_numpy(read_picture(*opened(self.sources[index]), 3)).permute(2, 0, 1)
+
+
+def opened(source: ImageSource) -> tuple[str | IO[bytes], str]:
+    """Return what `pixels.read_picture` reads an image file from, and its name."""
+    return (source, source) if isinstance(source, str) else (io.BytesIO(source[1]), source[0])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Data sets by name: images, text, two that need no download (digits and pydoc), and those of the user's files."""
+"""Data sets by name: images, text, two that need no download (digits and pydoc), and those at the user's paths."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from anytime_lct.data import cifar, digits, folders, idx, own, saved, text
+from anytime_lct.data import cifar, digits, folders, idx, own, pictures, saved, shards, tables, text
 from anytime_lct.data.batches import Dataset
-from anytime_lct.data.images import load_images, root_of
+from anytime_lct.data.images import load_images
+from anytime_lct.data.locations import kind_of, root_of
 from anytime_lct.errors import DataError
-from anytime_lct.models.files import file_of
 from anytime_lct.models.weights import input_side
 from anytime_lct.recipes.recipe import DataRecipe, Recipe
 
-# A data set is a file beside this one and a line here; one on text is named in `recipes.recipe.TEXT` too.
+FORM = "path/to/file.py:FACTORY"
+# What lists image files, which may have any size, is a line here.
+LISTED: dict[str, pictures.Lister] = {
+    "imagefolder": folders.pictures,
+    "hf:PATH": tables.pictures,
+    "wds:SHARDS": shards.pictures,
+}
+# Any other data set is a file beside this one and a line here; one on text is named in `recipes.recipe.TEXT` too.
 DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
     "digits": partial(load_images, digits.read),
     "mnist": partial(load_images, idx.read_mnist),
     "fashion-mnist": partial(load_images, idx.read_fashion_mnist),
     "cifar10": partial(load_images, cifar.read_cifar10),
     "cifar100": partial(load_images, cifar.read_cifar100),
-    "imagefolder": partial(load_images, folders.read),
+    **{name: partial(load_images, partial(pictures.read, listed)) for name, listed in LISTED.items()},
+    FORM: partial(load_images, own.read),
     "pydoc": text.load_pydoc,
     "text": text.load_file,
 }
-
-
-FORM = "path/to/file.py:FACTORY"
+GREY: frozenset[str] = frozenset({"digits", "mnist", "fashion-mnist"})  # whose images have one channel
 
 
 def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
@@ -37,7 +43,7 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     ANYTIME_LCT_DATA, or ./.data. `path` is the file or folder of a text, relative to `root` where there is one, and
     `encoding` is how it is decoded, where it is not UTF-8 and has no byte-order mark. `validation` is the share of the
     training images held out by `seed`, or of a text before its test part. With `image_size`, a side or (height, width),
-    the images of a folder get that size; without, one that suits them (`folders.network_size`). `mean` and `std` of
+    image files get that size; without, one that suits them (`pictures.network_size`). `mean` and `std` of
     each channel, on pixels scaled to [0, 1], are by default the data set's own, or ImageNet's where files are read on
     demand.
 
@@ -46,10 +52,7 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     """
     if recipe.name == saved.NAME:
         return saved.load(recipe)
-    expect_known(recipe.name)
-    if file_of(recipe.name) is not None:
-        return load_images(own.read, recipe, seed)
-    return DATA_SETS[recipe.name](recipe, seed)
+    return DATA_SETS[_row(recipe.name)](recipe, seed)
 
 
 def from_recipe(recipe: Recipe) -> Dataset:
@@ -58,19 +61,33 @@ def from_recipe(recipe: Recipe) -> Dataset:
 
 
 def sized(recipe: Recipe) -> Recipe:
-    """Return a recipe that names the size of its images, where they are those of a folder; raises DataError.
+    """Return a recipe that names the size of its images, where they are files of any size; raises DataError.
 
     It is the size that the recipe names, or one that suits images and network, and never enlarges them.
     """
-    if recipe.data.name != "imagefolder" or recipe.data.image_size is not None:
+    if not has_sizes(recipe.data.name) or recipe.data.image_size is not None:
         return recipe
-    height, width = folders.network_size(recipe.data, root_of(recipe.data), input_side(recipe.model.name))
+    listed, largest = LISTED[_row(recipe.data.name)], input_side(recipe.model.name)
+    height, width = pictures.network_size(listed, recipe.data, root_of(recipe.data), largest)
     size = height if height == width else (height, width)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": size})})
 
 
+def has_sizes(name: str) -> bool:
+    """Whether the images of a data set may have any size, so that data.image_size counts."""
+    return kind_of(name) in map(kind_of, LISTED)
+
+
 def expect_known(name: str) -> None:
-    """Raise DataError unless there is a data set of that name, which may be path/to/file.py:FACTORY."""
-    if name not in DATA_SETS and file_of(name) is None:
+    """Raise DataError unless there is a data set of that name, which may have a path, as hf:PATH has."""
+    _row(name)
+
+
+def _row(name: str) -> str:
+    """Return the key of DATA_SETS for a name, which may have a path; raises DataError."""
+    kind = kind_of(name)
+    row = next((form for form in DATA_SETS if kind_of(form) == kind), None)
+    if row is None:
         near = difflib.get_close_matches(name, DATA_SETS, n=3)
-        raise DataError(f"There is no data set '{name}'; did you mean {' or '.join(near or (*DATA_SETS, FORM))}?")
+        raise DataError(f"There is no data set '{name}'; did you mean {' or '.join(near or DATA_SETS)}?")
+    return row

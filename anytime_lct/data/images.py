@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from anytime_lct.data.augment import policy_of
 from anytime_lct.data.batches import ImageBatches, Images, Split
+from anytime_lct.data.locations import root_of, shown
 from anytime_lct.errors import DataError
-from anytime_lct.models.files import file_of, without_folder
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts
 
-ROOT_VARIABLE = "ANYTIME_LCT_DATA"
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, on [0, 1]
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -73,7 +71,7 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
         notes += (f"The data has no test part: {num_test:,} of its {len(order):,} images, drawn by the seed, are it.",)
     mean, deviation = _statistics(recipe, images, train_indices)
     facts = Facts(
-        without_folder(recipe.name), "classification", images.train.shape, len(images.classes), images.classes, mean,
+        shown(recipe.name), "classification", images.train.shape, len(images.classes), images.classes, mean,
         deviation, images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
@@ -87,14 +85,6 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
 def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:
     """Return all images of a part, or where there is none some of another one."""
     return (other, indices.sort().values) if part is None else (part, torch.arange(len(part.labels)))
-
-
-def root_of(recipe: DataRecipe) -> Path:
-    """Return the folder of a data set: the recipe's, that of its own file, of the environment variable, or ./.data."""
-    own = file_of(recipe.name)
-    if own is not None and recipe.root is None:
-        return own.absolute().parent
-    return Path(recipe.root or os.environ.get(ROOT_VARIABLE) or ".data").expanduser()
 
 
 def in_memory(pixels: Tensor, labels: Tensor) -> Images:

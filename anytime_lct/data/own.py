@@ -24,8 +24,9 @@ from torch.utils import data
 
 from anytime_lct.cutting.snapshot import random_positions, seeded
 from anytime_lct.data.batches import Images, fitted
-from anytime_lct.data.folders import IN_MEMORY_BYTES, LARGEST, MAX_COMPARED, SMALL_SIDE, choose_size
 from anytime_lct.data.images import IMAGENET, ImageSet, mean_and_std
+from anytime_lct.data.labels import expect_labels
+from anytime_lct.data.pictures import IN_MEMORY_BYTES, LARGEST, MAX_COMPARED, SMALL_SIDE, choose_size
 from anytime_lct.errors import DataError
 from anytime_lct.models.files import load_factory, reason, required
 from anytime_lct.models.imports import importing_from
@@ -105,7 +106,7 @@ def read(recipe: DataRecipe, root: Path) -> ImageSet:
     if not classes:
         classes = tuple(map(str, range(1 + max(int(part.labels.max()) for part in images.values()))))
     for part, items in parts.items():
-        _expect_labels(images[part].labels, classes, items.name)
+        expect_labels(images[part].labels, classes, items.name)
     train, on_demand = images["train"], images["train"].pixels is None
     statistics = IMAGENET if on_demand and channels == 3 else None
     if on_demand and channels != 3:
@@ -186,16 +187,6 @@ def _labels(items: Items, numbers: Sequence[int], examples: Sequence[int]) -> Te
         if labels.dim() == 1 and labels[list(numbers)].tolist() == list(examples):
             return labels.long()
     return torch.tensor([items.item(number)[1] for number in range(len(items))])
-
-
-def _expect_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero()
-    if len(wrong):
-        number = int(wrong[0])
-        raise DataError(
-            f"Expected labels from 0 to {len(classes) - 1}, the number of each of {len(classes)} classes, got "
-            f"{int(labels[number])} for item {number} of the {name}; correct the labels or the classes."
-        )
 
 
 def _label(label: Any) -> int:

@@ -82,7 +82,10 @@ def read(
 
 
 # Keys whose values are words, or a list of words, even where they look like numbers.
-WORD_KEYS = ("cut.places", "data.name", "data.root", "data.path", "model.name", "train.weights", "train.device")
+WORD_KEYS = (
+    "cut.places", "data.name", "data.root", "data.path", "data.image_column", "data.label_column", "model.name",
+    "train.weights", "train.device",
+)  # fmt: skip
 
 NUMBER_KEYS = ("data.mean", "data.std", "cut.shares")  # whose values are lists of numbers, also where there is one
 

@@ -54,6 +54,10 @@ class DataRecipe(Section):
     """The data set."""
     root: str | None = None
     """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data, or that of a factory's file."""
+    image_column: str | None = None
+    """Column of the images of hf:PATH, or extension of those of wds:SHARDS; by default the one that holds images."""
+    label_column: str | None = None
+    """Column of the labels of hf:PATH, or extension or JSON key of those of wds:SHARDS; by default a usual one."""
     path: str | None = None
     """File or folder of a text, relative to `root` where there is one."""
     encoding: str | None = None
@@ -71,9 +75,9 @@ class DataRecipe(Section):
     erase: Fraction = 0.0
     """Share of the training images that lose a random box, which gets the mean colour."""
     skip_unreadable: Annotated[int, Field(ge=0)] = 0
-    """Most image files of a folder that may be left out as they cannot be read; above 0 all are read at the start."""
+    """Most image files that may be left out as they cannot be read; above 0 all are read at the start."""
     image_size: Count | tuple[Count, Count] | None = None
-    """Side, or height and width, of the images of a folder; by default one that suits them."""
+    """Side, or height and width, of image files; by default one that suits them."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, subtracted from pixels in [0, 1]; by default the data set's own."""
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None

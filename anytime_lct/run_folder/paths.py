@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from anytime_lct import disk
-from anytime_lct.data.images import ROOT_VARIABLE
+from anytime_lct.data import locations
 from anytime_lct.data.saved import NAME as SAVED
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.exits.profile import WEIGHTS
@@ -59,7 +59,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     """Return a run's recipe with changes, whose paths are relative to the working directory; raises RecipeError."""
     data, model, train = recipe.data, recipe.model, recipe.train
     if changes.data_root is not None:
-        data = data.model_copy(update={"root": _absolute(changes.data_root)})
+        data = data.model_copy(update={"root": locations.absolute(changes.data_root)})
     if changes.model is not None:
         model = model.model_copy(update={"name": _located(changes.model, Path.cwd())})
     if changes.epochs is not None:
@@ -74,16 +74,10 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
 
 def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """Return a recipe whose paths are absolute instead of relative to `folder`."""
-    data, model, weights = recipe.data, recipe.model, recipe.train.weights
-    if data.path is not None and (data.root is None or Path(data.path).is_absolute()):
-        path = Path(_absolute(data.path, folder))
-        data = data.model_copy(update={"root": str(path.parent), "path": path.name})  # --data-root replaces the root
-    elif data.root is not None:
-        data = data.model_copy(update={"root": _absolute(data.root, folder)})
+    data, model, weights = locations.located(recipe.data, folder), recipe.model, recipe.train.weights
     if weights is not None and weights != DEFAULT_WEIGHTS:
-        weights = _absolute(weights, folder)
+        weights = locations.absolute(weights, folder)
     train = recipe.train.model_copy(update={"weights": weights})
-    data = data.model_copy(update={"name": _located(data.name, folder)})
     model = model.model_copy(update={"name": _located(model.name, folder)})
     return recipe.model_copy(update={"data": data, "model": model, "train": train})
 
@@ -101,8 +95,8 @@ def store(recipe: Recipe, run: Path) -> Recipe:
     own = file_of(data.name)
     if data.root is None and own is not None:
         data = data.model_copy(update={"root": str(own.parent)})
-    elif data.root is None and data.name not in BUILT_IN and not os.environ.get(ROOT_VARIABLE):
-        data = data.model_copy(update={"root": _absolute(DEFAULT_ROOT)})
+    elif data.root is None and data.name not in BUILT_IN and not os.environ.get(locations.ROOT_VARIABLE):
+        data = data.model_copy(update={"root": locations.absolute(DEFAULT_ROOT)})
     files = [] if weights == DEFAULT_WEIGHTS else [Path(weights)]
     if files and files[0].is_dir():
         files = [files[0] / name for name in WEIGHTS]
@@ -188,10 +182,6 @@ def _write(run: Path, sources: Sources) -> None:
 
 
 def _located(name: str, folder: Path) -> str:
-    """Return the name of a network or a data set, with its file, if it has one, by an absolute path."""
+    """Return the name of a network, with its file, if it has one, by an absolute path."""
     file = file_of(name)
-    return name if file is None else with_file(name, Path(_absolute(str(file), folder)))
-
-
-def _absolute(path: str, folder: Path | None = None) -> str:
-    return str(((folder or Path.cwd()) / Path(path).expanduser()).resolve())
+    return name if file is None else with_file(name, Path(locations.absolute(str(file), folder)))

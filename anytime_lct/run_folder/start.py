@@ -11,17 +11,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from anytime_lct.data.datasets import GREY
 from anytime_lct.errors import CheckpointError
-from anytime_lct.models.files import file_of
 from anytime_lct.models.weights import default_weights, input_statistics
 from anytime_lct.network import LCTNetwork
-from anytime_lct.recipes.recipe import Recipe
+from anytime_lct.recipes.recipe import TEXT, Recipe
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder import state_dicts
 from anytime_lct.run_folder.paths import DEFAULT_WEIGHTS
 from anytime_lct.task import Facts
 
-RGB_DATA_SETS = ("cifar10", "cifar100", "imagefolder")
 SHOWN_NAMES = 3
 
 
@@ -86,7 +85,7 @@ def with_statistics(recipe: Recipe) -> Recipe:
         recipe.train.weights != DEFAULT_WEIGHTS
         or recipe.data.mean
         or recipe.data.std
-        or not (recipe.data.name in RGB_DATA_SETS or file_of(recipe.data.name))
+        or recipe.data.name in GREY | TEXT
     ):
         return recipe
     statistics = input_statistics(recipe.model.name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anytime_lct.cutting.costs import saved_in_turn, weight_bytes
+from anytime_lct.data.datasets import has_sizes
 from anytime_lct.errors import RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import Recipe
@@ -96,7 +97,7 @@ def expect_room(demand: Demand, recipe: Recipe, facts: Facts, team: Team) -> str
     if free is None or most <= free:
         return None
     rows = demand.fitting_rows(free * demand.estimate / most) * team.replicas
-    side = " or data.image_size" if facts.name == "imagefolder" else ""
+    side = " or data.image_size" if has_sizes(facts.name) else ""
     remedy = f"set data.batch_size={_round(rows)}{f', or a smaller{side[3:]}' if side else ''}"
     if rows < 1:
         remedy = f"no data.batch_size fits: choose a smaller network{side}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anytime_lct.data import datasets
-from anytime_lct.data.datasets import DATA_SETS, FORM
+from anytime_lct.data.datasets import DATA_SETS
 from anytime_lct.errors import LCTError
 from anytime_lct.models import networks
 from anytime_lct.recipes.keys import RecipeKey, keys_of
@@ -12,7 +12,7 @@ from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.prepare import fit_optimizers
 
 CHOICES = {
-    "data.name": (*DATA_SETS, FORM),
+    "data.name": tuple(DATA_SETS),
     "model.name": (*networks.NAMES, *networks.SOURCE_FORMS),
     "train.method": tuple(METHODS),
 }

@@ -1,0 +1,164 @@
+"""Tables of images that the library `datasets` reads on this machine: hf:PATH, a folder or a file (extra `datasets`).
+
+    PATH/train-00000.parquet   test-00000.parquet    Parquet, Arrow, CSV or JSON lines, splits by their names
+    PATH/dataset_dict.json     train/  test/         what save_to_disk wrote
+    PATH/train/cat/1.jpg       test/cat/7.jpg        a folder of images
+
+Nothing is downloaded. Image files stay encoded until they are read as those of any folder are, so that a table of the
+files of a folder gives the same minibatches.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anytime_lct.data.batches import ImageSource
+from anytime_lct.data.labels import numbered
+from anytime_lct.data.locations import missing, path_of
+from anytime_lct.data.pictures import PicturePart, Pictures
+from anytime_lct.errors import DataError
+from anytime_lct.recipes.recipe import DataRecipe
+
+OPENERS = {
+    ".parquet": "from_parquet", ".arrow": "from_file", ".csv": "from_csv", ".json": "from_json", ".jsonl": "from_json",
+}  # fmt: skip
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+IMAGES, LABELS = ("image", "img", "jpg", "png"), ("label", "labels", "class", "cls", "target", "fine_label")
+GET = "get it first, for example by: hf download --repo-type dataset OWNER/NAME --local-dir FOLDER"
+URL = re.compile(r"^\s*(- *)?(path:)?\s*(- *)?[\"']?\w+://", re.MULTILINE)  # among the files of a split
+
+
+@dataclass(frozen=True)
+class Column:
+    """The image files in a column of a table: in the table itself, or by paths relative to its folder."""
+
+    table: Any
+    name: str
+    folder: Path
+    part: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int, /) -> ImageSource:
+        cell = self.table[index][self.name]
+        if cell is not None and cell["bytes"] is not None:
+            return f"row {index} of the {self.part}", cell["bytes"]
+        if cell is None or cell["path"] is None:
+            raise DataError(f"Expected an image in row {index} of the {self.part}, got none; remove the row.")
+        return str(self.folder / cell["path"])
+
+
+def pictures(recipe: DataRecipe, root: Path) -> Pictures:
+    """List the images of a table and their classes; raises DataError, and ModuleNotFoundError without the library."""
+    name, path = recipe.name, root / Path(path_of(recipe.name)).expanduser()
+    folder = path if path.is_dir() else path.parent
+    columns, labels, classes = dict[str, Column](), dict[str, list[Any]](), ()
+    for part, table in _splits(name, path).items():
+        image, label, names = _columns(recipe, table)
+        classes = names if part == "train" else classes
+        columns[part] = Column(_encoded(table, image), image, folder, f"{part} part of '{name}'")
+        labels[part] = list(table[label])
+    classes, numbers = numbered(labels, classes, name)
+    return Pictures(classes, **{part: PicturePart(column, numbers[part]) for part, column in columns.items()})
+
+
+def _splits(name: str, path: Path) -> dict[str, Any]:
+    """Open the tables at `path`, of each part that is there; raises DataError."""
+    import datasets
+
+    if not path.exists():
+        raise missing(path.absolute(), GET)
+    card = path / "README.md"
+    if card.is_file() and URL.search(card.read_text("utf-8", "replace").partition("data_files:")[2].split("\n---")[0]):
+        raise DataError(f"Expected files on this machine in '{card}', got an address; {GET}.")
+    try:
+        with _quiet(datasets):
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                tables = datasets.load_from_disk(path)
+            elif path.is_dir():
+                tables = datasets.load_dataset(str(path.absolute()))
+            elif path.suffix in OPENERS:  # not by load_dataset, which counts its use over the network
+                tables = getattr(datasets.Dataset, OPENERS[path.suffix])(str(path.absolute()))
+            else:
+                raise DataError(f"Expected a folder, or a file {', '.join(OPENERS)}, as '{name}', got another kind.")
+    except (DataError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # of pyarrow, pandas and fsspec too
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise DataError(f"The data set '{name}' in '{path.absolute()}' cannot be read: {reason}.") from error
+    by_split: dict[Any, Any] = tables if isinstance(tables, dict) else {"train": tables}
+    parts = dict[str, Any]()
+    for part, names in SPLITS.items():
+        if split := next((each for each in names if len(by_split.get(each, ()))), None):
+            parts[part] = by_split[split]
+    if "train" not in parts:
+        raise DataError(
+            f"Expected a split 'train', and perhaps 'validation' and 'test', in '{name}', got "
+            f"{', '.join(map(str, by_split)) or 'none'}; rename one."
+        )
+    return parts
+
+
+def _columns(recipe: DataRecipe, table: Any) -> tuple[str, str, tuple[str, ...]]:
+    """Return the names of the columns of images and of labels, and those of the classes, () where it has none."""
+    import datasets
+
+    kinds: dict[str, Any] = dict(table.features)
+    values = {column: kind.dtype for column, kind in kinds.items() if isinstance(kind, datasets.Value)}
+    pictured = [column for column, kind in kinds.items() if isinstance(kind, datasets.Image)]
+    pictured = pictured or [
+        column
+        for column, kind in kinds.items()
+        if values.get(column, "").endswith("binary") or (isinstance(kind, dict) and {"bytes", "path"} <= kind.keys())
+    ]
+    image = _chosen(recipe.name, "image", recipe.image_column, [pictured, list(values)], IMAGES, table)
+    classed = [column for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
+    simple = [column for column, kind in values.items() if kind.endswith("string") or "int" in kind or kind == "bool"]
+    rest = [column for column in simple if column != image]
+    label = _chosen(recipe.name, "label", recipe.label_column, [classed, rest], LABELS, table)
+    return image, label, tuple(kinds[label].names) if label in classed else ()
+
+
+def _chosen(
+    name: str, what: str, column: str | None, candidates: list[list[str]], usual: Sequence[str], table: Any
+) -> str:
+    """Return the recipe's column, or of the likelier candidates the only one, or one with a usual name."""
+    if column in table.features:
+        return column or ""
+    for likely in [] if column else candidates:
+        if len(likely) == 1 or (named := [each for each in usual if each in likely]):
+            return likely[0] if len(likely) == 1 else named[0]
+    expected = f"the column '{column}'" if column else f"one column of {what}s"
+    raise DataError(
+        f"Expected {expected} in '{name}', got {', '.join(table.features)}; name it with --set data.{what}_column=NAME."
+    )
+
+
+def _encoded(table: Any, image: str) -> Any:
+    """Return the column of images alone, whose cells are bytes and paths."""
+    import datasets
+
+    kind, column = table.features[image], table.select_columns(image)
+    if isinstance(kind, dict):
+        return column
+    return column.cast_column(image, datasets.Image(decode=False))
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Hide the bars of the library where nobody watches them."""
+    hides = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
