@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from bundles import write_image_bundle
 from PIL import Image
 
@@ -23,33 +24,38 @@ TURNS = {
 }  # fmt: skip  # from the upright picture to the one that is stored
 
 
-def upright(width, height):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def upright(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def write_pictures(folder, width, height):
-    """A picture of noise in many kinds of files; returns how many."""
-    folder.mkdir(parents=True)
-    picture, mask = upright(width, height), Image.linear_gradient("L").resize((width, height))
+def kinds(picture):
+    """A picture as many kinds of files have it: the name of the file, the stored image, and options of `save`."""
+    mask = Image.linear_gradient("L").resize(picture.size)
     clear = picture.copy()
     clear.putalpha(mask)
     grey = clear.convert("LA")
     palette = picture.quantize(16)
-    for name, image, options in (
+    yield from (
         ("rgb.png", picture, {}), ("rgb.jpg", picture, {}), ("rgb.webp", picture, {"lossless": True}),
         ("rgb.tif", picture, {}), ("rgb.bmp", picture, {}), ("rgba.png", clear, {}), ("rgba.webp", clear, {}),
         ("palette.png", palette, {}), ("palette.gif", palette, {}), ("clear.png", palette, {"transparency": 3}),
         ("half.png", palette, {"transparency": bytes(range(0, 256, 16))}), ("clear.gif", palette, {"transparency": 3}),
         ("grey.png", picture.convert("L"), {}), ("la.png", grey, {}), ("one_bit.png", picture.convert("1"), {}),
         ("cmyk.jpg", picture.convert("CMYK"), {}), ("cmyk.tif", picture.convert("CMYK"), {}),
-    ):  # fmt: skip
-        image.save(folder / name, **options)
+    )  # fmt: skip
     for orientation, turn in TURNS.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
         stored = picture if turn is None else picture.transpose(turn)
-        stored.save(folder / f"turned_{orientation}.png", exif=exif)
-        stored.save(folder / f"turned_{orientation}.jpg", exif=exif, quality=95)
+        yield f"turned_{orientation}.png", stored, {"exif": exif}
+        yield f"turned_{orientation}.jpg", stored, {"exif": exif, "quality": 95}
+
+
+def write_pictures(folder, width, height):
+    """A picture of noise in many kinds of files; returns how many."""
+    folder.mkdir(parents=True)
+    for name, image, options in kinds(upright(width, height)):
+        image.save(folder / name, **options)
     return len(list(folder.iterdir()))
 
 
@@ -102,3 +108,33 @@ def test_what_cannot_be_shown_is_refused_alike(tmp_path, manifest, kind):
         load(tmp_path)
     with pytest.raises(InputError, match=sentence):
         read_input(path, manifest)
+
+
+def test_a_thousand_pictures_are_the_same_in_training_and_prediction_file_by_file(tmp_path, manifest):
+    folder, count = tmp_path / "train" / "a", 0
+    folder.mkdir(parents=True)
+    while count < 1000:
+        for name, image, options in kinds(upright(8 + count % 5, 8 + count % 3, seed=count)):
+            image.save(folder / f"{count:04}_{name}", **options)
+            count += 1
+    deep = [folder / name for name in ("deep.png", "deep.tif")]
+    for path in deep:
+        Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(path)
+    truncated = folder / "0500_truncated.jpg"
+    truncated.write_bytes((folder / "0001_rgb.jpg").read_bytes()[:-60])
+    data = load(tmp_path, skip_unreadable=3)
+    left_out = [truncated, *deep]
+    assert data.notes[0] == f"Skipped files that cannot be read, 3: {', '.join(map(str, left_out))}."
+    images = data.parts["train"][0]
+    rules = preprocessing(data.facts)
+    answering = manifest.model_copy(update={"preprocessing": rules})
+    seen = iter(images.view(torch.arange(len(images.labels))).float())
+    mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (data.facts.mean, data.facts.std))
+    for path in sorted(folder.iterdir()):
+        if path in left_out:
+            with pytest.raises(InputError, match="cannot be read"):
+                read_input(path, answering)
+        else:
+            expected = next(seen).sub_(mean).div_(std)
+            np.testing.assert_allclose(read_input(path, answering)[0], expected, atol=1e-5, err_msg=path.name)
+    assert next(seen, None) is None and count >= 1000
