@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anytime_lct import task as tasks
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.modes import carrying, probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.task import TaskName
@@ -86,10 +87,22 @@ class Tally:
         """
         losses, scores, answers = _joined(self._losses), _joined(self._scores), [each.cpu() for each in self._answers]
         columns = [
-            (L.mean(), score.mean(), score.std(correction=0) / math.sqrt(len(score)), count.max() / count.sum())
+            (L.mean(), *self._metric(score), count.max() / count.sum())
             for L, score, count in zip(losses, scores, answers, strict=True)
         ]
         return torch.tensor(columns, dtype=torch.float64).view(-1, self.ROWS).T
+
+    @staticmethod
+    def scaled(results: Tensor, scale: float) -> Tensor:
+        """Return results with the metric and its error times `scale`, the unit of the data."""
+        return results * results.new_tensor([1.0, scale, scale, 1.0]).unsqueeze(1)
+
+    def _metric(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the metric of scores (S,), and its standard error; that of a root follows from its derivative."""
+        value, error = scores.mean(), scores.std(correction=0) / math.sqrt(len(scores))
+        if not TASKS[self._task].metric.root:
+            return value, error
+        return value.sqrt(), error / (2 * value.sqrt().clamp(min=1e-12))
 
 
 def _joined(exits: list[list[Tensor]]) -> list[Tensor]:

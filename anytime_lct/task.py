@@ -22,6 +22,9 @@ class Facts:
     length to which the shorter side of an image of another size is resized, before its centre is cropped. `encoding` is
     that of a text's file where the recipe names one, `encodings` are those that its files were decoded by. `counts` are
     the images, or the characters, of the training, validation and test split, () where they are not known.
+
+    In regression `classes` names the K targets, and the network answers in a unit in which the training targets have a
+    mean of 0 and a mean variance of 1: times `scale`, plus `centers`, one a target, its outputs are those of the data.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Facts:
     encoding: str | None = None
     counts: tuple[int, ...] = ()
     encodings: tuple[str, ...] = ()
+    centers: tuple[float, ...] = ()
+    scale: float = 1.0
 
     @property
     def row(self) -> Task:
@@ -45,18 +50,26 @@ class Facts:
     def metric(self) -> MetricName:
         return self.row.metric.name
 
+    def standardised(self, numbers: Tensor) -> Tensor:
+        """Return numbers (B, K) of the data in the unit of the network; what is no regression is left as it is."""
+        return (numbers - numbers.new_tensor(self.centers)) / self.scale if self.centers else numbers
+
 
 def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the loss l(Z, y) of every sample, shape (B,), float32, in nats (equations (1) and (6)).
 
     Classification takes Z (B, K) and y (B,). A language model takes Z (B, T, K) and y (B, T); its loss is the sum
-    (6) divided by T, so that learning rates do not depend on the length of the minibatch.
+    (6) divided by T, so that learning rates do not depend on the length of the minibatch. Regression takes Z and y
+    (B, K); its loss is the mean squared error over the K numbers.
     """
     return LOSSES[task](Z.float(), y, label_smoothing)
 
 
 def scores(task: TaskName, Z: Tensor, y: Tensor) -> Tensor:
-    """Return the metric of every sample, shape (B,): 1 or 0 for a correct or wrong class, or bits per character."""
+    """Return the score of every sample, shape (B,), whose mean is the metric, or its square (`Metric.root`).
+
+    It is 1 or 0 for a correct or wrong class, bits per character, or a squared error.
+    """
     return SCORES[task](Z, y)
 
 
@@ -76,9 +89,18 @@ def _bits(Z: Tensor, y: Tensor) -> Tensor:
     return _of_characters(Z.float(), y, 0.0) / math.log(2.0)
 
 
+def _squared(Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    return (Z.float() - y).square().mean(dim=1)
+
+
 # The part of a task's row (`exits.tasks.TASKS`) that needs torch.
 LOSSES: dict[TaskName, Callable[[Tensor, Tensor, float], Tensor]] = {
     "classification": _of_classes,
     "language-model": _of_characters,
+    "regression": _squared,
 }
-SCORES: dict[TaskName, Callable[[Tensor, Tensor], Tensor]] = {"classification": _hits, "language-model": _bits}
+SCORES: dict[TaskName, Callable[[Tensor, Tensor], Tensor]] = {
+    "classification": _hits,
+    "language-model": _bits,
+    "regression": _squared,
+}

@@ -26,18 +26,16 @@ Row = dict[str, Any]
 
 def rows_of(manifest: Manifest, name: str, portion: Portion, answer: Answer, top: int) -> Iterator[Row]:
     """Yield an answer as plain values, one row per sample; for a text, those of its last character."""
+    if manifest.row.is_numbers:
+        for k, row in enumerate(answer.logits.tolist()):
+            yield _row(name, portion, answer, k) | {"numbers": dict(zip(manifest.classes, row, strict=True))}
+        return
     probabilities = answer.probabilities
     if probabilities.ndim == 3:
         probabilities = probabilities[:, -1]
     for k, row in enumerate(probabilities):
         best = row.argsort(kind="stable")[::-1][:top]
-        yield {
-            "input": name,
-            "sample": portion.first + k,
-            "samples": portion.count,
-            "exit": int(answer.exits[k]),
-            "flops": answer.flops,
-            "stopped": answer.stopped,
+        yield _row(name, portion, answer, k) | {
             "top": [
                 {"class": manifest.classes[c], "index": int(c), "probability": float(row[c])} for c in best.tolist()
             ],
@@ -45,8 +43,23 @@ def rows_of(manifest: Manifest, name: str, portion: Portion, answer: Answer, top
         }
 
 
+def _row(name: str, portion: Portion, answer: Answer, k: int) -> Row:
+    """Return what every row has, of sample k."""
+    return {
+        "input": name,
+        "sample": portion.first + k,
+        "samples": portion.count,
+        "exit": int(answer.exits[k]),
+        "flops": answer.flops,
+        "stopped": answer.stopped,
+    }
+
+
 def write_csv(rows: Iterable[Row]) -> None:
-    """Print rows as CSV, the first class as class, index and probability, the second as class_2, .."""
+    """Print rows as CSV, the first class as class, index and probability, the second as class_2, ..
+
+    A network of numbers has a column for each of them.
+    """
     import csv
 
     lines = csv.writer(sys.stdout, lineterminator="\n")
@@ -81,7 +94,7 @@ def write_table(rows: Iterable[Row], bar: Progress) -> None:
 
     remaining = iter(rows)
     while page := list(islice(remaining, PAGE)):
-        table = Table("input", "next character" if page[0]["text"] else "class", "exit", "FLOPs")
+        table = Table("input", _heading(page[0]), "exit", "FLOPs")
         for row in page:
             table.add_row(Text(_title(row)), Text(_likely(row)), str(row["exit"]), show_count(row["flops"]))
         bar.stop()
@@ -105,10 +118,17 @@ def bar_of(total: int, *, shown: bool) -> Progress:
 
 def _flat(row: Row) -> Row:
     """Return a row with its classes as columns, without what CSV does not need."""
-    flat = {key: value for key, value in row.items() if key not in ("top", "samples", "text")}
-    for rank, each in enumerate(row["top"], start=1):
+    flat = {key: value for key, value in row.items() if key not in ("top", "samples", "text", "numbers")}
+    flat |= row.get("numbers", {})
+    for rank, each in enumerate(row.get("top", ()), start=1):
         flat |= {key if rank == 1 else f"{key}_{rank}": value for key, value in each.items()}
     return flat
+
+
+def _heading(row: Row) -> str:
+    if "numbers" in row:
+        return "numbers"
+    return "next character" if row["text"] else "class"
 
 
 def _title(row: Row) -> str:
@@ -117,7 +137,9 @@ def _title(row: Row) -> str:
 
 
 def _likely(row: Row) -> str:
-    """Format classes with their probabilities; symbols in quotes, so that a space is visible."""
+    """Format classes with their probabilities; symbols in quotes, so that a space is visible; or numbers."""
+    if "numbers" in row:
+        return ", ".join(f"{name} {number:.5g}" for name, number in row["numbers"].items())
     return ", ".join(
         f"{repr(each['class']) if row['text'] else each['class']} {100 * each['probability']:.1f}%"
         for each in row["top"]

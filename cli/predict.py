@@ -67,7 +67,7 @@ def predict(
     output: Annotated[str | None, typer.Option("--format", metavar="FORMAT", help=FORMAT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Answer files by a bundle: the class of every image, or the most likely next characters of a text.
+    """Answer files by a bundle: the class or the numbers of every image, or the next characters of a text.
 
     Every answer comes from the most accurate exit that the budget allows. Files are read one after another; an array
     of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
@@ -110,7 +110,7 @@ def predict(
         raise InputError(f"Expected --generate with --{extra[0]}, got none; add --generate 200, or leave it out.")
     if not inputs and text is None:
         raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
-    num_classes = top or session.manifest.row.top
+    num_classes = top_of(session, top)
 
     def reply(x: Any) -> Iterator[Answer]:
         return stream_to(session, x, session.plan(ask).deepest) if stream else iter([session.run(x, ask)])
@@ -134,6 +134,16 @@ def predict(
         if len(sources) > 1:
             typer.echo(f"{len(failed)} of {len(sources)} inputs have no answer.", err=True)
         raise typer.Exit(InputError.exit_code)
+
+
+def top_of(session: AnytimeSession, top: int | None) -> int:
+    """Return how many classes to show; raises InputError where the network has none."""
+    from anytime_lct.errors import InputError
+
+    row = session.manifest.row
+    if row.is_numbers and top is not None:
+        raise InputError("Expected --top with a network that classifies, got one of numbers; leave it out.")
+    return top or row.top
 
 
 def write_text(

@@ -17,7 +17,7 @@ SOURCE = "Run folder, bundle folder or profile.json."
 FLOPS = "Most multiply-adds per sample, e.g. 20M, or 70% of the main network's."
 PARAMS = "Most parameters, e.g. 10M."
 LATENCY = "Most time per sample, e.g. 5ms."
-DROP = "Cheapest at most this far below the best exit, e.g. 1% (1 point of accuracy); of text, in BPC."
+DROP = "Cheapest at most this far below the best exit, e.g. 1% (1 point of accuracy); else in BPC or RMSE."
 NOISE = "Cheapest that is not significantly worse than the best that fits."
 
 
@@ -30,6 +30,9 @@ def select(
         str | None, typer.Option(help="Cheapest of at least this accuracy, e.g. 93% or 0.93.")
     ] = None,
     max_bpc: Annotated[float | None, typer.Option(help="Cheapest of at most these bits per character.")] = None,
+    max_rmse: Annotated[
+        float | None, typer.Option(help="Cheapest of at most this root mean squared error, in the targets' unit.")
+    ] = None,
     max_drop: Annotated[str | None, typer.Option(help=DROP)] = None,
     within_noise: Annotated[bool, typer.Option("--within-noise", help=NOISE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -50,6 +53,7 @@ def select(
         read_budget(budget_flops, budget_params, budget_latency),
         min_accuracy=None if min_accuracy is None else parse_quality(min_accuracy),
         max_bpc=max_bpc,
+        max_rmse=max_rmse,
         max_drop=None if max_drop is None else parse_drop(max_drop, profile.metric),
         within_noise=within_noise,
         exits=exits,

@@ -17,7 +17,7 @@ from anytime_lct.exits.profile import CalibrationGap, Exit, Latency, Profile, Qu
 from anytime_lct.network import LCTNetwork
 from anytime_lct.run_folder.build import example_input
 from anytime_lct.stopwatch import REPEATS, machine, median_seconds
-from anytime_lct.task import MetricName
+from anytime_lct.task import Facts
 
 
 def median_latencies(calls: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
@@ -44,10 +44,13 @@ def network_evaluator(network: LCTNetwork, data: Dataset) -> Evaluator:
 
 
 def predictor_evaluator(predictor: Predictor, data: Dataset) -> Evaluator:
-    """Return a function that evaluates a predictor, for example exported graphs, on a split of `data`."""
+    """Return a function that evaluates a predictor, which answers as exported graphs do, on a split of `data`."""
+
+    def standardised(x: Tensor) -> list[Tensor]:
+        return [data.facts.standardised(Z) for Z in predictor(x)]
 
     def evaluator(split: Split, *observers: Observer) -> Evaluation:
-        return evaluate_predictor(predictor, data.batches(split), data.facts.task, *observers)
+        return evaluate_predictor(standardised, data.batches(split), data.facts.task, *observers)
 
     return evaluator
 
@@ -66,7 +69,7 @@ def profile(network: LCTNetwork, data: Dataset, model: str) -> Profile:
     seconds = _latencies(network, example)
     exits = [
         exit.model_copy(update={"latency": Latency(seconds=s, engine="torch", machine=machine())})
-        for exit, s in zip(results.exits(facts.metric, range(1, network.num_groups + 1)), seconds, strict=True)
+        for exit, s in zip(results.exits(range(1, network.num_groups + 1)), seconds, strict=True)
     ]
     return Profile(
         model=model,
@@ -86,7 +89,7 @@ def remeasure(profile: Profile, evaluator: Evaluator, served: tuple[int, ...], d
     `evaluator` evaluates the served exits in order. Other exits, and costs, are unchanged.
     """
     results = _evaluated(evaluator, len(served), data)
-    remeasured = {exit.index: exit for exit in results.exits(profile.metric, served)}
+    remeasured = {exit.index: exit for exit in results.exits(served)}
     p = [list(row) for row in profile.p_worse]
     for row, i in zip(statistics.p_worse(results.choosing.scores.numpy(), profile.metric), served, strict=True):
         for value, j in zip(row, served, strict=True):
@@ -97,34 +100,46 @@ def remeasure(profile: Profile, evaluator: Evaluator, served: tuple[int, ...], d
 
 @dataclass(frozen=True)
 class _Results:
-    """Evaluations of some exits on both splits, and their temperatures."""
+    """Evaluations of some exits on both splits, and their temperatures, where they have probabilities."""
 
+    facts: Facts
     validation: Evaluation | None
     test: Evaluation
     temperatures: list[float]
-    calibration: list[CalibrationGap]
+    calibration: list[CalibrationGap | None]
 
     @property
     def choosing(self) -> Evaluation:
         """The evaluation that choices are based on."""
         return self.validation or self.test
 
-    def exits(self, metric: MetricName, numbers: range | tuple[int, ...]) -> list[Exit]:
+    def exits(self, numbers: range | tuple[int, ...]) -> list[Exit]:
         return [
             Exit(
                 index=i,
-                validation=_quality(self.validation, k, metric) if self.validation else None,
-                test=_quality(self.test, k, metric),
+                validation=self._quality(self.validation, k) if self.validation else None,
+                test=self._quality(self.test, k),
                 temperature=self.temperatures[k],
                 calibration=self.calibration[k],
             )
             for k, i in enumerate(numbers)
         ]
 
+    def _quality(self, evaluation: Evaluation, row: int) -> Quality:
+        scores, scale = evaluation.scores[row].numpy(), self.facts.scale
+        value, low, high = (scale * number for number in statistics.interval(scores, self.facts.metric))
+        return Quality(value=value, low=low, high=high, loss=evaluation.mean_losses()[row], samples=len(scores))
+
 
 def _evaluated(evaluator: Evaluator, count: int, data: Dataset) -> _Results:
-    """Fit temperatures on the validation split, if there is one, and measure calibration on test before and after."""
+    """Fit temperatures on the validation split, if there is one, and measure calibration on test before and after.
+
+    Outputs that are numbers have neither.
+    """
     validation, temperatures = None, [1.0] * count
+    if data.facts.row.is_numbers:
+        validation = evaluator("validation") if data.num_samples("validation") else None
+        return _Results(data.facts, validation, evaluator("test"), temperatures, [None] * count)
     if data.num_samples("validation"):
         fit = Temperatures()
         validation = evaluator("validation", fit)
@@ -132,14 +147,8 @@ def _evaluated(evaluator: Evaluator, count: int, data: Dataset) -> _Results:
     before, after = Reliability([1.0] * count), Reliability(temperatures)
     test = evaluator("test", before, after)
     errors = zip(before.errors(), after.errors(), strict=True)
-    gaps = [CalibrationGap(before=min(1.0, b), after=min(1.0, a)) for b, a in errors]
-    return _Results(validation, test, temperatures, gaps)
-
-
-def _quality(evaluation: Evaluation, row: int, metric: MetricName) -> Quality:
-    scores = evaluation.scores[row].numpy()
-    value, low, high = statistics.interval(scores, metric)
-    return Quality(value=value, low=low, high=high, loss=evaluation.mean_losses()[row], samples=len(scores))
+    gaps: list[CalibrationGap | None] = [CalibrationGap(before=min(1.0, b), after=min(1.0, a)) for b, a in errors]
+    return _Results(data.facts, validation, test, temperatures, gaps)
 
 
 def _latencies(network: LCTNetwork, example: Tensor) -> list[float]:

@@ -15,13 +15,17 @@ QUANTILE = float(stats.norm.ppf((1 + LEVEL) / 2))
 
 
 def interval(scores: NDArray[np.floating], metric: MetricName) -> tuple[float, float, float]:
-    """Return the mean of scores (S,) and its 95% interval: Wilson's for accuracy, the normal one for BPC."""
+    """Return the mean of scores (S,) and its 95% interval: Wilson's for accuracy, the normal one for BPC.
+
+    Of RMSE it is the root of the mean of squared errors, and of the bounds of its normal interval.
+    """
     scores = np.asarray(scores, dtype=np.float64)
     if METRICS[metric].of_hits:
         test = stats.binomtest(round(scores.sum()), len(scores))
         low, high = test.proportion_ci(LEVEL, method="wilson")
         return float(scores.mean()), float(low), float(high)
-    return mean_interval(scores)
+    value, low, high = mean_interval(scores)
+    return (math.sqrt(value), math.sqrt(max(0.0, low)), math.sqrt(high)) if METRICS[metric].root else (value, low, high)
 
 
 def mean_interval(values: NDArray[np.floating]) -> tuple[float, float, float]:
@@ -47,7 +51,7 @@ def p_worse(scores: NDArray[np.floating], metric: MetricName) -> list[list[float
     """Return the one-sided p-values of "exit i is no worse than exit j" on the same samples, scores (N, S).
 
     Accuracy: McNemar's exact test, the probability of at most so many discordant samples in favour of i if both were
-    equally likely. BPC: a paired t-test. The diagonal is 1.
+    equally likely. BPC and RMSE: a paired t-test. The diagonal is 1.
     """
     scores = np.asarray(scores, dtype=np.float64)
     exits = range(len(scores))
@@ -60,4 +64,4 @@ def _p(a: NDArray[np.floating], b: NDArray[np.floating], metric: MetricName) -> 
         return float(stats.binomtest(for_a, for_a + for_b, alternative="less").pvalue) if for_a + for_b else 1.0
     if len(a) < 2 or np.ptp(a - b) == 0:  # equal differences have no variance
         return 0.0 if (a - b).mean() > 0 else 1.0
-    return float(stats.ttest_rel(a, b, alternative="greater").pvalue)  # bits: more are worse
+    return float(stats.ttest_rel(a, b, alternative="greater").pvalue)  # bits and errors: more are worse

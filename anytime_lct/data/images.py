@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from anytime_lct.data.locations import root_of, shown
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
-from anytime_lct.task import Facts
+from anytime_lct.task import Facts, TaskName
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, on [0, 1]
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -61,6 +61,11 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
         )
     held_out = (order[:num_validation], order[num_validation : num_validation + num_test])
     train_indices = order[num_validation + num_test :].sort().values
+    task: TaskName = "classification"
+    centers, scale = (), 1.0
+    if images.train.labels.is_floating_point():
+        task, (centers, scale) = "regression", _unit(images.train.labels[train_indices], recipe.name)
+        images = _in_unit(images, centers, scale)
     parts: dict[Split, tuple[Images, Tensor]] = {
         "train": (images.train, train_indices),
         "validation": _whole_or(images.validation, images.train, held_out[0]),
@@ -71,8 +76,9 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
         notes += (f"The data has no test part: {num_test:,} of its {len(order):,} images, drawn by the seed, are it.",)
     mean, deviation = _statistics(recipe, images, train_indices)
     facts = Facts(
-        shown(recipe.name), "classification", images.train.shape, len(images.classes), images.classes, mean,
+        shown(recipe.name), task, images.train.shape, len(images.classes), images.classes, mean,
         deviation, images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
+        centers=centers, scale=scale,
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
     rows = recipe.batch_size or batch_size(len(train_indices))
@@ -80,6 +86,25 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     return ImageBatches(
         facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase
     )
+
+
+def _unit(targets: Tensor, name: str) -> tuple[tuple[float, ...], float]:
+    """Return the mean of each target (N, K), and the root of their mean variance; raises DataError where that is 0."""
+    scale = targets.var(dim=0, correction=0).mean().sqrt().item()
+    if not scale > 0:
+        raise DataError(f"Expected targets that differ in '{name}', got the same for all of training; correct them.")
+    return tuple(targets.mean(dim=0).tolist()), scale
+
+
+def _in_unit(images: ImageSet, centers: tuple[float, ...], scale: float) -> ImageSet:
+    """Return an image set with targets as the network answers them, float32 (`Facts`)."""
+
+    def part(images: Images) -> Images:
+        labels = (images.labels - images.labels.new_tensor(centers)) / scale
+        return replace(images, labels=labels.float())
+
+    validation, test = images.validation and part(images.validation), images.test and part(images.test)
+    return replace(images, train=part(images.train), validation=validation, test=test)
 
 
 def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:

@@ -2,6 +2,7 @@
 
     def make(root):                      # the folder of the file, or that of --data-root; may be left out
         return {"train": .., "validation": .., "test": .., "classes": ["cat", "dog"]}
+        return {"train": .., "targets": ["age"]}     # labels of floating point, () or (K,): regression
 
 Parts hold items (image, label) by number; a loader stands for its data set, as minibatches and their order follow from
 the seed. What items draw from the random states of torch, Python and numpy follows from seed, epoch and number.
@@ -34,6 +35,7 @@ from anytime_lct.pixels import as_seen, shorter_side
 from anytime_lct.recipes.recipe import DataRecipe
 
 FORM = '{"train": .., "test": .., "classes": [..]}, perhaps with "validation"'
+Label = int | Tensor  # the number of a class, or the targets of regression, float64 (K,)
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -56,7 +58,7 @@ class Items:
         """Return an image, uint8 (C, h, w); raises DataError."""
         return self.item(index, seed)[0]
 
-    def item(self, index: int, seed: int = 0) -> tuple[Tensor, int]:
+    def item(self, index: int, seed: int = 0) -> tuple[Tensor, Label]:
         """Return an image and its label; raises DataError where they cannot be read."""
         try:
             if self.random:
@@ -70,7 +72,7 @@ class Items:
                 f"Item {index} of the {self.name} cannot be read as (image, label): {reason(error)}."
             ) from error
 
-    def sample(self) -> tuple[list[int], list[tuple[Tensor, int]], bool]:
+    def sample(self) -> tuple[list[int], list[tuple[Tensor, Label]], bool]:
         """Return the numbers of some items, evenly spread, these items, and whether one draws random numbers."""
         numbers, items, draws = list(range(0, len(self), -(-len(self) // MAX_COMPARED))), [], False
         for number in numbers:
@@ -103,9 +105,12 @@ def read(recipe: DataRecipe, root: Path) -> ImageSet:
             items = dataclasses.replace(items, random=draws)
             labels = _labels(items, numbers, [label for _, label in examples])
             images[part] = Images(labels, shape, None, items, resize)
-    if not classes:
+    is_regression = images["train"].labels.is_floating_point()
+    if is_regression:
+        classes = _target_names(images, parts, classes)
+    elif not classes:
         classes = tuple(map(str, range(1 + max(int(part.labels.max()) for part in images.values()))))
-    for part, items in parts.items():
+    for part, items in parts.items() if not is_regression else ():
         expect_labels(images[part].labels, classes, items.name)
     train, on_demand = images["train"], images["train"].pixels is None
     statistics = IMAGENET if on_demand and channels == 3 else None
@@ -114,6 +119,8 @@ def read(recipe: DataRecipe, root: Path) -> ImageSet:
     augment = "none" if samples["train"][2] else "imagenet" if not alike or max(size) > SMALL_SIDE else "crop-flip"
     if augment == "crop-flip" and channels == 1:
         augment = "crop"  # mirrored signs are others
+    if is_regression:
+        augment = "none"  # a moved image may have other targets
     return ImageSet(train, images.get("test"), classes, statistics, augment, images.get("validation"))
 
 
@@ -144,7 +151,7 @@ def _parts(name: str, root: Path) -> tuple[dict[str, Items], tuple[str, ...]]:
             ) from error
     values: dict[str, Any] = {
         key: result.get(key) if isinstance(result, Mapping) else getattr(result, key, None)
-        for key in (*PARTS, "classes")
+        for key in (*PARTS, "classes", "targets")
     }
     if values["train"] is None:
         raise DataError(f"Expected '{name}' to return {FORM}, got a {type(result).__name__}; return these.")
@@ -152,7 +159,8 @@ def _parts(name: str, root: Path) -> tuple[dict[str, Items], tuple[str, ...]]:
     for part, word in PARTS.items():
         if values[part] is not None:
             parts[part] = Items(_indexed(values[part], f"{word} part of '{name}'"), f"{word} part of '{name}'")
-    classes = values["classes"] if values["classes"] is not None else getattr(parts["train"].dataset, "classes", ())
+    named = [values[key] for key in ("classes", "targets") if values[key] is not None]
+    classes = named[0] if named else getattr(parts["train"].dataset, "classes", ())
     return parts, tuple(map(str, classes))
 
 
@@ -172,29 +180,60 @@ def _indexed(part: Any, name: str) -> Any:
 
 
 def _in_memory(items: Items, shape: tuple[int, ...]) -> Images:
-    pixels, labels = torch.empty(len(items), *shape, dtype=torch.uint8), torch.empty(len(items), dtype=torch.int64)
+    pixels, labels = torch.empty(len(items), *shape, dtype=torch.uint8), list[Label]()
     for number in range(len(items)):
-        image, labels[number] = items.item(number)
+        image, label = items.item(number)
+        labels.append(label)
         pixels[number] = torch.from_numpy(fitted(image, shape, None)).permute(2, 0, 1)
-    return Images(labels, shape, pixels)
+    return Images(_stacked(labels, items.name), shape, pixels)
 
 
-def _labels(items: Items, numbers: Sequence[int], examples: Sequence[int]) -> Tensor:
+def _labels(items: Items, numbers: Sequence[int], examples: Sequence[Label]) -> Tensor:
     """Return all labels: the data set's `targets` where they are those of the examples, else by reading every item."""
     targets = getattr(items.dataset, "targets", None)
     if targets is not None and len(targets) == len(items):
-        labels = torch.as_tensor(targets)
-        if labels.dim() == 1 and labels[list(numbers)].tolist() == list(examples):
-            return labels.long()
-    return torch.tensor([items.item(number)[1] for number in range(len(items))])
+        labels, sample = torch.as_tensor(targets), _stacked(examples, items.name)
+        if sample.is_floating_point() and labels.dim() == 1:
+            labels = labels.unsqueeze(1)
+        if labels[list(numbers)].tolist() == sample.tolist():
+            return labels.to(sample.dtype)
+    return _stacked([items.item(number)[1] for number in range(len(items))], items.name)
 
 
-def _label(label: Any) -> int:
-    """Return a label as a number; raises ValueError."""
-    value = label.item() if isinstance(label, Tensor | np.ndarray | np.generic) and label.size == 1 else label
-    if not isinstance(value, int):
-        raise ValueError(f"expected the number of its class as the label, got {label!r}")
-    return int(value)
+def _stacked(labels: Sequence[Label], name: str) -> Tensor:
+    """Return labels as int64 (N,), or as targets float64 (N, K); raises DataError where they are not alike."""
+    shapes = [label.shape if isinstance(label, Tensor) else None for label in labels]
+    if odd := next((number for number, shape in enumerate(shapes) if shape != shapes[0]), None):
+        raise DataError(
+            f"Expected labels that are all numbers of classes, or all as many floating-point targets, in the {name}, "
+            f"got {labels[0]} for item 0 and {labels[odd]} for item {odd}; give all in one form."
+        )
+    return torch.stack([label for label in labels if isinstance(label, Tensor)]) if shapes[0] else torch.tensor(labels)
+
+
+def _target_names(images: dict[str, Images], parts: dict[str, Items], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the targets; raises DataError where targets of the parts or the names do not agree."""
+    count = images["train"].labels.shape[1]
+    for part, items in parts.items():
+        labels = images[part].labels
+        if labels.shape[1:] != (count,) or not labels.isfinite().all():
+            raise DataError(
+                f"Expected {count} finite numbers as the targets of every item, as the first of training has, got "
+                f"others in the {items.name}; correct them."
+            )
+    if names and len(names) != count:
+        raise DataError(f"Expected a name for each of {count} targets, got {len(names)}: {', '.join(names)}; fix it.")
+    return tuple(names) or ("target",) * (count == 1) or tuple(f"target {number}" for number in range(1, count + 1))
+
+
+def _label(label: Any) -> Label:
+    """Return a label as the number of its class, or as targets where it is of floating point; raises ValueError."""
+    values = np.asarray(label)
+    if values.dtype.kind == "f" and values.ndim < 2 and values.size:
+        return torch.from_numpy(values.astype(np.float64).reshape(-1))
+    if values.dtype.kind not in "iub" or values.size != 1:
+        raise ValueError(f"expected the number of its class as the label, got {label!r}; targets are of floating point")
+    return int(values.item())
 
 
 def _pixels(image: Any, channels: int | None) -> Tensor:

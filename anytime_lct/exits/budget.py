@@ -197,7 +197,7 @@ def parse_quality(text: str) -> float:
 
 
 def parse_drop(text: str, metric: MetricName) -> float:
-    """Read how far an exit may be below the best into percentage points of accuracy, or into bits per character.
+    """Read how far an exit may be below the best into percentage points of accuracy, BPC, or RMSE.
 
     Points of accuracy are "1%", "1 point" or "1", or the fraction "0.01"; from "0.1" up to below "1" it could be a
     fraction or points, and needs the unit. Raises BudgetError.
@@ -206,9 +206,10 @@ def parse_drop(text: str, metric: MetricName) -> float:
     1.0
     """
     if not METRICS[metric].of_hits:
-        number, unit = _split(text, "bits per character like 0.05")
-        if unit.lower() not in ("", "bpc"):
-            raise BudgetError(f"Expected bits per character like 0.05, got '{text}'; leave the unit out.")
+        expected = f"{METRICS[metric].amount} like 0.05"
+        number, unit = _split(text, expected)
+        if unit.lower() not in ("", metric):
+            raise BudgetError(f"Expected {expected}, got '{text}'; leave the unit out.")
         return float(number)
     expected = "a drop of accuracy like 1%, 1 point or 0.01"
     number, unit = _split(text, expected)

@@ -29,7 +29,7 @@ class Cost(Record):
 
 
 class Quality(Record):
-    """A metric with its 95% interval and the mean loss in nats, over `samples` samples."""
+    """A metric with its 95% interval and the mean loss, in nats or squared errors, over `samples` samples."""
 
     value: Finite
     low: Finite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from anytime_lct.errors import BudgetError, NothingFitsError
@@ -32,17 +32,18 @@ def select(
     *,
     min_accuracy: float | None = None,
     max_bpc: float | None = None,
+    max_rmse: float | None = None,
     max_drop: float | None = None,
     within_noise: bool = False,
     exits: Iterable[int] | None = None,
 ) -> Selection:
     """Choose an exit by its quality on `profile.split`; several conditions must all hold.
 
-    Budget alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`; `max_drop` below
-    the best of all exits, in percentage points of accuracy or in BPC): the cheapest that reaches it. With
-    `within_noise`: the cheapest that is not significantly worse than the best one that fits. Cheaper means
-    fewer FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no latency budget.
-    `exits` limits the choice to these.
+    Budget alone: the most accurate exit that fits. With a floor (`min_accuracy`; `max_bpc`;
+    `max_rmse`; `max_drop` below the best of all exits, in percentage points of accuracy, in BPC or in RMSE): the
+    cheapest that reaches it. With `within_noise`: the cheapest that is not significantly worse than the best one that
+    fits. Cheaper means fewer FLOPs, then fewer parameters, then a lower index; an exit without a latency fits no
+    latency budget. `exits` limits the choice to these.
 
     Raises NothingFitsError, and BudgetError for a condition that the profile cannot judge.
 
@@ -50,7 +51,10 @@ def select(
     2
     """
     budget = budget or Budget()
-    floors = _floors(profile, min_accuracy, max_bpc, max_drop)
+    wanted: dict[str, float | None] = {
+        "min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_rmse": max_rmse, "max_drop": max_drop,
+    }  # fmt: skip
+    floors = _floors(profile, {name: number for name, number in wanted.items() if number is not None})
     allowed = _allowed(profile, exits)
     bounds = _bounds(profile, budget, allowed)
     affordable = fitting(profile, budget, exits)
@@ -108,8 +112,8 @@ def show_quality(profile: Profile, value: float) -> str:
 
 # A bound: its name, its limit, what an exit needs of it, and how amounts are formatted.
 Bound = tuple[str, float, Callable[[int], float], Callable[[float], str]]
-# A floor: the lowest merit (Profile.merit) that is allowed, and the condition in words.
-Floor = tuple[float, str]
+# A condition: the lowest merit (Profile.merit) that is allowed, and the words for it.
+Condition = tuple[float, str]
 
 
 def _price(profile: Profile, i: int) -> tuple[int, int, int]:
@@ -148,26 +152,23 @@ def _bounds(profile: Profile, budget: Budget, allowed: list[int]) -> list[Bound]
     return bounds
 
 
-def _floors(profile: Profile, min_accuracy: float | None, max_bpc: float | None, max_drop: float | None) -> list[Floor]:
-    conditions = {"min_accuracy": min_accuracy, "max_bpc": max_bpc, "max_drop": max_drop}
+def _floors(profile: Profile, conditions: Mapping[str, float]) -> list[Condition]:
     for name, number in conditions.items():
-        if number is not None and not (math.isfinite(number) and number >= 0):
+        if not (math.isfinite(number) and number >= 0):
             raise BudgetError(f"Expected {name} as a finite number of at least 0, got {number!r}; give another.")
     metric = profile.row
-    others = [other.floor for other in METRICS.values() if other is not metric and conditions[other.floor] is not None]
+    others = [other.floor for other in METRICS.values() if other is not metric and other.floor in conditions]
     if others:
         raise BudgetError(
             f"Expected a condition on {profile.metric}, which this profile holds, got {others[0]}; use {metric.floor} "
             f"or max_drop."
         )
-    floors: list[Floor] = []
-    if min_accuracy is not None:
-        if min_accuracy > 1:
-            raise BudgetError(f"Expected min_accuracy as a fraction of 0 to 1, got {min_accuracy}; 93% is 0.93.")
-        floors.append((min_accuracy, f"reaches {show_quality(profile, min_accuracy)}"))
-    if max_bpc is not None:
-        floors.append((metric.merit(max_bpc), f"reaches {show_quality(profile, max_bpc)}"))
-    if max_drop is not None:
+    floors: list[Condition] = []
+    if (floor := conditions.get(metric.floor)) is not None:
+        if metric.of_hits and floor > 1:
+            raise BudgetError(f"Expected {metric.floor} as a fraction of 0 to 1, got {floor}; 93% is 0.93.")
+        floors.append((metric.merit(floor), f"reaches {show_quality(profile, floor)}"))
+    if (max_drop := conditions.get("max_drop")) is not None:
         best = max(range(1, profile.num_groups + 1), key=profile.merit)
         unit = "point" if metric.points == "points" and max_drop == 1 else metric.points
         lowest = profile.merit(best) - max_drop / metric.scale - ROUNDING
@@ -200,7 +201,7 @@ def _nothing_fits(profile: Profile, bounds: list[Bound], allowed: list[int]) -> 
 
 
 def _nothing_reaches(
-    profile: Profile, floors: list[Floor], bounds: list[Bound], allowed: list[int], best: int
+    profile: Profile, floors: list[Condition], bounds: list[Bound], allowed: list[int], best: int
 ) -> NothingFitsError:
     """Name the best exit that fits, and the cheapest one that a larger budget would allow."""
     subject = f"No exit that fits {' and '.join(_limits(bounds))}" if bounds else "No exit"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
@@ -67,12 +67,16 @@ def write_bundle(
     network, facts, profile, thresholds = trained.network, trained.facts, trained.profile, trained.thresholds
     report = progress or (lambda step: None)
     scope = _Scope.of(network, profile, contents)
+    if scope.single and facts.row.is_numbers:
+        raise ExportError(
+            "Expected a network that classifies for a single file, which stops by confidence, got one of numbers, "
+            "which have none; leave --single-file out."
+        )
     if int8 is not None:
         check(facts)
     if any(p.device.type != "cpu" for p in network.parameters()):
         network = copy.deepcopy(network).cpu()
-    groups = list(network.groups)[: scope.num_groups]
-    critics = {i: network.critics[i - 1] for i in scope.critics}
+    groups, critics = _parts(network, scope, facts)
     with new_folder(out, force) as folder, probing(network):
         report(f"exporting {len(groups)} layer groups and {len(critics)} critics to ONNX")
         sheet = export_sheet(groups, critics, _example(facts), _dynamic(facts), complete=scope.complete)
@@ -123,6 +127,32 @@ def try_export(network: LCTNetwork, facts: Facts) -> float:
         _write_graphs(folder, sheet, scope)
         engine = parity.chain_engine(folder, scope.num_groups, scope.critics)
         return parity.largest_difference(groups, critics, {"chain of exported groups": engine}, facts)
+
+
+class InUnit(nn.Module):
+    """Turns the outputs (B, K) of a network of numbers into the unit of the data (`Facts`)."""
+
+    centers: Tensor
+
+    def __init__(self, centers: tuple[float, ...], scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("centers", torch.tensor(centers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.centers
+
+
+def _parts(network: LCTNetwork, scope: _Scope, facts: Facts) -> tuple[list[nn.Module], dict[int, nn.Module]]:
+    """Return the groups and critics to export; those that answer numbers answer in the unit of the data."""
+
+    def answering(part: nn.Module) -> nn.Module:
+        return nn.Sequential(part, InUnit(facts.centers, facts.scale)) if facts.centers else part
+
+    groups: list[nn.Module] = [*network.groups][: scope.num_groups]
+    if scope.complete:
+        groups[-1] = answering(groups[-1])
+    return groups, {i: answering(network.critics[i - 1]) for i in scope.critics}
 
 
 @dataclass(frozen=True)

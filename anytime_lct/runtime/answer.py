@@ -13,7 +13,7 @@ from anytime_lct.runtime.confidence import softmax
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The answer to a batch: `logits` float32, (B, K) for images and (B, T, K) for text.
+    """The answer to a batch: `logits` float32, (B, K) for images and (B, T, K) for text; in regression, the numbers.
 
     `exit` is the deepest exit that answered, and `exits` (B,) the one that answered each sample. `flops` are the
     multiply-adds per sample (for text: per character) of groups and visited critics together; the mean over the batch

@@ -129,7 +129,7 @@ class AnytimeSession:
             at, measure = dict.fromkeys((i for i in self.served if i < deepest), float(ask.min_confidence)), ask.measure
         else:
             return Plan(deepest, None, self._stop_reason(deepest, ask))
-        stopping = StoppingRule(at, measure, {i: self.profile.exits[i - 1].temperature for i in at})
+        stopping = StoppingRule.of(at, measure, self.profile)
         return Plan(deepest, stopping, self._stop_reason(deepest, ask))
 
     def run(

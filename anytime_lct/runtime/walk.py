@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from anytime_lct.errors import BudgetError
 from anytime_lct.exits.budget import StopReason
 from anytime_lct.exits.bundle import Manifest
 from anytime_lct.exits.profile import Profile
@@ -55,6 +56,16 @@ class StoppingRule(NamedTuple):
     at: dict[int, float]
     measure: Measure
     temperatures: dict[int, float]
+
+    @classmethod
+    def of(cls, at: dict[int, float], measure: Measure, profile: Profile) -> StoppingRule:
+        """Return a rule with the temperatures of a profile; raises BudgetError where exits have no confidence."""
+        if profile.row.root:
+            raise BudgetError(
+                "Expected a network that classifies for samples that stop by their confidence, got one of numbers, "
+                "which have none; choose an exit by a budget."
+            )
+        return cls(at, measure, {i: profile.exits[i - 1].temperature for i in at})
 
     def is_confident(self, exit: int, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Return which samples stop at an exit: (B,)."""

@@ -28,9 +28,10 @@ class Finished:
     """The numbers of a finished epoch: of `epochs`; sequences have one entry an exit, in order.
 
     The losses of training, and on validation losses, metric, its standard error, and the share of the most frequent
-    answer (`evaluation.Tally`), () without a validation split. `labels` counts validation labels by class or symbol,
-    `outputs` is the number of classes or symbols, 0 where it is unknown. `main` says that the last entry is the main
-    network's; `rates` names the recipe's learning rates that training follows, `clips` says that it clips gradients.
+    answer (`evaluation.Tally`), () without a validation split. `labels` counts validation labels by class or symbol, of
+    regression all as one; `outputs` is the number of classes or symbols, 0 where it is unknown. `main` says that the
+    last entry is the main network's; `rates` names the recipe's learning rates that training follows, `clips` says that
+    it clips gradients.
     """
 
     epoch: int
@@ -54,7 +55,9 @@ class Finished:
 
     @property
     def guess(self) -> float:
-        """The loss of guessing among all classes or symbols alike, in nats."""
+        """The loss of guessing among all classes or symbols alike, in nats; of regression, that of the mean."""
+        if self.row.is_numbers:
+            return 1.0
         return math.log(self.outputs) if self.outputs > 1 else math.inf
 
     @property
@@ -99,9 +102,12 @@ def high_loss(numbers: Finished) -> str:
     if not high:
         return ""
     losses = ", ".join(f"{numbers.train_losses[k]:.3g}" for k in high)
+    guessing = f"guessing among {numbers.outputs} {numbers.row.outputs}"
+    if numbers.row.is_numbers:
+        guessing = "the mean target"
     return (
         f"After epoch {numbers.epoch} the training loss of {numbers.names(high)} ({losses}) is far above "
-        f"{numbers.guess:.2f}, that of guessing among {numbers.outputs} {numbers.row.outputs}: "
+        f"{numbers.guess:.2f}, that of {guessing}: "
         f"{numbers.lower_rates()}{'' if numbers.clips else ', or set train.clip_norm=1'}."
     )
 
@@ -163,7 +169,7 @@ def why_far_apart(numbers: Finished, exits: Sequence[int], again: Sequence[float
 
 
 def at_chance(numbers: Finished) -> str:
-    """Report exits that are no better than the most frequent class, or than the frequencies of symbols."""
+    """Report exits no better than the most frequent class, the frequencies of symbols, or the mean target."""
     total = sum(numbers.labels)
     if not numbers.has_had(THIRD) or total < FEW or _of_high_loss(numbers):
         return ""
@@ -173,13 +179,17 @@ def at_chance(numbers: Finished) -> str:
         limit, unit = chance + Z_95 * math.sqrt(chance * (1 - chance) / total), f"the largest class is {chance:.1%}"
         poor = [k for k, score in enumerate(numbers.scores) if score <= limit]
         values = [f"{score:.1%}" for score in numbers.scores]
+    elif numbers.row.is_numbers:
+        unit = f"the mean target alone has a loss of {numbers.guess:.2f}"
+        poor = [k for k, loss in enumerate(numbers.losses) if loss >= (1 - ENTROPY_MARGIN) * numbers.guess]
+        values = [f"a loss of {loss:.2f}" for loss in numbers.losses]
     else:
         chance = numbers.entropy / math.log(2)
         unit = f"the frequencies of symbols alone give {chance:.2f} bits"
         poor = [k for k, score in enumerate(numbers.scores) if score >= (1 - ENTROPY_MARGIN) * chance]
         values = [f"{score:.2f} bits" for score in numbers.scores]
     everywhere, poor = len(poor) == len(numbers.scores), [k for k in poor if k not in single]
-    if not poor or len(shares) < 2:
+    if not poor or (len(shares) < 2 and not numbers.row.is_numbers):
         return ""
     scores = ", ".join(values[k] for k in poor)
     remedy = "cut later (cut.shares)"
@@ -203,8 +213,10 @@ def few_samples(numbers: Finished) -> str:
         apart = f"{100 * difference:.1f} points"
     else:
         half = Z_95 * max(numbers.errors)
-        wide, what = half > WIDE * min(numbers.scores), f"{total:,} characters, known to ± {half:.2f} bits"
-        apart = f"{difference:.2f} bits"
+        unit, form = ("RMSE", ".2g") if numbers.row.is_numbers else ("bits", ".2f")
+        wide = half > WIDE * min(numbers.scores)
+        what = f"{total:,} {numbers.row.samples}, known to ± {half:{form}} {unit}"
+        apart = f"{difference:{form}} {unit}"
     if not wide or 2 * half < difference:
         return ""
     return (

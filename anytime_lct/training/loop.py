@@ -165,7 +165,7 @@ class Loop:
         results = torch.zeros(Tally.ROWS, self.sums.shape[1], dtype=torch.float64)
         if self.team.replica == 0:
             results[:, self.columns] = self.method.evaluate(batches)
-        return self.team.sum(results)
+        return Tally.scaled(self.team.sum(results), self.data.facts.scale)
 
     def _warnings(self, means: tuple[float, ...], results: Tensor, labels: list[int]) -> tuple[str, ...]:
         """Return the lines of alarms that ring first now, the same in all processes; `labels` counts them by class."""
@@ -199,7 +199,7 @@ class Loop:
         """Yield the validation split, and append its labels in the first process of the run alone."""
         for batch in self._minibatches_of("validation"):
             if self.team.leads:
-                labels.append(batch.y.flatten())
+                labels.append((0 * batch.y[:, 0] if batch.y.is_floating_point() else batch.y.flatten()).long())
             yield batch
 
     def _minibatches_of(self, split: Split, most: int | None = None) -> Iterator[Minibatch]:

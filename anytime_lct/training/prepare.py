@@ -57,6 +57,15 @@ def expect_one_sample_suffices(network: nn.Module, example: Tensor) -> None:
             ) from None
 
 
+def expect_keys_suit(recipe: Recipe, facts: Facts) -> None:
+    """Raise RecipeError for a key that the task has no use for."""
+    if facts.row.is_numbers and recipe.train.label_smoothing:
+        raise RecipeError(
+            f"Expected no train.label_smoothing with targets that are numbers, got {recipe.train.label_smoothing}; "
+            f"leave it out."
+        )
+
+
 def expect_windows_suit(network: nn.Module, data: Dataset) -> None:
     """Raise DataError where a network on text, with a fixed number of positions, cannot read evaluation's windows."""
     length = data.facts.input_shape[0]

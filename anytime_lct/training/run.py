@@ -31,6 +31,7 @@ from anytime_lct.training.prepare import (
     costs_of_exits,
     cut_network,
     device_of,
+    expect_keys_suit,
     expect_one_sample_suffices,
     expect_windows_suit,
     extension_text,
@@ -84,6 +85,7 @@ def train(
         if shortest == 1:
             module = network if row.exits else nn.Sequential(*network.groups)
             expect_one_sample_suffices(module, example_input(data.facts, 1))
+        expect_keys_suit(recipe, data.facts)
         expect_windows_suit(nn.Sequential(*network.groups), data)
         if recipe.train.weights and checkpoint.newest(path / run_folder.CHECKPOINTS) is None:
             if resume:

@@ -216,6 +216,7 @@ class Views:
             {
                 "model": model.name,
                 "version": model.version,
+                "task": manifest.task,
                 "metric": profile.metric,
                 "classes": manifest.classes,
                 "preprocessing": manifest.preprocessing.model_dump(),

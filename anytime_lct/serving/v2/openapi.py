@@ -7,7 +7,7 @@ from typing import Any, get_args
 from anytime_lct import __version__
 from anytime_lct.exits.budget import StopReason
 from anytime_lct.exits.thresholds import MEASURES
-from anytime_lct.serving.v2.outputs import OUTPUTS
+from anytime_lct.serving.v2.outputs import OUTPUTS, OUTPUTS_OF_NUMBERS
 from anytime_lct.serving.v2.parameters import MODES
 from anytime_lct.serving.v2.protocol import HEADER_LENGTH, MAX_ID
 from anytime_lct.serving.v2.tensors import DTYPES, MAX_DIMENSIONS, TEXT
@@ -164,7 +164,9 @@ SCHEMAS: Json = {
     ),
     "Config": _object(["name", "platform", "input", "output"], name=STRING, platform=STRING),
     "Statistics": _object(["model_stats"], model_stats=_list({"type": "object"})),
-    "Exits": _object(["model", "metric", "exits"], model=STRING, metric=STRING, exits=_list({"type": "object"})),
+    "Exits": _object(
+        ["model", "task", "metric", "exits"], model=STRING, task=STRING, metric=STRING, exits=_list({"type": "object"})
+    ),
     "Parameters": _closed(
         [],
         timeout={"anyOf": [NON_NEGATIVE, {"type": "string", "examples": ["20ms"]}]},
@@ -197,7 +199,7 @@ SCHEMAS: Json = {
     ),
     "Output": _object(
         ["name"],
-        name={"enum": list(OUTPUTS)},
+        name={"enum": list(OUTPUTS | OUTPUTS_OF_NUMBERS)},
         parameters=_object([], binary_data=BOOLEAN, classification=NON_NEGATIVE),
     ),
     "Answer": _object(

@@ -1,7 +1,7 @@
 """The outputs of an answer: tensors, in JSON or bytes, or the top classes of every sample with their names.
 
 Classes are those of Triton's classification extension: strings "value:index:label", the largest value first; of a text,
-those of its last character.
+those of its last character. A network of numbers has these as its output, and no classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from anytime_lct.exits.bundle import Manifest
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.request import Refusal, show
 from anytime_lct.serving.v2.inputs import SHARED_MEMORY
@@ -19,7 +20,7 @@ from anytime_lct.serving.v2.json_text import read_boolean, read_object
 from anytime_lct.serving.v2.tensors import TEXT, bytes_from_elements
 
 OUTPUTS = {"logits": "FP32", "probabilities": "FP32", "exit": "INT64"}
-BY_DEFAULT = ("logits", "exit")  # where a request names none
+OUTPUTS_OF_NUMBERS = {"numbers": "FP32", "exit": "INT64"}
 OF_CLASSES = ("logits", "probabilities")
 BINARY, IN_JSON = 4, 24  # bytes that a number takes at most while it is written
 SOFTMAX = 24  # bytes that a probability takes while it is computed
@@ -46,7 +47,7 @@ class Outputs:
     def size(self, samples: int, num_logits: int) -> int:
         """Return the bytes that the outputs take at most while they are written."""
         total = 0
-        for name in self.binary.keys() & set(OF_CLASSES):
+        for name in self.binary.keys() - {"exit"}:
             total += SOFTMAX * num_logits if name == "probabilities" else 0
             if count := self.classes.get(name):
                 longest = max(map(len, self.labels))
@@ -64,7 +65,7 @@ class Outputs:
             if count := self.classes.get(name):
                 shape, datatype, values = _top_classes(array, count, self.labels)
             else:
-                shape, datatype, values = array.shape, OUTPUTS[name], array
+                shape, datatype, values = array.shape, "INT64" if name == "exit" else "FP32", array
             output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
             if is_binary:
                 raw.append(bytes_from_elements(values) if isinstance(values, list) else values.tobytes())
@@ -75,10 +76,19 @@ class Outputs:
         return described, raw
 
 
-def read_outputs(raw: object, is_binary: bool, labels: tuple[str, ...]) -> Outputs:
-    """Read the outputs that a request names, each binary or not, by default as `is_binary` says; raises Refusal."""
+def outputs_of(manifest: Manifest) -> dict[str, str]:
+    """Return the outputs of a model with their datatypes."""
+    return OUTPUTS_OF_NUMBERS if manifest.row.is_numbers else OUTPUTS
+
+
+def read_outputs(raw: object, is_binary: bool, manifest: Manifest) -> Outputs:
+    """Read the outputs that a request names, each binary or not, by default as `is_binary` says; raises Refusal.
+
+    Where it names none, they are the exit, and the numbers or the logits.
+    """
+    labels, outputs = manifest.classes, outputs_of(manifest)
     if raw is None or raw == []:
-        return Outputs(labels, dict.fromkeys(BY_DEFAULT, is_binary))
+        return Outputs(labels, dict.fromkeys((next(iter(outputs)), "exit"), is_binary))
     if not isinstance(raw, list):
         raise Refusal(f"Expected 'outputs' as a list, got {show(raw)}; fix it.")
     binary: dict[str, bool] = {}
@@ -86,8 +96,8 @@ def read_outputs(raw: object, is_binary: bool, labels: tuple[str, ...]) -> Outpu
     for entry in cast("list[object]", raw):
         output = read_object(entry, "an output")
         name = output.get("name")
-        if type(name) is not str or name not in OUTPUTS:
-            raise Refusal(f"Expected an output of {', '.join(OUTPUTS)}, got {show(name)}; choose one of them.")
+        if type(name) is not str or name not in outputs:
+            raise Refusal(f"Expected an output of {', '.join(outputs)}, got {show(name)}; choose one of them.")
         if name in binary:
             raise Refusal(f"Expected every output once, got '{name}' again; leave it out.")
         parameters = read_object(output.get("parameters", {}), "an output's parameters")
@@ -110,7 +120,7 @@ def _read_count(raw: object, name: str) -> int:
 def _values(name: str, answer: Answer) -> NDArray[Any]:
     if name == "exit":
         return np.asarray(answer.exits, "<i8")
-    return np.asarray(answer.logits if name == "logits" else answer.probabilities, "<f4")
+    return np.asarray(answer.probabilities if name == "probabilities" else answer.logits, "<f4")
 
 
 def _top_classes(

@@ -30,7 +30,7 @@ from anytime_lct.serving.v2.inputs import (
     resizing_bytes,
 )
 from anytime_lct.serving.v2.json_text import read_boolean, read_json, read_object, write_json
-from anytime_lct.serving.v2.outputs import OUTPUTS, Outputs, read_outputs
+from anytime_lct.serving.v2.outputs import Outputs, outputs_of, read_outputs
 from anytime_lct.serving.v2.parameters import read_ask, reply_parameters
 from anytime_lct.serving.v2.pictures import decode, decoding_size, read_files, takes_pictures
 from anytime_lct.serving.v2.tensors import TEXT
@@ -80,7 +80,7 @@ def read_request(
     parameters = read_object(request.get("parameters", {}), "'parameters'")
     tensor, shape, size = find_input(request.get("inputs"), manifest, limits)
     is_binary = read_boolean(parameters, "binary_data_output")
-    outputs = read_outputs(request.get("outputs"), is_binary, manifest.classes)
+    outputs = read_outputs(request.get("outputs"), is_binary, manifest)
     ask = read_ask(parameters, default)
     if tensor.get("datatype") == TEXT and takes_pictures(manifest):
         files = read_files([binary] if is_raw else read_elements(tensor, shape, binary))
@@ -127,7 +127,7 @@ def describe_model(name: str, versions: list[str], manifest: Manifest) -> dict[s
         ],
         "outputs": [
             {"name": name, "datatype": kind, "shape": batch[:1] if name == "exit" else [*batch, manifest.outputs]}
-            for name, kind in OUTPUTS.items()
+            for name, kind in outputs_of(manifest).items()
         ],
         "parameters": {"classes": manifest.classes},
     }

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from anytime_lct import task as tasks
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import CheckpointError, RecipeError
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import TEXT, Positive, Recipe, Section, TrainRecipe
 from anytime_lct.task import TaskName
@@ -78,6 +79,11 @@ class ADMM:
     """
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
+        if not TASKS[task].metric.of_hits:
+            raise RecipeError(
+                f"Expected images with classes with method admm, as in the paper, got the task {task}; train by lct or "
+                f"bp."
+            )
         self.task: TaskName = task
         self._network, self._recipe = network, recipe
         self._options = recipe.section("admm", ADMMRecipe)

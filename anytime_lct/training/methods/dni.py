@@ -190,9 +190,9 @@ def _outputs(network: LCTNetwork, device: torch.device) -> int:
 
 def _expect_images(task: TaskName, network: LCTNetwork) -> None:
     odd = [shape for shape in network.shapes if len(shape) not in (1, 3)]
-    if TASKS[task].is_text or odd:
+    if not TASKS[task].metric.of_hits or odd:
         actual = f"a hidden tensor of shape {('B', *odd[0])}".replace("'", "") if odd else f"the task {task}"
         raise RecipeError(
-            f"Expected images and a network of maps or vectors with method dni, which has no synthetic gradients for "
-            f"sequences, got {actual}; train by lct or bp."
+            f"Expected images with classes and a network of maps or vectors with method dni, which has no synthetic "
+            f"gradients for others, got {actual}; train by lct or bp."
         )

@@ -16,6 +16,7 @@ from anytime_lct import lct
 from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import RecipeError
+from anytime_lct.exits.tasks import TASKS
 from anytime_lct.modes import carriers
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.recipe import CriticLoss, Positive, Recipe, Section
@@ -100,6 +101,8 @@ class PostHoc:
     def _loss(self, Z: Tensor, L: Tensor, L_next: Tensor, Z_main: Tensor) -> Tensor:
         """Return the loss of critic i, (), from Z_i, L_i and L_{i+1}, (B,), and the main output."""
         if self._options.loss == "distillation":
+            if TASKS[self.task].is_numbers:
+                return tasks.losses(self.task, Z, Z_main.float()).mean()
             T = self._options.temperature
             log_q, log_p = F.log_softmax(Z.float() / T, dim=-1), F.log_softmax(Z_main.float() / T, dim=-1)
             divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)

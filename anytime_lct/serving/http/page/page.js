@@ -48,11 +48,12 @@ async function chooseModel() {
   info = await get(model() + "/exits");
   samples = [];
   $("metric").textContent = info.metric === "bpc" ? "bits per character" : info.metric;
+  $("confidence").disabled = info.task === "regression";
   $("exits").replaceChildren(...info.exits.map(e => {
     const row = make("tr");
     row.dataset.exit = e.exit;
     make("th", e.exit, row).scope = "row";
-    for (const words of [count(e.flops), count(e.params), info.metric === "bpc" ? e.quality.toFixed(3) : share(e.quality), time(e.seconds)])
+    for (const words of [count(e.flops), count(e.params), info.metric === "accuracy" ? share(e.quality) : e.quality.toPrecision(4), time(e.seconds)])
       make("td", words, row);
     const bar = make("div", null, make("td", null, row));
     bar.className = "bar";
@@ -194,9 +195,9 @@ async function ask() {
   try {
     const {kind, width, height, channels} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
     if ($("deadline").value) parameters.timeout = Math.max(1, Math.round(1000 * $("deadline").value));
-    if ($("confidence").value) parameters.min_confidence = $("confidence").value / 100;
+    if ($("confidence").value && !$("confidence").disabled) parameters.min_confidence = $("confidence").value / 100;
     const input = {name: "input", datatype: "BYTES", shape: [1]};
-    const outputs = [{name: "probabilities", parameters: {classification: 5}}];
+    const outputs = [info.task === "regression" ? {name: "numbers"} : {name: "probabilities", parameters: {classification: 5}}];
     let parts = [];  // behind the JSON
     if (kind === "text") input.data = [$("words").value];
     else if (picture) parts = [new Uint32Array([picture.size]), picture];  // every string of BYTES follows its length
@@ -219,9 +220,14 @@ const WHY = {budget: "the budget allows no deeper exit", confident: "it is confi
   load: "other requests wait", last: "no deeper exit is better"};
 function showAnswer(reply, seconds) {
   const parameters = reply.parameters;
-  const best = reply.outputs[0].data.map(each => /^(.*?):(.*?):(.*)$/s.exec(each).slice(1));  // value:index:label
-  const text = info.preprocessing.kind === "text", list = make("ol");
-  for (const [p, , label] of best) {
+  const text = info.preprocessing.kind === "text", list = make("ol"), data = reply.outputs[0].data;
+  if (info.task === "regression") data.forEach((number, k) => {
+    const item = make("li", null, list);
+    make("span", info.classes[k], item);
+    make("span", number.toPrecision(5), item);
+  });
+  else for (const each of data) {
+    const [p, , label] = /^(.*?):(.*?):(.*)$/s.exec(each).slice(1);  // value:index:label
     const item = make("li", null, list);
     make("i", null, item).style.width = 100 * p + "%";
     make("span", text ? JSON.stringify(label) : label, item);
