@@ -37,7 +37,7 @@ def test_the_page_of_the_api_is_up_to_date():
 
 
 def test_what_the_pages_import_is_public():
-    for page in FILES:
+    for page in (page for page in FILES if page.name != "CONTRIBUTING.md"):
         for block in blocks(page):
             for node in ast.walk(ast.parse(block.text)) if block.kind in ("python", "py") else ():
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anytime_lct"):
