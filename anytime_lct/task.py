@@ -90,7 +90,7 @@ def _bits(Z: Tensor, y: Tensor) -> Tensor:
 
 
 def _squared(Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    return (Z.float() - y).square().mean(dim=1)
+    return (Z.float() - y.reshape(Z.shape)).square().mean(dim=1)
 
 
 # The part of a task's row (`exits.tasks.TASKS`) that needs torch.

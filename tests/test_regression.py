@@ -12,10 +12,12 @@ from v2_requests import read, reply, tensor
 from anytime_lct import verbs
 from anytime_lct.analysis import statistics
 from anytime_lct.data import datasets
+from anytime_lct.data.loaders import LoadedBatches
 from anytime_lct.errors import BudgetError, DataError, ExportError, RecipeError
 from anytime_lct.evaluation import Tally
 from anytime_lct.exits.bundle import Contents
 from anytime_lct.exits.selector import select
+from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import DataRecipe
 from anytime_lct.run_folder import folder as run_folder
@@ -162,3 +164,11 @@ def test_targets_of_a_factory(run):
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             datasets.load(DataRecipe(name=f"{run / 'greys.py'}:{factory}"))
+
+
+def test_minibatches_of_the_user_s_program_may_have_targets():
+    network = LCTNetwork([torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))], [])
+    x, y = torch.zeros(3, 1, 2, 2), torch.tensor([0.5, 1.0, 2.0])
+    facts = LoadedBatches({"test": [(x, y)]}, "test").described(network).facts
+    assert (facts.task, facts.outputs) == ("regression", 1)
+    assert losses("regression", torch.zeros(3, 1), y).tolist() == [0.25, 1.0, 4.0]

@@ -59,13 +59,15 @@ class LoadedBatches:
     def described(self, network: LCTNetwork) -> LoadedBatches:
         """Return these minibatches with the facts of one, and of what the network answers to it; raises DataError."""
         restore = save_random_states()
-        x, _ = next(iter(self._splits[self.typical]), (None, None))
+        x, y = next(iter(self._splits[self.typical]), (None, None))
         restore()
-        if x is None:
+        if x is None or y is None:
             raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
         with probing(network):
             outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
         facts = self.facts
+        if self.typical != "train" and y.is_floating_point():  # in training labels may be shares of classes
+            facts = dataclasses.replace(facts, task="regression")
         classes = facts.classes or tuple(map(str, range(outputs)))
         if len(classes) != outputs:
             raise DataError(f"Expected a class for each of {outputs} outputs of the network, got {len(classes)}.")

@@ -199,7 +199,8 @@ class Loop:
         """Yield the validation split, and append its labels in the first process of the run alone."""
         for batch in self._minibatches_of("validation"):
             if self.team.leads:
-                labels.append((0 * batch.y[:, 0] if batch.y.is_floating_point() else batch.y.flatten()).long())
+                y = batch.y.new_zeros(len(batch.y)) if batch.y.is_floating_point() else batch.y.flatten()
+                labels.append(y.long())
             yield batch
 
     def _minibatches_of(self, split: Split, most: int | None = None) -> Iterator[Minibatch]:

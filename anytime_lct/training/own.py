@@ -48,11 +48,12 @@ def train(
     """Train a network by local critic training; return the result of every epoch, losses and metric of each exit.
 
     `data` is iterated once per epoch and has a length: a DataLoader, a list of minibatches (x, y), or {"train": ..,
-    "validation": .., "test": .., "classes": ..} of these; classification takes y (B,), a language model x and y (B, T).
-    `tables` are those of a recipe (`groups={"lr": 0.05}`, `critics`, `groups_schedule`, `critics_schedule`, `rule`,
-    `train={"seed": 1, "average": 0.99}`), with the defaults of `anytime-lct train`; the rest of a recipe follows from
-    the network and the data. `report` is called after every epoch. The network ends on its device, in evaluation mode.
-    Raises DataError, RecipeError, CheckpointError and DivergenceError.
+    "validation": .., "test": .., "classes": ..} of these; classification takes y (B,), a language model x and y (B, T),
+    regression y (B, K), best of mean 0 and deviation 1. `tables` are those of a recipe (`groups={"lr": 0.05}`,
+    `critics`, `groups_schedule`, `critics_schedule`, `rule`, `train={"seed": 1, "average": 0.99}`), with the defaults
+    of `anytime-lct train`; the rest of a recipe follows from the network and the data. `report` is called after every
+    epoch. The network ends on its device, in evaluation mode. Raises DataError, RecipeError, CheckpointError and
+    DivergenceError.
 
     With `run_dir` this writes a run folder: checkpoints, metrics, weights, and the validation and the test part. A pass
     over the data then follows from seed and epoch (`loaders.LoadedBatches`), so that the same call with `resume` goes
