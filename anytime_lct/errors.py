@@ -81,6 +81,10 @@ class ExportError(LCTError, RuntimeError):
     """A sub-model could not be exported, or its ONNX graph does not agree with torch."""
 
 
+class ProviderError(LCTError, RuntimeError):
+    """An execution provider is not there, or its answers are not those of the bundle."""
+
+
 class InputError(LCTError, ValueError):
     """The input of a request has the wrong shape, type or values."""
 

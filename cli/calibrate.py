@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.serve import PROVIDER
+
 if TYPE_CHECKING:
     from anytime_lct.runtime.timings import Timings
 
@@ -16,16 +18,18 @@ def calibrate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     sizes: Annotated[str, typer.Option(metavar="B,B,..", help="Sizes of batches to measure.")] = "1,4,16",
     threads: Annotated[
-        str, typer.Option(metavar="N|auto", help="Threads of onnxruntime inside a request; auto: the fastest number.")
+        str, typer.Option(metavar="N|auto", help="Threads inside a request; auto: the fastest number.")
     ] = "1",
+    provider: Annotated[str, typer.Option(metavar="NAME,..", help=PROVIDER)] = "cpu",
     seconds: Annotated[float, typer.Option(min=0.01, help="Approximate time of measuring each size.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the timings as one JSON object.")] = False,
 ) -> None:
     """Measure every layer group and critic on this machine, for latency budgets and deadlines.
 
-    The timings are stored beside the bundle, in BUNDLE.calibration.json, where `predict` and `serve` read them. Run
-    nothing else at the same time. --threads auto suits a device with one request at a time; a server computes each
-    request on one thread, and calibrates by itself.
+    The timings are stored beside the bundle, in BUNDLE.calibration.json (of a provider other than the CPU in
+    BUNDLE.PROVIDER.calibration.json), where `predict` and `serve` read them. Run nothing else at the same time.
+    --threads auto suits a device with one request at a time; a server computes each request on one thread, and
+    calibrates by itself.
 
     Example: anytime-lct calibrate fashion.bundle
     """
@@ -37,7 +41,7 @@ def calibrate(
     from anytime_lct.runtime.timings import expect_writable, save
 
     numbers = read_threads(threads)
-    sessions = [AnytimeSession(bundle, threads=number, calibrated=False) for number in numbers]
+    sessions = [AnytimeSession(bundle, number, calibrated=False, provider=provider.split(",")) for number in numbers]
     expect_writable(sessions[0].bundle)
     with Console(stderr=True, quiet=as_json).status("calibrating") as status:
         best = fastest_threads(sessions, seconds) if len(sessions) > 1 else numbers[0]
@@ -48,7 +52,7 @@ def calibrate(
         typer.echo(timings.model_dump_json())
     else:
         show(timings, session.served)
-        typer.echo(f"Wrote {path}, with {best} thread{'s' * (best > 1)} per request.")
+        typer.echo(f"Wrote {path}, on {session.provider}, with {best} thread{'s' * (best > 1)} per request.")
 
 
 def read_threads(text: str) -> list[int]:

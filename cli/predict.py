@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
+from anytime_lct.cli.serve import PROVIDER
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -57,8 +58,9 @@ def predict(
     mean_flops: Annotated[str | None, typer.Option(help=MEAN)] = None,
     measure: Annotated[str | None, typer.Option(metavar="MEASURE", help=MEASURE)] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of onnxruntime; default: as calibrated, else 1.")
+        int | None, typer.Option(min=1, help="Threads inside a request; default: as calibrated, else 1.")
     ] = None,
+    provider: Annotated[str, typer.Option(metavar="NAME,..", help=PROVIDER)] = "cpu",
     generate: Annotated[int | None, typer.Option(metavar="CHARACTERS", help=GENERATE)] = None,
     prompt: Annotated[str | None, typer.Option(help=PROMPT)] = None,
     temperature: Annotated[float | None, typer.Option(help=TEMPERATURE)] = None,
@@ -86,7 +88,7 @@ def predict(
         raise InputError(f"Expected --json or --format {output}, got both; leave one out.")
     if output not in (None, *answers.FORMATS):
         raise InputError(f"Expected --format {', '.join(answers.FORMATS)}, got '{output}'; name one of them.")
-    session = AnytimeSession(bundle, threads=threads)
+    session = AnytimeSession(bundle, threads, provider=provider.split(","))
     main = session.profile.num_groups
     budget = read_budget(budget_flops, budget_params, budget_latency, exit_number(exit, main))
     ask = read_ask(budget, timeout, min_confidence, measure, mean_flops)

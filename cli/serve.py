@@ -22,6 +22,7 @@ CERT = "Speak TLS: the server's certificate and those between it and its authori
 KEYS = "Ask clients for a key of this file, one a line, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
 KEYLESS = "Answered without a key: health or metrics; repeatable."
 ROOT = "Path below which a proxy shows the server, e.g. /lct."
+PROVIDER = "Where answers are computed: cpu, cuda, tensorrt, coreml or openvino, or several: the first that is there."
 FIXED = "Answer by this exit, whatever the load, unless a request's parameters differ; as a baseline."
 
 
@@ -34,6 +35,7 @@ def serve(
         int | None,
         typer.Option(min=1, help=CORES),
     ] = None,
+    provider: Annotated[str, typer.Option(metavar="NAME,..", help=PROVIDER)] = "cpu",
     deadline: Annotated[str | None, typer.Option(help=DEADLINE)] = None,
     fixed: Annotated[int | None, typer.Option(min=1, metavar="EXIT", help=FIXED)] = None,
     max_body: Annotated[str, typer.Option(help="Largest request in bytes, compressed or not, e.g. 64M.")] = "64M",
@@ -85,7 +87,9 @@ def serve(
             certificate=read_certificate(tls_cert, tls_key),
             root_path=check_root(root_path),
         )
-        settings = Settings(bundle, threads_each(cores, workers), limits, read_default(deadline, fixed), access)
+        settings = Settings(
+            bundle, threads_each(cores, workers), limits, read_default(deadline, fixed), access, provider.split(",")
+        )
         listener = bind(host, port) if unix_socket is None else bind_file(unix_socket)
 
         def started() -> None:

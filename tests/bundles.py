@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from anytime_lct.exits.bundle import Bundle, File, Manifest, Preprocessing, describe_file, write_manifest
 from anytime_lct.exits.profile import Cost, Exit, Latency, Profile, Quality
+from anytime_lct.runtime.session import AnytimeSession
 
 GROUP_COSTS, CRITIC_COSTS = (30, 20, 100), (5, 50)
 SYMBOLS = "ab é\n"
@@ -163,6 +164,19 @@ def write_text_bundle(folder: Path, *, served: tuple[int, ...] = (1, 2, 3)) -> B
         "preprocessing": Preprocessing(kind="text", symbols=SYMBOLS),
     }
     return _write(folder, groups, critics, manifest, make_profile((2.5, 2.2, 2.0), metric="bpc"), "", served)
+
+
+def store_answers(bundle: Bundle, error: float = 0.0) -> Bundle:
+    """Store what the bundle answers on the CPU, or something else by an `error`, for the comparison of providers."""
+    rng, session = np.random.default_rng(0), AnytimeSession(bundle)
+    if bundle.manifest.task == "language-model":
+        x = rng.integers(0, bundle.manifest.outputs, (3, 5), dtype=np.int64)
+    else:
+        x = rng.standard_normal((3, *map(int, bundle.manifest.input_shape[1:])), dtype=np.float32)
+    logits = {f"exit_{i}": session.run_to(i, x).logits + np.float32(error) for i in bundle.manifest.served}
+    np.savez(bundle.path / "parity.npz", input=x, **logits)
+    rewrite(bundle.path, parity=describe_file(bundle.path / "parity.npz").model_dump())
+    return Bundle.open(bundle.path)
 
 
 def rewrite(folder: Path, **changes: object) -> None:

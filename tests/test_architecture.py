@@ -48,6 +48,7 @@ OWNERS = {
     "onnxscript": {"export/"},
     "onnx": {"export/"},
     "onnxruntime": {"export/parity.py", "export/quantise.py", "runtime/"},
+    "openvino": {"runtime/openvino_backend.py"},
     "starlette": {"serving/http/"},
     "prometheus_client": {"serving/metrics.py"},
     "typer": {"cli/"},

@@ -46,15 +46,15 @@ OPTIONS = {
         "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
     ),
     "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
-    "calibrate": "--json --seconds --sizes --threads",
+    "calibrate": "--json --provider --seconds --sizes --threads",
     "predict": (
         "--budget-flops --budget-latency --budget-params --context --exit --fixed --format --generate --json "
-        "--mean-flops --measure --min-confidence --prompt --seed --stream --temperature --text --threads --timeout "
-        "--top"
+        "--mean-flops --measure --min-confidence --prompt --provider --seed --stream --temperature --text --threads "
+        "--timeout --top"
     ),
     "serve": (
         "--access-log --allow-admin --allow-host --api-key-file --cores --cors-origin --deadline --fixed --host --json "
-        "--keyless --max-body --port --root-path --tls-cert --tls-key --unix-socket --workers"
+        "--keyless --max-body --port --provider --root-path --tls-cert --tls-key --unix-socket --workers"
     ),
 }
 

@@ -305,6 +305,7 @@ def test_a_mean_budget_stops_by_the_bundles_rule(engine: Engine, tmp_path: Path)
     with pytest.raises(NothingFitsError):
         ask(engine, served, x, mean_flops=10.0)
     assert set(ask(engine, served, x, mean_flops=125.0, budget=Budget(exit=1)).result(10).answer.exits) == {1}
-    session.bundle = bundle
+    without = AnytimeSession(bundle)
+    without.use_timings(made_timings())
     with pytest.raises(BudgetError, match="anytime-lct thresholds RUN"):
-        ask(engine, served, x, mean_flops=125.0)
+        ask(engine, ServedBundle(without), x, mean_flops=125.0)

@@ -138,6 +138,8 @@ def test_a_character_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
         text = generate(AnytimeSession(bundle), "a", 15, ask, temperature=0)
         assert "".join(character.symbol for character in text) == expected
     assert bundle.manifest.reads_on
+    anew = generate(AnytimeSession(bundle, provider="openvino"), "a", 15, ask, temperature=0)  # the whole text
+    assert "".join(character.symbol for character in anew) == expected
     confidences = AnytimeSession(bundle).run_to(1, sample(TEXT, 1, 30).numpy()).probabilities.max(axis=-1)
     half = Ask(min_confidence=float(np.median(confidences)))
     for ask in (DEFAULT_ASK, half, replace(half, budget=Budget(exit=2))):

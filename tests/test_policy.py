@@ -37,7 +37,7 @@ def made_timings(groups=GROUPS, critics=CRITICS, sizes=(1, 4)) -> Timings:
         )
         for size in sizes
     }
-    return Timings(bundle="", machine="", onnxruntime="", threads=1, sizes=times)
+    return Timings(bundle="", machine="", runtime="", threads=1, sizes=times)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from anytime_lct.errors import BudgetError, BundleError, InputError, NothingFits
 from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.exits.bundle import Bundle
 from anytime_lct.runtime.answer import Answer
+from anytime_lct.runtime.backend import LoadedGraph
 from anytime_lct.runtime.chain import ChainPool
 from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.session import AnytimeSession
@@ -138,9 +139,9 @@ def test_a_stream_runs_every_graph_once(bundle: Bundle, monkeypatch: pytest.Monk
     ran, names = [], {}
     load, original = Graphs.load, ort.InferenceSession.run_with_iobinding
 
-    def named(graphs: Graphs, name: str) -> ort.InferenceSession:
+    def named(graphs: Graphs, name: str) -> LoadedGraph:
         graph = load(graphs, name)
-        names[id(graph)] = Path(name).stem
+        names[id(graph.session)] = Path(name).stem
         return graph
 
     def spy(graph: ort.InferenceSession, *arguments: object) -> None:

@@ -1,6 +1,7 @@
 """The exported folder: everything a device needs to answer, with checksums of every file.
 
 BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
+BUNDLE/parity.npz                       a few inputs, "input", and the logits of every exit, "exit_1" .. "exit_N"
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
 BUNDLE/critic_1.onnx ..                 "input" -> "logits", from a hidden tensor to an answer
@@ -30,7 +31,7 @@ MANIFEST = "manifest.json"
 class File(Record):
     """A file of the bundle: its plain name, checksum and size."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(onnx|json)$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(onnx|json|npz)$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0)]
 
@@ -75,7 +76,8 @@ class Manifest(Record):
 
     All graphs have one `precision`. `largest_difference` is between the graphs' logits and torch's or, for int8,
     between those of the chain of groups and of the whole exits. `reads_on` is whether groups and critics on text,
-    given the states that they left, answer the characters that follow as they would behind the whole text.
+    given the states that they left, answer the characters that follow as they would behind the whole text. `parity` are
+    inputs with the logits that any execution provider must give for them.
     """
 
     format: Literal[1] = 1
@@ -99,6 +101,7 @@ class Manifest(Record):
     reads_on: bool = False
     profile: File
     thresholds: File | None = None
+    parity: File | None = None
 
     @model_validator(mode="after")
     def _can_serve(self) -> Manifest:
@@ -124,9 +127,9 @@ class Manifest(Record):
 
     def files(self) -> list[File]:
         """Return every file the manifest names."""
-        records = [self.profile] if self.thresholds is None else [self.profile, self.thresholds]
-        single = [] if self.single is None else [self.single]
-        return [*self.exits.values(), *self.groups, *self.critics.values(), *single, *records]
+        others = [self.single, self.profile, self.thresholds, self.parity]
+        graphs = [*self.exits.values(), *self.groups, *self.critics.values()]
+        return [*graphs, *(file for file in others if file is not None)]
 
 
 @dataclass(frozen=True)

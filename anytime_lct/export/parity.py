@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anytime_lct.errors import ExportError
+from anytime_lct.runtime.parity import allowed
 from anytime_lct.runtime.states import names_of, with_inputs
 from anytime_lct.task import Facts
 
-TOLERANCE = 1e-4
-RELATIVE_TOLERANCE = 1e-5
 Engine = Callable[[NDArray], Mapping[int, NDArray]]
 
 
@@ -54,13 +54,27 @@ def _difference(what: str, logits: NDArray, expected: NDArray) -> float:
     if logits.shape != expected.shape:
         raise ExportError(f"Expected logits {expected.shape} from the {what}, got {logits.shape}; nothing was written.")
     difference = float(np.abs(logits - expected).max())
-    allowed = max(TOLERANCE, RELATIVE_TOLERANCE * float(np.abs(expected).max()))
-    if not difference <= allowed:  # also for nan
+    bound = allowed(expected)
+    if not difference <= bound:  # also for nan
         raise ExportError(
-            f"Expected the {what} to agree with torch within {allowed:.1e}, but logits of shape "
+            f"Expected the {what} to agree with torch within {bound:.1e}, but logits of shape "
             f"{expected.shape} differ by {difference:.1e}; nothing was written."
         )
     return difference
+
+
+def torch_engine(groups: Sequence[nn.Module], critics: Mapping[int, nn.Module]) -> Engine:
+    """Return the network itself as an engine."""
+    return lambda x: _exits(groups, critics, torch.from_numpy(x))
+
+
+def store(path: Path, engine: Engine, exits: Sequence[int], facts: Facts) -> None:
+    """Write inputs, and what an engine answers to them, that every execution provider is compared with."""
+    _, x, *_ = samples(facts)
+    logits = engine(x)
+    arrays: dict[str, Any] = {"input": x} | {f"exit_{i}": logits[i] for i in exits}
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def samples(facts: Facts) -> Iterator[NDArray]:

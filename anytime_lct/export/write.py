@@ -28,6 +28,7 @@ from anytime_lct.export.single import NAME as SINGLE
 from anytime_lct.export.single import single_file
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
+from anytime_lct.runtime.parity import NAME as PARITY
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.stopwatch import machine, median_seconds
 from anytime_lct.task import Facts
@@ -99,7 +100,9 @@ def write_bundle(
         report("comparing every exit with torch" if int8 is None else "comparing the exits with each other")
         if int8 is None:
             difference = parity.largest_difference(groups, critics, engines, facts)
+            parity.store(folder / PARITY, parity.torch_engine(groups, critics), scope.served, facts)
         else:
+            parity.store(folder / PARITY, next(iter(engines.values())), scope.served, facts)
             difference = parity.largest_disagreement(list(engines.values()), facts)
         report("timing every exit")
         rules = thresholds.of_exits(scope.served) if thresholds is not None and scope.with_groups else None
@@ -259,6 +262,7 @@ def _write_records(
         reads_on=reads_on,
         profile=describe_file(folder / PROFILE),
         thresholds=describe_file(folder / THRESHOLDS) if (folder / THRESHOLDS).exists() else None,
+        parity=describe_file(folder / PARITY),
     )
     write_manifest(folder, manifest)
 

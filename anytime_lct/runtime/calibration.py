@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import onnxruntime as ort
 
 from anytime_lct.errors import BundleError, LCTError
+from anytime_lct.runtime.providers import PROVIDERS
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timings import Quantiles, Times, Timings, bundle_sum
 from anytime_lct.stopwatch import machine
@@ -49,7 +49,8 @@ def calibrate(
     return Timings(
         bundle=bundle_sum(session.bundle),
         machine=machine(),
-        onnxruntime=ort.__version__,
+        runtime=PROVIDERS[session.provider].version,
+        provider=session.provider,
         threads=session.threads,
         sizes=times,
     )

@@ -13,10 +13,10 @@ import threading
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from anytime_lct.exits.bundle import Manifest
+from anytime_lct.runtime.backend import Buffer
 from anytime_lct.runtime.graphs import Graphs, run_error
 
 # Bounds on the buffers that wait for a next request: one chain serves one request at a time, for one input shape.
@@ -38,19 +38,16 @@ class Chain:
         self.nbytes = 0  # of the buffers
         self._graphs = graphs
         self._manifest = manifest
-        self._values: dict[int, ort.OrtValue] = {}  # 0: the input; i: hidden i, or the logits of the last group
+        self._values: dict[int, Buffer] = {}  # 0: the input; i: hidden i, or the logits of the last group
         self._groups: dict[int, _BoundGraph] = {}
         self._critics: dict[int, _BoundGraph] = {}
 
     def start(self, x: NDArray[Any], depth: int = 0) -> None:
         """Set a batch (depth 0), or the hidden tensor behind group `depth`."""
         if depth in self._values:
-            self._values[depth].update_inplace(x)
+            self._values[depth].write(x)
         else:
-            # In onnxruntime's own memory: numpy's may be less aligned, which is slower.
-            value = ort.OrtValue.ortvalue_from_shape_and_type(x.shape, x.dtype.type, "cpu")
-            value.update_inplace(x)
-            self._values[depth] = value
+            self._values[depth] = self._graphs.backend.buffer(x)
             self.nbytes += x.nbytes
         self.depth = depth
 
@@ -65,13 +62,13 @@ class Chain:
             group = self._groups[i] = _BoundGraph(self._graphs, file, self._values[i - 1], target)
             if target is None:
                 self._values[i] = group.output
-                self.nbytes += group.output.numpy().nbytes
+                self.nbytes += group.output.nbytes
         self.depth = i
         return is_bound
 
     def hidden(self) -> NDArray[np.float32]:
-        """Return the tensor at the current cut, (B, ..): a view of a buffer that the next request overwrites."""
-        return self._values[self.depth].numpy()
+        """Return the tensor at the current cut, (B, ..): on a CPU a view that the next request overwrites."""
+        return self._values[self.depth].read()
 
     @property
     def is_critic_bound(self) -> bool:
@@ -82,14 +79,14 @@ class Chain:
         """Run the exit at the current depth, the critic or the end of the network; return a copy of its logits."""
         i = self.depth
         if i == self._manifest.num_groups:
-            return np.array(self._values[i].numpy())
+            return np.array(self._values[i].read())
         if i in self._critics:
             self._critics[i].run()
         else:
             critic = _BoundGraph(self._graphs, self._manifest.critics[i].name, self._values[i], None)
             self._critics[i] = critic
-            self.nbytes += critic.output.numpy().nbytes
-        return np.array(self._critics[i].output.numpy())
+            self.nbytes += critic.output.nbytes
+        return np.array(self._critics[i].output.read())
 
 
 class ChainPool:
@@ -138,7 +135,7 @@ class ChainPool:
         """Store a chain for the next request of this shape, within the bounds."""
         size = math.prod(shape[:1] if len(shape) > 2 else shape)
         if size > 1 and chain.nbytes > LARGE_BYTES:
-            self._graphs.has_free_memory = True
+            self._graphs.backend.has_free_memory = True
             return
         with self._lock:
             self._spare.append((shape, chain, chain.nbytes))
@@ -147,28 +144,19 @@ class ChainPool:
 
 
 class _BoundGraph:
-    """A graph bound to the buffer that it reads and the buffer that it writes; making it runs it once."""
+    """A group or critic bound to the buffer that it reads and the buffer that it writes; making it runs it once."""
 
-    def __init__(self, graphs: Graphs, name: str, source: ort.OrtValue, target: ort.OrtValue | None) -> None:
+    def __init__(self, graphs: Graphs, name: str, source: Buffer, target: Buffer | None) -> None:
         self._name = name
-        self._graph = graphs.load(name)
-        self._graphs, self._size = graphs, source.numpy().nbytes
-        self._binding = self._graph.io_binding()
-        output = self._graph.get_outputs()[0].name
+        graph = graphs.load(name)
         try:
-            self._binding.bind_ortvalue_input(self._graph.get_inputs()[0].name, source)
-            if target is None:
-                self._binding.bind_output(output, "cpu")
-            else:
-                self._binding.bind_ortvalue_output(output, target)
+            self._bound = graph.bind(source, target)
         except Exception as error:
             raise run_error(name, error) from None
-        self.run()
-        self.output: ort.OrtValue = target or self._binding.get_outputs()[0]
-        self._binding.bind_ortvalue_output(output, self.output)
+        self.output = self._bound.output
 
     def run(self) -> None:
         try:
-            self._graph.run_with_iobinding(self._binding, self._graphs.run_options(self._size))
+            self._bound.run()
         except Exception as error:
             raise run_error(self._name, error) from None

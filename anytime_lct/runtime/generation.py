@@ -72,7 +72,7 @@ def generate(
 
 def _replies(session: AnytimeSession, ask: Ask, context: int | None) -> Callable[[NDArray[np.int64]], Answer]:
     """Return a function that answers a text (1, T) which grows from call to call."""
-    if context is not None or not session.manifest.reads_on:
+    if context is not None or not (session.manifest.reads_on and session.graphs.backend.feeds_states):
         return lambda text: session.run(text if context is None else text[:, -context:], ask)
     reader = TextReader(session.graphs, session.manifest, session.profile)
     timeout = ask.timeout if ask.mode == "anytime" else None

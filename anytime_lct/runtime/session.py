@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import BudgetError, BundleError, InputError
-from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, Flops, StopReason, in_flops
+from anytime_lct.exits.budget import DEFAULT_ASK, UNLIMITED, Ask, Budget, Flops
 from anytime_lct.exits.bundle import Bundle
-from anytime_lct.exits.profile import Latency, Profile
-from anytime_lct.exits.selector import fitting, select
 from anytime_lct.exits.thresholds import Measure, Thresholds
-from anytime_lct.runtime import deadline, timings
+from anytime_lct.runtime import deadline, parity, providers, timings
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.chain import ChainPool
 from anytime_lct.runtime.graphs import Graphs
+from anytime_lct.runtime.planning import Plan, Planner
 from anytime_lct.runtime.preprocess import check_batch, show_shape
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.runtime.timings import Timings
-from anytime_lct.runtime.walk import Order, StoppingRule, Walk, steps
+from anytime_lct.runtime.walk import Order, Walk, steps
 
 MAX_CACHED_BUDGETS = 256
 MAX_THREADS = 256
-
-
-class Plan(NamedTuple):
-    """How deep a request goes at most, which samples stop earlier, and why an answer there stops."""
-
-    deepest: int
-    stopping: StoppingRule | None
-    stop_reason: StopReason
 
 
 class AnytimeSession:
@@ -43,8 +34,11 @@ class AnytimeSession:
 
     `threads` is how many onnxruntime uses inside one request: with one worker thread per core, 1 is best. None takes
     the number of the timings that `anytime-lct calibrate` stored beside the bundle, and 1 where there are none.
-    `calibrated` False ignores those timings. Graphs are loaded when first needed, or by `warm`. Raises BundleError for
-    a bundle that is not whole. A session of one process works in those that it forks or spawns: they load graphs anew.
+    `calibrated` False ignores those timings. `provider` is what computes: cpu, cuda, tensorrt, coreml or openvino, or
+    several names, of which the first that is there is taken. On any but the CPU every exit is compared with the answers
+    that the bundle stores. Graphs are loaded when first needed, or by `warm`. Raises ProviderError for a provider that
+    is not there or answers differently, and BundleError for a bundle that is not whole. A session of one process works
+    in those that it forks or spawns: they load graphs anew.
 
     >>> session = AnytimeSession("bundle")                                              # doctest: +SKIP
     >>> session.run(x, Ask(Budget(flops=20e6), timeout=0.02)).classes                   # doctest: +SKIP
@@ -52,7 +46,14 @@ class AnytimeSession:
     ...     if answer.probabilities.max() > 0.9: break
     """
 
-    def __init__(self, bundle: Bundle | Path | str, threads: int | None = 1, *, calibrated: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        threads: int | None = 1,
+        *,
+        calibrated: bool = True,
+        provider: str | Sequence[str] = "cpu",
+    ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
             raise InputError(
                 f"Expected a positive number of threads up to {MAX_THREADS}, got {threads!r}; 1 suits overlapping "
@@ -62,23 +63,27 @@ class AnytimeSession:
         self.bundle = replace(bundle, path=bundle.path.absolute())  # the working folder may change
         self.manifest, self.profile = self.bundle.manifest, self.bundle.profile
         self.served = self.manifest.served
-        measured = timings.load(self.bundle, threads) if calibrated else None
+        chosen = providers.choose(provider)
+        self.provider = chosen.name
+        measured = timings.load(self.bundle, threads, self.provider) if calibrated else None
         self.threads = threads or (measured.threads if measured else 1)
         self.timing: Timing | None = None
-        self.graphs = Graphs(self.bundle, self.threads)
+        self.graphs = Graphs(self.bundle, self.threads, chosen)
         self.chains = ChainPool(self.graphs, self.manifest)
-        self._exit_of: dict[Budget, int] = {}
+        self._planner = Planner(self.bundle)
         self._buffer_bytes = 0  # of one sample; for text, of one character
         self._flops = {exit: self.profile.cost(exit).flops for exit in self.served}
         if measured is not None:
             self.use_timings(measured)
+        if self.provider != "cpu":
+            self.check_parity()
 
-    def __getstate__(self) -> tuple[Bundle, int, Timing | None]:
-        return self.bundle, self.threads, self.timing
+    def __getstate__(self) -> tuple[Bundle, int, str, Timing | None]:
+        return self.bundle, self.threads, self.provider, self.timing
 
-    def __setstate__(self, state: tuple[Bundle, int, Timing | None]) -> None:
-        bundle, threads, timing = state
-        self.__init__(bundle, threads, calibrated=False)
+    def __setstate__(self, state: tuple[Bundle, int, str, Timing | None]) -> None:
+        bundle, threads, provider, timing = state
+        self.__init__(bundle, threads, calibrated=False, provider=provider)
         self.timing = timing
 
     def use_timings(self, timings: Timings) -> None:
@@ -87,7 +92,18 @@ class AnytimeSession:
         A session loads those that `anytime-lct calibrate` stored beside the bundle by itself.
         """
         self.timing = Timing(timings)
-        self._exit_of.clear()
+
+    def check_parity(self) -> dict[int, float]:
+        """Compare every served exit with the answers that the bundle stores; return the largest difference of each.
+
+        Raises ProviderError where logits differ more than rounding explains, and BundleError for a bundle without.
+        """
+        x, expected = parity.stored(self.bundle)
+        largest = {}
+        for i in self.served:
+            what, logits = f"exit {i} on {self.provider}", self.run_to(i, x).logits
+            largest[i] = parity.difference(what, logits, expected[i], self.manifest.precision)
+        return largest
 
     def warm(self) -> None:
         """Load all graphs, by running every exit once, so that no later answer waits for one."""
@@ -107,30 +123,11 @@ class AnytimeSession:
         Raises NothingFitsError, and BudgetError for an exit that the network lacks, or for a latency budget where
         neither has latencies.
         """
-        budget = budget or UNLIMITED
-        if budget.exit is not None and budget.exit > self.manifest.num_groups:
-            served = ", ".join(map(str, self.served))
-            raise BudgetError(f"Expected an exit among {served}, got {budget.exit}; name one of them.")
-        if (exit := self._exit_of.get(budget)) is None:
-            exit = select(self._profile_for(budget), budget, exits=self.served).exit
-            if len(self._exit_of) >= MAX_CACHED_BUDGETS:
-                self._exit_of.clear()
-            if budget.latency is None:  # timings change
-                self._exit_of[budget] = exit
-        return exit
+        return self._planner.choose(budget or UNLIMITED, self.timing)
 
     def plan(self, ask: Ask) -> Plan:
         """Return how deep a request goes, and where its samples stop; raises NothingFitsError and BudgetError."""
-        rule = ask.rule if ask.mean_flops is None else self.rule(ask.mean_flops)
-        deepest = self._deepest(ask, rule)
-        if rule is not None:
-            at, measure = {i: threshold for i, threshold in rule.at.items() if i < deepest}, rule.measure
-        elif ask.min_confidence is not None:
-            at, measure = dict.fromkeys((i for i in self.served if i < deepest), float(ask.min_confidence)), ask.measure
-        else:
-            return Plan(deepest, None, self._stop_reason(deepest, ask))
-        stopping = StoppingRule.of(at, measure, self.profile)
-        return Plan(deepest, stopping, self._stop_reason(deepest, ask))
+        return self._planner.plan(ask, self.timing)
 
     def run(
         self,
@@ -170,7 +167,7 @@ class AnytimeSession:
         if timeout is not None and timing is None:
             raise BudgetError(
                 f"Expected timings of this machine for a timeout, got none; measure them with: "
-                f"anytime-lct calibrate {self.bundle.path}."
+                f"{timings.calibrate_command(self.bundle, self.provider)}."
             )
         orders = steps(walk, plan.deepest, plan.stopping, plan.stop_reason)
         try:
@@ -189,7 +186,7 @@ class AnytimeSession:
             raise InputError(
                 f"Expected one of the served exits {show_shape(self.served)}, got {exit!r}; choose one of them."
             )
-        plan = Plan(exit, None, self._stop_reason(exit))
+        plan = Plan(exit, None, self._planner.stop_reason(exit))
         return (self.run_plan if self.manifest.groups else self.run_whole)(self.check(x), plan)
 
     def run_whole(self, x: NDArray[Any], plan: Plan) -> Answer:
@@ -248,48 +245,7 @@ class AnytimeSession:
 
         Raises NothingFitsError, and BudgetError for a bundle without rules.
         """
-        flops = in_flops(mean_flops, self.profile.cost(self.profile.num_groups).flops)
-        if self.bundle.thresholds is None:
-            raise BudgetError(
-                f"Expected a bundle with rules for a mean budget, got '{self.bundle.path}' without; search them with: "
-                f"anytime-lct thresholds RUN --mean-flops {flops:.4g}, and export again."
-            )
-        return self.bundle.thresholds.within(flops)
-
-    def _deepest(self, ask: Ask, rule: Thresholds | None) -> int:
-        """The deepest exit of a request: the one that it names, the deepest or the best in its budget, or a rule's."""
-        exit = ask.budget.exit
-        if ask.mode == "fixed" and exit is not None and ask.budget.names_exit:
-            if exit not in self.served:
-                served = ", ".join(map(str, self.served))
-                raise BudgetError(f"Expected a fixed exit among those served, {served}, got {exit}; name one of them.")
-            return exit
-        if ask.min_confidence is not None:  # samples go on until they are confident, past the most accurate exit too
-            return max(fitting(self._profile_for(ask.budget), ask.budget, self.served))
-        if rule is None:
-            return self.choose(ask.budget)
-        return max(rule.at) if ask.budget == UNLIMITED else min(max(rule.at), self.choose(ask.budget))
-
-    def _stop_reason(self, exit: int, ask: Ask = DEFAULT_ASK) -> StopReason:
-        """Why an answer goes no deeper than its planned exit: whether any deeper one is better, or could be sure."""
-        is_last = exit == self.served[-1] or (ask.min_confidence is None and exit == self.choose())
-        return "last" if is_last else "budget"
-
-    def _profile_for(self, budget: Budget) -> Profile:
-        """The profile that a budget is compared with: for latencies those of this machine, where they were measured."""
-        if budget.latency is None or self.timing is None:
-            return self.profile
-        exits = [
-            each.model_copy(
-                update={
-                    "latency": Latency(seconds=self.timing.to_exit(each.index, 1), engine="onnxruntime", machine="")
-                    if each.index in self.served
-                    else None
-                }
-            )
-            for each in self.profile.exits
-        ]
-        return self.profile.model_copy(update={"exits": tuple(exits)})
+        return self._planner.rule(mean_flops)
 
     def _require_groups(self) -> None:
         if not self.manifest.groups:

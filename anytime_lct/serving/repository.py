@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -76,8 +76,8 @@ class ModelState:
 class Repository(Generic[BundleT]):
     """The models by name and version; `prepare` may run in a thread, all else in the event loop alone.
 
-    `serve` turns a session into the bundle that the engine serves. `unloaded` are models that stay out of service until
-    they are loaded, as `unload` returns them.
+    `serve` turns a session, on a `provider` as AnytimeSession takes it, into the bundle that the engine serves.
+    `unloaded` are models that stay out of service until they are loaded, as `unload` returns them.
 
     >>> repository = Repository(Path("bundles"), ServedBundle)  # doctest: +SKIP
     >>> repository.start(repository.prepare())                  # doctest: +SKIP
@@ -86,9 +86,13 @@ class Repository(Generic[BundleT]):
     """
 
     def __init__(
-        self, path: Path, serve: Callable[[AnytimeSession], BundleT], unloaded: Problems | None = None
+        self,
+        path: Path,
+        serve: Callable[[AnytimeSession], BundleT],
+        unloaded: Problems | None = None,
+        provider: str | Sequence[str] = "cpu",
     ) -> None:
-        self.path = path
+        self.path, self._provider = path, provider
         self.is_open = False
         self._serve = serve
         self._models: dict[Key, Model[BundleT]] = {}
@@ -205,7 +209,7 @@ class Repository(Generic[BundleT]):
         return own == name or (name is None and own not in self._unloaded)
 
     def _open(self, key: Key, path: Path, content: bytes) -> Model[BundleT]:
-        session = AnytimeSession(Bundle.open(path))
+        session = AnytimeSession(Bundle.open(path), provider=self._provider)
         session.warm()
         return Model(*key, path, content, self._serve(session))
 

@@ -10,7 +10,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,8 @@ PROTOCOLS: tuple[Callable[[Service, socket.socket, Access], Listener], ...] = (H
 class Settings:
     """What a server serves, to whom `access` allows.
 
-    `threads` threads compute answers; `default` fills in what requests leave out.
+    `threads` threads compute answers, on a `provider` as AnytimeSession takes it; `default` fills in what requests
+    leave out.
     """
 
     bundle: Path
@@ -61,6 +62,7 @@ class Settings:
     limits: Limits = DEFAULT_LIMITS
     default: Ask = DEFAULT_ASK
     access: Access = CLOSED
+    provider: str | Sequence[str] = "cpu"
 
 
 def serve(listener: socket.socket, settings: Settings, started: Callable[[], None]) -> None:
@@ -104,7 +106,7 @@ class Server:
         self._listens, self._joined, self._ends = (self._loop.create_future() for _ in range(3))
         self._tasks: set[asyncio.Task[None]] = set()
         metrics = Metrics()
-        repository = Repository(settings.bundle, self._open, unloaded)
+        repository = Repository(settings.bundle, self._open, unloaded, settings.provider)
         self._crew = make_crew(repository, metrics)
         engine = Engine(settings.threads)
         self._service = Service(repository, engine, metrics, settings.limits, settings.default, self._crew)

@@ -43,7 +43,7 @@ class ServedBundle:
         if self.session.timing is None:
             measured = calibration.calibrate(self.session, progress=progress)
             try:
-                if timings.load(self.session.bundle, None) is None:
+                if timings.load(self.session.bundle, None, self.session.provider) is None:
                     timings.save(measured, self.session.bundle)
             except BundleError:
                 if progress is not None:
