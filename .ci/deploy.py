@@ -2,9 +2,9 @@
 
 python .ci/deploy.py        needs Linux, and what .ci/run installs for it
 
-    Dockerfile --RUN, COPY--> a root of its own (mount namespace, chroot) --> /opt/lct --> the second stage's root
-                                                                                            |
-    board.json, manifests <--compared with-- /metrics, options <-- serves as user 10001 <---+
+    Dockerfile --RUN, COPY--> a root of its own (chroot) --> /opt/lct --> the last stage's root, read-only
+                                                                              |
+    board.json <--compared with-- /metrics <-- serves as user 10001 <---------+
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Root:
         return self.folder / path.lstrip("/")
 
     def command(self, words: list[str], env: dict[str, str], *, bundles: Path | None = None) -> list[str]:
-        """Return the command that runs words in this root: with bundles as the image's user, read-only."""
+        """Return what runs words in this root: with bundles as the image's user, and nothing to write to."""
         mounts = [f"mount --bind {self.folder} {self.folder}"]
         mounts += [f"mount --rbind {path} {self.inside(path)}" for path in dict.fromkeys(SHARED)]
         if bundles is not None:
