@@ -58,9 +58,9 @@ class Facts:
 def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the loss l(Z, y) of every sample, shape (B,), float32, in nats (equations (1) and (6)).
 
-    Classification takes Z (B, K) and y (B,). A language model takes Z (B, T, K) and y (B, T); its loss is the sum
-    (6) divided by T, so that learning rates do not depend on the length of the minibatch. Regression takes Z and y
-    (B, K); its loss is the mean squared error over the K numbers.
+    Classification takes Z (B, K) and y (B,), or shares of the classes (B, K). A language model takes Z (B, T, K) and
+    y (B, T); its loss is the sum (6) divided by T, so that learning rates do not depend on the length of the minibatch.
+    Regression takes Z and y (B, K); its loss is the mean squared error over the K numbers.
     """
     return LOSSES[task](Z.float(), y, label_smoothing)
 
@@ -68,7 +68,8 @@ def losses(task: TaskName, Z: Tensor, y: Tensor, label_smoothing: float = 0.0) -
 def scores(task: TaskName, Z: Tensor, y: Tensor) -> Tensor:
     """Return the score of every sample, shape (B,), whose mean is the metric, or its square (`Metric.root`).
 
-    It is 1 or 0 for a correct or wrong class, bits per character, or a squared error.
+    It is 1 or 0 for a correct or wrong class, or the answer's share where labels are shares of classes; bits per
+    character; or a squared error.
     """
     return SCORES[task](Z, y)
 
@@ -82,7 +83,8 @@ def _of_characters(Z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _hits(Z: Tensor, y: Tensor) -> Tensor:
-    return (Z.argmax(dim=1) == y).to(torch.float32)
+    answers = Z.argmax(dim=1)
+    return y.gather(1, answers.unsqueeze(1)).squeeze(1) if y.dim() == 2 else (answers == y).to(torch.float32)
 
 
 def _bits(Z: Tensor, y: Tensor) -> Tensor:

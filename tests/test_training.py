@@ -83,13 +83,17 @@ def every_step_is_shown(monkeypatch):
 VARIANTS = [
     tiny(),
     tiny(rule={"form": "scalar", "critic_loss": "paper"}, critics={"name": "adamw", "lr": 1e-3}),
-    tiny(train={"channels_last": True, "label_smoothing": 0.1, "average": 0.8}, groups={"name": "adam", "lr": 1e-3}),
+    tiny(
+        train={"channels_last": True, "label_smoothing": 0.1, "average": 0.8, "class_weights": "balanced"},
+        data={"mixup": 0.4, "cutmix": 1.0},
+        groups={"name": "adam", "lr": 1e-3},
+    ),
     tiny(train={"precision": "bfloat16", "clip_norm": 1.0}),
     tiny(TEXT),
 ]
 
 
-@pytest.mark.parametrize("recipe", VARIANTS, ids=["plain", "scalar", "channels-last-average", "bfloat16", "text"])
+@pytest.mark.parametrize("recipe", VARIANTS, ids=["plain", "scalar", "channels-last-average-mixed", "bfloat16", "text"])
 def test_a_run_interrupted_twice_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path):
     run(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -52,8 +52,9 @@ VARIANTS = {
     },
     "lstm": LSTM,
     "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},
-    "mlp-on-one-device": {
-        **MLP, "model": {**MLP["model"], "dropout": 0.2}, "train": {"epochs": 2, "device": "cpu:0"},
+    "mlp-mixed-weighted-accumulated-on-one-device": {
+        **MLP, "model": {**MLP["model"], "dropout": 0.2}, "data": {**MLP["data"], "mixup": 0.4, "cutmix": 1.0},
+        "train": {"epochs": 2, "device": "cpu:0", "accumulate": 2, "class_weights": "balanced"},
     },
 }  # fmt: skip
 
@@ -161,8 +162,9 @@ def test_more_workers_than_groups_are_refused(tmp_path):
 
 
 def test_replicas_follow_one_process_on_the_joint_minibatch(tmp_path):
-    for form in ("per-sample", "scalar"):
-        recipe = {**MLP, "rule": {"form": form}, "data": {"name": "digits", "batch_size": 255}}
+    for form, accumulate in (("per-sample", 2), ("scalar", 1)):
+        recipe = {**MLP, "rule": {"form": form}, "data": {"name": "digits", "batch_size": 255, "mixup": 0.4}}
+        recipe["train"] = {**MLP["train"], "accumulate": accumulate}
         train(recipe, tmp_path / f"{form}-1")
         train(recipe, tmp_path / f"{form}-4", workers=2, replicas=2)
         close_to(tmp_path / f"{form}-1", tmp_path / f"{form}-4")

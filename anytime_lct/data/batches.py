@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import data
 
 from anytime_lct.data.augment import Transform, apply, erase, mirror, mix, move, zoom
+from anytime_lct.data.mixing import Mixing, share_of
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import fit, read_picture
 from anytime_lct.recipes.recipe import Augment
@@ -136,6 +137,8 @@ class Images:
 class ImageBatches:
     """Images in minibatches of `batch_size`, the last one short; x is float32 (B, C, H, W), y int64 (B,).
 
+    Where images are mixed in pairs, labels of training are shares of the classes, float32 (B, K).
+
         in memory, small            uint8 on the device, moved and mirrored there, some minibatches at once
         files, zoomed, or a policy  uint8 (B, C, H, W) made on the CPU, by `readers` processes ahead of training
         both                        normalised on the device
@@ -153,6 +156,7 @@ class ImageBatches:
     notes: tuple[str, ...] = ()
     policy: Transform | None = None
     erased: float = 0.0  # share of the training images that lose a box
+    mixing: Mixing | None = None
 
     def to(self, device: torch.device) -> ImageBatches:
         images = {id(part): part for part, _ in self.parts.values()}
@@ -172,6 +176,12 @@ class ImageBatches:
         """The number of processes that make minibatches: `workers`, or one a core where training is on a GPU."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return (min(MOST_READERS, cores) if self.device.type == "cuda" else 0) if self.workers is None else self.workers
+
+    @property
+    def class_counts(self) -> Tensor:
+        """The training images of every class, (K,)."""
+        images, indices = self.parts["train"]
+        return torch.bincount(images.labels.cpu()[indices], minlength=self.facts.outputs)
 
     def num_samples(self, split: Split) -> int:
         return len(self.parts[split][1])
@@ -195,9 +205,11 @@ class ImageBatches:
             indices = indices[torch.randperm(len(indices), generator=order)]
         augmentation = torch.Generator().manual_seed(mix(self.seed, epoch, 1))
         parts = indices.split(self._rows(split)) if len(indices) else ()
-        parts = [part.tensor_split(share[1])[share[0]] for part in parts][start:]
-        if not parts:
+        mixing = self.mixing if split == "train" else None
+        shares = [share_of(part, share, partners=mixing is not None) for part in parts[start:]]
+        if not shares:
             return
+        parts = [part for part, _ in shares]
         home, rows = images.labels.device, [len(part) for part in parts]
         numbers = max(1, rows[0]) * math.prod(images.shape)
         at_once = max(1, PORTION // numbers) if home.type == self.device.type and self.device != CPU else 1
@@ -219,14 +231,19 @@ class ImageBatches:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, 3))
             boxes = torch.rand(5, len(images.labels), generator=generator)
         portions = (dataset[k] for k in range(len(sizes))) if alone else self._in_workers(dataset, range(len(sizes)))
-        waiting = iter(parts)
+        waiting = enumerate(shares, start=start)
         for size, portion in zip(sizes, portions, strict=True):
             if isinstance(portion, DataError):
                 raise portion
             x, y = (part.to(self.device, non_blocking=True) for part in portion)
             x = x.float().sub_(mean).div_(std)
-            for part, batch, labels in zip(islice(waiting, len(size)), x.split(size), y.split(size), strict=True):
-                yield batch if boxes is None else erase(batch, boxes[:, part], self.erased), labels
+            minibatches = zip(islice(waiting, len(size)), x.split(size), y.split(size), strict=True)
+            for (number, (part, own)), batch, labels in minibatches:
+                if boxes is not None:
+                    batch = erase(batch, boxes[:, part], self.erased)
+                if mixing is not None:
+                    batch, labels = mixing.mixed(batch, labels, mix(self.seed, epoch, 4, number))
+                yield batch[own], labels[own]
 
     def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
         loader = data.DataLoader(

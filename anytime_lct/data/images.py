@@ -13,6 +13,7 @@ from torch import Tensor
 from anytime_lct.data.augment import policy_of
 from anytime_lct.data.batches import ImageBatches, Images, Split
 from anytime_lct.data.locations import root_of, shown
+from anytime_lct.data.mixing import Mixing
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
@@ -66,6 +67,11 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     if images.train.labels.is_floating_point():
         task, (centers, scale) = "regression", _unit(images.train.labels[train_indices], recipe.name)
         images = _in_unit(images, centers, scale)
+        if recipe.mixup or recipe.cutmix:
+            raise DataError(
+                f"Expected classes to mix images of, got the targets of '{recipe.name}', which are numbers; leave "
+                f"data.mixup and data.cutmix out."
+            )
     parts: dict[Split, tuple[Images, Tensor]] = {
         "train": (images.train, train_indices),
         "validation": _whole_or(images.validation, images.train, held_out[0]),
@@ -84,8 +90,9 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     rows = recipe.batch_size or batch_size(len(train_indices))
     policy = policy_of(recipe.policy, facts.input_shape)
     return ImageBatches(
-        facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase
-    )
+        facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase,
+        mixing=Mixing.of(recipe, facts.outputs),
+    )  # fmt: skip
 
 
 def _unit(targets: Tensor, name: str) -> tuple[tuple[float, ...], float]:

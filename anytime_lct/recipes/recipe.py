@@ -74,6 +74,10 @@ class DataRecipe(Section):
     """Random changes of colours and geometry after `augment`: torchvision's policy of this name."""
     erase: Fraction = 0.0
     """Share of the training images that lose a random box, which gets the mean colour."""
+    mixup: NotNegative = 0.0
+    """Blend training images, and labels, in pairs, by shares of Beta(mixup, mixup), such as 0.2; 0 never does."""
+    cutmix: NotNegative = 0.0
+    """Give training images a box of another one, and a share of its label, of Beta(cutmix, cutmix); 0 never does."""
     skip_unreadable: Annotated[int, Field(ge=0)] = 0
     """Most image files that may be left out as they cannot be read; above 0 all are read at the start."""
     image_size: Count | tuple[Count, Count] | None = None
@@ -92,7 +96,7 @@ class DataRecipe(Section):
     @property
     def changes(self) -> tuple[str, ...]:
         """The keys, beside `augment`, by which training images change at random."""
-        return tuple(key for key, off in (("policy", "none"), ("erase", 0.0)) if getattr(self, key) != off)
+        return tuple(key for key in ("policy", "erase", "mixup", "cutmix") if getattr(self, key) not in ("none", 0.0))
 
 
 class ModelRecipe(Section):
@@ -244,6 +248,8 @@ class TrainRecipe(Section):
     """Seed of weights, data order and validation split."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the label that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
+    """Weights of the classes in the loss: none, balanced, which makes them count alike, or one for each of them."""
     accumulate: Count = 1
     """Minibatches whose gradients a step of the optimizers takes together, as those of one large minibatch."""
     clip_norm: NotNegative | None = None

@@ -30,7 +30,17 @@ from anytime_lct.training.saving import Saving
 from anytime_lct.training.schedule import Clock
 
 TABLES = ("groups", "groups_schedule", "critics", "critics_schedule", "rule")
-TRAIN_KEYS = ("seed", "device", "clip_norm", "label_smoothing", "precision", "compile", "average", "accumulate")
+TRAIN_KEYS = (
+    "seed",
+    "device",
+    "clip_norm",
+    "label_smoothing",
+    "precision",
+    "compile",
+    "average",
+    "accumulate",
+    "class_weights",
+)
 FOLDER_KEYS = ("model", "train.keep", "train.keep_optimizer", "train.checkpoint_minutes", "train.track_descent")
 
 

@@ -89,7 +89,7 @@ class Replay:
     def __init__(self, method: Recordable, graph: Graph) -> None:
         self._method = method
         self._graph: Graph | None = graph
-        self._seen = Counter[torch.Size]()
+        self._seen = Counter[tuple[torch.Size, torch.Size]]()
         self._static: Minibatch | None = None
         self._losses = torch.zeros(0)
 
@@ -98,18 +98,19 @@ class Replay:
         graph, static = self._graph, self._static
         if graph is None:
             return self._method.step(batch)
+        shape = (batch.x.shape, batch.y.shape)  # labels (B, K) where images are mixed
         if static is not None:
-            fits = static.x.shape == batch.x.shape
+            fits = (static.x.shape, static.y.shape) == shape
             return self._replay(graph, static, batch) if fits else graph.run(lambda: self._method.step(batch))
-        self._seen[batch.x.shape] += 1
-        if self._seen[batch.x.shape] <= WARM_UP:
-            return self._warm_up(graph, batch)
+        self._seen[shape] += 1
+        if self._seen[shape] <= WARM_UP:
+            return self._warm_up(graph, batch, last=self._seen[shape] == WARM_UP)
         return self._record(graph, batch)
 
-    def _warm_up(self, graph: Graph, batch: Minibatch) -> Tensor:
+    def _warm_up(self, graph: Graph, batch: Minibatch, *, last: bool) -> Tensor:
         with watching(self._method.forwards) as changes:
             losses = graph.run(lambda: self._method.step(batch))
-        if changes and self._seen[batch.x.shape] == WARM_UP:
+        if changes and last:
             self._graph = None
         return losses
 

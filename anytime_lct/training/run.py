@@ -27,6 +27,7 @@ from anytime_lct.training.events import Event, Note, Start
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import checked, expect_processes, row_of
+from anytime_lct.training.objective import weigh_classes
 from anytime_lct.training.prepare import (
     costs_of_exits,
     cut_network,
@@ -76,6 +77,7 @@ def train(
         fresh_start = checkpoint.fresh_start(path / run_folder.CHECKPOINTS) if resume else 0
         clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start, recipe.train.accumulate)
         recipe = suit_device(fit_optimizers(recipe, data), team.device)
+        recipe = recipe if resume else weigh_classes(recipe, data)
         row = row_of(recipe.train.method)
         fewer_groups = partial(savings.fewer_groups, recipe.cut)
         network, recipe = cut_network(recipe, data, team)

@@ -62,7 +62,7 @@ def check(recipe: Recipe) -> None:
             f"Expected the same samples in every sweep of method admm, got data.{recipe.data.changes[0]}, which "
             f"changes them; leave it out."
         )
-    for key in ("average", "accumulate"):
+    for key in ("average", "accumulate", "class_weights"):
         value, default = getattr(recipe.train, key), TrainRecipe.model_fields[key].default
         if value != default:
             raise RecipeError(

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import DivergenceError, RecipeError
 from anytime_lct.evaluation import Tally
@@ -18,6 +17,7 @@ from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.replicas import data_parallel
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.schedule import Clock
@@ -40,6 +40,7 @@ class Backprop:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
+        self._objective = Objective(task, recipe.train)
         self._model, self._recipe, self._team, self._clock = network.groups[0], recipe, team, clock
         if team.replicas > 1 and recipe.train.sync_batch_norm:
             if team.device.type == "cpu":
@@ -73,7 +74,7 @@ class Backprop:
         train = self._recipe.train
         seed_all(random_seed(train.seed, batch.step, replica=self._team.replica))
         self._learner.begin(batch.step, batch.joint or len(batch.y))  # DDP's gradients are those of all replicas
-        L = tasks.losses(self.task, self._f(batch.x), batch.y, train.label_smoothing).mean()
+        L = self._objective(self._f(batch.x), batch.y).mean()
         (L * (batch.share * self._team.replicas)).backward()  # DDP takes the mean over replicas
         expect_finite(L, batch.step)
         self._learner.step(batch.step, train.clip_norm)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.exits.tasks import TASKS
@@ -27,6 +26,7 @@ from anytime_lct.training.learner import Learner, averaged, forward_pass, random
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.schedule import Clock
 
@@ -61,6 +61,7 @@ class DNI:
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         _expect_images(task, network)
         self.task: TaskName = task
+        self._objective = Objective(task, recipe.train)
         self._recipe, self._options = recipe, recipe.section("dni", DNIRecipe)
         self._main = LCTNetwork([nn.Sequential(*network.groups)], [])
         self._classes = _outputs(network, team.device) if self._options.labels else 0
@@ -111,7 +112,7 @@ class DNI:
                 g = self.M[i](self.with_labels(h.detach(), batch.y)).float()
                 h.backward((g.detach() / per_sample).to(h.dtype))
             else:
-                L = tasks.losses(self.task, h, batch.y, train.label_smoothing).mean()
+                L = self._objective(h, batch.y).mean()
                 L.backward()
                 expect_finite(L, batch.step)
                 losses.append(L.detach().double())
@@ -122,10 +123,10 @@ class DNI:
         return torch.stack(losses)
 
     def with_labels(self, h: Tensor, y: Tensor) -> Tensor:
-        """Join the labels, one-hot, to h: as features (B, F + K), or as constant maps (B, C + K, H, W)."""
+        """Join the labels, one-hot or shares of classes, to h: as features (B, F + K), or maps (B, C + K, H, W)."""
         if not self._classes:
             return h
-        labels = F.one_hot(y, self._classes).to(h.dtype)
+        labels = (F.one_hot(y, self._classes) if y.dim() == 1 else y).to(h.dtype)
         if h.dim() == 4:
             labels = labels[:, :, None, None].expand(-1, -1, *h.shape[2:])
         layout = torch.channels_last if h.dim() == 4 and self._recipe.train.channels_last else torch.contiguous_format

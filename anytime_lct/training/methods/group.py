@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from anytime_lct import lct
-from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import CheckpointError, DivergenceError
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Learner, forward_pass, random_seed
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.replicas import Summing, join_batch_norms, joint_mean
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.schedule import Clock
@@ -46,7 +45,7 @@ class GroupInTraining:
                 if module is not None:
                     join_batch_norms(module, self._replica_group)
         self._rule = lct.Rule(**recipe.rule.model_dump())
-        self.loss = partial(_losses, task=task, label_smoothing=recipe.train.label_smoothing)
+        self.loss = Objective(task, recipe.train)
         average = recipe.train.average
         self._group_learner = Learner(group, recipe.groups, recipe.groups_schedule, clock, average)
         self._critic_learner = critic and Learner(critic, recipe.critics, recipe.critics_schedule, clock, average)
@@ -173,7 +172,3 @@ class GroupInTraining:
     def _is_diverging(self, L: Tensor) -> bool:
         """Check for NaN and infinity; on an accelerator, where the check would wait, the loop checks the sums."""
         return L.device.type == "cpu" and not math.isfinite(L.sum().item())
-
-
-def _losses(Z: Tensor, y: Tensor, *, task: TaskName, label_smoothing: float) -> Tensor:
-    return tasks.losses(task, Z, y, label_smoothing)

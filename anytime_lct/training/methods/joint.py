@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.evaluation import Tally
 from anytime_lct.modes import carrying, probing
@@ -17,6 +16,7 @@ from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.schedule import Clock
 
@@ -29,6 +29,7 @@ class Joint:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
+        self._objective = Objective(task, recipe.train)
         self._network, self._recipe, self._clock = network, recipe, clock
         groups, critics = (recipe.groups, recipe.groups_schedule), (recipe.critics, recipe.critics_schedule)
         self._groups = [Learner(group, *groups, clock, recipe.train.average) for group in network.groups]
@@ -57,7 +58,7 @@ class Joint:
         seed_all(random_seed(train.seed, batch.step))
         for learner in self.learners:
             learner.begin(batch.step, len(batch.y))
-        losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing).mean() for Z in self._f(batch.x)]
+        losses = [self._objective(Z, batch.y).mean() for Z in self._f(batch.x)]
         total = torch.stack(losses).sum()
         total.backward()
         expect_finite(total, batch.step)

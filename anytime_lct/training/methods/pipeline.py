@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytime_lct import task as tasks
 from anytime_lct.cutting.snapshot import seed_all
 from anytime_lct.errors import RecipeError
 from anytime_lct.evaluation import Tally
@@ -23,6 +22,7 @@ from anytime_lct.task import TaskName
 from anytime_lct.training.learner import Learner, averaged, forward_pass, random_seed
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.pipelining import schedule
 from anytime_lct.training.processes.team import Team, owned
 from anytime_lct.training.schedule import Clock
@@ -48,6 +48,7 @@ class Pipeline:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
+        self._objective = Objective(task, recipe.train)
         self._recipe, self._team = recipe, team
         if recipe.train.wire != "exact":
             raise RecipeError(
@@ -133,7 +134,7 @@ class Pipeline:
         return self._schedules[key]
 
     def _loss(self, Z: Tensor, y: Tensor) -> Tensor:
-        return tasks.losses(self.task, Z, y, self._recipe.train.label_smoothing).mean()
+        return self._objective(Z, y).mean()
 
     def _clip(self) -> None:
         """Clip the gradient of the whole network, as backprop does."""

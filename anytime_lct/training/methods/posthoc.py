@@ -25,6 +25,7 @@ from anytime_lct.training.learner import Learner, averaged, forward_pass, load_m
 from anytime_lct.training.methods.backprop import expect_finite
 from anytime_lct.training.methods.joint import of_exits
 from anytime_lct.training.minibatch import Minibatch
+from anytime_lct.training.objective import Objective
 from anytime_lct.training.processes.team import Team
 from anytime_lct.training.schedule import Clock
 
@@ -60,6 +61,7 @@ class PostHoc:
 
     def __init__(self, network: LCTNetwork, recipe: Recipe, task: TaskName, clock: Clock, team: Team) -> None:
         self.task: TaskName = task
+        self._objective = Objective(task, recipe.train)
         self._network, self._recipe = network, recipe
         self._options = recipe.section("posthoc", PostHocRecipe)
         network.groups.requires_grad_(False).eval()
@@ -89,7 +91,7 @@ class PostHoc:
             with torch.no_grad():
                 h = group(h)
             outputs.append(self._critics[i](h) if i < len(self._critics) else h)
-        losses = [tasks.losses(self.task, Z, batch.y, train.label_smoothing) for Z in outputs]
+        losses = [self._objective(Z, batch.y) for Z in outputs]
         for L in losses:
             expect_finite(L.mean(), batch.step)
         for i, learner in enumerate(self.learners):

@@ -26,7 +26,7 @@ from anytime_lct.training.minibatch import Minibatch
 
 LAST, SAVE, INTERRUPTED = 1, 2, 4  # flags: the stretch ends here; write a checkpoint; a stop was requested
 DIMENSIONS = 6
-NUMBERS = 8 + 2 * DIMENSIONS  # of an envelope, before the labels
+NUMBERS = 9 + 2 * DIMENSIONS  # of an envelope, before the labels
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64)
 BUFFERS = 2
 
@@ -35,7 +35,7 @@ BUFFERS = 2
 class Message:
     """What a link sends: `rows` of the `joint` rows in the minibatch of all replicas are in this one.
 
-    `labels` are on the CPU, so that sending waits for no device.
+    `labels` are on the CPU, so that sending waits for no device: classes, or float32, such as shares of classes (B, K).
     """
 
     step: int
@@ -195,17 +195,22 @@ def _pack(message: Message, order: Sequence[int]) -> Tensor:
     labels = message.labels
     shape = (0, 0) if labels is None else (labels.dim(), labels.shape[-1] if labels.dim() > 1 else 1)
     numbers = [message.step, message.flags, message.rows, message.joint, message.tensor.dim(), *shape]
-    count = 0 if labels is None else labels.numel()
-    header = torch.tensor([*numbers, count, *padded(message.tensor.shape), *padded(order)])
-    return header if labels is None else torch.cat([header, labels.detach().cpu().reshape(-1).to(torch.int64)])
+    count, real = (0, False) if labels is None else (labels.numel(), labels.is_floating_point())
+    header = torch.tensor([*numbers, count, int(real), *padded(message.tensor.shape), *padded(order)])
+    if labels is None:
+        return header
+    flat = labels.detach().cpu().reshape(-1)
+    return torch.cat([header, flat.double().view(torch.int64) if real else flat.to(torch.int64)])
 
 
 def _unpack(envelope: Tensor, payload: Tensor) -> Message:
-    step, flags, rows, joint, dims, label_dims, window, count, *sizes = envelope[:NUMBERS].tolist()
+    step, flags, rows, joint, dims, label_dims, window, count, real, *sizes = envelope[:NUMBERS].tolist()
     shape, order = sizes[:dims], sizes[DIMENSIONS : DIMENSIONS + dims]
     tensor = payload[: math.prod(shape)].view([shape[d] for d in order])
     tensor = tensor.permute([order.index(d) for d in range(dims)])  # the strides that the sender's tensor has
     labels = envelope[NUMBERS : NUMBERS + count].clone() if label_dims else None
+    if labels is not None and real:
+        labels = labels.view(torch.float64).float()
     if labels is not None and label_dims > 1:
         labels = labels.view(-1, window)
     return Message(step, tensor, labels, flags, rows, joint)
