@@ -36,6 +36,11 @@ WEIGHTS = (
     "torchvision or timm ship."
 )
 WORKERS = "Processes that share the layer groups, each with neighbouring ones; at most N."
+SWEEP = (
+    "Train many runs and search this key: a range (log:1e-4..1e-1, 0.8..0.99, 2..4) or a list (slim|residual); may be "
+    "repeated."
+)
+OBJECTIVE = "With --sweep: what is best on validation: main, exit:N, or the area under accuracy over multiply-adds."
 SET = "Any other recipe key, e.g. groups.lr=0.05 or rule.critic_loss=paper; may be repeated."
 
 
@@ -62,6 +67,9 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="With several workers: how often to start again when one is lost.")
     ] = 0,
+    sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUES", help=SWEEP)] = None,
+    trials: Annotated[int, typer.Option(help="With --sweep: the number of runs, earlier ones included.")] = 20,
+    objective: Annotated[str, typer.Option(metavar="main|exit:N|area", help=OBJECTIVE)] = "main",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train a network by local critic training; without arguments, a small one on the built-in digits.
@@ -72,6 +80,9 @@ def train(
     Ctrl-C writes a checkpoint first; a run continued by --resume ends with the weights of an uninterrupted one. With
     --epochs, --resume extends a run to this many epochs in total; with --data-root or --model, the run's data or
     network are taken from where they are now.
+
+    With --sweep, many runs are trained in a folder, with settings that Optuna draws; the same command goes on where it
+    was interrupted, and with more --trials.
 
     Example: anytime-lct train --data fashion-mnist --model resnet20 --epochs 10
     """
@@ -102,6 +113,17 @@ def train(
     else:
         run_recipe = run_folder.read(run_dir, changes)[0]
     folder = run_dir or default_folder(run_recipe)
+    if sweep:
+        from anytime_lct.cli.sweeping import sweep_runs
+
+        if resume or workers * replicas > 1:
+            raise RecipeError(
+                "Expected one process and no --resume with --sweep, whose same command goes on; leave --workers, "
+                "--replicas and --resume out."
+            )
+        folder = run_dir or folder.with_name(f"{folder.name}-sweep")
+        sweep_runs(run_recipe, sweep, folder, trials=trials, objective=objective, as_json=as_json)
+        return
     if starts_processes(workers, replicas):
         checked = prepare(run_recipe, (workers, replicas), resume=resume)
         options = ["--json"] if as_json else []

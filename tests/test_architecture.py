@@ -58,6 +58,7 @@ OWNERS = {
     "datasets": {"data/tables.py"},
     "webdataset": {"data/shards.py"},
     "timm": {"models/others.py", "models/weights.py"},
+    "optuna": {"verbs/sweep.py"},
     "matplotlib": {"analysis/picture.py", "reproduce/pictures.py"},
 }
 MOST_LINES, MOST_PARAMETERS, MOST_MODULES = 300, 8, 14
