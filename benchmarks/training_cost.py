@@ -2,8 +2,8 @@
 
 1. In one process: the time of a step, in alternation, and the peak bytes of activations saved for backward. Backprop
    trains the main network alone, without exits.
-2. On two processes of one thread each, as `anytime-lct train` starts them: the time of an epoch and the peak memory of
-   a process. LCT shares the layer groups (--workers 2); joint losses share every minibatch (--replicas 2).
+2. As `anytime-lct train` runs it, one thread a process: the time of an epoch and the peak memory of a process, by LCT
+   on two workers, too. Joint losses have a backward pass through all groups, and train in one process.
 
     python benchmarks/training_cost.py [--rounds 15] [--threads 1] [--process-rounds 3]
 """
@@ -82,7 +82,6 @@ def make():
 ON_PROCESSES = {  # the first is the unit
     "joint losses, 1 process": ("joint", ()),
     "LCT, 1 process": ("lct", ()),
-    "joint losses, 2 replicas": ("joint", ("--replicas", "2")),
     "LCT, 2 workers": ("lct", ("--workers", "2")),
 }
 

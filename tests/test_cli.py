@@ -43,7 +43,8 @@ OPTIONS = {
     "thresholds": "--data-root --json --mean-flops --measure --model",
     "export": "--calibration-samples --data-root --exits --force --int8 --json --model --only --out --single-file",
     "select": (
-        "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --min-accuracy --within-noise"
+        "--budget-flops --budget-latency --budget-params --json --max-bpc --max-drop --max-rmse --min-accuracy "
+        "--within-noise"
     ),
     "reproduce": "--data-root --jobs --json --only --out --report --resume --runs --scale --seeds",
     "calibrate": "--json --provider --seconds --sizes --threads",
