@@ -23,6 +23,7 @@ KEYS = "Ask clients for a key of this file, one a line, as 'Authorization: Beare
 KEYLESS = "Answered without a key: health or metrics; repeatable."
 ROOT = "Path below which a proxy shows the server, e.g. /lct."
 PROVIDER = "Where answers are computed: cpu, cuda, tensorrt, coreml or openvino, or several: the first that is there."
+BATCH = "Let requests of one model and shape that wait join into batches of up to so many samples, where that pays."
 FIXED = "Answer by this exit, whatever the load, unless a request's parameters differ; as a baseline."
 
 
@@ -36,6 +37,7 @@ def serve(
         typer.Option(min=1, help=CORES),
     ] = None,
     provider: Annotated[str, typer.Option(metavar="NAME,..", help=PROVIDER)] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help=BATCH)] = 1,
     deadline: Annotated[str | None, typer.Option(help=DEADLINE)] = None,
     fixed: Annotated[int | None, typer.Option(min=1, metavar="EXIT", help=FIXED)] = None,
     max_body: Annotated[str, typer.Option(help="Largest request in bytes, compressed or not, e.g. 64M.")] = "64M",
@@ -87,9 +89,8 @@ def serve(
             certificate=read_certificate(tls_cert, tls_key),
             root_path=check_root(root_path),
         )
-        settings = Settings(
-            bundle, threads_each(cores, workers), limits, read_default(deadline, fixed), access, provider.split(",")
-        )
+        threads, default = threads_each(cores, workers), read_default(deadline, fixed)
+        settings = Settings(bundle, threads, limits, default, access, provider.split(","), batch)
         listener = bind(host, port) if unix_socket is None else bind_file(unix_socket)
 
         def started() -> None:

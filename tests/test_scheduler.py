@@ -28,16 +28,17 @@ class Stand:
     """What the scheduler sees of a batch on its way."""
 
     served = (1, 2, 3)
-    size = 1
 
-    def __init__(self) -> None:
-        self.depth, self.is_answered, self.is_answered_here = 0, False, False
+    def __init__(self, size: int) -> None:
+        self.size, self.depth, self.is_answered, self.is_answered_here = size, 0, False, False
 
 
 def model(served=(1, 2, 3), groups=GROUPS, critics=CRITICS):
     timing = Timing(made_timings(groups, critics))
     timing.slack = 0.0
-    return SimpleNamespace(session=SimpleNamespace(served=served), timing=timing, manifest=SimpleNamespace(task=""))
+    return SimpleNamespace(
+        session=SimpleNamespace(served=served), timing=timing, manifest=SimpleNamespace(task=""), batches=()
+    )
 
 
 def job(at: float, timeout: float | None, most: int = 3, mode="anytime", served=None) -> Job:
@@ -82,7 +83,7 @@ class Machine:
             else:
                 self.scheduler.done(job)
                 self.free += 1
-                self.ended[job] = (now, job.walk.depth)
+                self.ended |= dict.fromkeys(job.requests, (now, job.walk.depth))
             while self.free and len(self.scheduler):
                 self.free -= 1
                 self.resume(self.scheduler.next(now), now)
@@ -90,15 +91,15 @@ class Machine:
 
     def resume(self, job: Job, now: float) -> None:
         if job.walk is None:
-            self.begun.append(job)
-            job.walk = Stand()
-            self.at(now + job.bundle.timing.group(1, 1), "group", job)
+            self.begun += job.requests
+            job.walk = Stand(job.size)
+            self.at(now + job.bundle.timing.group(1, job.size), "group", job)
         else:
             self.behind(job, now)
 
     def behind(self, job: Job, now: float) -> None:
         timing, depth = job.bundle.timing, job.walk.depth
-        critic = 0.0 if job.walk.is_answered_here else timing.critic(depth, 1)
+        critic = 0.0 if job.walk.is_answered_here else timing.critic(depth, job.size)
         if depth == job.deepest:
             self.at(now + critic, "answer", job)
             return
@@ -114,7 +115,7 @@ class Machine:
             if order == "answer and deeper":
                 job.walk.is_answered = job.walk.is_answered_here = True
                 now += critic
-            self.at(now + timing.group(depth + 1, 1), "group", job)
+            self.at(now + timing.group(depth + 1, job.size), "group", job)
 
 
 def poisson(rate: float, seconds: float, timeout: float, seed: int = 0, **keys):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from anytime_lct.errors import BundleError, LCTError
+from anytime_lct.exits.bundle import Manifest
 from anytime_lct.runtime.providers import PROVIDERS
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timings import Quantiles, Times, Timings, bundle_sum
@@ -22,7 +23,7 @@ TOLERANCE = 0.05  # more threads must save at least this fraction of the time
 
 def calibrate(
     session: AnytimeSession,
-    sizes: Sequence[int] = SIZES,
+    sizes: Collection[int] = SIZES,
     seconds: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Timings:
@@ -45,7 +46,7 @@ def calibrate(
             x = _example(session, size)
         except MemoryError:
             raise LCTError(f"Expected sizes of batches that fit into memory, got {size}; choose smaller.") from None
-        times[x.size if session.manifest.row.is_text else size] = _measure(session, x, seconds)
+        times[counted(session.manifest, size)] = _measure(session, x, seconds)
     return Timings(
         bundle=bundle_sum(session.bundle),
         machine=machine(),
@@ -83,6 +84,11 @@ def fewest_threads(seconds: Mapping[int, float]) -> int:
     2
     """
     return min(number for number, s in seconds.items() if s <= (1 + TOLERANCE) * min(seconds.values()))
+
+
+def counted(manifest: Manifest, size: int) -> int:
+    """Return the size of a batch of samples as timings count it: in samples, of text in characters."""
+    return size * CHARACTERS if manifest.row.is_text else size
 
 
 def _example(session: AnytimeSession, size: int) -> np.ndarray:

@@ -105,12 +105,13 @@ class AnytimeSession:
             largest[i] = parity.difference(what, logits, expected[i], self.manifest.precision)
         return largest
 
-    def warm(self) -> None:
-        """Load all graphs, by running every exit once, so that no later answer waits for one."""
-        shape = [size if isinstance(size, int) else 1 for size in self.manifest.input_shape]
+    def warm(self, size: int = 1) -> None:
+        """Load all graphs, by running every exit once on a batch of this size: no later answer waits for one."""
+        shape = [size, *(side if isinstance(side, int) else 1 for side in self.manifest.input_shape[1:])]
         for exit in self.served:
             self.run_to(exit, np.zeros(shape, self.manifest.input_dtype))
-        self._buffer_bytes = max((size for _, size in self.chains.spare), default=0)
+        if size == 1:
+            self._buffer_bytes = max((size for _, size in self.chains.spare), default=0)
 
     def buffer_bytes(self, x: NDArray[Any]) -> int:
         """Return the bytes of the buffers that a walk of this batch uses at most; 0 before `warm`."""

@@ -61,6 +61,11 @@ class Timing:
         self.slack = max(part.p99 - part.p50 for part in (*first.groups, *first.critics.values()))
         self.overhead = 0.0
 
+    @property
+    def sizes(self) -> set[int]:
+        """The sizes of batches that were measured."""
+        return set(self._sizes)
+
     def group(self, i: int, size: int) -> float:
         """Return the predicted seconds of layer group i."""
         return self._calibrated(size).groups[i - 1] * self._ratios.groups[i - 1]

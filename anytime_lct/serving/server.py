@@ -23,6 +23,7 @@ from anytime_lct.serving.access import CLOSED, Access
 from anytime_lct.serving.crew import Alone, Crew
 from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import ServedBundle
+from anytime_lct.serving.engine.joining import sizes_to
 from anytime_lct.serving.http.listener import BACKLOG, HTTPListener
 from anytime_lct.serving.limits import DEFAULT_LIMITS, Limits
 from anytime_lct.serving.logs import LOG, logged, to_stderr
@@ -54,7 +55,7 @@ class Settings:
     """What a server serves, to whom `access` allows.
 
     `threads` threads compute answers, on a `provider` as AnytimeSession takes it; `default` fills in what requests
-    leave out.
+    leave out. Requests join into batches of up to `batch` samples where that pays.
     """
 
     bundle: Path
@@ -63,6 +64,7 @@ class Settings:
     default: Ask = DEFAULT_ASK
     access: Access = CLOSED
     provider: str | Sequence[str] = "cpu"
+    batch: int = 1
 
 
 def serve(listener: socket.socket, settings: Settings, started: Callable[[], None]) -> None:
@@ -176,7 +178,7 @@ class Server:
                 raise InterruptedError
 
         go_on()
-        return ServedBundle(session, progress=go_on)
+        return ServedBundle(session, go_on, sizes_to(self._settings.batch))
 
     def _stop(self) -> None:
         """Accept no more requests, answer those that are admitted, and end; the second time, end at once."""

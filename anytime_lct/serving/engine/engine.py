@@ -14,6 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import LCTError
@@ -22,6 +23,7 @@ from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.timing import DECAY
 from anytime_lct.runtime.walk import steps
 from anytime_lct.serving.engine.job import Job, ServedBundle, batch_size
+from anytime_lct.serving.engine.joining import shares
 from anytime_lct.serving.engine.scheduler import Scheduler
 from anytime_lct.serving.request import Overloaded, Reply
 
@@ -126,7 +128,7 @@ class Engine:
             self._is_open = self._is_running = False
             while (job := self._scheduler.next(0.0)) is not None:
                 self._scheduler.done(job)
-                waiting.append(job)
+                waiting += job.requests if job.walk is None else [job]
             self._work.notify_all()
             self._watch.notify_all()
         for job in waiting:
@@ -177,10 +179,13 @@ class Engine:
         """Run groups and follow the order behind each; None where another request goes first."""
         is_new = job.steps is None
         if job.steps is None:
-            if not job.future.set_running_or_notify_cancel():
+            begun = tuple(each for each in job.requests if each.future.set_running_or_notify_cancel())
+            if not begun:
                 raise InvalidStateError("cancelled")
+            if job.members:
+                job.members = begun
             job.started = time.monotonic()
-            job.walk = job.bundle.session.walk(job.x)
+            job.walk = job.bundle.session.walk(np.concatenate([each.x for each in begun]) if job.members else job.x)
             job.steps = steps(job.walk, job.deepest, job.plan.stopping, job.plan.stop_reason)
         assert job.walk is not None
         try:
@@ -232,7 +237,12 @@ class Engine:
 
 
 def _settle(job: Job, answer: Answer | Exception | None) -> None:
-    """Set the result of a job's future, once."""
+    """Set the result of a job's future, once; of a batch, those of its members too, each its share."""
+    if job.members and not job.future.done():
+        parts = shares(answer, job.members) if isinstance(answer, Answer) else [answer] * len(job.members)
+        for member, part in zip(job.members, parts, strict=True):
+            member.started, member.computed = job.started, job.computed
+            _settle(member, part)
     try:
         if not isinstance(answer, Answer):
             if answer is not None and not job.future.cancelled():

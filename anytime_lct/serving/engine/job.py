@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from anytime_lct.serving.request import Reply
 
 # Calibrated seconds up to which an exit is short: answered in the thread that brings the request, by one graph.
 SHORT = 0.00025
+# A sample in a batch that pays takes at most this share of the time of one alone.
+PAYS = 0.75
 
 
 class ServedBundle:
@@ -32,23 +34,34 @@ class ServedBundle:
 
     Timings beside the bundle are used; where there are none of this machine they are measured, which takes some
     seconds, and stored there if the folder is writable and has none for other threads. The graphs of whole exits are
-    loaded too where those are short. Raises BundleError.
+    loaded too where those are short. `sizes` are those of batches that requests may join into, from 1 on; `batches` are
+    those that pay. Raises BundleError.
     """
 
-    def __init__(self, bundle: Bundle | Path | AnytimeSession, progress: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | Path | AnytimeSession,
+        progress: Callable[[str], None] | None = None,
+        sizes: Sequence[int] = (1,),
+    ) -> None:
         self.session = bundle if isinstance(bundle, AnytimeSession) else AnytimeSession(bundle)
         self.manifest, self.profile = self.session.manifest, self.session.profile
         if self.manifest.preprocessing.kind == "image":
             load_decoders()
-        if self.session.timing is None:
-            measured = calibration.calibrate(self.session, progress=progress)
+        counted = [calibration.counted(self.manifest, size) for size in sizes]
+        if self.session.timing is None or not self.session.timing.sizes.issuperset(counted):
+            measured = calibration.calibrate(self.session, {*calibration.SIZES, *sizes}, progress=progress)
             try:
-                if timings.load(self.session.bundle, None, self.session.provider) is None:
+                stored = timings.load(self.session.bundle, None, self.session.provider)
+                if stored is None or stored.threads == measured.threads:
                     timings.save(measured, self.session.bundle)
             except BundleError:
                 if progress is not None:
                     progress("timings are not stored: the folder of the bundle is not writable")
             self.session.use_timings(measured)
+        self.batches = paying(self.timing, self.session.served[-1], zip(sizes, counted, strict=True))
+        for size in self.batches:  # no request waits for the buffers of a batch
+            self.session.warm(size)
         self._whole = {
             exit for exit in self.session.served if exit in self.manifest.exits and self.is_short(exit, samples=1)
         }
@@ -71,9 +84,16 @@ class ServedBundle:
         return self.session.timing
 
 
+def paying(timing: Timing, exit: int, sizes: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """Return the sizes of batches that pay, rising: pairs of a size in samples and as `timing` counts it are tried."""
+    (first, unit), *others = sizes
+    alone = timing.calibrated(exit, unit) / first
+    return tuple(size for size, counted in others if timing.calibrated(exit, counted) / size <= PAYS * alone)
+
+
 @dataclass(eq=False)
 class Job:
-    """A request: its Ask and plan, when it is due, and how far it is.
+    """A request, or `members` that run as one batch: its Ask and plan, when it is due, and how far it is.
 
     Times are of time.monotonic(); `due` is infinite without a timeout. `fallback` is an answer to give if the deeper
     group that runs is late; `answer_at`, while the job runs, is the time at which it could answer without going deeper,
@@ -94,6 +114,12 @@ class Job:
     answer_at: float = 0.0
     hangs_at: float = math.inf
     computed: float = 0.0
+    members: tuple[Job, ...] = ()
+
+    @property
+    def requests(self) -> tuple[Job, ...]:
+        """The requests that run: the members of a batch, or this one."""
+        return self.members or (self,)
 
     @property
     def deepest(self) -> int:
@@ -115,7 +141,7 @@ class Job:
         """Samples on the way (for text: characters)."""
         if self.walk is not None:
             return self.walk.size
-        return batch_size(self.x, self.bundle.manifest)
+        return sum(batch_size(each.x, self.bundle.manifest) for each in self.requests)
 
     @property
     def shallowest(self) -> int:

@@ -7,7 +7,8 @@
 Behind a group a request goes deeper only if its own deadline allows it and if, after that, all waiting requests could
 go as deep and still end in time. So under load exits get shallower for all requests alike, and none is late. A request
 yields to one with an earlier deadline. Requests without a deadline come last, but do not starve: for one that has
-waited longer than `PATIENCE`, those with a deadline get shallower. Time is an argument everywhere: tests need no clock.
+waited longer than `PATIENCE`, those with a deadline get shallower. Requests that may join do so when the first of them
+starts (`joining`). Time is an argument everywhere: tests need no clock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from anytime_lct.runtime import deadline
 from anytime_lct.runtime.deadline import MAX_SLACK, next_exit
 from anytime_lct.runtime.walk import Order
 from anytime_lct.serving.engine.job import Job
+from anytime_lct.serving.engine.joining import joined
 from anytime_lct.serving.request import Overloaded
 
 MAX_WAITING = 1024
@@ -87,12 +89,25 @@ class Scheduler:
         self._wait(job)
 
     def next(self, now: float) -> Job | None:
-        """Start the waiting request with the earliest deadline, and return it; None where none waits."""
+        """Start the waiting request with the earliest deadline, and return it, or a batch of it and others.
+
+        None where none waits. Others join where that makes no waiting request late that is in time without it.
+        """
         if not self._waiting:
             return None
         job = self._waiting.pop(0)[2]
         self._expect(job, 0, now)
         self._running.append(job)
+        late = None
+        for batch in joined(job, (entry[2] for entry in self._waiting), now):
+            late = self._late(now, 0) if late is None else late
+            waiting, members = self._waiting, set(batch.members)
+            self._waiting = [entry for entry in waiting if entry[2] not in members]
+            self._running[-1] = batch
+            self._expect(batch, 0, now)
+            if self._late(now, 0) <= late:
+                return batch
+            self._waiting, self._running[-1] = waiting, job
         return job
 
     def order(self, job: Job, now: float) -> Order | None:
