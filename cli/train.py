@@ -41,6 +41,7 @@ SWEEP = (
     "repeated."
 )
 OBJECTIVE = "With --sweep: what is best on validation: main, exit:N, or the area under accuracy over multiply-adds."
+LOG = "Logger: tensorboard (the default), jsonl, mlflow or wandb; may be repeated."
 SET = "Any other recipe key, e.g. groups.lr=0.05 or rule.critic_loss=paper; may be repeated."
 
 
@@ -56,6 +57,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and validation split.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)] = None,
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME", help=LOG)] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder to write; default: runs/DATA-MODEL-SEED.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir; with more --epochs, extend it.")
@@ -96,7 +98,7 @@ def train(
     flags = {
         "data.name": data, "data.root": data_root, "model.name": model, "cut.groups": groups,
         "cut.shares": None if budget_flops is None else shares_of(budget_flops), "train.method": method,
-        "train.weights": weights, "train.epochs": epochs, "train.seed": seed,
+        "train.weights": weights, "train.epochs": epochs, "train.seed": seed, "train.log": log or None,
     }  # fmt: skip
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     overrides = with_settings(overrides, settings)

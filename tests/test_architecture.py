@@ -59,6 +59,8 @@ OWNERS = {
     "webdataset": {"data/shards.py"},
     "timm": {"models/others.py", "models/weights.py"},
     "optuna": {"verbs/sweep.py"},
+    "mlflow": {"training/logs.py"},
+    "wandb": {"training/logs.py"},
     "matplotlib": {"analysis/picture.py", "reproduce/pictures.py"},
 }
 MOST_LINES, MOST_PARAMETERS, MOST_MODULES = 300, 8, 14

@@ -54,8 +54,8 @@ OPTIONS = {
         "--timeout --top"
     ),
     "serve": (
-        "--access-log --allow-admin --allow-host --api-key-file --batch --cores --cors-origin --deadline --fixed --host "
-        "--json --keyless --max-body --port --provider --root-path --tls-cert --tls-key --unix-socket --workers"
+        "--access-log --allow-admin --allow-host --api-key-file --batch --cores --cors-origin --deadline --fixed "
+        "--host --json --keyless --max-body --port --provider --root-path --tls-cert --tls-key --unix-socket --workers"
     ),
 }
 

@@ -8,6 +8,7 @@ import torch
 from anytime_lct.recipes import reading
 from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Position
+from anytime_lct.training.logs import Logs
 from anytime_lct.training.schedule import Clock
 
 
@@ -18,12 +19,13 @@ def test_points_are_means_since_the_last_one(tmp_path):
     recipe = reading.complete(
         {"groups": {"name": "sgd", "lr": 0.4}, "groups_schedule": schedule, "train": {"epochs": 2}}
     )
-    curves = Curves(tmp_path, recipe, Clock(total=20, per_epoch=10))
+    logs = Logs(tmp_path, recipe)
+    curves = Curves(logs, recipe, Clock(total=20, per_epoch=10))
     for batch, seconds, losses in ((2, 4.0, 40.0), (3, 4.5, 999.0), (10, 8.0, 120.0)):
         sums = torch.tensor([[losses, 2 * losses], [10.0 * batch, 10.0 * batch]], dtype=torch.float64)
         curves.draw(Position(0, batch, seconds, 10 * batch), sums)
     curves.draw(Position(1, 5, 2.5, 50), torch.tensor([[50.0, 0.0], [50.0, 0.0]], dtype=torch.float64))
-    curves.close()
+    logs.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "steps"))
     events.Reload()
 

@@ -96,7 +96,7 @@ def test_one_of_another_kind_waits_for_one_batch_more_at_most():
 
 
 def test_only_those_alike_join():
-    """The first is joined by the last of these alone: the others are of another model, plan, shape, mode or deadline."""
+    """The last of these alone joins the first: others are of another model, plan, shape, mode or deadline."""
     served = model()
     first = job(0.0, 0.05, served=served)
     others = [

@@ -84,9 +84,10 @@ def read(
 # Keys whose values are words, or a list of words, even where they look like numbers.
 WORD_KEYS = (
     "cut.places", "data.name", "data.root", "data.path", "data.image_column", "data.label_column", "model.name",
-    "train.weights", "train.device",
+    "train.log", "train.weights", "train.device",
 )  # fmt: skip
 
+LIST_KEYS = ("cut.places", "train.log")
 NUMBER_KEYS = ("data.mean", "data.std", "cut.shares")  # whose values are lists of numbers, also where there is one
 
 
@@ -100,7 +101,7 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals or not key or not value:
         raise RecipeError(f"Expected a setting of the form key=value, got '{text}'; write for example train.epochs=10.")
     if key in WORD_KEYS and value[0] not in "[\"'":
-        return key, [part.strip() for part in value.split(",") if part.strip()] if key == "cut.places" else value
+        return key, [part.strip() for part in value.split(",") if part.strip()] if key in LIST_KEYS else value
     try:
         literal = tomllib.loads(f"value = {value}")["value"]
         return key, [literal] if key in NUMBER_KEYS and value[0] != "[" else literal

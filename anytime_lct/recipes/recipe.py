@@ -20,6 +20,7 @@ CriticLoss = Literal["paper", "mixed", "cross-entropy"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
 Wire = Literal["exact", "bf16"]
+LogName = Literal["tensorboard", "jsonl", "mlflow", "wandb"]
 
 TEXT: frozenset[str] = frozenset({"pydoc", "text"})  # data sets on text; any other has images
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -276,6 +277,8 @@ class TrainRecipe(Section):
     """Keep the state of the optimizers when the run is finished."""
     checkpoint_minutes: Positive = 10.0
     """Minutes between checkpoints within an epoch."""
+    log: tuple[LogName, ...] = ("tensorboard",)
+    """Loggers of losses, learning rates and speed; mlflow and wandb need the extras of these names."""
 
 
 class Recipe(Section):

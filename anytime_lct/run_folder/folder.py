@@ -3,7 +3,8 @@
 RUN/recipe.toml  facts.json  environment.json     the recipe, the facts of the data, the machine
 RUN/network/  data/  sources.json                 files of the user's own network and data, and sums (`paths`)
 RUN/arrays/                                       what a network of the user's own program is measured on (`data.saved`)
-RUN/checkpoints/  metrics.jsonl  tensorboard/     progress, and what a run resumes from
+RUN/checkpoints/  metrics.jsonl                   progress, and what a run resumes from
+RUN/tensorboard/  log.jsonl  mlflow.json  ..      curves, by the loggers of the run (`training.logs`)
 RUN/main.safetensors  critics.safetensors         the trained weights
 RUN/descent.jsonl  memory.json                    sufficient descent, where tracked; peak memory of every process
 RUN/profile.json  exits.png  descent.png          cost and quality of every exit (analyze)
@@ -43,7 +44,7 @@ from anytime_lct.task import Facts
 
 RECIPE, FACTS, ENVIRONMENT, METRICS = "recipe.toml", saved.FACTS, "environment.json", "metrics.jsonl"
 (MAIN, CRITICS), PROFILE, PICTURE = profile.WEIGHTS, profile.NAME, "exits.png"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+CHECKPOINTS, TENSORBOARD, LOG = "checkpoints", "tensorboard", "log.jsonl"
 DESCENT, DESCENT_PICTURE, MEMORY = "descent.jsonl", "descent.png", "memory.json"
 
 

@@ -75,6 +75,7 @@ class Loop:
                 if self.saving is not None:
                     self.saving.show(epoch)
                 yield epoch
+                yield from self._failures()
                 yield from map(Note, epoch.warnings)
         if self.saving is not None:
             self.saving.finish()
@@ -84,7 +85,11 @@ class Loop:
         if sums is not None and self.team.replica == 0:
             self.sums[:, self.columns] = sums[:, self.columns].to(self.team.device)
 
-    def _epoch(self) -> Iterator[Progress]:
+    def _failures(self) -> Iterator[Note]:
+        """Yield a sentence for each logger that has failed."""
+        yield from () if self.saving is None else map(Note, self.saving.logs.sentences())
+
+    def _epoch(self) -> Iterator[Progress | Note]:
         position, start, last_report = self.position, time.monotonic(), 0.0
         earlier_seconds = position.seconds
         if position.batch == 0:
@@ -109,6 +114,7 @@ class Loop:
                 if self.saving is not None:
                     self.saving.curves.draw(position, sums)
                 means = _means(sums)
+                yield from self._failures()
                 yield Progress(position.epoch + 1, self.recipe.epochs, position.batch, self.clock.per_epoch, means)
         if self.team.sum(torch.tensor([int(self.interrupted.is_set())])) > 0:
             self._checkpoint()

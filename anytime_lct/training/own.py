@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from anytime_lct.errors import RecipeError
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.fitting import USUAL_ROWS, fit
 from anytime_lct.recipes.reading import complete
-from anytime_lct.recipes.recipe import DataRecipe, Recipe
+from anytime_lct.recipes.recipe import DataRecipe, LogName, Recipe
 from anytime_lct.run_folder import checkpoint, own
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import traits
@@ -22,6 +22,7 @@ from anytime_lct.task import TASKS, TaskName
 from anytime_lct.training.events import Epoch
 from anytime_lct.training.interruption import interruptible
 from anytime_lct.training.learner import averaged
+from anytime_lct.training.logs import Log, expect_installed
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.worker import Worker
 from anytime_lct.training.prepare import device_of, suit_device
@@ -41,7 +42,14 @@ TRAIN_KEYS = (
     "accumulate",
     "class_weights",
 )
-FOLDER_KEYS = ("model", "train.keep", "train.keep_optimizer", "train.checkpoint_minutes", "train.track_descent")
+FOLDER_KEYS = (
+    "model",
+    "train.keep",
+    "train.keep_optimizer",
+    "train.checkpoint_minutes",
+    "train.track_descent",
+    "train.log",
+)
 
 
 def train(
@@ -52,6 +60,7 @@ def train(
     task: TaskName = "classification",
     run_dir: Path | str | None = None,
     resume: bool = False,
+    log: Sequence[LogName | Log] = ("tensorboard",),
     report: Callable[[Epoch], object] | None = None,
     **tables: dict[str, Any],
 ) -> list[Epoch]:
@@ -68,12 +77,18 @@ def train(
     With `run_dir` this writes a run folder: checkpoints, metrics, weights, and the validation and the test part. A pass
     over the data then follows from seed and epoch (`loaders.LoadedBatches`), so that the same call with `resume` goes
     on after an interruption, to the bit on a CPU; more `epochs` extend the run. `model={"name": make}` names what makes
-    the network, as `run_folder.own.save` takes it.
+    the network, as `run_folder.own.save` takes it. `log` are loggers by name, `tensorboard`, `jsonl`, `mlflow` and
+    `wandb`, or objects of your own (`logs.Log`).
 
     >>> network = LCTNetwork.cut(model, torch.zeros(2, 3, 64, 64))                      # doctest: +SKIP
     >>> train(network, {"train": loader, "validation": held_out}, epochs=10)[-1].scores # doctest: +SKIP
     """
     folder = None if run_dir is None else Path(run_dir)
+    names, loggers = (
+        [each for each in log if isinstance(each, str)],
+        [each for each in log if not isinstance(each, str)],
+    )
+    tables["train"] = tables.get("train", {}) | ({"log": names} if folder is not None else {})
     recipe = _recipe(tables, task, epochs, in_folder=folder is not None)
     batches = LoadedBatches(data, "train", task, None if folder is None else recipe.train.seed)
     batches.expect_length()
@@ -84,6 +99,7 @@ def train(
         if resume:
             _continue(folder, recipe, batches)
         else:
+            expect_installed(recipe.train.log)
             _create(folder, recipe, network, batches, tables.get("model", {}))
     elif resume:
         raise RecipeError("Expected run_dir with resume, got none; name the run folder to continue.")
@@ -98,7 +114,7 @@ def train(
         if folder is not None:
             stack.enter_context(run_folder.locked(folder))
             interrupted = stack.enter_context(interruptible())
-            saving = Saving(folder, recipe, batches.facts.metric, method, clock, team, network.num_groups)
+            saving = Saving(folder, recipe, batches.facts.metric, method, clock, team, network.num_groups, loggers)
             stack.enter_context(closing(saving))
         loop = Loop(method, batches, recipe.train, clock, team, network.num_groups, saving, interrupted)
         for event in loop.events(resume):
@@ -150,7 +166,7 @@ def _continue(folder: Path, recipe: Recipe, data: LoadedBatches) -> None:
     earlier, facts = run_folder.read(folder)
     run_folder.expect_same_data(folder, facts, data.facts)
     for table in (*TABLES, "train"):
-        ours, theirs = (getattr(each, table).model_dump(exclude={"epochs"}) for each in (recipe, earlier))
+        ours, theirs = (getattr(each, table).model_dump(exclude={"epochs", "log"}) for each in (recipe, earlier))
         for key, value in theirs.items():
             if ours[key] != value:
                 raise RecipeError(

@@ -1,10 +1,10 @@
-"""What a run writes into its folder: checkpoints, weights, metrics, TensorBoard files, descent, peaks of memory."""
+"""What a run writes into its folder: checkpoints, weights, metrics, logs, descent, peaks of memory."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.curves import Curves
 from anytime_lct.training.events import Epoch, Position
 from anytime_lct.training.learner import is_carried, is_slot
+from anytime_lct.training.logs import Log, Logs, Point
 from anytime_lct.training.memory import PeakMemory, write_peaks
 from anytime_lct.training.method import Method
 from anytime_lct.training.methods.table import row_of
@@ -38,14 +39,15 @@ class Saving:
         clock: Clock,
         team: Team,
         num_groups: int,
+        loggers: Sequence[Log] = (),
     ) -> None:
         self._path, self._train, self._metric = path, recipe.train, METRICS[metric]
         self._method, self._clock, self._team, self._num_groups = method, clock, team, num_groups
         self._memory = PeakMemory(team.device)
         self._last_checkpoint = time.monotonic()
-        self._board: Any = None
-        self.track = Tracking(path, recipe.train.track_descent, clock, method)
-        self.curves = Curves(path, recipe, clock)
+        self.logs = Logs(path, recipe, loggers)
+        self.track = Tracking(path, recipe.train.track_descent, clock, method, self.logs)
+        self.curves = Curves(self.logs, recipe, clock)
 
     @property
     def is_due(self) -> bool:
@@ -104,16 +106,16 @@ class Saving:
         self._last_checkpoint = time.monotonic()
 
     def show(self, epoch: Epoch) -> None:
-        """Write an epoch's losses and metric for TensorBoard; only the leader calls this."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._path / run_folder.TENSORBOARD), purge_step=epoch.epoch)
-        for split, values in (("train", epoch.train_losses), ("validation", epoch.validation_losses)):
-            for exit_, loss in enumerate(values, start=1):
-                self._board.add_scalar(f"loss/{split}/exit_{exit_}", loss, epoch.epoch)
-        for exit_, score in enumerate(epoch.scores, start=1):
-            self._board.add_scalar(f"{self._metric.name}/validation/exit_{exit_}", score, epoch.epoch)
+        """Log an epoch's losses and metric; only the leader calls this."""
+        numbers = {
+            "loss/train": epoch.train_losses,
+            "loss/validation": epoch.validation_losses,
+            f"{self._metric.name}/validation": epoch.scores,
+        }
+        values = {
+            f"{name}/exit_{i}": value for name, exits in numbers.items() for i, value in enumerate(exits, start=1)
+        }
+        self.logs.write(Point("epochs", epoch.step, values, epoch.epoch))
 
     def finish(self) -> None:
         """Write the weights of the last checkpoint where a run has none yet, because it was killed before that."""
@@ -123,11 +125,8 @@ class Saving:
                 run_folder.save_weights(self._path, *checkpoint.weights(newest, self._num_groups))
 
     def close(self) -> None:
-        """Close the TensorBoard files."""
-        self.track.close()
-        self.curves.close()
-        if self._board is not None:
-            self._board.close()
+        """Close the logs."""
+        self.logs.close()
 
     def _state(self) -> dict[int, dict[str, Tensor]]:
         """Return everything that training resumes from; carried hidden state is that of all replicas."""

@@ -15,6 +15,7 @@ from anytime_lct.run_folder import journal, start
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
 from anytime_lct.training import run
 from anytime_lct.training.events import Epoch, Event
+from anytime_lct.training.logs import expect_installed
 from anytime_lct.training.methods.table import checked, expect_processes
 from anytime_lct.training.prepare import device_of
 from anytime_lct.training.processes.launch import launch
@@ -73,6 +74,8 @@ def train(
 def prepare(recipe: Recipe, size: tuple[int, int], *, resume: bool = False) -> Recipe:
     """Complete a recipe and check it for `size`, workers and replicas; raises RecipeError and DataError."""
     recipe = checked(recipe if resume else start.with_statistics(recipe))
+    if not resume:
+        expect_installed(recipe.train.log)
     expect_processes(recipe, *size)
     datasets.expect_known(recipe.data.name)
     return datasets.sized(recipe)
