@@ -1,4 +1,4 @@
-"""Loggers: the numbers of a run in TensorBoard, JSON lines, MLflow and W&B, each step once; failures are left out."""
+"""Loggers: the numbers of a run in JSON lines, MLflow and W&B, each step once; one that fails ends alone."""
 
 from __future__ import annotations
 
