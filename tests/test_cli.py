@@ -34,8 +34,8 @@ run({arguments})
 OPTIONS = {
     "quickstart": "--epochs --folder --force --json",
     "train": (
-        "--budget-flops --data --data-root --epochs --groups --json --max-restarts --method --model --recipe "
-        "--replicas --resume --run-dir --seed --set --weights --workers"
+        "--budget-flops --data --data-root --epochs --groups --json --log --max-restarts --method --model --objective "
+        "--recipe --replicas --resume --run-dir --seed --set --sweep --trials --weights --workers"
     ),
     "recipe": "--data --explain --json --method --model --recipe --set",
     "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
