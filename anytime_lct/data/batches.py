@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, Literal, Protocol
@@ -20,6 +18,7 @@ from torch.utils import data
 
 from anytime_lct.data.augment import Transform, apply, erase, mirror, mix, move, zoom
 from anytime_lct.data.mixing import Mixing, share_of
+from anytime_lct.data.readers import read_ahead
 from anytime_lct.errors import DataError
 from anytime_lct.pixels import fit, read_picture
 from anytime_lct.recipes.recipe import Augment
@@ -230,7 +229,10 @@ class ImageBatches:
         if split == "train" and self.erased:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, 3))
             boxes = torch.rand(5, len(images.labels), generator=generator)
-        portions = (dataset[k] for k in range(len(sizes))) if alone else self._in_workers(dataset, range(len(sizes)))
+        portions: Iterator[Batch | DataError] = (dataset[k] for k in range(len(sizes)))
+        if not alone:
+            pinned = self.device.type == "cuda"
+            portions = read_ahead(dataset, range(len(sizes)), self.readers, pinned=pinned)
         waiting = enumerate(shares, start=start)
         for size, portion in zip(sizes, portions, strict=True):
             if isinstance(portion, DataError):
@@ -244,18 +246,6 @@ class ImageBatches:
                 if mixing is not None:
                     batch, labels = mixing.mixed(batch, labels, mix(self.seed, epoch, 4, number))
                 yield batch[own], labels[own]
-
-    def _in_workers(self, dataset: _OneEpoch, numbers: range) -> Iterator[Batch | DataError]:
-        loader = data.DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=self.readers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # without one, the loader draws a seed from torch's random state
-        )
-        with _without_interrupts():
-            return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -293,13 +283,3 @@ class _OneEpoch(data.Dataset["Batch | DataError"]):
 def fitted(image: Tensor, shape: tuple[int, ...], resize: int | None) -> NDArray[np.uint8]:
     """Return an image (C, h, w) as the network reads it, uint8 (H, W, C)."""
     return fit(image.permute(1, 2, 0).numpy(), shape[1], shape[2], resize)
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Block SIGINT, permanently in processes started inside: only the training process handles Ctrl-C."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

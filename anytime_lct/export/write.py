@@ -26,6 +26,7 @@ from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
 from anytime_lct.export.quantise import Int8, check, quantise
 from anytime_lct.export.single import NAME as SINGLE
 from anytime_lct.export.single import single_file
+from anytime_lct.export.unit import InUnit
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.runtime.parity import NAME as PARITY
@@ -130,20 +131,6 @@ def try_export(network: LCTNetwork, facts: Facts) -> float:
         _write_graphs(folder, sheet, scope)
         engine = parity.chain_engine(folder, scope.num_groups, scope.critics)
         return parity.largest_difference(groups, critics, {"chain of exported groups": engine}, facts)
-
-
-class InUnit(nn.Module):
-    """Turns the outputs (B, K) of a network of numbers into the unit of the data (`Facts`)."""
-
-    centers: Tensor
-
-    def __init__(self, centers: tuple[float, ...], scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.register_buffer("centers", torch.tensor(centers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.centers
 
 
 def _parts(network: LCTNetwork, scope: _Scope, facts: Facts) -> tuple[list[nn.Module], dict[int, nn.Module]]:

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anytime_lct.errors import RecipeError
+from anytime_lct.recipes.choices import (
+    Augment,
+    Count,
+    CriticKind,
+    CriticLoss,
+    ExitBudget,
+    Form,
+    Fraction,
+    LogName,
+    Matching,
+    NotNegative,
+    OptimizerName,
+    Policy,
+    Positive,
+    ScheduleName,
+    Strategy,
+    Wire,
+)
 from anytime_lct.recipes.sentences import sentence
 
-# Every closed choice has its type here, once.
-Augment = Literal["none", "flip", "crop", "crop-flip", "imagenet"]
-Policy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
-Strategy = Literal["shares", "layers", "balanced", "measured", "memory"]
-CriticKind = Literal["slim", "residual", "paper", "paper-imagenet", "own"]
-Form = Literal["per-sample", "scalar"]
-Matching = Literal["l1", "l2", "smooth-l1"]
-CriticLoss = Literal["paper", "mixed", "cross-entropy"]
-OptimizerName = Literal["sgd", "adam", "adamw"]
-ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
-Wire = Literal["exact", "bf16"]
-LogName = Literal["tensorboard", "jsonl", "mlflow", "wandb"]
-
 TEXT: frozenset[str] = frozenset({"pydoc", "text"})  # data sets on text; any other has images
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 DEFAULT_GROUPS = 4  # where a network has places for as many
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def _not_percent(number: float) -> float:
-    if 1 <= number <= 100:
-        raise ValueError("shares are less than 1, like 0.4 for 40%, and multiply-adds more than 100")
-    return number
-
-
-ExitBudget = Annotated[Positive, AfterValidator(_not_percent)]
 
 
 class Section(BaseModel):
@@ -126,8 +118,7 @@ class CutRecipe(Section):
     groups: Count | None = None
     """Number of layer groups N; by default that of `places` or `shares`, else 4, or what the network has."""
     by: Strategy = "shares"
-    """Exits at even shares of the cost (shares), or what is balanced between groups: layers, multiply-adds (balanced),
-    seconds (measured) or memory for backward."""
+    """Exits at even shares of the cost, or groups alike in layers, multiply-adds (balanced), seconds (measured), memory."""
     places: tuple[str, ...] = ()
     """Names of modules after which to cut, instead of a strategy."""
     shares: tuple[ExitBudget, ...] = ()
