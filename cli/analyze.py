@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from anytime_lct.exits.profile import Profile, Quality
 
+HTML = "Write a page with all figures into this file, for a browser."
 MODEL = "Network as path/to/file.py:FACTORY, if the run's copy of its file cannot be used."
 
 
@@ -19,13 +20,17 @@ def analyze(
     run: Annotated[Path, typer.Argument(help="Run folder that `train` wrote.")],
     data_root: Annotated[str | None, typer.Option(help="Folder that holds the data set, if it has moved.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help=HTML)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
     """Measure every sub-model: multiply-adds, parameters, quality on validation and test data, latency.
 
     Writes profile.json and exits.png into the run folder, and descent.png where train.track_descent was set.
 
-    Example: anytime-lct analyze runs/digits-resnet-0
+    With --html it writes a page, one file that needs no network: the curve, what each exit gets right, when samples
+    stop under a confidence, calibration, and the confusion of every exit.
+
+    Example: anytime-lct analyze runs/digits-resnet-0 --html exits.html
     """
     from anytime_lct.cli.screen import say, screen
     from anytime_lct.run_folder.paths import Changes
@@ -33,7 +38,7 @@ def analyze(
     from anytime_lct.verbs.analyze import savings_warning
 
     changes = Changes(data_root=data_root, model=model)
-    profile = analyze_run(run, changes=changes)
+    profile = analyze_run(run, changes=changes, html=html)
     if as_json:
         typer.echo(profile.model_dump_json())
         return
@@ -45,6 +50,8 @@ def analyze(
     written = f"{run / 'profile.json'} and {run / 'exits.png'}"
     if (run / "descent.png").exists():
         written = f"{run / 'profile.json'}, {run / 'exits.png'} and {run / 'descent.png'}"
+    if html is not None:
+        written += f", and {html}"
     console.print(f"Wrote {written}.", highlight=False, soft_wrap=True)
 
 

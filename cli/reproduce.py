@@ -39,7 +39,7 @@ def reproduce(
     import json
 
     from anytime_lct.errors import LCTError, RecipeError
-    from anytime_lct.reproduce import catalogue, figures, pictures, runner
+    from anytime_lct.reproduce import catalogue, figures, pages, pictures, runner
     from anytime_lct.reproduce import report as reports
 
     if name.lower() == "list":
@@ -81,7 +81,9 @@ def reproduce(
     filled = figures.figures(experiment, all_jobs, failed, known)
     text = reports.markdown(experiment, size, filled, seeds)
     summary = reports.as_json(experiment, size, filled, all_jobs, seeds, earlier)
-    paths = [*reports.write(out, stem, text, summary), pictures.draw(experiment, filled, out / f"{stem}.png")]
+    picture = pictures.draw(experiment, filled, out / f"{stem}.png")
+    page = pages.write(out / f"{stem}.html", experiment, size, filled, seeds, picture)
+    paths = [*reports.write(out, stem, text, summary), picture, page]
     if as_json:
         typer.echo(json.dumps(summary))
     else:

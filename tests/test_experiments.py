@@ -12,7 +12,7 @@ from test_cli import MODULE, call
 from anytime_lct.errors import CheckpointError, LCTError, RecipeError
 from anytime_lct.exits.profile import Profile
 from anytime_lct.recipes import reading as recipes
-from anytime_lct.reproduce import catalogue, figures, paper, pictures, report, runner, settings
+from anytime_lct.reproduce import catalogue, figures, pages, paper, pictures, report, runner, settings
 from anytime_lct.reproduce.plan import Cell, Experiment, Run
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.methods.table import checked, expect_processes
@@ -169,7 +169,10 @@ def test_runs_are_made_once_and_reported_with_mean_and_deviation(tmp_path):
     assert "root" not in read["recipes"]["tiny-bp"]["data"] and str(tmp_path) not in paths[1].read_text(
         encoding="utf-8"
     )
-    assert pictures.draw(experiment, results, tmp_path / "out" / "tiny.png").stat().st_size > 1000
+    picture = pictures.draw(experiment, results, tmp_path / "out" / "tiny.png")
+    assert picture.stat().st_size > 1000
+    page = pages.write(tmp_path / "out" / "tiny.html", experiment, "small", results, 2, picture).read_text("utf-8")
+    assert "data:image/png;base64," in page and report.show_cell(results[0], experiment) in page
 
 
 def test_what_was_not_run_or_failed_says_so(tmp_path):
