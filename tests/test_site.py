@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from importlib import import_module
@@ -85,3 +86,15 @@ def test_no_docstring_breaks():
         lines = [line for text in texts for line in as_rst(text.splitlines())]
         core.publish_doctree("\n".join(lines), settings_overrides={**QUIET, "warning_stream": problems})
         assert not problems.getvalue(), (path, problems.getvalue())
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_have_their_outputs_and_nothing_of_a_machine(path: Path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    shown = import_module("notebook").as_markdown({"cells": cells})
+    assert all(output["output_type"] in ("stream", "display_data") for cell in code for output in cell["outputs"])
+    assert not re.search(r"/(tmp|home|root|usr)/|Warning|stderr", shown) and "data:image/png" in shown
+    for target in re.findall(r"\]\((\.\.[\w./]+)\)", shown):
+        assert (path.parent / target).exists(), target
