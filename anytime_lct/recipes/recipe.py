@@ -118,7 +118,7 @@ class CutRecipe(Section):
     groups: Count | None = None
     """Number of layer groups N; by default that of `places` or `shares`, else 4, or what the network has."""
     by: Strategy = "shares"
-    """Exits at even shares of the cost, or groups alike in layers, multiply-adds (balanced), measured seconds or memory."""
+    """Exits at even shares of the cost, or groups alike in layers, multiply-adds (balanced), seconds or memory."""
     places: tuple[str, ...] = ()
     """Names of modules after which to cut, instead of a strategy."""
     shares: tuple[ExitBudget, ...] = ()
