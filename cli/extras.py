@@ -15,5 +15,5 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "sweep": ("optuna",),
     "mlflow": ("mlflow",),
     "wandb": ("wandb",),
-    "openvino": ("onnxruntime_ep_openvino",),
+    "openvino": ("openvino",),
 }  # fmt: skip

@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Train networks by local critic training, pick and export their exits, answer within any budget.",
 )
 PANELS = {
-    "Start": ("quickstart",),
+    "Start": ("doctor", "quickstart"),
     "Train": ("inspect", "recipe", "train"),
     "Choose": ("analyze", "select", "thresholds"),
     "Answer": ("export", "calibrate", "predict", "serve"),

@@ -32,6 +32,7 @@ from anytime_lct.cli.main import run
 run({arguments})
 """
 OPTIONS = {
+    "doctor": "--json",
     "quickstart": "--epochs --folder --force --json",
     "train": (
         "--budget-flops --data --data-root --epochs --groups --json --log --max-restarts --method --model --objective "
@@ -120,6 +121,19 @@ def test_a_missing_extra_is_named(package, extra, arguments, tmp_path, monkeypat
         ).split()
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_doctor_names_what_a_verb_needs_in_a_base_installation(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    program = without({"torch", "starlette", "datasets"}, "doctor")
+    assert program.returncode == 0, program.stderr
+    lines = program.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "GPU:          not known without torch" in lines
+    words = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert words["select"] == ["yes"]
+    assert words["train"] and "analyze     no     pip install '.[train]' (torch missing)" in program.stdout
+    assert "serve       no     pip install '.[serve]' (starlette missing)" in program.stdout
+    assert "hf:PATH         no     pip install '.[datasets]' (datasets missing)" in program.stdout
 
 
 def test_the_whole_way_then_answers_where_nothing_that_trains_is_installed(tmp_path):
