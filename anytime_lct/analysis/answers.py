@@ -30,7 +30,7 @@ class Answers:
     def confusion(self, row: int, classes: int) -> NDArray[np.int64]:
         """Return how often samples of class (row) are answered by class (column) by an exit, from 0: (K, K)."""
         counts = np.zeros((classes, classes), np.int64)
-        np.add.at(counts, (self.labels, self.predicted[row]), 1)
+        np.add.at(counts, (self.labels.astype(np.int64), self.predicted[row].astype(np.int64)), 1)
         return counts
 
     def reliability(self, row: int, bins: int = 10) -> list[tuple[float, float, int]]:
