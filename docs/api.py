@@ -25,7 +25,8 @@ expected, what came and what to do. Nothing under *Choosing*, *Answering* and *S
 """
 PUBLIC = {
     "The verbs": """
-        verbs.train verbs.analyze verbs.thresholds verbs.export verbs.reference
+        verbs.train verbs.analyze verbs.thresholds verbs.export verbs.sweep verbs.save verbs.reference
+        run_folder.paths.Changes training.logs.Log training.logs.Point
         training.events.Start training.events.Progress training.events.Epoch training.events.Note
     """,
     "Recipes": """
