@@ -7,6 +7,8 @@ One recipe for all methods. Exits are cut for shares of 25, 50 and 75% of a netw
     post-hoc                critics by distillation behind the frozen network that backprop has trained
     alone                   every exit's network trained by itself
     narrower                the network made narrower, so that it costs about as much
+    confidence rules        on top of LCT and of joint losses: samples stop where they are confident, at a mean budget
+    FractalNet              its columns, which answer alone, behind one training by backprop with drop-path
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "earlywide": ("EarlyWide", {"name": "earlywide"}),
     "msdnet": ("MSDNet", {"name": "msdnet"}),
 }
+FRACTAL: dict[str, Any] = {"name": "fractalnet"}
+RULES = (0.4, 0.6, 0.8)  # mean budgets of the confidence rules, as shares of the main network's multiply-adds
 NARROW = (8, 11, 14)  # widths instead of 16: about 25, 50 and 75% of the multiply-adds
 LONG: Tables = {"train": {"epochs": 160}}
 
@@ -45,13 +49,17 @@ def exits(scale: Scale) -> Experiment:
             tables = merged(RECIPE, data, {"model": model}, LONG if scale == "paper" else {})
             setting = Setting(f"exits{'-long' * (scale == 'paper')}-{data_key}-{key}", f"{name}, {data_name}", tables)
             pairs += _network(setting, narrow=key != "msdnet")
+        key = f"exits{'-long' * (scale == 'paper')}-{data_key}-fractalnet"
+        tables = merged(RECIPE, data, {"model": FRACTAL}, LONG if scale == "paper" else {})
+        pairs += _columns(Setting(key, f"FractalNet, {data_name}", tables))
     differences = (
         f"The paper has no such table. Every row has {160 if scale == 'paper' else 20} epochs of minibatches of 256: "
         "SGD with Nesterov's momentum, one cycle up to a rate of 0.4, weight decay 1e-3, crops and flips.",
         "CIFAR-10 (JPEG) is re-encoded with loss: its figures are comparable among rows, not with published ones.",
         "A tenth of the training images is held out for validation; test is looked at once, at the end.",
         "Post-hoc exits take a second training of the critics, as long as the first.",
-        "MSDNet is cut after its blocks and has its own classifiers.",
+        "MSDNet is cut after its blocks and has its own classifiers. FractalNet is not cut: its exits are its columns.",
+        "Confidence rules are searched on validation, for mean budgets of 40, 60 and 80% of the main network.",
     )
     return make_experiment("exits", "exits", pairs, scale, differences, with_general=False,
                            unit="test accuracy, %, at the exit's multiply-adds")  # fmt: skip
@@ -61,9 +69,9 @@ def _network(setting: Setting, *, narrow: bool) -> list[tuple[Cell, Run]]:
     cut: Tables = {"cut": {"by": "shares"}}
     bp = make_run(setting, "bp")
     family = {
-        "LCT": make_run(setting, "lct", 4, cut),
+        "LCT": make_run(setting, "lct", 4, cut, rules=RULES),
         "LCT, the paper's rule (5)": make_run(setting, "lct", 4, merged(cut, settings.PAPER_LOSS), "paper-rule"),
-        "joint losses": make_run(setting, "joint", 4, cut),
+        "joint losses": make_run(setting, "joint", 4, cut, rules=RULES),
         "post-hoc exits": make_run(
             setting, "posthoc", 4, merged(cut, {"posthoc": {"loss": "distillation"}}), after=bp.name
         ),
@@ -73,6 +81,11 @@ def _network(setting: Setting, *, narrow: bool) -> list[tuple[Cell, Run]]:
         for label, run in family.items()
         for exit_, column in enumerate(COLUMNS, start=1)
     ]
+    pairs += [
+        (Cell(f"{label}, confidence rules, {setting.name}", f"Mean {share:.0%}", run.name, rule=share), run)
+        for label, run in family.items()
+        for share in run.rules
+    ]
     for exit_, column in enumerate(COLUMNS[:-1], start=1):
         run = make_run(setting, "alone", 4, merged(cut, {"train": {"exit": exit_}}), f"exit{exit_}")
         pairs.append((Cell(f"alone, {setting.name}", column, run.name, 1), run))
@@ -81,3 +94,10 @@ def _network(setting: Setting, *, narrow: bool) -> list[tuple[Cell, Run]]:
             pairs.append((Cell(f"narrower, {setting.name}", column, run.name), run))
     pairs.append((Cell(f"alone, {setting.name}", COLUMNS[-1], bp.name), bp))
     return pairs
+
+
+def _columns(setting: Setting) -> list[tuple[Cell, Run]]:
+    run = make_run(setting, "bp")
+    row = f"columns, {setting.name}"
+    pairs = [(Cell(row, column, run.name, path=path), run) for path, column in enumerate(COLUMNS[:-1], start=1)]
+    return [*pairs, (Cell(row, COLUMNS[-1], run.name), run)]

@@ -10,8 +10,11 @@ from itertools import accumulate
 from typing import Any
 
 from anytime_lct.counting import component_costs
+from anytime_lct.exits import thresholds
 from anytime_lct.exits.profile import Cost, Profile
+from anytime_lct.exits.thresholds import ThresholdTable
 from anytime_lct.recipes import reading
+from anytime_lct.reproduce.columns import column_profile
 from anytime_lct.reproduce.plan import Cell, Experiment, Kind
 from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.reproduce.shapes import facts_of
@@ -83,8 +86,25 @@ def figures(
 
 
 def _quality(cell: Cell, job: SeededRun, jobs: Sequence[SeededRun]) -> tuple[float | None, dict[str, Any]]:
+    if cell.path:
+        return _of_exit(column_profile(job.folder, cell.path), 1, job)
     profile = Profile.load(job.folder / run_folder.PROFILE)
-    exit_ = cell.exit or profile.num_groups
+    return _of_rule(profile, cell.rule, job) if cell.rule else _of_exit(profile, cell.exit or profile.num_groups, job)
+
+
+def _of_rule(profile: Profile, share: float, job: SeededRun) -> tuple[float, dict[str, Any]]:
+    """Return the accuracy of the rule for stopping at a mean budget, and its mean cost."""
+    budget = share * profile.cost(profile.num_groups).flops
+    rule, scale = ThresholdTable.load(job.folder / thresholds.NAME).within(budget), profile.row.scale
+    return scale * rule.accuracy.value, {
+        "test_interval": [scale * rule.accuracy.low, scale * rule.accuracy.high],
+        "flops": rule.cost.flops,
+        "measure": rule.measure,
+        "at": {str(exit_): threshold for exit_, threshold in rule.at.items()},
+    }
+
+
+def _of_exit(profile: Profile, exit_: int, job: SeededRun) -> tuple[float, dict[str, Any]]:
     quality = profile.exits[exit_ - 1].test
     scale = profile.row.scale
     validation = profile.exits[exit_ - 1].validation

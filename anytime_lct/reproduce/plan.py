@@ -16,12 +16,16 @@ Tables = Mapping[str, Mapping[str, Any]]  # of a recipe
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, without its seed. `after` names the run whose weights it starts from, with the same seed."""
+    """One training run, without its seed. `after` names the run whose weights it starts from, with the same seed.
+
+    `rules` are mean budgets, as shares of the main network's multiply-adds, for which rules for stopping are searched.
+    """
 
     name: str
     tables: Tables
     after: str | None = None
     workers: int = 1
+    rules: tuple[float, ...] = ()
 
     def recipe(self, seed: int, data_root: str, weights: str | None = None) -> Recipe:
         """Return the completed recipe; a `root` in the data table is a subfolder of `data_root`."""
@@ -37,7 +41,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: exit `exit` of a run (from 1; 0 is the main network), and the paper's figure if it has one."""
+    """One figure: exit `exit` of a run (from 1; 0 is the main network), and the paper's figure if it has one.
+
+    Instead of an exit it is that of the rule for stopping at the mean budget `rule`, a share of the main network's
+    multiply-adds, or of the column `path` (from 1) of a fractal network.
+    """
 
     row: str
     column: str
@@ -45,6 +53,8 @@ class Cell:
     exit: int = 0
     paper: float | None = None
     worker: int = 1
+    rule: float = 0.0
+    path: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from anytime_lct.errors import CheckpointError, LCTError
+from anytime_lct.exits import thresholds
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.reproduce.plan import Run
@@ -69,7 +70,8 @@ class SeededRun:
             )
         if epochs(self.folder) < self.recipe.train.epochs or not (self.folder / run_folder.MAIN).exists():
             return "unfinished"
-        return "done" if (self.folder / run_folder.PROFILE).exists() else "trained"
+        measured = [run_folder.PROFILE, *([thresholds.NAME] if self.run.rules else [])]
+        return "done" if all((self.folder / name).exists() for name in measured) else "trained"
 
     def commands(self, state: State) -> list[list[str]]:
         """Return the commands to run in order; the recipe is in a file that the run folder copies."""
@@ -80,7 +82,11 @@ class SeededRun:
             commands.append(["train", "--resume", "--run-dir", str(self.folder), "--json"])
         if commands and self.run.workers > 1:
             commands[0] += ["--workers", str(self.run.workers)]
-        return [*commands, ["analyze", str(self.folder), "--json"]]
+        commands.append(["analyze", str(self.folder), "--json"])
+        if self.run.rules:
+            budgets = [part for share in self.run.rules for part in ("--mean-flops", f"{share:.0%}")]
+            commands.append(["thresholds", str(self.folder), *budgets, "--json"])
+        return commands
 
 
 def jobs(runs: Sequence[Run], seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
