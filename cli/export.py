@@ -87,7 +87,7 @@ def export(
         before = Profile.load(run)
         for i in manifest.served:
             values = [show_quality(before, of.exits[i - 1].test.value) for of in (bundle.profile, before)]
-            typer.echo(f"Exit {i}: test accuracy {values[0]} in int8, {values[1]} in float32.")
+            typer.echo(f"Exit {i}: test {before.metric} {values[0]} in int8, {values[1]} in float32.")
         compared = f"int8, logits of the chain of groups differ from the whole exits' by {difference}"
     else:
         compared = f"largest difference of logits from torch {difference}"

@@ -197,7 +197,7 @@ def reliability(profile: Profile, answers: Answers) -> str:
     """Draw the accuracy of every exit at its confidence."""
     cards: list[str] = []
     for k, exit in enumerate(profile.exits):
-        plot = Plot((0.0, 1.0), (0.0, 1.0), (320, 280), f"Reliability of {_name(profile, k)}")
+        plot = Plot((0.0, 1.0), (0.0, 1.0), (270, 240), f"Reliability of {_name(profile, k)}")
         plot.axes("confidence", "accuracy", lambda v: f"{v:g}", lambda v: f"{v:g}")
         plot.line([(0.0, 0.0), (1.0, 1.0)], "stroke:var(--soft);stroke-dasharray:4 4")
         for confidence, accuracy, number in answers.reliability(k):
@@ -244,7 +244,7 @@ def scatter(profile: Profile, facts: Facts, answers: Answers) -> str:
     both = np.concatenate([truth, answered.ravel()])
     span = (float(both.min()), float(both.max()))
     for k in range(profile.num_groups):
-        plot = Plot(span, span, (320, 300), f"Answers of {_name(profile, k)}")
+        plot = Plot(span, span, (300, 280), f"Answers of {_name(profile, k)}")
         plot.axes("true", "answered", lambda v: f"{v:g}", lambda v: f"{v:g}")
         plot.line([(span[0], span[0]), (span[1], span[1])], "stroke:var(--soft);stroke-dasharray:4 4")
         for point in zip(truth.tolist(), answered[k].tolist(), strict=True):
