@@ -221,3 +221,17 @@ def test_the_table_of_a_trained_network_is_that_of_the_committed_result():
         tests = [f"{100 * exit_['test']:.2f}%" for exit_ in pretrained[key]["exits"]]
         assert cells(words) == [f"{pretrained[key]['seconds']:.0f} s", *tests]
     assert all(pretrained[key]["main_same_to_the_bit"] for key in ("cross-entropy", "distillation", "paper"))
+
+
+def test_the_table_of_load_generators_is_that_of_the_committed_result():
+    rows = result("load_generators")["rows"]
+    generators = cells("requests a second (p50")
+    assert {row["generator"] for row in rows} == set(generators)
+    for name, connections in {(row["format"], row["connections"]): None for row in rows}:
+        loads = {
+            row["generator"]: (row["requests_per_second"], row["milliseconds"]["50"], row["milliseconds"]["99"])
+            for row in rows
+            if (row["format"], row["connections"]) == (name, connections)
+        }
+        shown = ["{:.0f} ({:.2f}, {:.2f})".format(*loads[generator]) for generator in generators]
+        assert cells(f"{name}, {connections} connection{'s' if connections > 1 else ''} ") == shown
