@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -79,6 +80,13 @@ def base(tmp_path_factory) -> Path:
 def test_every_block_runs_as_it_stands(section: str, base: Path):
     """`console` blocks show installing and long runs and are not run; `bash` and `python` blocks are."""
     assert ran(section, base).is_dir()
+
+
+def test_quickstart_has_four_exits_that_differ(base: Path):
+    """Deeper exits are better on validation, so that each of its four budgets is answered by another exit."""
+    profile = json.loads((ran("README: anytime-lct", base) / "quickstart" / "run" / "profile.json").read_text("utf-8"))
+    values = [each["validation"]["value"] for each in profile["exits"]]
+    assert len(values) == 4 and values == sorted(set(values))
 
 
 def test_the_sections_that_run_are_these():
