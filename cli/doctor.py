@@ -18,7 +18,7 @@ OPTIONS = {
     "sweep": "train --sweep",
     "mlflow": "train --log mlflow",
     "wandb": "train --log wandb",
-    "openvino": "predict and serve --provider openvino",
+    "openvino": "predict --provider openvino",
 }
 PACKAGES = ("anytime-lct", "numpy", "onnxruntime", "torch", "torchvision", "timm", "onnx", "starlette", "openvino")
 # As Linux calls them, on x86 and on ARM: what makes float32, int8 and bfloat16 fast.

@@ -40,7 +40,7 @@ OPTIONS = {
     ),
     "recipe": "--data --explain --json --method --model --recipe --set",
     "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
-    "analyze": "--data-root --json --model",
+    "analyze": "--data-root --html --json --model",
     "thresholds": "--data-root --json --mean-flops --measure --model",
     "export": "--calibration-samples --data-root --exits --force --int8 --json --model --only --out --single-file",
     "select": (
