@@ -176,12 +176,6 @@ class ImageBatches:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return (min(MOST_READERS, cores) if self.device.type == "cuda" else 0) if self.workers is None else self.workers
 
-    @property
-    def class_counts(self) -> Tensor:
-        """The training images of every class, (K,)."""
-        images, indices = self.parts["train"]
-        return torch.bincount(images.labels.cpu()[indices], minlength=self.facts.outputs)
-
     def num_samples(self, split: Split) -> int:
         return len(self.parts[split][1])
 

@@ -91,7 +91,7 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     policy = policy_of(recipe.policy, facts.input_shape)
     return ImageBatches(
         facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase,
-        mixing=Mixing.of(recipe, facts.outputs),
+        mixing=Mixing.of(recipe, facts),
     )  # fmt: skip
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import DataRecipe
+from anytime_lct.task import Facts
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,14 @@ class Mixing:
     classes: int
 
     @staticmethod
-    def of(recipe: DataRecipe, classes: int) -> Mixing | None:
-        """Return the mixing of a recipe, None where images stay alone."""
-        return Mixing(recipe.mixup, recipe.cutmix, classes) if recipe.mixup or recipe.cutmix else None
+    def of(recipe: DataRecipe, facts: Facts) -> Mixing | None:
+        """Return the mixing of a recipe, None where images stay alone; raises DataError for labels without classes."""
+        if not recipe.mixup and not recipe.cutmix:
+            return None
+        if facts.row.is_numbers:
+            key = "mixup" if recipe.mixup else "cutmix"
+            raise DataError(f"Expected classes with data.{key}, which mixes them, got targets; leave it out.")
+        return Mixing(recipe.mixup, recipe.cutmix, facts.outputs)
 
     def mixed(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mix a minibatch x (B, C, H, W), y (B,), by numbers that follow from `seed`; labels are float32 (B, K).

@@ -54,7 +54,8 @@ def weigh_classes(recipe: Recipe, data: Dataset) -> Recipe:
         raise RecipeError(
             f"Expected images and their classes with train.class_weights, got the task {data.facts.task}; leave it out."
         )
-    counts = data.class_counts.double()
+    images, indices = data.parts["train"]
+    counts = torch.bincount(images.labels.cpu()[indices], minlength=data.facts.outputs).double()
     if chosen == "balanced":
         weights = torch.where(counts > 0, 1 / counts, 0.0)
     else:
