@@ -37,6 +37,7 @@ def test_optimizers_follow_from_the_network_and_the_minibatch():
     small, large = fitted(CONVOLUTIONAL, 32), fitted(CONVOLUTIONAL, 256)
     assert (small.groups.name, small.groups.lr, large.groups.lr) == ("sgd", 0.025, 0.2)
     assert small.critics == small.groups and small.groups.weight_decay == 5e-4 and small.train.clip_norm == 0.0
+    assert fitted(CONVOLUTIONAL, 32, critic={"kind": "slim"}).critics == small.groups  # slim critics learn by SGD too
     transformer = fitted(TRANSFORMER, 512)
     assert (transformer.groups.name, transformer.groups.lr, transformer.groups.weight_decay) == ("adamw", 2e-3, 0.05)
     assert transformer.train.clip_norm == 1.0
