@@ -33,6 +33,7 @@ BEFORE = {
     "README: Choose": "README: anytime-lct", "README: Answer": "README: Choose", "README: Python": "README: Answer",
     "answers: select": "README: Choose", "answers: export": "README: Choose", "answers: calibrate": "README: Answer",
     "answers: predict": "answers: calibrate", "python: Answer": "answers: calibrate",
+    "lightning: Exits for a checkpoint": "lightning: LCT in a LightningModule",
 }  # fmt: skip
 ANEW = ("anytime-lct inspect", "anytime-lct thresholds")  # which no other test starts in new processes
 SECONDS = 120
@@ -93,6 +94,7 @@ def test_the_sections_that_run_are_these():
     assert list(BLOCKS) == [
         "README: anytime-lct", "README: Choose", "README: Answer", "README: Reproduce", "README: Python",
         "answers: select", "answers: export", "answers: calibrate", "answers: predict",
+        "lightning: LCT in a LightningModule", "lightning: Exits for a checkpoint",
         "python: Answer", "python: Your own network and data", "python: The rule",
         "training: Your network", "training: A run", "training: Trained weights", "training: Several workers",
         "training: Other methods", "training: Sufficient descent",

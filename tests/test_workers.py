@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import own_digits
 import pytest
 import torch
 from forked_python import forked
@@ -53,7 +54,8 @@ VARIANTS = {
     "lstm": LSTM,
     "lstm-scalar": {**LSTM, "rule": {"form": "scalar"}},
     "mlp-mixed-weighted-accumulated-on-one-device": {
-        **MLP, "model": {**MLP["model"], "dropout": 0.2}, "data": {**MLP["data"], "mixup": 0.4, "cutmix": 1.0},
+        **MLP, "model": {**MLP["model"], "dropout": 0.2},
+        "data": {**MLP["data"], "name": f"{own_digits.__file__}:data", "mixup": 0.4, "cutmix": 1.0},
         "train": {"epochs": 2, "device": "cpu:0", "accumulate": 2, "class_weights": "balanced"},
     },
 }  # fmt: skip

@@ -63,6 +63,12 @@ class LoadedBatches:
         restore()
         if x is None or y is None:
             raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
+        shape = tuple(x.shape[1:])
+        if x.is_floating_point() and len(shape) != 3:
+            raise DataError(
+                f"Expected images (B, C, H, W) to measure and export a network on, got a minibatch of shape "
+                f"{tuple(x.shape)}; vectors are images (B, F, 1, 1), with nn.Flatten as the first layer."
+            )
         with probing(network):
             outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
         facts = self.facts
@@ -71,12 +77,6 @@ class LoadedBatches:
         classes = facts.classes or tuple(map(str, range(outputs)))
         if len(classes) != outputs:
             raise DataError(f"Expected a class for each of {outputs} outputs of the network, got {len(classes)}.")
-        shape = tuple(x.shape[1:])
-        if x.is_floating_point() and len(shape) != 3:
-            raise DataError(
-                f"Expected images (B, C, H, W) to measure and export a network on, got a minibatch of shape "
-                f"{tuple(x.shape)}; vectors are images (B, F, 1, 1), with nn.Flatten as the first layer."
-            )
         described = copy.copy(self)
         described.facts = dataclasses.replace(facts, input_shape=shape, outputs=outputs, classes=classes)
         return described
