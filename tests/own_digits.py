@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 def data() -> dict[str, object]:
     digits = load_digits()
     x, y = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32), torch.tensor(digits.target)
-    bounds = {"train": slice(0, 600), "validation": slice(600, 800), "test": slice(800, 1000)}
+    bounds = {"train": slice(0, 600), "validation": slice(600, 700), "test": slice(700, 800)}
     return {**{part: TensorDataset(x[rows], y[rows]) for part, rows in bounds.items()}, "classes": list("0123456789")}
 
 

@@ -1,9 +1,9 @@
-"""A loop of one's own, and the toolkit's on a network of one's own: interrupted, resumed to the bit, then every verb."""
+"""Loops over a network of one's own, the user's and the toolkit's: resumed to the bit, then through every verb."""
 
 from __future__ import annotations
 
 import signal
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import asgi
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from anytime_lct.data import datasets
+from anytime_lct.data.batches import Dataset
 from anytime_lct.errors import CheckpointError, DataError, ModelError, RecipeError
 from anytime_lct.exits.bundle import Contents
 from anytime_lct.lct import Rule, descend
@@ -36,6 +37,11 @@ def cut(width: int = 8) -> LCTNetwork:
     return LCTNetwork.cut(own_digits.network(width=width), torch.zeros(2, 1, 8, 8), CutRecipe(places=("2",)))
 
 
+@cache
+def data_set() -> Dataset:
+    return datasets.load(DATA)
+
+
 class Training:
     """A user's loop, with mixup and a moving average; its state is what torch stores."""
 
@@ -45,8 +51,8 @@ class Training:
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
 
     def run(self, stop: tuple[int, int] | None = None) -> None:
-        data = datasets.load(DATA)
-        for self.epoch in range(self.epoch, EPOCHS):
+        data = data_set()
+        while self.epoch < EPOCHS:
             for x, y in data.batches("train", self.epoch, start=self.batch):
                 if (self.epoch, self.batch) == stop:
                     return
@@ -55,7 +61,7 @@ class Training:
                 labels = nn.functional.one_hot(y, 10).float()
                 self.step(torch.lerp(x[order], x, share), torch.lerp(labels[order], labels, share))
                 self.batch += 1
-            self.batch = 0
+            self.epoch, self.batch = self.epoch + 1, 0
 
     def step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -94,7 +100,7 @@ def test_a_loop_of_ones_own_resumes_to_the_bit_and_goes_through_every_verb(tmp_p
     thresholds(run, [0.9 * profile.cost(2).flops])
     bundle = export(run, tmp_path / "bundles" / "own", Contents(only="groups"))
     assert bundle.thresholds is not None and bundle.manifest.model == "own_digits.py:network"
-    x, _ = next(iter(datasets.load(DATA).batches("test")))
+    x, _ = next(iter(data_set().batches("test")))
     with FakeEngine() as engine, torch.no_grad():
         assert_served(engine, tmp_path / "bundles", x[:2], network.eval()(x[:2]))
 
@@ -154,7 +160,7 @@ def test_a_network_of_ones_own_resumes_to_the_bit_in_a_run_folder(tmp_path):
 def test_a_folder_without_a_factory_takes_one_later(tmp_path):
     network = cut(width=4)
     run = save(tmp_path / "run", network, loaders())
-    with pytest.raises(CheckpointError, match="--model path/to/file.py:FACTORY"):
+    with pytest.raises(CheckpointError, match=r"--model path/to/file\.py:FACTORY"):
         analyze(run)
     named = Changes(model=f"{own_digits.__file__}:network")
     with pytest.raises(CheckpointError, match="has shape"):
