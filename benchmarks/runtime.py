@@ -24,6 +24,7 @@ from anytime_lct.counting import component_costs
 from anytime_lct.exits.budget import Budget
 from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Exit, Profile, Quality
+from anytime_lct.export.quantise import Int8
 from anytime_lct.export.write import Trained, write_bundle
 from anytime_lct.run_folder.build import build_network, example_input
 from anytime_lct.runtime.session import AnytimeSession
@@ -37,10 +38,12 @@ NETWORKS = {
 }
 
 
-def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> Bundle:
-    """Export an untrained network on images of this side, cut in 4, with slim critics."""
+def bundle_of(
+    model: str, side: int, folder: Path, *, single: bool = False, int8: bool = False, **options: int
+) -> Bundle:
+    """Export an untrained network on images of this side, cut in 4, with slim critics; int8 by scales from noise."""
     facts = replace(FACTS, input_shape=(3, side, side))
-    network = build_network(recipe_for({"name": model}), facts).eval()
+    network = build_network(recipe_for({"name": model, **options}), facts).eval()
     groups, critics = component_costs(network.groups, network.critics, example_input(facts, 1))
     values = (0.1, 0.2, 0.3, 0.4)  # rising, so that the deepest exit within a budget answers
     qualities = [Quality(value=value, low=value, high=value, loss=1.0, samples=100) for value in values]
@@ -56,7 +59,10 @@ def bundle_of(model: str, side: int, folder: Path, *, single: bool = False) -> B
         ),
         p_worse=((1.0,) * 4,) * 4,
     )
-    return write_bundle(Trained(network, facts, profile, model), folder / "bundle", Contents(single=single))
+    noise = np.random.default_rng(0).standard_normal((32, 3, side, side), dtype=np.float32)
+    scales = Int8([noise], lambda answers, served: (profile, None)) if int8 else None
+    trained = Trained(network, facts, profile, model)
+    return write_bundle(trained, folder / "bundle", Contents(single=single), int8=scales)
 
 
 def compare_with_whole(session: AnytimeSession, exit: int, x: np.ndarray, rounds: int) -> dict[str, Any]:

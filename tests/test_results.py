@@ -70,6 +70,28 @@ def test_the_benchmarks_are_those_of_the_committed_result():
     assert all(row["same_as_resumable"] for row in rows)
 
 
+def test_the_tables_of_providers_and_of_joining_are_those_of_the_committed_results():
+    rows = [row for row in result("providers")["rows"] if row["provider"] == "openvino"]
+    for network, words in (("resnet20", "ResNet-20"), ("resnet50", "ResNet-50")):
+        for precision in ("float32", "int8"):
+            exits = [row for row in rows if (row["network"], row["precision"]) == (network, precision)]
+            largest = max(row["difference"] / row["largest_logit"] for row in exits)
+            expected = [*(f"{row['median_ratio']:.2f}" for row in exits), f"{largest:.1e}"]
+            assert cells(f"{words}, {precision}, time") == expected
+    batching = result("batching")
+    for provider, words in (("cpu", "CPU"), ("openvino", "OpenVINO")):
+        rows = [row for row in batching["throughput"] if row["provider"] == provider]
+        assert cells(f"{words}, each alone") == [f"{row['alone']:,.0f}" for row in rows]
+        assert cells(f"{words}, joining |") == [f"{row['joining']:,.0f}" for row in rows]
+        assert cells(f"{words}, joining as") == [f"{row['ratio']:.2f}" for row in rows]
+        assert rows[-1]["ratio"] > 2
+    for way, words in (("alone", "each alone"), ("joining", "joining")):
+        rows = [row for row in batching["loads"] if row["way"] == way]
+        assert cells(f"in time, {words} |") == [f"{row['on_time_share']:.2%}" for row in rows]
+        assert cells(f"shed, {words} |") == [f"{row['shed_share']:.2%}" for row in rows]
+        assert cells(f"mean exit, {words} |") == [f"{row['mean_exit']:.2f}" for row in rows]
+
+
 def test_the_tables_of_rules_and_of_int8_are_those_of_the_committed_results():
     runs = result("confidence")["runs"]
     for k, first in enumerate(runs[0]["at_exits"]):
