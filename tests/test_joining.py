@@ -41,7 +41,7 @@ def batched(grows: float = 0.1, groups=GROUPS, critics=CRITICS) -> Timings:
 def model(batches: tuple[int, ...] = SIZES[1:], grows: float = 0.1) -> SimpleNamespace:
     timing = Timing(batched(grows))
     timing.slack = 0.0
-    session, manifest = SimpleNamespace(served=(1, 2, 3)), SimpleNamespace(task="")
+    session, manifest = SimpleNamespace(served=(1, 2, 3)), SimpleNamespace(row=SimpleNamespace(is_text=False))
     return SimpleNamespace(session=session, timing=timing, manifest=manifest, batches=batches)
 
 

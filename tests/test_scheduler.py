@@ -37,7 +37,10 @@ def model(served=(1, 2, 3), groups=GROUPS, critics=CRITICS):
     timing = Timing(made_timings(groups, critics))
     timing.slack = 0.0
     return SimpleNamespace(
-        session=SimpleNamespace(served=served), timing=timing, manifest=SimpleNamespace(task=""), batches=()
+        session=SimpleNamespace(served=served),
+        timing=timing,
+        manifest=SimpleNamespace(row=SimpleNamespace(is_text=False)),
+        batches=(),
     )
 
 
