@@ -11,7 +11,7 @@ import torch
 
 from anytime_lct.data import datasets as data
 from anytime_lct.data.idx import DEBIAN_FASHION_MNIST
-from anytime_lct.data.images import ROOT_VARIABLE
+from anytime_lct.data.locations import ROOT_VARIABLE
 from anytime_lct.recipes import reading
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.training.run import train

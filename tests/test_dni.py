@@ -224,5 +224,5 @@ def test_text_is_refused():
     recipe = recipes.complete({"data": {"name": "pydoc"}})
     data = datasets.from_recipe(recipe)
     network = build_network(recipe, data.facts)
-    with pytest.raises(RecipeError, match=r"images.*method dni.*sequences, got.*train by lct or bp"):
+    with pytest.raises(RecipeError, match=r"images.*method dni.*hidden tensor of shape.*train by lct or bp"):
         DNI(network, recipe, data.facts.task, Clock(1, 1), Team(CPU))

@@ -100,7 +100,7 @@ def test_what_is_in_the_bundle(bundle: Bundle):
     manifest = bundle.manifest
     assert {path.name for path in bundle.path.iterdir()} == {
         *(f"group_{i}.onnx" for i in (1, 2, 3)), *(f"exit_{i}.onnx" for i in (1, 2, 3)),
-        "critic_1.onnx", "critic_2.onnx", "manifest.json", "profile.json",
+        "critic_1.onnx", "critic_2.onnx", "manifest.json", "parity.npz", "profile.json",
     }  # fmt: skip
     assert (manifest.num_groups, manifest.served, manifest.outputs) == (3, (1, 2, 3), 3)
     assert manifest.input_shape == ("batch", 1, 8, 8) and manifest.input_dtype == "float32"
@@ -156,7 +156,7 @@ def test_text_of_any_length_and_no_warning(tmp_path: Path, capfd: pytest.Capture
 def test_only_what_was_asked_for(tmp_path: Path):
     network = small_network()
     whole = export(network, VECTORS, profile_of(network), tmp_path / "w", model_name="m", exits=[1, 1], only="exits")
-    assert {path.name for path in whole.path.iterdir()} == {"exit_1.onnx", "manifest.json", "profile.json"}
+    assert {path.name for path in whole.path.iterdir()} == {"exit_1.onnx", "manifest.json", "parity.npz", "profile.json"}
     assert whole.manifest.served == (1,) and whole.manifest.num_groups == 2
     assert [e.latency is None for e in whole.profile.exits] == [False, True]
     x = np.ones((3, 1, 2, 2), np.float32)

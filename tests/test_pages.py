@@ -22,11 +22,11 @@ from anytime_lct.cli.main import PANELS, VERBS, app
 README = FILES[0].read_text(encoding="utf-8")
 KINDS = {"", "bash", "python", "console", "py", "yaml", "dockerfile", "nginx"}
 # The blocks that run, by page and heading; those of serving.md run against a server (test_serving_process), those of
-# tutorials in test_tutorials.
+# tutorials in test_tutorials and .ci/tutorial.py.
 BLOCKS: dict[str, list[Block]] = {}
 for page in FILES:
     for block in blocks(page):
-        if block.kind in ("bash", "python") and not page.name.startswith(("serving", "tutorial_")):
+        if block.kind in ("bash", "python") and not page.name.startswith(("serving", "tutorial")):
             BLOCKS.setdefault(f"{page.stem}: {block.heading}", []).append(block)
 # The section that leaves behind what another one reads.
 BEFORE = {

@@ -122,8 +122,8 @@ def open_run(path: Path, changes: Changes = UNCHANGED) -> OpenedRun:
 
 def expect_resumable(path: Path) -> None:
     """Raise CheckpointError for a run of the user's own program, which alone has its network or its training data."""
-    recipe, trained = reading.read(path / RECIPE), (path / MAIN).exists()
-    if recipe.data.name == saved.NAME or (trained and checkpoint.newest(path / CHECKPOINTS) is None):
+    recipe, is_saved = reading.read(path / RECIPE), (path / MAIN).exists() and not (path / METRICS).exists()
+    if recipe.data.name == saved.NAME or is_saved:
         raise CheckpointError(
             f"Expected a run of `anytime-lct train` to continue, got '{path}', whose loop is in a Python program; "
             f"continue it there, or start another run from its weights: --weights {path}."
