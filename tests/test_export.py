@@ -156,7 +156,9 @@ def test_text_of_any_length_and_no_warning(tmp_path: Path, capfd: pytest.Capture
 def test_only_what_was_asked_for(tmp_path: Path):
     network = small_network()
     whole = export(network, VECTORS, profile_of(network), tmp_path / "w", model_name="m", exits=[1, 1], only="exits")
-    assert {path.name for path in whole.path.iterdir()} == {"exit_1.onnx", "manifest.json", "parity.npz", "profile.json"}
+    assert {path.name for path in whole.path.iterdir()} == {
+        "exit_1.onnx", "manifest.json", "parity.npz", "profile.json",
+    }  # fmt: skip
     assert whole.manifest.served == (1,) and whole.manifest.num_groups == 2
     assert [e.latency is None for e in whole.profile.exits] == [False, True]
     x = np.ones((3, 1, 2, 2), np.float32)
@@ -164,7 +166,7 @@ def test_only_what_was_asked_for(tmp_path: Path):
 
     parts = export(network, VECTORS, profile_of(network), tmp_path / "p", model_name="m", exits=[2], only="groups")
     assert {path.name for path in parts.path.iterdir()} == {
-        "group_1.onnx", "group_2.onnx", "manifest.json", "profile.json",
+        "group_1.onnx", "group_2.onnx", "manifest.json", "parity.npz", "profile.json",
     }  # fmt: skip
     assert np.allclose(AnytimeSession(parts).run_to(2, x).logits, outputs(network, x)[1], atol=1e-6)
 

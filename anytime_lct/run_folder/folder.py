@@ -36,7 +36,7 @@ from anytime_lct.models.files import without_folder
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
-from anytime_lct.run_folder import checkpoint, paths
+from anytime_lct.run_folder import paths
 from anytime_lct.run_folder.build import build_network
 from anytime_lct.run_folder.checkpoint import load_tensors, save_tensors
 from anytime_lct.run_folder.paths import UNCHANGED, Changes
