@@ -60,7 +60,9 @@ def test_wandb_has_every_step_once_in_its_offline_mode(tmp_path, monkeypatch):
         logged(tmp_path, "wandb", 15, 20, 30)
         from wandb.proto.wandb_internal_pb2 import Record
 
-        (file,) = (tmp_path / "wandb").glob("offline-run-*/run-earlier.wandb")
+        files = sorted(path for path in tmp_path.rglob("*") if path.suffix == ".wandb")
+        assert len(files) == 1, [*tmp_path.rglob("*")]
+        (file,) = files
         content, history = file.read_bytes()[7:], []  # behind the head of the file
         while content:
             length = int.from_bytes(content[4:6], "little")  # a sum of 4 bytes, the length, a type of one byte
