@@ -120,6 +120,13 @@ def test_the_page_of_exits_says_what_was_measured():
         for row, other in zip(rows, joint, strict=True):
             assert f"{row['median_ratio']:.2f}" in sentence
             assert f"{row['peak_bytes'] / other['peak_bytes']:.2f}" in sentence
+    joint, alone, two = json.loads(
+        (house / "benchmarks" / "results" / "training_cost.json").read_text(encoding="utf-8")
+    )["processes"]
+    assert (
+        f"takes {alone['median_ratio']:.2f} of the time of joint losses, and {two['median_ratio']:.2f} on two" in text
+    )
+    assert f"at most {two['peak_bytes'] / joint['peak_bytes']:.2f} of the memory" in text
 
 
 def cells_of(line: str) -> list[str]:
