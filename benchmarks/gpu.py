@@ -274,13 +274,13 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.sections:
             left = total - (time.monotonic() - start)
-            limit, out = min(SECTIONS[name][1] * total, left), Path(scratch) / f"{name}.jsonl"
+            limit, out = max(1.0, min(SECTIONS[name][1] * total, left)), Path(scratch) / f"{name}.jsonl"
             job = Job(torch.device(options.device), options.data.absolute(), limit - 5, Path(scratch) / name)
             job.scratch.mkdir()
             problem, before = None, time.monotonic()
             process = processes.Process(target=run_section, args=(name, job, out))
             process.start()
-            process.join(max(limit, 0))
+            process.join(limit)
             if process.is_alive():
                 problem = f"it took longer than its {limit:.0f} s"
                 with contextlib.suppress(ProcessLookupError):

@@ -25,14 +25,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from measuring import RESULTS, write
 from serving import HOST
-from throughput import CONNECTIONS, Client, ours
-
-from anytime_lct.exits.bundle import Bundle
+from throughput import CONNECTIONS, Client, ours, subject
 
 PERCENTILES = (50, 90, 99)
 LUA = """
@@ -172,14 +170,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=1, help="Seconds of a generator in a round.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
-    exit = bundle.manifest.served[-1]
-    shape = [size if isinstance(size, int) else 1 for size in bundle.manifest.input_shape]
-    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    result: dict[str, Any] = {
-        "network": bundle.manifest.model, "input_shape": shape, "exit": exit, "rounds": arguments.rounds,
-        "seconds": arguments.seconds, "versions": versions(), "rows": [],
-    }  # fmt: skip
+    exit, x, result = subject(arguments.bundle, arguments.rounds, arguments.seconds)
+    result["versions"] = versions()
     with tempfile.TemporaryDirectory() as folder, ours(arguments.bundle, exit, 1, x) as target:
         own(Request.of(target.messages["raw"], target.port, Path(folder), "warm"), 8, 1)
         for name, message in target.messages.items():

@@ -214,6 +214,16 @@ def compare(targets: list[Target], connections: int, name: str, rounds: int, sec
     return rows
 
 
+def subject(path: Path, rounds: int, seconds: float) -> tuple[int, np.ndarray, dict[str, Any]]:
+    """Return the deepest exit of a bundle, an input for it, and the head of a result about them."""
+    bundle = Bundle.open(path)
+    exit = bundle.manifest.served[-1]
+    shape = [size if isinstance(size, int) else 1 for size in bundle.manifest.input_shape]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    head = {"network": bundle.manifest.model, "input_shape": shape, "exit": exit, "rounds": rounds, "seconds": seconds}
+    return exit, x, {**head, "rows": []}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("quickstart/bundle"))
@@ -223,18 +233,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    exit, x, result = subject(arguments.bundle, arguments.rounds, arguments.seconds)
     bundle = Bundle.open(arguments.bundle)
-    exit = bundle.manifest.served[-1]
-    shape = [size if isinstance(size, int) else 1 for size in bundle.manifest.input_shape]
-    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    result: dict[str, Any] = {
-        "network": bundle.manifest.model,
-        "input_shape": shape,
-        "exit": exit,
-        "rounds": arguments.rounds,
-        "seconds": arguments.seconds,
-        "rows": [],
-    }
     with contextlib.ExitStack() as stack:
         targets = [stack.enter_context(bare(bundle.exit(exit).resolve(), x))]
         targets += [stack.enter_context(ours(arguments.bundle, exit, cores, x)) for cores in arguments.cores]

@@ -86,3 +86,10 @@ def test_what_cannot_be_searched_is_refused_before_it_trains(recipe, tmp_path, p
         verbs.sweep(recipe, ["critics.speed=1..2"], tmp_path / "unknown")
     code, _, err = program("train", "--sweep", "critics.lr=1e-3..1e-2", "--workers", 2)
     assert code == 2 and "Expected one process" in err
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "study.jsonl"])
+def test_a_damaged_file_of_a_sweep_is_named(name, recipe, tmp_path):
+    (tmp_path / name).write_text("{garbage\n{}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=rf"{name}', got a damaged file; choose another --run-dir"):
+        verbs.sweep(recipe, AXES, tmp_path, trials=1)

@@ -27,6 +27,8 @@ LARGEST = 224  # side of a network's input, where nothing names another
 ALIKE = 0.9  # share of the images that have one size
 SMALL_SIDE, IN_MEMORY_BYTES = 128, 2**30  # images up to this side are moved, larger ones zoomed
 MAX_COMPARED = 1000  # files whose sizes are compared
+# The names under which data sets have each part; the first that is there counts.
+PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 @dataclass(frozen=True)

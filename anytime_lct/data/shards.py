@@ -22,18 +22,11 @@ from anytime_lct.data.batches import ImageSource
 from anytime_lct.data.folders import EXTENSIONS
 from anytime_lct.data.labels import numbered
 from anytime_lct.data.locations import located, missing, path_of
-from anytime_lct.data.pictures import PicturePart, Pictures
+from anytime_lct.data.pictures import PART_NAMES, PicturePart, Pictures
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import DataRecipe
 
-PARTS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
+PARTS = {name: part for part, names in PART_NAMES.items() for name in names}
 LABELS = ("cls", "label", "class", "target")  # an extension, or a key of a sample's JSON
 CLASSES = "classes.txt"
 

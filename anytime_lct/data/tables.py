@@ -21,14 +21,13 @@ from typing import Any
 from anytime_lct.data.batches import ImageSource
 from anytime_lct.data.labels import numbered
 from anytime_lct.data.locations import missing, path_of
-from anytime_lct.data.pictures import PicturePart, Pictures
+from anytime_lct.data.pictures import PART_NAMES, PicturePart, Pictures
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import DataRecipe
 
 OPENERS = {
     ".parquet": "from_parquet", ".arrow": "from_file", ".csv": "from_csv", ".json": "from_json", ".jsonl": "from_json",
 }  # fmt: skip
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 IMAGES, LABELS = ("image", "img", "jpg", "png"), ("label", "labels", "class", "cls", "target", "fine_label")
 GET = "get it first, for example by: hf download --repo-type dataset OWNER/NAME --local-dir FOLDER"
 URL = re.compile(r"^\s*(- *)?(path:)?\s*(- *)?[\"']?\w+://", re.MULTILINE)  # among the files of a split
@@ -95,7 +94,7 @@ def _splits(name: str, path: Path) -> dict[str, Any]:
         raise DataError(f"The data set '{name}' in '{path.absolute()}' cannot be read: {reason}.") from error
     by_split: dict[Any, Any] = tables if isinstance(tables, dict) else {"train": tables}
     parts = dict[str, Any]()
-    for part, names in SPLITS.items():
+    for part, names in PART_NAMES.items():
         if split := next((each for each in names if len(by_split.get(each, ()))), None):
             parts[part] = by_split[split]
     if "train" not in parts:
@@ -153,12 +152,15 @@ def _encoded(table: Any, image: str) -> Any:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Hide the bars of the library where nobody watches them."""
+    """Hide what the library logs, as errors are raised, and its bars where nobody watches them."""
     hides = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
     if hides:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if hides:
             datasets.enable_progress_bars()

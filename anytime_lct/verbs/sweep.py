@@ -85,10 +85,13 @@ def sweep(
     _expect_settings(recipe, axes, trials, objective)
     _expect_same(path, recipe, spaces, objective)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path / STUDY))), study_name="sweep", direction="maximize",
-        load_if_exists=True,
-    )  # fmt: skip
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path / STUDY))), study_name="sweep", direction="maximize",
+            load_if_exists=True,
+        )  # fmt: skip
+    except (ValueError, LookupError):
+        raise _damaged(path / STUDY) from None
     for open_trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         _finish(study, recipe, axes, open_trial.number, open_trial.params, path, objective, report)
     while (number := len(study.get_trials(deepcopy=False))) < trials:
@@ -234,13 +237,20 @@ def _expect_same(path: Path, recipe: Recipe, spaces: Sequence[str], objective: s
         path.mkdir(parents=True, exist_ok=True)
         disk.write(file, json.dumps(asked, indent=1) + "\n", RecipeError)
         return
-    earlier = json.loads(disk.read_text(file, RecipeError, "choose another folder"))
+    try:
+        earlier = dict[str, Any](json.loads(disk.read_text(file, RecipeError, "choose another folder")))
+    except (ValueError, TypeError):
+        raise _damaged(file) from None
     for name, value in asked.items():
         if earlier.get(name) != value:
             raise RecipeError(
                 f"Expected the {name} of the sweep in '{path}', to go on with it, got another one; give the same, or "
                 f"another --run-dir."
             )
+
+
+def _damaged(file: Path) -> RecipeError:
+    return RecipeError(f"Expected what a sweep wrote in '{file}', got a damaged file; choose another --run-dir.")
 
 
 def _result(study: Study, recipe: Recipe, axes: Sequence[Space], path: Path) -> SweepResult:
