@@ -49,7 +49,8 @@ def test_nothing_rings_where_all_is_well(numbers):
         (replace(WELL, train_losses=[4.0, 1.0, 1.0], clips=True), "loss", "tenth of groups.lr and of critics.lr."),
         (replace(WELL, train_losses=[4.0, 1.0, 1.0], scores=[0.1] * 3), "chance", ""),  # of course
         (replace(WELL, train_losses=[4.0, 1.0, 1.0], answers=[1.0, 0.1, 0.1]), "answer", ""),
-        (replace(WELL, epoch=1, train_losses=[2.3, 2.3, 3.4]), "loss", ""),  # less than half above it
+        (replace(WELL, train_losses=[2.3, 2.3, 3.4]), "loss", ""),  # less than half above it
+        (replace(WELL, epoch=2, train_losses=[2.3, 2.3, 4.5]), "loss", ""),  # less than twice, and early
         (
             replace(WELL, answers=[1.0, 0.995, 0.5], train_losses=[2.0, 1.7, 0.1], rates=["critics.lr"]),
             "answer",
@@ -91,6 +92,8 @@ def test_nothing_rings_where_all_is_well(numbers):
             "is 10.0%): check",
         ),
         (replace(WELL, scores=[0.12, 0.11, 0.09], epoch=2), "chance", ""),
+        (replace(WELL, scores=[0.12, 0.65, 0.7], epoch=4, epochs=20), "chance", ""),  # exits of a long run learn late
+        (replace(WELL, scores=[0.12, 0.65, 0.7], epoch=5, epochs=90), "chance", "exit 1 is no better than chance"),
         (replace(WELL, scores=[0.12, 0.11, 0.09], labels=[4] * 10), "chance", ""),  # nothing can be told of 40 images
         (replace(WELL, scores=[0.1] * 3, answers=[1.0] * 3), "chance", ""),  # said already
         (

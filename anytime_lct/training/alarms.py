@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from anytime_lct.exits.tasks import TASKS, Task, TaskName
 
-SECOND, THIRD = 2, 3  # epochs after which an alarm makes sense; the last one of a shorter run
+SECOND, THIRD, FIFTH = 2, 3, 5  # epochs after which an alarm makes sense; the last one of a shorter run
 FAR_ABOVE, MARGIN = 1.5, 0.5  # times the loss of guessing, and at least so many nats above it
+AT_FIRST = 2.0  # times the loss of guessing, before the third epoch: what is a little above it often recovers
 SINGLE = 0.99  # share of samples that get the same answer
 GAP, RATIO = 0.5, 1.5  # of the loss of guessing, at most a nat: between training and validation; and their ratio
 HALF = 0.5  # share of a class from which unequal classes explain a single answer
@@ -169,9 +170,13 @@ def why_far_apart(numbers: Finished, exits: Sequence[int], again: Sequence[float
 
 
 def at_chance(numbers: Finished) -> str:
-    """Report exits no better than the most frequent class, the frequencies of symbols, or the mean target."""
+    """Report exits no better than the most frequent class, the frequencies of symbols, or the mean target.
+
+    Not in the first quarter of a run, of which at most five epochs count: exits often learn late.
+    """
     total = sum(numbers.labels)
-    if not numbers.has_had(THIRD) or total < FEW or _of_high_loss(numbers):
+    begun = max(THIRD, min(FIFTH, -(-numbers.epochs // 4)))
+    if not numbers.has_had(begun) or total < FEW or _of_high_loss(numbers):
         return ""
     single, shares = _of_single_answer(numbers), numbers.frequencies
     if numbers.row.metric.of_hits:
@@ -226,7 +231,8 @@ def few_samples(numbers: Finished) -> str:
 
 
 def _of_high_loss(numbers: Finished) -> list[int]:
-    limit = max(FAR_ABOVE * numbers.guess, numbers.guess + MARGIN)
+    times = FAR_ABOVE if numbers.has_had(THIRD) else AT_FIRST
+    limit = max(times * numbers.guess, numbers.guess + MARGIN)
     return [k for k, loss in enumerate(numbers.train_losses) if loss > limit]
 
 
