@@ -99,16 +99,20 @@ def component_costs(
 ) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
     """Return the cost of every layer group and of every critic; `example` (batch 1) is the input of the first group.
 
+    Where the last group answers at every step of a text (1, T), a sample is one character, as in `count`.
+
     >>> of_groups, of_critics = component_costs(network.groups, network.critics, torch.zeros(1, 3, 32, 32))
     """
-    steps, hidden, uncounted = _steps(example), example, set[str]()
+    parts, inputs, uncounted = list(groups), [example], set[str]()
+    for group in parts:
+        inputs.append(_output(group, inputs[-1]))
+    steps = _steps(example) if inputs[-1].dim() > 2 else 1
     of_groups, of_critics = list[Cost](), list[Cost]()
-    for group, critic in zip_longest(groups, critics):
-        cost, names = _cost(group, hidden, steps)
+    for group, critic, read, hidden in zip_longest(parts, critics, inputs[:-1], inputs[1:]):
+        cost, names = _cost(group, read, steps)
         of_groups.append(cost)
         uncounted |= names
         if critic is not None:
-            hidden = _output(group, hidden)
             cost, names = _cost(critic, hidden, steps)
             of_critics.append(cost)
             uncounted |= names

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytime_lct.exits.tasks import TASKS, MetricName, Task, TaskName
+from anytime_lct.exits.tasks import TASKS, InputKind, MetricName, Task, TaskName
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the network, the critics and the runtime need to know about a data set.
 
-    `input_shape` is (C, H, W) for images and (T,) for text; `classes` names the K = `outputs` classes, or holds
-    the symbols of a text one by one; `mean` and `std` are per channel, on pixels scaled to [0, 1]. `resize` is the
-    length to which the shorter side of an image of another size is resized, before its centre is cropped. `encoding` is
-    that of a text's file where the recipe names one, `encodings` are those that its files were decoded by. `counts` are
-    the images, or the characters, of the training, validation and test split, () where they are not known.
+    `input_shape` is (C, H, W) for images, (T,) for text, and any for arrays: floats, or numbers of `tokens` (T,) from 0
+    on. `classes` names the K = `outputs` classes, or holds the symbols of a text one by one. `resize` is the length to
+    which the shorter side of an image of another size is resized, before its centre is cropped. `encoding` is that of a
+    text's file where the recipe names one, `encodings` are those that its files were decoded by. `counts` are the
+    samples, or the characters, of the training, validation and test split, () where they are not known.
+
+    The network gets inputs less `mean`, divided by `std`: of images per channel, on pixels scaled to [0, 1], of arrays
+    (F,) per number, of other arrays one of each.
 
     In regression `classes` names the K targets, and the network answers in a unit in which the training targets have a
     mean of 0 and a mean variance of 1: times `scale`, plus `centers`, one a target, its outputs are those of the data.
@@ -40,6 +43,19 @@ class Facts:
     encodings: tuple[str, ...] = ()
     centers: tuple[float, ...] = ()
     scale: float = 1.0
+    inputs: InputKind = "image"
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Say that a language model reads the symbols that it answers."""
+        if self.row.is_text:
+            object.__setattr__(self, "inputs", "text")
+            object.__setattr__(self, "tokens", self.outputs)
+
+    @property
+    def samples(self) -> str:
+        """What samples are called: images, characters or samples."""
+        return "samples" if self.inputs == "array" else self.row.samples
 
     @property
     def row(self) -> Task:
@@ -49,6 +65,12 @@ class Facts:
     @property
     def metric(self) -> MetricName:
         return self.row.metric.name
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return network inputs (B, ..) as the data has them, where they are arrays; others are left as they are."""
+        if self.inputs != "array" or not self.mean:
+            return x
+        return x * x.new_tensor(self.std) + x.new_tensor(self.mean)
 
     def standardised(self, numbers: Tensor) -> Tensor:
         """Return numbers (B, K) of the data in the unit of the network; what is no regression is left as it is."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from anytime_lct.analysis.inspection import Inspection
+    from anytime_lct.exits.tasks import InputKind
 
 
 def inspect(
@@ -20,9 +21,13 @@ def inspect(
         str, typer.Argument(help="Network: a name of train --model, torchvision:NAME, timm:NAME, or file.py:FACTORY.")
     ],
     input_: Annotated[
-        str, typer.Option("--input", metavar="CxHxW|T", help="Shape of one input: 3x224x224, or characters of a text.")
+        str,
+        typer.Option("--input", metavar="CxHxW|T|..", help="Shape of one input: 3x224x224, or characters of a text."),
     ],
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, or of symbols of a text.")] = 1000,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Inputs are numbers of N tokens; 0: of floats, no images.")
+    ] = None,
     groups: Annotated[
         int | None, typer.Option(min=1, help="Number of layer groups N; default: 4, or as many as it can be cut into.")
     ] = None,
@@ -49,7 +54,8 @@ def inspect(
 
     With --export, what would fail after a long training fails here.
 
-    Where a network cannot be cut, the error names the line of its code and what to do.
+    Where a network cannot be cut, the error names the line of its code and what to do. --input with another number of
+    sizes than three is of numbers, as 128x9; with --tokens N it is of tokens, whose sequence gets a class.
 
     Example: anytime-lct inspect torchvision:resnet18 --input 3x64x64 --groups 3
     """
@@ -67,6 +73,7 @@ def inspect(
     from anytime_lct.task import Facts
 
     shape, tables = _shape(input_), _tables(settings)
+    tokens = 0 if tokens is None and len(shape) not in (1, 3) else tokens
     flags = {
         "groups": groups,
         "places": places.split(",") if places else None,
@@ -74,8 +81,12 @@ def inspect(
     }
     cut = {**{key: value for key, value in flags.items() if value is not None}, **tables["cut"]}
     recipe = reading.complete({"cut": cut, "critic": {**({"kind": critic} if critic else {}), **tables["critic"]}})
-    facts = Facts("", "classification" if len(shape) > 1 else "language-model", shape, classes, ())
-    network, example = networks.build(model, shape, classes, **tables["model"]), example_input(facts)
+    if tokens is None and len(shape) == 1:
+        facts = Facts("", "language-model", shape, classes, ())
+    else:
+        kind: InputKind = "image" if tokens is None else "array"
+        facts = Facts("", "classification", shape, classes, (), inputs=kind, tokens=tokens or 0)
+    network, example = networks.build(model, shape, classes, tokens, **tables["model"]), example_input(facts)
     inspection = inspect_network(network, example, recipe.cut, recipe.critic, facts.task)
     costs, ends = [part.exit.flops for part in inspection.parts], [part.ends for part in inspection.parts[:-1]]
     own = kind_of(network, recipe.critic) == "own"
@@ -185,8 +196,11 @@ def _shape(text: str) -> tuple[int, ...]:
         shape = tuple(int(size) for size in text.lower().split("x"))
     except ValueError:
         shape = ()
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ModelError(f"Expected --input as 3x224x224 (channels, height, width) or 100 (characters), got '{text}'.")
+    if not shape or min(shape) < 1:
+        raise ModelError(
+            f"Expected --input as 3x224x224 (channels, height, width), 100 (characters) or any other shape of numbers, "
+            f"as 9x128, got '{text}'."
+        )
     return shape
 
 

@@ -71,7 +71,7 @@ def start_line(start: Start) -> str:
     samples = "".join(
         f", {count:,} for {split}" for count, split in zip(facts.counts[1:], ("validation", "test"), strict=False)
     )
-    training = f"{facts.counts[0]:,} {row.samples} for training{samples}; " if facts.counts else ""
+    training = f"{facts.counts[0]:,} {facts.samples} for training{samples}; " if facts.counts else ""
     size = f" as {'x'.join(map(str, facts.input_shape))}"
     if row.is_text:
         size = f" in {', '.join(facts.encodings).upper()}" if facts.encodings else ""

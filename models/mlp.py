@@ -14,14 +14,21 @@ from anytime_lct.models.options import expect_dropout
 
 
 def mlp(
-    input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] | int = (300, 150), dropout: float = 0.0
+    input_shape: tuple[int, ...],
+    outputs: int,
+    tokens: int | None = None,
+    hidden: Sequence[int] | int = (300, 150),
+    dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Make a perceptron with ReLU units on the flattened input, (B, C, H, W) to (B, outputs).
+    """Make a perceptron with ReLU units on the flattened input, images (B, C, H, W) or floats (B, ..), to (B, outputs).
 
     The default, with ten outputs, is the 300-150-10 network of Table III. `dropout` acts on every hidden layer.
     """
-    if len(input_shape) != 3:
-        raise ModelError(f"The network 'mlp' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
+    if tokens or (tokens is None and len(input_shape) != 3):
+        raise ModelError(
+            f"The network 'mlp' reads images or floats, but the data has {'tokens' if tokens else 'text'} "
+            f"{tuple(input_shape)}."
+        )
     sizes: list[Any] = list(hidden) if isinstance(hidden, list | tuple) else [hidden]
     if any(type(size) is not int or size < 1 for size in sizes):
         raise ModelError(f"Expected hidden sizes of at least 1, got {sizes}; write for example hidden = [300, 150].")

@@ -18,6 +18,7 @@ from anytime_lct.models.lstm import lstm
 from anytime_lct.models.mlp import mlp
 from anytime_lct.models.msdnet import msdnet, msdnet_imagenet
 from anytime_lct.models.resnet import BOTTLENECKS, bottleneck, small
+from anytime_lct.models.sequences import lstm_classifier
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -29,7 +30,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "msdnet-imagenet": msdnet_imagenet,
     "fractalnet": fractalnet,
     "lstm": lstm,
+    "lstm-classifier": lstm_classifier,
 }
+AUTO = "auto"  # stands for the network that suits the inputs
 NAMES = tuple(MODELS)
 OPTION_TEXTS = {
     "hidden": "Units of each hidden layer.",
@@ -47,14 +50,17 @@ OPTION_TEXTS = {
     "drop_path": "Share of its inputs that each join of columns loses in training.",
     "reduction": "Share of the channels that is left behind a transition.",
     "units": "Units of an LSTM layer.",
-    "embedding": "Size of the embedding of a character.",
+    "embedding": "Size of the embedding of a character or a token.",
 }
 SOURCE_FORMS = ("torchvision:NAME", "timm:NAME", "path/to/file.py:FACTORY")
 
 
-def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: Any) -> nn.Module:
-    """Make a network by name for inputs (C, H, W) or (T,) and `outputs` classes or symbols.
+def build(
+    name: str, input_shape: tuple[int, ...], outputs: int, tokens: int | None = None, /, **options: Any
+) -> nn.Module:
+    """Make a network by name for images (C, H, W) or text (T,) and `outputs` classes or symbols.
 
+    With `tokens` inputs are arrays instead: numbers of so many tokens (T,), or floats of any shape where it is 0.
     A name with a colon has a source: torchvision:NAME, timm:NAME, path/to/file.py:FACTORY. Raises ModelError
     for an unknown name or option, or data that the network cannot read.
 
@@ -62,12 +68,12 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: A
     >>> build("resnet20", (3, 32, 32), 10, width=8)(zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-    if reserved := next((key for key in ("name", "input_shape", "outputs") if key in options), None):
+    if reserved := next((key for key in ("name", "input_shape", "outputs", "tokens") if key in options), None):
         raise ModelError(
             f"Expected options of the network '{name}', got '{reserved}', which comes from the data; leave it out."
         )
     if others.has_source(name):
-        return others.build(name, input_shape, outputs, options)
+        return others.build(name, input_shape, outputs, options, tokens)
     if name not in MODELS:
         matches = others.forms_of(name) or difflib.get_close_matches(name, NAMES, n=3) or (*NAMES, *SOURCE_FORMS)
         raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(matches)}?")
@@ -79,7 +85,28 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, /, **options: A
             raise ModelError(f"The network '{name}' has no option '{option}'{hint}; it takes {', '.join(own)}.")
     if outputs < 1:
         raise ModelError(f"Expected at least one class or symbol for the network '{name}', got {outputs}.")
-    return MODELS[name](input_shape, outputs, **options)
+    factory = MODELS[name]
+    if "tokens" in inspect.signature(factory).parameters:
+        return factory(input_shape, outputs, tokens, **options)
+    if tokens:
+        raise ModelError(
+            f"The network '{name}' does not read numbers of tokens, which the data has; choose lstm-classifier, or a "
+            f"network of your own."
+        )
+    return factory(input_shape, outputs, **options)
+
+
+def suited(input_shape: tuple[int, ...], tokens: int | None) -> dict[str, Any]:
+    """Return the name of a network of this toolkit that suits such inputs, as `build` has them, and options.
+
+    >>> suited((3, 32, 32), None), suited((128, 9), 0)
+    ({'name': 'resnet20'}, {'name': 'lstm-classifier'})
+    """
+    if tokens or (tokens is not None and len(input_shape) == 2):
+        return {"name": "lstm-classifier"}
+    if tokens is None:
+        return {"name": "resnet20" if len(input_shape) == 3 else "lstm"}
+    return {"name": "mlp", "hidden": [256, 256, 256, 256]}
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -93,6 +120,6 @@ def default_options(name: str) -> dict[str, Any]:
     factory = MODELS[name]
     fixed = factory.keywords if isinstance(factory, partial) else {}
     parameters = inspect.signature(factory).parameters
-    own = [key for key in parameters if key not in ("input_shape", "outputs", *fixed)]
+    own = [key for key in parameters if key not in ("input_shape", "outputs", "tokens", *fixed)]
     defaults = ((key, parameters[key].default) for key in own)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults}

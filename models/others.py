@@ -28,11 +28,13 @@ def has_source(name: str) -> bool:
     return ":" in name
 
 
-def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
-    """Make a network for inputs (C, H, W) or (T,) and `outputs` classes; `options` are arguments of its factory.
+def build(
+    name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any], tokens: int | None = None
+) -> nn.Module:
+    """Make a network for inputs as `networks.build` has them; `options` are arguments of its factory.
 
-    A factory in a file is a function or a class; it gets `input_shape` and `outputs` if it has parameters of these
-    names. Raises ModelError for an unknown network, or one that does not fit the data.
+    A factory in a file is a function or a class; it gets `input_shape`, `outputs` and `tokens` if it has parameters of
+    these names. Raises ModelError for an unknown network, or one that does not fit the data.
 
     >>> build("torchvision:resnet18", (3, 64, 64), 10, {})(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
@@ -43,7 +45,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
             f"Expected a network as torchvision:NAME, timm:NAME or path/to/file.py:FACTORY, got '{name}'; choose one."
         )
     if source in SOURCES:
-        return _build(name, SOURCES[source], input_shape, outputs, options)
+        return _build(name, SOURCES[source], input_shape, outputs, options, tokens)
     path = Path(source)
     if not path.is_file():
         raise ModelError(
@@ -52,7 +54,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
         )
     with importing_from(path.resolve().parent):
         try:
-            return _build(name, _from_file(path), input_shape, outputs, options)
+            return _build(name, _from_file(path, tokens), input_shape, outputs, options, tokens)
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"The network '{name}' imports '{error.name}', which is neither installed nor beside its file; install "
@@ -61,7 +63,12 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
 
 
 def _build(
-    name: str, builder: Builder, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]
+    name: str,
+    builder: Builder,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    options: dict[str, Any],
+    tokens: int | None,
 ) -> nn.Module:
     try:
         model = builder(name.rpartition(":")[2], input_shape, outputs, options)
@@ -71,7 +78,7 @@ def _build(
         settings = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
         raise ModelError(f"The network '{name}' cannot be built{settings}: {reason(error)}.") from error
     _check_kind(name, model)
-    _check_forward(name, model, input_shape, outputs)
+    _check_forward(name, model, input_shape, outputs, tokens)
     return model
 
 
@@ -107,10 +114,10 @@ def _timm(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
         return timm.create_model(name, **arguments)  # a network for images of any size
 
 
-def _from_file(path: Path) -> Builder:
+def _from_file(path: Path, tokens: int | None) -> Builder:
     def build_from_file(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
         factory = load_factory(f"{path}:{name}", "network", ModelError)
-        facts = {"input_shape": input_shape, "outputs": outputs}
+        facts = {"input_shape": input_shape, "outputs": outputs, "tokens": outputs if tokens is None else tokens}
         arguments = {key: facts[key] for key in inspect.signature(factory).parameters if key in facts} | options
         if missing := [key for key in required(factory) if key not in arguments]:
             raise ModelError(
@@ -190,9 +197,10 @@ def _check_kind(name: str, model: nn.Module) -> None:
         )
 
 
-def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int) -> None:
+def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int, tokens: int | None) -> None:
     """Run the model once; raises ModelError if it cannot read the inputs or does not return logits (B, outputs)."""
-    dtype = torch.float32 if len(input_shape) > 1 else torch.int64
+    is_text = tokens is None and len(input_shape) == 1
+    dtype = torch.int64 if is_text or tokens else torch.float32
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -210,7 +218,7 @@ def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], ou
             f"Expected one tensor of logits from the network '{name}', got a {type(Z).__name__}; let its factory "
             f"return a module whose forward pass returns the logits alone."
         )
-    expected = (2, outputs) if len(input_shape) > 1 else (2, *input_shape, outputs)
+    expected = (2, *input_shape, outputs) if is_text else (2, outputs)
     if Z.shape != expected:
         remedy = "let its factory take `outputs`" if Z.shape[-1] != outputs else "reshape its output"
         raise ModelError(

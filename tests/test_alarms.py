@@ -25,7 +25,7 @@ WELL = Finished(
 # Three symbols of frequencies 1/2, 1/4, 1/4: 1.5 bits.
 TEXT = replace(
     WELL, task="language-model", outputs=3, train_losses=[0.9, 0.9, 0.8], losses=[0.9, 0.9, 0.9],
-    scores=[1.4, 1.3, 1.2], labels=[200, 100, 100], answers=[0.6, 0.6, 0.5],
+    scores=[1.4, 1.3, 1.2], labels=[200, 100, 100], answers=[0.6, 0.6, 0.5], samples="characters",
 )  # fmt: skip
 
 

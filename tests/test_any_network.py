@@ -145,7 +145,9 @@ def test_maps_of_images_that_are_not_square_are_told_by_what_follows():
 def test_tokens_have_a_class_token_where_the_network_reads_it():
     vit = small_vit()
     trace = Trace.of(vit)
-    assert trace.hints("encoder.dropout") == {"class_token": True, "linear_next": True}
+    assert trace.hints("encoder.dropout") == {
+        "class_token": True, "linear_next": True, "channels": 16, "convolved": False,
+    }  # fmt: skip
     assert not trace.hints("permute")["class_token"]  # before the class token is joined to the others
     network = LCTNetwork.cut(vit, torch.zeros(2, 3, 32, 32), CutRecipe(places=("encoder.layers.encoder_layer_0",)))
     h = torch.randn(3, 5, 16)

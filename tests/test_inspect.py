@@ -104,7 +104,8 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     code, out, _ = call(capfd, "inspect", "plain.py:Plain", *shape, "--places", "a", "--critic", "slim")
     assert code == 0 and "main" in out
     for words, says in (
-        (("mlp", "--input", "3x2"), "--input as 3x224x224"),
+        (("mlp", "--input", "3x"), "--input as 3x224x224"),
+        (("resnet20", "--input", "9", "--tokens", 0), "reads images (C, H, W)"),
         (("mlp", *shape, "--set", "train.epochs=2"), "such as model.width=8, or a key of cut or critic"),
         (("mlp", *shape, "--budget-flops", "1.5"), "less than 1"),
         (("mlp", *shape, "--groups", 4, "--budget-flops", "0.3", "--places", "relu2"), "leave one of them out"),

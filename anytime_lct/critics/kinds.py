@@ -12,7 +12,7 @@
 
 Maps with channels last (B, H, W, C), as in Swin, are permuted to (B, C, H, W) first. Of tokens (B, T, C) a critic reads
 the mean and, where the network has one, the class token: slim and residual critics by layer norm and linear layers, the
-paper's by linear layers.
+paper's by linear layers. A signal (B, C, T), of a network of 1-d convolutions, is a map of width 1.
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
@@ -34,8 +34,8 @@ from anytime_lct.exits.tasks import TASKS
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
 
-Layout = Literal["map", "channels-last map", "tokens", "tokens with a class token", "vector", "sequence"]
-MAPS: tuple[Layout, ...] = ("map", "channels-last map")
+Layout = Literal["map", "channels-last map", "signal", "tokens", "tokens with a class token", "vector", "sequence"]
+MAPS: tuple[Layout, ...] = ("map", "channels-last map", "signal")
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_MIN_WIDTH, SLIM_MAX_WIDTH = 32, 48
@@ -71,12 +71,16 @@ def layout(
     class_token: bool = False,
     linear_next: bool = False,
     square: bool = True,
+    channels: int = 0,
+    convolved: bool = False,
 ) -> Layout:
     """Return the layout of a tensor that crosses a cut; raises CriticError for a shape that no critic reads.
 
     The channels of a 4-dimensional tensor are the axis beside two equal sizes. Where that is ambiguous, as for images
     that are not `square`, they are the last axis if the next layer is linear (`linear_next`). A 3-dimensional tensor of
-    a classifier holds tokens, the first of them a class token if the network later reads it alone (`class_token`).
+    a classifier is a signal if its first axis has the `channels` that the layer before puts out; where both axes have
+    as many, if that layer is a convolution (`convolved`). Otherwise it holds tokens, the first of them a class token if
+    the network later reads it alone (`class_token`).
 
     >>> layout(torch.zeros(2, 7, 7, 768))
     'channels-last map'
@@ -88,6 +92,8 @@ def layout(
         last = first == second if decisive else linear_next
         return "channels-last map" if last else "map"
     if not is_text and hidden.dim() == 3:
+        if channels == hidden.shape[1] and (convolved or channels != hidden.shape[2]):
+            return "signal"
         return "tokens with a class token" if class_token else "tokens"
     if not is_text and hidden.dim() == 2:
         return "vector"
@@ -95,7 +101,8 @@ def layout(
         return "sequence"
     raise CriticError(
         f"A critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map (B, C, H, W) or "
-        f"(B, H, W, C), tokens (B, T, C) or a vector (B, F), for a language model a sequence (B, T, F); cut elsewhere."
+        f"(B, H, W, C), a signal (B, C, T), tokens (B, T, C) or a vector (B, F), for a language model a sequence "
+        f"(B, T, F); cut elsewhere."
     )
 
 
@@ -127,14 +134,12 @@ def build(
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     if kind == "residual" and read_as in MAPS:
         critic = _plan(hidden, outputs, depth, read_as, budget).build()
-        return critic if read_as == "map" else nn.Sequential(Permute([0, 3, 1, 2]), *critic)
+        return critic if read_as == "map" else nn.Sequential(_as_map(read_as), *critic)
     depth = depth or (SEQUENCE_LAYERS if kind == "residual" and read_as == "sequence" else 1)
     if read_as == "map":
-        channels, height, width = hidden.shape[1:]
-        return MAP_CRITICS[kind](channels, height, width, outputs, depth)
-    if read_as == "channels-last map":
-        height, width, channels = hidden.shape[1:]
-        return nn.Sequential(Permute([0, 3, 1, 2]), *MAP_CRITICS[kind](channels, height, width, outputs, depth))
+        return MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)
+    if read_as in MAPS:
+        return nn.Sequential(_as_map(read_as), *MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth))
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -155,8 +160,20 @@ def multiply_adds(
 
 
 def _plan(hidden: Tensor, outputs: int, depth: int | None, read_as: Layout, budget: float | None) -> ResidualPlan:
-    first, second, third = hidden.shape[1:]
-    return plan((third, first, second) if read_as != "map" else (first, second, third), outputs, depth, budget)
+    return plan(_map_shape(hidden, read_as), outputs, depth, budget)
+
+
+def _map_shape(hidden: Tensor, read_as: Layout) -> tuple[int, int, int]:
+    """Return (C, H, W) of a map, whichever axes it has where; a signal is one of width 1."""
+    first, second, *rest = hidden.shape[1:]
+    if read_as == "signal":
+        return first, second, 1
+    return (first, second, rest[0]) if read_as == "map" else (rest[0], first, second)
+
+
+def _as_map(read_as: Layout) -> nn.Module:
+    """Return what makes a map (B, C, H, W) of a map with channels last, or of a signal."""
+    return nn.Unflatten(2, (-1, 1)) if read_as == "signal" else Permute([0, 3, 1, 2])
 
 
 class ReadTokens(nn.Module):

@@ -6,7 +6,8 @@
 The widths shrink together until the critic is within its budget; the last blocks, which cost least, get what is left.
 Where the first block would be narrow, the critic has fewer blocks, or pools the map first. Where a budget leaves more
 than the widths can use, it gets more blocks. A critic so built is a short imitation of the groups behind it (as in
-Nokland and Eidnes 2019; Belilovsky et al. 2020).
+Nokland and Eidnes 2019; Belilovsky et al. 2020). Signals are maps of width 1, whose kernels are 3x1, down to a height
+of 64, as many positions as 8x8 has.
 """
 
 from __future__ import annotations
@@ -38,26 +39,47 @@ class ResidualPlan:
     strides: tuple[int, ...]
 
     @property
+    def is_signal(self) -> bool:
+        """Whether the map is a signal, of width 1."""
+        return self.width == 1 < self.height
+
+    @property
+    def side(self) -> int:
+        """The side that decides how often blocks stride: the shorter one; of a signal its height."""
+        return self.height if self.is_signal else min(self.height, self.width)
+
+    @property
+    def last_side(self) -> int:
+        """The largest side of the last map."""
+        return SIDE * SIDE if self.is_signal else SIDE
+
+    @property
     def multiply_adds(self) -> int:
         """The multiply-adds per sample, as `counting` counts them."""
         total, channels = 0, self.channels
-        height, width = self.height // self.pool, self.width // self.pool
+        height, width = self.height // self.pool, max(1, self.width // self.pool)
+        taps = 3 if self.is_signal else 9
         for inner, stride in zip(self.widths, self.strides, strict=True):
             height, width = math.ceil(height / stride), math.ceil(width / stride)
             shortcut = channels * inner if _projects(channels, inner, stride) else 0
-            total += height * width * (9 * inner * (channels + inner) + shortcut)
+            total += height * width * (taps * inner * (channels + inner) + shortcut)
             channels = inner
         return total + channels * self.outputs
 
     def build(self) -> nn.Sequential:
         """Make the critic."""
-        layers: list[nn.Module] = [nn.AvgPool2d(self.pool)] if self.pool > 1 else []
+        pool = (self.pool, 1) if self.is_signal else self.pool
+        layers: list[nn.Module] = [nn.AvgPool2d(pool)] if self.pool > 1 else []
         channels = self.channels
         for inner, stride in zip(self.widths, self.strides, strict=True):
             shortcut = None
             if _projects(channels, inner, stride):
                 shortcut = nn.Sequential(nn.Conv2d(channels, inner, 1, stride, bias=False), nn.BatchNorm2d(inner))
-            layers.append(BasicBlock(channels, inner, stride, shortcut))
+            block = BasicBlock(channels, inner, stride, shortcut)
+            if self.is_signal:
+                block.conv1 = nn.Conv2d(channels, inner, (3, 1), (stride, 1), (1, 0), bias=False)
+                block.conv2 = nn.Conv2d(inner, inner, (3, 1), padding=(1, 0), bias=False)
+            layers.append(block)
             channels = inner
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.outputs))
 
@@ -77,7 +99,7 @@ def plan(
     linear = ResidualPlan(channels, height, width, outputs, 1, (), ())
     narrow = linear
     for pool, blocks in product((1, 2, 4, 8), (depth,) if depth else range(BLOCKS, 0, -1)):
-        if pool > 1 and min(height, width) < pool * SIDE:
+        if pool > 1 and linear.side < pool * linear.last_side:
             break
         largest = _largest(linear, pool, blocks)
         if budget is None:
@@ -93,9 +115,9 @@ def plan(
 
 def _largest(linear: ResidualPlan, pool: int, blocks: int) -> ResidualPlan:
     widths, strides, channels = list[int](), list[int](), linear.channels
-    side = min(linear.height, linear.width) // pool
-    while side > SIDE or len(widths) < blocks:
-        stride = 2 if side > SIDE else 1
+    side = linear.side // pool
+    while side > linear.last_side or len(widths) < blocks:
+        stride = 2 if side > linear.last_side else 1
         channels = min(LARGEST_CAP, max(SMALLEST_CAP, stride * channels))
         widths.append(channels)
         strides.append(stride)

@@ -15,6 +15,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -111,10 +112,14 @@ class Trace:
             )
         return Cut(position, name)
 
-    def hints(self, name: str) -> dict[str, bool]:
+    def hints(self, name: str) -> dict[str, Any]:
         """Return what the steps after a legal cut reveal about its tensor, as arguments of `critics.layout`."""
         position = self.find(name).position
-        return {"class_token": self._class_token(position), "linear_next": self._linear_next(position)}
+        return {
+            "class_token": self._class_token(position),
+            "linear_next": self._linear_next(position),
+            **self._last_layer(position),
+        }
 
     def _class_token(self, position: int) -> bool:
         """Return whether the first token that crosses is a class token: x[:, 0] is read, and none prepended before."""
@@ -134,6 +139,14 @@ class Trace:
         first = next((layer for layer in layers if isinstance(layer, nn.Linear | _ConvNd)), None)
         return isinstance(first, nn.Linear)
 
+    def _last_layer(self, position: int) -> dict[str, Any]:
+        """Return the channels that the last layer before a cut puts out, 0 where none has any, and if it is 1-d."""
+        targets = [str(step.target) for step in self.recording.steps[:position] if step.op == "call_module"]
+        layers = [inner for name in targets for inner in self.recording.attributes[name].modules()]
+        last = next((layer for layer in reversed(layers) if _channels_of(layer)), None)
+        channels = 0 if last is None else _channels_of(last)
+        return {"channels": channels, "convolved": isinstance(last, nn.Conv1d | nn.BatchNorm1d)}
+
     def _numbered(self) -> Iterator[tuple[int, fx.Node]]:
         return iter(enumerate(self.recording.steps, start=1))
 
@@ -147,6 +160,16 @@ class Trace:
         if not is_tensor(live[0]):
             return f"where the value that crosses ({live[0].name}) is not one tensor"
         return "where the next group would overwrite the tensor in place"
+
+
+def _channels_of(layer: nn.Module) -> int:
+    """Return the channels that a layer puts out, 0 where it puts out those that it gets."""
+    if isinstance(layer, nn.RNNBase):
+        return layer.hidden_size * (1 + layer.bidirectional)
+    for key in ("out_channels", "out_features", "embedding_dim", "num_features"):
+        if isinstance(count := getattr(layer, key, None), int):
+            return count
+    return layer.normalized_shape[-1] if isinstance(layer, nn.LayerNorm) else 0
 
 
 def _live(recording: Recording) -> list[list[fx.Node]]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from anytime_lct.data import cifar, digits, folders, idx, own, pictures, saved, shards, tables, text
+from anytime_lct.data import cifar, digits, factory, folders, idx, npz, own, pictures, saved, shards, tables, text
 from anytime_lct.data.batches import Dataset
 from anytime_lct.data.images import load_images
 from anytime_lct.data.locations import kind_of, root_of
@@ -29,7 +29,8 @@ DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
     "cifar10": partial(load_images, cifar.read_cifar10),
     "cifar100": partial(load_images, cifar.read_cifar100),
     **{name: partial(load_images, partial(pictures.read, listed)) for name, listed in LISTED.items()},
-    FORM: partial(load_images, own.read),
+    FORM: partial(own.load, factory.call),
+    "npz:FILE": partial(own.load, npz.give),
     "pydoc": text.load_pydoc,
     "text": text.load_file,
 }

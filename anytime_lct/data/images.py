@@ -14,6 +14,7 @@ from anytime_lct.data.augment import policy_of
 from anytime_lct.data.batches import ImageBatches, Images, Split
 from anytime_lct.data.locations import root_of, shown
 from anytime_lct.data.mixing import Mixing
+from anytime_lct.data.splits import drawn_note, hold_out, in_unit, unit_of
 from anytime_lct.errors import DataError
 from anytime_lct.recipes.fitting import batch_size
 from anytime_lct.recipes.recipe import Augment, DataRecipe
@@ -51,21 +52,12 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     if (recipe.mean is None) != (recipe.std is None):
         raise DataError("Expected data.mean and data.std together, got one of them; set both or leave both out.")
     images = read(recipe, root_of(recipe))
-    order = torch.randperm(len(images.train.labels), generator=torch.Generator().manual_seed(seed))
-    num_validation = 0 if images.validation else round(recipe.validation * len(order))
-    num_test = 0 if images.test else max(1, round(recipe.test * len(order)))
-    if num_validation + num_test >= len(order):
-        shares = f"A validation share of {recipe.validation}" + f" and a test share of {recipe.test}" * (num_test > 0)
-        raise DataError(
-            f"{shares} {'leave' if num_test else 'leaves'} none of {len(order)} training images to train on; lower "
-            f"{'them' if num_test else 'it'}."
-        )
-    held_out = (order[:num_validation], order[num_validation : num_validation + num_test])
-    train_indices = order[num_validation + num_test :].sort().values
+    count = len(images.train.labels)
+    held_out = hold_out(recipe, count, seed, validation=not images.validation, test=not images.test)
     task: TaskName = "classification"
     centers, scale = (), 1.0
     if images.train.labels.is_floating_point():
-        task, (centers, scale) = "regression", _unit(images.train.labels[train_indices], recipe.name)
+        task, (centers, scale) = "regression", unit_of(images.train.labels[held_out.train], recipe.name)
         images = _in_unit(images, centers, scale)
         if recipe.mixup or recipe.cutmix:
             raise DataError(
@@ -73,21 +65,21 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
                 f"data.mixup and data.cutmix out."
             )
     parts: dict[Split, tuple[Images, Tensor]] = {
-        "train": (images.train, train_indices),
-        "validation": _whole_or(images.validation, images.train, held_out[0]),
-        "test": _whole_or(images.test, images.train, held_out[1]),
+        "train": (images.train, held_out.train),
+        "validation": _whole_or(images.validation, images.train, held_out.validation),
+        "test": _whole_or(images.test, images.train, held_out.test),
     }
     notes = images.notes
     if images.test is None:
-        notes += (f"The data has no test part: {num_test:,} of its {len(order):,} images, drawn by the seed, are it.",)
-    mean, deviation = _statistics(recipe, images, train_indices)
+        notes += (drawn_note(len(held_out.test), count),)
+    mean, deviation = _statistics(recipe, images, held_out.train)
     facts = Facts(
         shown(recipe.name), task, images.train.shape, len(images.classes), images.classes, mean,
         deviation, images.train.resize, counts=tuple(len(indices) for _, indices in parts.values()),
         centers=centers, scale=scale,
     )  # fmt: skip
     augment = images.augment if recipe.augment == "auto" else recipe.augment
-    rows = recipe.batch_size or batch_size(len(train_indices))
+    rows = recipe.batch_size or batch_size(len(held_out.train))
     policy = policy_of(recipe.policy, facts.input_shape)
     return ImageBatches(
         facts, augment, parts, rows, seed, recipe.workers, notes=notes, policy=policy, erased=recipe.erase,
@@ -95,20 +87,11 @@ def load_images(read: Reader, recipe: DataRecipe, seed: int) -> ImageBatches:
     )  # fmt: skip
 
 
-def _unit(targets: Tensor, name: str) -> tuple[tuple[float, ...], float]:
-    """Return the mean of each target (N, K), and the root of their mean variance; raises DataError where that is 0."""
-    scale = targets.var(dim=0, correction=0).mean().sqrt().item()
-    if not scale > 0:
-        raise DataError(f"Expected targets that differ in '{name}', got the same for all of training; correct them.")
-    return tuple(targets.mean(dim=0).tolist()), scale
-
-
 def _in_unit(images: ImageSet, centers: tuple[float, ...], scale: float) -> ImageSet:
     """Return an image set with targets as the network answers them, float32 (`Facts`)."""
 
     def part(images: Images) -> Images:
-        labels = (images.labels - images.labels.new_tensor(centers)) / scale
-        return replace(images, labels=labels.float())
+        return replace(images, labels=in_unit(images.labels, centers, scale))
 
     validation, test = images.validation and part(images.validation), images.test and part(images.test)
     return replace(images, train=part(images.train), validation=validation, test=test)
@@ -116,7 +99,7 @@ def _in_unit(images: ImageSet, centers: tuple[float, ...], scale: float) -> Imag
 
 def _whole_or(part: Images | None, other: Images, indices: Tensor) -> tuple[Images, Tensor]:
     """Return all images of a part, or where there is none some of another one."""
-    return (other, indices.sort().values) if part is None else (part, torch.arange(len(part.labels)))
+    return (other, indices) if part is None else (part, torch.arange(len(part.labels)))
 
 
 def in_memory(pixels: Tensor, labels: Tensor) -> Images:

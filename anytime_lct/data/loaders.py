@@ -3,7 +3,8 @@
     [(x, y), ..]                         one part, or a DataLoader of one
     {"train": .., "validation": .., "test": .., "classes": ["cat", "dog"], "mean": (..), "std": (..)}
 
-Mean and deviation of every channel are those by which images were normalised, on pixels in [0, 1].
+Mean and deviation of every channel are those by which images (B, C, H, W) were normalised, on pixels in [0, 1]. Other
+floats, and numbers of tokens (B, T), are network inputs as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import nullcontext
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytime_lct.cutting.snapshot import save_random_states, seeded
 from anytime_lct.data.augment import mix
@@ -64,14 +65,9 @@ class LoadedBatches:
         if x is None or y is None:
             raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
         shape = tuple(x.shape[1:])
-        if x.is_floating_point() and len(shape) != 3:
-            raise DataError(
-                f"Expected images (B, C, H, W) to measure and export a network on, got a minibatch of shape "
-                f"{tuple(x.shape)}; vectors are images (B, F, 1, 1), with nn.Flatten as the first layer."
-            )
         with probing(network):
             outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
-        facts = self.facts
+        facts = dataclasses.replace(self.facts, **_kind(self.facts, x, outputs, network))
         if self.typical != "train" and y.is_floating_point():  # in training labels may be shares of classes
             facts = dataclasses.replace(facts, task="regression")
         classes = facts.classes or tuple(map(str, range(outputs)))
@@ -124,6 +120,24 @@ class LoadedBatches:
                 if number >= start:
                     yield batch
                 restore()
+
+
+def _kind(facts: Facts, x: Tensor, outputs: int, network: LCTNetwork) -> dict[str, Any]:
+    """Return what kind of inputs a minibatch holds, and the number of tokens, as arguments of `Facts`.
+
+    Tokens are as many as the network's first embedding has rows. Raises DataError where it has none.
+    """
+    if x.is_floating_point():
+        return {"inputs": "image" if x.dim() == 4 else "array"}
+    if facts.row.is_text:
+        return {}
+    embedding = next((part for part in network.modules() if isinstance(part, nn.Embedding)), None)
+    if x.dim() != 2 or embedding is None:
+        raise DataError(
+            f"Expected floats, or numbers of tokens (B, T) for a network with an embedding, got {x.dtype} of shape "
+            f"{tuple(x.shape)}; convert them."
+        )
+    return {"inputs": "array", "tokens": embedding.num_embeddings}
 
 
 def _seed_generators(loader: Any, seed: int, epoch: int) -> None:

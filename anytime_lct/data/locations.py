@@ -1,4 +1,4 @@
-"""Where a data set is: in a folder, or at the path in its name, as of file.py:FACTORY, hf:PATH and wds:SHARDS."""
+"""Where a data set is: in a folder, or at the path in its name, as file.py:FACTORY, hf:PATH, wds:SHARDS, npz:FILE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anytime_lct.models.files import file_of, with_file, without_folder
 from anytime_lct.recipes.recipe import DataRecipe
 
 ROOT_VARIABLE = "ANYTIME_LCT_DATA"
-KINDS = ("hf:", "wds:")
+KINDS = ("hf:", "wds:", "npz:")
 PATTERN = frozenset("*?[{")
 
 
@@ -24,7 +24,7 @@ def kind_of(name: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Return PATH of hf:PATH or wds:PATH."""
+    """Return PATH of hf:PATH, wds:PATH or npz:PATH."""
     return name.partition(":")[2]
 
 
@@ -43,8 +43,8 @@ def root_of(recipe: DataRecipe) -> Path:
 def located(recipe: DataRecipe, folder: Path) -> DataRecipe:
     """Return a recipe whose paths are absolute instead of relative to `folder`.
 
-    Of hf:PATH and wds:SHARDS the name keeps the last part, and patterns: `root`, which --data-root replaces, is the
-    rest.
+    Of hf:PATH, wds:SHARDS and npz:FILE the name keeps the last part, and patterns: `root`, which --data-root replaces,
+    is the rest.
     """
     name, root, path = recipe.name, recipe.root, recipe.path
     root = None if root is None else absolute(root, folder)
@@ -76,5 +76,5 @@ def absolute(path: str, folder: Path | None = None) -> str:
 
 
 def missing(path: Path, get: str) -> DataError:
-    """Return the error for hf:PATH or wds:PATH where nothing is; `get` says how to come by one."""
+    """Return the error for hf:PATH, wds:PATH or npz:PATH where nothing is; `get` says how to come by one."""
     return DataError(f"Expected data on this machine, but '{path}' is not there, and nothing is downloaded; {get}.")

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from anytime_lct.disk import Record, parse, read_text, write
 from anytime_lct.errors import BundleError, ProfileError
 from anytime_lct.exits.profile import Profile
-from anytime_lct.exits.tasks import TASKS, Task, TaskName
+from anytime_lct.exits.tasks import TASKS, InputKind, Task, TaskName
 from anytime_lct.exits.thresholds import ThresholdTable
 
 MANIFEST = "manifest.json"
@@ -42,10 +42,11 @@ class Preprocessing(Record):
     Images of another size than (height, width) are resized: with `resize`, their shorter side becomes that long and
     their centre is cropped; without it they are stretched. Transparent parts lie on a white `ground`. Pixels x of
     [0, 1] become (x - mean) / std, per channel. Character k of `symbols` is number k of a text, whose file is decoded
-    by `encoding` or, without one, by its byte-order mark or as UTF-8.
+    by `encoding` or, without one, by its byte-order mark or as UTF-8. Arrays are network
+    inputs as they are: floats of a `shape`, or numbers of `tokens`, from 0 on.
     """
 
-    kind: Literal["image", "text"]
+    kind: InputKind
     channels: int | None = None
     height: int | None = None
     width: int | None = None
@@ -55,6 +56,8 @@ class Preprocessing(Record):
     ground: Literal["white"] | None = None
     symbols: str = ""
     encoding: str | None = None
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    tokens: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Preprocessing:
@@ -62,6 +65,9 @@ class Preprocessing(Record):
         if self.kind == "text":
             if not self.symbols or len(set(self.symbols)) != len(self.symbols):
                 raise ValueError("a text needs its symbols, each once")
+        elif self.kind == "array":
+            if not self.shape:
+                raise ValueError("an array needs a shape")
         elif any(size is None or size < 1 for size in sizes):
             raise ValueError("an image needs channels, height and width")
         elif any(len(numbers) not in (0, self.channels) for numbers in (self.mean, self.std)) or 0.0 in self.std:
@@ -120,6 +126,16 @@ class Manifest(Record):
     def row(self) -> Task:
         """The row of the task: its metric, and how outputs are read."""
         return TASKS[self.task]
+
+    @property
+    def samples(self) -> str:
+        """What samples are called: images, characters or samples."""
+        return "samples" if self.preprocessing.kind == "array" else self.row.samples
+
+    @property
+    def symbols(self) -> int:
+        """The symbols or tokens that inputs are numbers of; 0 for floats."""
+        return self.outputs if self.row.is_text else self.preprocessing.tokens or 0
 
     def as_json(self) -> str:
         """Return the text of manifest.json."""

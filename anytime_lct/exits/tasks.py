@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TaskName = Literal["classification", "language-model", "regression"]
+InputKind = Literal["image", "text", "array"]  # arrays are floats of any shape, or numbers of tokens (T,)
 MetricName = Literal["accuracy", "bpc", "rmse"]
 Floor = Literal["min_accuracy", "max_bpc", "max_rmse"]
 
@@ -84,7 +85,8 @@ class Task:
     """A task: its metric, what its samples and outputs are called, and how outputs are read.
 
     Where it `is_text`, inputs are symbols (B, T) and outputs (B, T, K), one at every step; else inputs are images
-    (B, C, H, W) and outputs (B, K). `answer` is what an output is read as, `output` what one of its K values is for.
+    (B, C, H, W) or arrays (B, ..) and outputs (B, K). `answer` is what an output is read as, `output` what one of its K
+    values is for.
     Where it `is_numbers`, they are the answer themselves; else they are logits of probabilities, of which a
     sample has a confidence, and `predict` shows the `top` likeliest. `no_rules` is why samples do not stop by rules for
     a mean budget, "" where they do.

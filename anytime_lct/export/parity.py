@@ -78,7 +78,7 @@ def store(path: Path, engine: Engine, exits: Sequence[int], facts: Facts) -> Non
 
 
 def samples(facts: Facts) -> Iterator[NDArray]:
-    """Yield the inputs of the comparison, always the same: normal noise, or random symbols of two lengths."""
+    """Yield the inputs of the comparison, always the same: normal noise, random tokens, or symbols of two lengths."""
     generator = np.random.default_rng(0)
     if facts.row.is_text:
         (length,) = facts.input_shape
@@ -87,7 +87,12 @@ def samples(facts: Facts) -> Iterator[NDArray]:
             yield generator.integers(0, facts.outputs, (batch, steps), dtype=np.int64)
     else:
         for batch in (1, 3, 64):
-            yield generator.standard_normal((batch, *facts.input_shape), dtype=np.float32)
+            shape = (batch, *facts.input_shape)
+            if facts.tokens:
+                yield generator.integers(0, facts.tokens, shape, dtype=np.int64)
+            else:
+                noise = generator.standard_normal(shape, dtype=np.float32)
+                yield facts.raw(torch.from_numpy(noise)).numpy()
 
 
 def reads_on(folder: Path, num_groups: int, critics: Sequence[int], facts: Facts) -> bool:

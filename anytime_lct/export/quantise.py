@@ -41,7 +41,7 @@ from anytime_lct.task import Facts
 class Int8:
     """What an int8 bundle needs: inputs for calibration, and a function that measures the quantised graphs.
 
-    `inputs` yields batches of network inputs, float32 (B, C, H, W). `measure` gets a function that returns the logits
+    `inputs` yields batches of network inputs, float32 (B, ..). `measure` gets a function that returns the logits
     of the served exits, in order, and returns the profile and the rules for stopping of these graphs.
     """
 
@@ -51,10 +51,11 @@ class Int8:
 
 def check(facts: Facts) -> None:
     """Raise ExportError for a network that cannot be quantised here: one on text."""
-    if facts.row.is_text:
+    if facts.tokens:
+        reader = "a language model" if facts.row.is_text else "one on tokens"
         raise ExportError(
-            "Expected a network on images for int8, got a language model, whose recurrent layers have no int8 form "
-            "here; export it without --int8."
+            f"Expected a network on images or floats for int8, got {reader}, whose embedding and recurrent layers have "
+            f"no int8 form here; export it without --int8."
         )
 
 

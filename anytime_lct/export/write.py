@@ -26,7 +26,7 @@ from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
 from anytime_lct.export.quantise import Int8, check, quantise
 from anytime_lct.export.single import NAME as SINGLE
 from anytime_lct.export.single import single_file
-from anytime_lct.export.unit import InUnit
+from anytime_lct.export.unit import FromUnit, InUnit
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.runtime.parity import NAME as PARITY
@@ -84,7 +84,8 @@ def write_bundle(
         sheet = export_sheet(groups, critics, _example(facts), _dynamic(facts), complete=scope.complete)
         if int8 is not None:
             report("quantising them to int8")
-            sheet = quantise(sheet, groups, int8.inputs)
+            inputs = (facts.raw(torch.from_numpy(x)).numpy() for x in int8.inputs)
+            sheet = quantise(sheet, groups, inputs)
         _write_graphs(folder, sheet, scope)
         engines = dict[str, parity.Engine]()
         if scope.with_groups:
@@ -93,7 +94,8 @@ def write_bundle(
             engines["exported sub-model"] = parity.exits_engine(folder, scope.served)
         if int8 is not None:
             report("measuring every exit in int8")
-            profile, thresholds = int8.measure(_predictor(next(iter(engines.values())), scope.served), scope.served)
+            predictor = _predictor(next(iter(engines.values())), scope.served, facts)
+            profile, thresholds = int8.measure(predictor, scope.served)
         if scope.single:  # it holds the temperatures of the profile
             temperatures = [exit.temperature for exit in profile.exits]
             save(single_file(sheet, scope.served, temperatures), folder / SINGLE)
@@ -134,12 +136,14 @@ def try_export(network: LCTNetwork, facts: Facts) -> float:
 
 
 def _parts(network: LCTNetwork, scope: _Scope, facts: Facts) -> tuple[list[nn.Module], dict[int, nn.Module]]:
-    """Return the groups and critics to export; those that answer numbers answer in the unit of the data."""
+    """Return the groups and critics to export; they read arrays, and answer numbers, in the unit of the data."""
 
     def answering(part: nn.Module) -> nn.Module:
         return nn.Sequential(part, InUnit(facts.centers, facts.scale)) if facts.centers else part
 
     groups: list[nn.Module] = [*network.groups][: scope.num_groups]
+    if facts.inputs == "array" and facts.mean:
+        groups[0] = nn.Sequential(FromUnit(facts.mean, facts.std), groups[0])
     if scope.complete:
         groups[-1] = answering(groups[-1])
     return groups, {i: answering(network.critics[i - 1]) for i in scope.critics}
@@ -202,11 +206,11 @@ def _write_graphs(folder: Path, sheet: Sheet, scope: _Scope) -> None:
             save(sheet.exit(i), folder / f"exit_{i}.onnx")
 
 
-def _predictor(engine: parity.Engine, served: tuple[int, ...]) -> Predictor:
+def _predictor(engine: parity.Engine, served: tuple[int, ...], facts: Facts) -> Predictor:
     """Return what an engine answers, as torch tensors of the served exits in order."""
 
     def predict(x: Tensor) -> list[Tensor]:
-        logits = engine(x.numpy())
+        logits = engine(facts.raw(x).numpy())
         return [torch.from_numpy(logits[i]) for i in served]
 
     return predict
@@ -234,7 +238,7 @@ def _write_records(
         model=trained.model_name,
         num_groups=scope.network_groups,
         input_shape=("batch", "time") if is_text else ("batch", *facts.input_shape),
-        input_dtype="int64" if is_text else "float32",
+        input_dtype="int64" if facts.tokens else "float32",
         outputs=facts.outputs,
         classes=facts.classes,
         preprocessing=preprocessing(facts),
@@ -258,6 +262,8 @@ def preprocessing(facts: Facts) -> Preprocessing:
     """Return the preprocessing of raw inputs that the network was measured with."""
     if facts.row.is_text:
         return Preprocessing(kind="text", symbols="".join(facts.classes), encoding=facts.encoding)
+    if facts.inputs == "array":
+        return Preprocessing(kind="array", shape=facts.input_shape, tokens=facts.tokens or None)
     channels, height, width = facts.input_shape
     return Preprocessing(
         kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,
@@ -288,4 +294,4 @@ def _example(facts: Facts) -> Tensor:
     """Two samples: torch treats a size of 1 as a constant."""
     if facts.row.is_text:
         return torch.zeros(2, max(3, facts.input_shape[0]), dtype=torch.int64)
-    return torch.zeros(2, *facts.input_shape)
+    return torch.zeros(2, *facts.input_shape, dtype=torch.int64 if facts.tokens else torch.float32)

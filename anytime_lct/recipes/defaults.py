@@ -22,6 +22,8 @@ TEXTS: dict[str, Any] = {
 }
 # Of the default network on text: its rate is that of Section V-B of the paper, and its embedding is one step of a cut.
 LSTM: dict[str, Any] = {"cut": {"groups": 2}, "groups": {"name": "adam", "lr": 2.7e-3}, "train": {"clip_norm": 1.0}}
+# Data of any kind: the network follows from the samples.
+ANY: dict[str, Any] = {"model": {"name": "auto"}}
 BUILT_IN: dict[str, dict[str, Any]] = {
     "digits": {"model": {"name": "resnet", "depth": 14, "width": 16}, "train": {"epochs": 15}},
     "pydoc": {

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from anytime_lct import disk
 from anytime_lct.errors import RecipeError
-from anytime_lct.recipes.defaults import BUILT_IN, IMAGES, LSTM, SCALED_INPUTS, TEXTS
+from anytime_lct.recipes.defaults import ANY, BUILT_IN, IMAGES, LSTM, SCALED_INPUTS, TEXTS
 from anytime_lct.recipes.recipe import TEXT, Recipe
 from anytime_lct.recipes.sentences import sentence
 
@@ -34,6 +34,8 @@ def complete(tables: dict[str, Any]) -> Recipe:
     name = str(_table(tables, "data").get("name", "digits"))
     empty: dict[str, Any] = {key: {} for key in Recipe.model_fields}
     layers = [empty, TEXTS if name in TEXT else IMAGES, BUILT_IN.get(name, {})]
+    if name.startswith("npz:") or ".py:" in name:
+        layers.append(ANY)
     if name in TEXT and _table(tables, "model").get("name", "lstm") == "lstm":
         layers.append(LSTM)
     if "name" in _table(tables, "model"):  # another network does not get the options of the default one

@@ -51,6 +51,8 @@ class DataRecipe(Section):
     """Column of the images of hf:PATH, or extension of those of wds:SHARDS; by default the one that holds images."""
     label_column: str | None = None
     """Column of the labels of hf:PATH, or extension or JSON key of those of wds:SHARDS; by default a usual one."""
+    inputs: Literal["auto", "images", "arrays"] = "auto"
+    """What samples of npz:FILE or of a factory are; auto: images are Pillow's, uint8, or floats (C, H, W)."""
     path: str | None = None
     """File or folder of a text, relative to `root` where there is one."""
     encoding: str | None = None

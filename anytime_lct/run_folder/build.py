@@ -37,7 +37,8 @@ def build_network(recipe: Recipe, facts: Facts, *, whole: bool = False, compare:
 
 def build_model(recipe: Recipe, facts: Facts) -> nn.Module:
     """Build the uncut network of a recipe; draws its weights from the random states."""
-    return networks.build(recipe.model.name, facts.input_shape, facts.outputs, **recipe.model.options)
+    tokens = facts.tokens if facts.inputs == "array" else None
+    return networks.build(recipe.model.name, facts.input_shape, facts.outputs, tokens, **recipe.model.options)
 
 
 def traits(model: nn.Module) -> Traits:
@@ -52,5 +53,5 @@ def traits(model: nn.Module) -> Traits:
 
 
 def example_input(facts: Facts, batch: int = 2) -> Tensor:
-    """Return a batch of zeros of the network's input: float32 (B, C, H, W), or int64 (B, T) for text."""
-    return torch.zeros(batch, *facts.input_shape, dtype=torch.float32 if len(facts.input_shape) > 1 else torch.int64)
+    """Return a batch of zeros of the network's input: float32, or int64 (B, T) for text and tokens."""
+    return torch.zeros(batch, *facts.input_shape, dtype=torch.int64 if facts.tokens else torch.float32)

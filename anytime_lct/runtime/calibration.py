@@ -96,6 +96,8 @@ def _example(session: AnytimeSession, size: int) -> np.ndarray:
     if session.manifest.row.is_text:
         return generator.integers(0, session.manifest.outputs, (size, CHARACTERS), dtype=np.int64)
     shape = [int(side) for side in session.manifest.input_shape[1:]]
+    if session.manifest.symbols:
+        return generator.integers(0, session.manifest.symbols, (size, *shape), dtype=np.int64)
     return generator.standard_normal((size, *shape), dtype=np.float32)
 
 

@@ -20,7 +20,7 @@ from anytime_lct.runtime import preprocess
 STANDARD_INPUT = "-"
 LARGEST = 16  # samples of a portion: more are hardly faster, and take more memory
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SUFFIXES = {"image": (*PICTURES, preprocess.ARRAY), "text": (".txt",)}
+SUFFIXES = {"image": (*PICTURES, preprocess.ARRAY), "text": (".txt",), "array": (preprocess.ARRAY,)}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Portion:
 def files_of(name: str, manifest: Manifest) -> list[str]:
     """Return the files that a name stands for: a file, a folder's files, those that match a pattern, or "-" itself.
 
-    Of a folder, and of those in it, all image files and .npy arrays count, or for text the .txt files, sorted, hidden
-    ones left out. `**` in a pattern stands for any folders. A file that is missing is returned too. Raises InputError
-    for a folder or a pattern without files.
+    Of a folder, and of those in it, all image files and .npy arrays count, for a network on arrays the latter, for text
+    the .txt files, sorted, hidden ones left out. `**` in a pattern stands for any folders. A file that is missing is
+    returned too. Raises InputError for a folder or a pattern without files.
 
     >>> files_of("photos/*.jpg", session.manifest)                                     # doctest: +SKIP
     ['photos/a.jpg', 'photos/b.jpg']
@@ -70,7 +70,7 @@ def read(name: str, manifest: Manifest) -> Iterator[Portion]:
     path, rules = Path(name), manifest.preprocessing
     if name == STANDARD_INPUT:
         x = preprocess.from_bytes(sys.stdin.buffer.read(), "standard input", manifest)
-    elif rules.kind == "image" and path.suffix.lower() == preprocess.ARRAY and path.is_file() and path.stat().st_size:
+    elif rules.kind != "text" and path.suffix.lower() == preprocess.ARRAY and path.is_file() and path.stat().st_size:
         with preprocess.naming(name):
             array = preprocess.samples(preprocess.load_array(path, name, mapped=True), rules)
             with path.open("rb") as file:

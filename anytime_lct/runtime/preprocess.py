@@ -23,7 +23,7 @@ NPY = b"\x93NUMPY"  # with which every .npy file begins, one that comes through 
 
 
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
-    """Read a file into a batch: (1, C, H, W) or (B, C, H, W) float32 for images, (1, T) int64 for text.
+    """Read a file into a batch: (B, C, H, W) float32 for images, (1, T) int64 for text, (B, ..) for arrays.
 
     A .npy file holds an array as `from_array` takes it; any other is an image file or, for a network on text, a
     text, decoded as in training. A pipe is read to its end. Raises InputError for a file that is missing, damaged or of
@@ -51,6 +51,8 @@ def from_bytes(content: bytes, name: str, manifest: Manifest) -> NDArray[Any]:
             return from_text(_read_text(content, name, rules), rules)
         if name.lower().endswith(ARRAY) or content.startswith(NPY):
             return from_array(load_array(BytesIO(content), name), rules)
+        if rules.kind == "array":
+            raise InputError(f"Expected a .npy file for this network, got '{name}'; save the array with numpy.save.")
         return from_picture(content, name, rules)
 
 
@@ -98,11 +100,12 @@ def from_picture(
     return normalise(fit(pixels, height, width, rules.resize)[None], rules)
 
 
-def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
-    """Make a batch (B, C, H, W) float32 of an array.
+def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
+    """Make a batch of an array: of images, (B, C, H, W) float32.
 
     uint8 are raw pixels, (H, W), (H, W, C), (B, H, W) or (B, H, W, C), which are resized and normalised; float32 and
-    float64 are network inputs already, (C, H, W) or (B, C, H, W). Raises InputError.
+    float64 are network inputs already, (C, H, W) or (B, C, H, W). For a network on arrays it is a sample, or a batch of
+    them: numbers, which become float32, or numbers of tokens, int64. Raises InputError.
     """
     return from_samples(samples(array, rules), rules)
 
@@ -110,11 +113,13 @@ def from_array(array: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]
 def samples(array: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
     """Return an array as `from_array` takes it with a batch dimension, not copied; raises InputError.
 
-    Pixels are (B, H, W, C), network inputs (B, C, H, W).
+    Pixels are (B, H, W, C), network inputs (B, C, H, W) or (B, ..).
     """
-    channels, height, width = _image_shape(rules)
     if array.size == 0:
-        raise InputError(f"Expected at least one image, got an array of shape {array.shape}; add one.")
+        raise InputError(f"Expected at least one sample, got an array of shape {array.shape}; add one.")
+    if rules.kind == "array":
+        return _batch_of_arrays(array, rules)
+    channels, height, width = _image_shape(rules)
     if array.dtype == np.uint8:
         return _batch_of_pixels(array, channels, (height, width))
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
@@ -130,9 +135,11 @@ def samples(array: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
     return batch
 
 
-def from_samples(batch: NDArray[Any], rules: Preprocessing) -> NDArray[np.float32]:
-    """Make a batch (B, C, H, W) float32 of what `samples` returns, or of some of it; raises InputError."""
-    if batch.dtype == np.uint8:
+def from_samples(batch: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
+    """Make a batch of network inputs of what `samples` returns, or of some of it; raises InputError."""
+    if rules.tokens:
+        return _as_ids(batch, rules.tokens)
+    if batch.dtype == np.uint8 and rules.kind == "image":
         _, height, width = _image_shape(rules)
         return normalise(np.stack([fit(image, height, width, rules.resize) for image in batch]), rules)
     with np.errstate(over="ignore"):
@@ -145,7 +152,7 @@ def from_samples(batch: NDArray[Any], rules: Preprocessing) -> NDArray[np.float3
 def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
     """Return a batch as the network takes it, C-contiguous float32 or int64.
 
-    Takes float32 and float64 of any byte order, or for text integers below the number of symbols. Raises InputError.
+    Takes float32 and float64 of any byte order, or for text and tokens integers below their number. Raises InputError.
     """
     expected = manifest.input_shape
     if not isinstance(x, np.ndarray):
@@ -158,7 +165,7 @@ def check_batch(x: object, manifest: Manifest) -> NDArray[Any]:
         raise InputError(
             f"Expected at least one sample of shape {show_shape(expected)}, got {show_shape(x.shape)}; add one."
         )
-    return _as_ids(x, manifest.outputs) if manifest.input_dtype == "int64" else _as_floats(x)
+    return _as_ids(x, manifest.symbols) if manifest.input_dtype == "int64" else _as_floats(x)
 
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
@@ -196,6 +203,19 @@ def _batch_of_pixels(array: NDArray[np.uint8], channels: int, size: tuple[int, i
         f"Expected pixels of {channels} channel{'s' if channels > 1 else ''}, {shapes.format(channels)}, got an array "
         f"of shape {array.shape}; convert its channels."
     )
+
+
+def _batch_of_arrays(array: NDArray[Any], rules: Preprocessing) -> NDArray[Any]:
+    if array.dtype.kind not in ("iu" if rules.tokens else "fiu") or array.dtype.itemsize > 8:
+        expected = "whole numbers of tokens" if rules.tokens else "numbers"
+        raise InputError(f"Expected {expected}, got {array.dtype.name}; convert them first.")
+    batch = array[None] if array.shape == rules.shape else array
+    if batch.shape[1:] != rules.shape:
+        raise InputError(
+            f"Expected samples of shape {show_shape(rules.shape)}, with or without a batch dimension before, got "
+            f"{array.shape}; reshape the array."
+        )
+    return batch
 
 
 def load_array(source: BytesIO | Path, name: str, *, mapped: bool = False) -> NDArray[Any]:
@@ -244,13 +264,13 @@ def _as_floats(x: NDArray[Any]) -> NDArray[np.float32]:
     return floats
 
 
-def _as_ids(x: NDArray[Any], outputs: int) -> NDArray[np.int64]:
+def _as_ids(x: NDArray[Any], symbols: int) -> NDArray[np.int64]:
     if x.dtype.kind not in "iu":
         raise InputError(f"Expected whole numbers of symbols, got {x.dtype.name}; encode the text first.")
     low, high = x.min(), x.max()
-    if low < 0 or high >= outputs:
+    if low < 0 or high >= symbols:
         raise InputError(
-            f"Expected symbols of 0 to {outputs - 1}, got {low if low < 0 else high}; encode the text again."
+            f"Expected symbols of 0 to {symbols - 1}, got {low if low < 0 else high}; encode the text again."
         )
     return np.ascontiguousarray(x, dtype=np.int64)
 

@@ -32,7 +32,7 @@ class Finished:
     answer (`evaluation.Tally`), () without a validation split. `labels` counts validation labels by class or symbol, of
     regression all as one; `outputs` is the number of classes or symbols, 0 where it is unknown. `main` says that the
     last entry is the main network's; `rates` names the recipe's learning rates that training follows, `clips` says that
-    it clips gradients.
+    it clips gradients. `samples` is what samples are called.
     """
 
     epoch: int
@@ -48,6 +48,7 @@ class Finished:
     main: bool = True
     rates: Sequence[str] = ("groups.lr", "critics.lr")
     clips: bool = False
+    samples: str = "images"
 
     @property
     def row(self) -> Task:
@@ -118,7 +119,7 @@ def single_answer(numbers: Finished) -> str:
     exits = _of_single_answer(numbers)
     if not exits:
         return ""
-    what, of = numbers.row.output, numbers.row.samples
+    what, of = numbers.row.output, numbers.samples
     verb = "answers" if len(exits) == 1 else "answer"
     sentence = f"After epoch {numbers.epoch} {numbers.names(exits)} {verb} one {what} for all {of} of validation"
     if all(numbers.train_losses[k] < numbers.entropy / FAR_ABOVE for k in exits):
@@ -199,7 +200,9 @@ def at_chance(numbers: Finished) -> str:
     scores = ", ".join(values[k] for k in poor)
     remedy = "cut later (cut.shares)"
     if everywhere:
-        remedy = "train for more epochs" if numbers.row.is_text else "check that labels belong to their images"
+        remedy = (
+            "train for more epochs" if numbers.row.is_text else f"check that labels belong to their {numbers.samples}"
+        )
     verb = "is" if len(poor) == 1 else "are"
     return (
         f"After epoch {numbers.epoch} {numbers.names(poor)} {verb} no better than chance on validation ({scores}, "
@@ -214,13 +217,13 @@ def few_samples(numbers: Finished) -> str:
     difference, total = max(numbers.scores) - min(numbers.scores), sum(numbers.labels)
     if numbers.row.metric.of_hits:
         half = max(Z_95 * _error(score, total) for score in numbers.scores)
-        wide, what = half > WIDE, f"{total} images, whose accuracy is known to ± {100 * half:.0f} points"
+        wide, what = half > WIDE, f"{total} {numbers.samples}, whose accuracy is known to ± {100 * half:.0f} points"
         apart = f"{100 * difference:.1f} points"
     else:
         half = Z_95 * max(numbers.errors)
         unit, form = ("RMSE", ".2g") if numbers.row.is_numbers else ("bits", ".2f")
         wide = half > WIDE * min(numbers.scores)
-        what = f"{total:,} {numbers.row.samples}, known to ± {half:{form}} {unit}"
+        what = f"{total:,} {numbers.samples}, known to ± {half:{form}} {unit}"
         apart = f"{difference:{form}} {unit}"
     if not wide or 2 * half < difference:
         return ""

@@ -192,6 +192,7 @@ class Loop:
             main=not row.fits_exits,
             rates=[f"{table}.lr" for table in ("groups", "critics") if table in row.reads],
             clips=self.recipe.clip_norm is not None,
+            samples=self.data.facts.samples,
         )
         lines = alarms.raised(numbers, self.position.alarms)
         exits = alarms.far_apart(numbers) if alarms.APART not in self.position.alarms else []

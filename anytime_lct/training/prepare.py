@@ -16,10 +16,11 @@ from anytime_lct.cutting.choice import spread, worker_costs
 from anytime_lct.cutting.seconds import Peers
 from anytime_lct.data.batches import Dataset, Split
 from anytime_lct.errors import DataError, RecipeError
+from anytime_lct.models import networks
 from anytime_lct.modes import probing
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes.fitting import fit, is_fitted
-from anytime_lct.recipes.recipe import OptimizerRecipe, Recipe
+from anytime_lct.recipes.recipe import ModelRecipe, OptimizerRecipe, Recipe
 from anytime_lct.run_folder.build import build_model, build_network, example_input, traits
 from anytime_lct.task import Facts
 from anytime_lct.training.methods.table import row_of
@@ -84,10 +85,14 @@ def expect_windows_suit(network: nn.Module, data: Dataset) -> None:
                 ) from None
 
 
-def fit_optimizers(recipe: Recipe, data: Dataset) -> Recipe:
-    """Return the recipe with all that depends on the network and the data: batch size, optimizers, clipping."""
+def fit_data(recipe: Recipe, data: Dataset) -> Recipe:
+    """Return the recipe with all that depends on the data: batch size, network, its optimizers, clipping."""
     rows = recipe.data.batch_size or data.num_rows("train", 0)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": rows})})
+    if recipe.model.name == networks.AUTO:
+        tokens = data.facts.tokens if data.facts.inputs == "array" else None
+        chosen = networks.suited(data.facts.input_shape, tokens) | recipe.model.options
+        recipe = recipe.model_copy(update={"model": ModelRecipe(**chosen)})
     if is_fitted(recipe):
         return recipe
     with torch.random.fork_rng(devices=[]):

@@ -36,7 +36,7 @@ from anytime_lct.training.prepare import (
     expect_one_sample_suffices,
     expect_windows_suit,
     extension_text,
-    fit_optimizers,
+    fit_data,
     shortest_minibatch,
     suit_device,
     warning_on_exits,
@@ -76,7 +76,7 @@ def train(
             run_folder.expect_same_data(path, facts, data.facts)
         fresh_start = checkpoint.fresh_start(path / run_folder.CHECKPOINTS) if resume else 0
         clock = Clock(recipe.train.epochs * per_epoch, per_epoch, rows, fresh_start, recipe.train.accumulate)
-        recipe = suit_device(fit_optimizers(recipe, data), team.device)
+        recipe = suit_device(fit_data(recipe, data), team.device)
         recipe = recipe if resume else weigh_classes(recipe, data)
         row = row_of(recipe.train.method)
         fewer_groups = partial(savings.fewer_groups, recipe.cut)

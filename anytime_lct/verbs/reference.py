@@ -9,7 +9,7 @@ from anytime_lct.models import networks
 from anytime_lct.recipes.keys import RecipeKey, keys_of
 from anytime_lct.recipes.recipe import Recipe, Section
 from anytime_lct.training.methods.table import METHODS
-from anytime_lct.training.prepare import fit_optimizers
+from anytime_lct.training.prepare import fit_data
 
 CHOICES = {
     "data.name": tuple(DATA_SETS),
@@ -21,7 +21,7 @@ CHOICES = {
 def fitted(recipe: Recipe) -> Recipe:
     """Return a recipe with what follows from its data and its network, where both are there; else as it is."""
     try:
-        return fit_optimizers(datasets.sized(recipe), datasets.from_recipe(recipe))
+        return fit_data(datasets.sized(recipe), datasets.from_recipe(recipe))
     except LCTError:
         return recipe
 

@@ -25,14 +25,14 @@ BASE64 = "base64"  # as MLServer calls the content type of binary data in JSON
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
 
 
-def image_bytes(manifest: Manifest) -> int:
-    """Return the bytes of one image as the network takes it."""
-    return _sample_bytes(manifest.input_shape)
+def sample_bytes(manifest: Manifest) -> int:
+    """Return the bytes of one image, or of another sample, as the network takes it."""
+    return _bytes_of(manifest.input_shape, 8 if manifest.symbols else 4)
 
 
 @lru_cache(maxsize=256)
-def _sample_bytes(shape: tuple[int | str, ...]) -> int:
-    return 4 * math.prod(size for size in shape if isinstance(size, int))
+def _bytes_of(shape: tuple[int | str, ...], each: int) -> int:
+    return each * math.prod(size for size in shape if isinstance(size, int))
 
 
 def max_images(manifest: Manifest, limits: Limits) -> int:
@@ -40,15 +40,15 @@ def max_images(manifest: Manifest, limits: Limits) -> int:
 
     They are resized to the network's size: no more of them than fit into a body at that size.
     """
-    return min(limits.images, max(1, limits.body // image_bytes(manifest)))
+    return min(limits.images, max(1, limits.body // sample_bytes(manifest)))
 
 
 def describe_raw(body: memoryview, manifest: Manifest) -> dict[str, Any]:
     """Return the description of an input that is the whole body: an image file, or numbers; raises Refusal."""
     if takes_pictures(manifest) and is_picture(body):
         return {"name": INPUT, "datatype": tensors.TEXT, "shape": [1]}
-    is_text, size = manifest.input_dtype == "int64", len(body)
-    datatype, bytes_each = ("INT64", 8) if is_text else ("FP32", image_bytes(manifest))
+    is_text, size = manifest.row.is_text, len(body)
+    datatype, bytes_each = "INT64" if manifest.symbols else "FP32", 8 if is_text else sample_bytes(manifest)
     count, rest = divmod(size, bytes_each)
     if rest or not count:
         file = ", or a JPEG or PNG file" if takes_pictures(manifest) else ""
@@ -75,12 +75,10 @@ def find_input(raw: object, manifest: Manifest, limits: Limits) -> tuple[dict[st
     if manifest.row.is_text:
         count, limit, bytes_each = math.prod(shape), limits.characters, 8
     else:
-        bytes_each = image_bytes(manifest)
+        bytes_each = sample_bytes(manifest)
         count, limit = shape[0], max_images(manifest, limits)
     if count > limit:
-        raise Refusal(
-            f"Expected at most {limit} {manifest.row.samples} in a request, got {count}; send several requests."
-        )
+        raise Refusal(f"Expected at most {limit} {manifest.samples} in a request, got {count}; send several requests.")
     return tensor, shape, count * bytes_each
 
 
@@ -143,7 +141,9 @@ def _read_tensor(
 
 def _datatypes(manifest: Manifest) -> tuple[str, ...]:
     if manifest.input_dtype == "int64":
-        return "INT64", "INT32", tensors.TEXT
+        return "INT64", "INT32", *((tensors.TEXT,) if manifest.row.is_text else ())
+    if manifest.preprocessing.kind == "array":
+        return "FP32", "FP64", "FP16"
     return "FP32", "FP64", "FP16", "UINT8", *((tensors.TEXT,) if takes_pictures(manifest) else ())
 
 

@@ -61,13 +61,13 @@ async function chooseModel() {
     make("span", "–", bar);
     return row;
   }));
-  const image = info.preprocessing.kind === "image";
-  $("image").hidden = !image;
-  $("text").hidden = image;
+  const {kind} = info.preprocessing;
+  for (const each of ["image", "text", "array"]) $(each).hidden = each !== kind;
   $("budget").max = info.exits.length;
   $("budget").value = info.exits.length;
   budget();
-  if (image) clear();
+  if (kind === "image") clear();
+  else if (kind === "array") noise();
   else if ([...$("words").value].some(each => !info.preprocessing.symbols.includes(each)))
     $("words").value = info.preprocessing.symbols.slice(0, 4);
   $("answer").replaceChildren(make("p", "No answer yet."));
@@ -142,6 +142,13 @@ function random() {
   pen.drawImage(small.canvas, 0, 0, pad.width, pad.height);
   pen.imageSmoothingEnabled = true;
 }
+/* Numbers of tokens, or numbers around 0, one after another. */
+function noise() {
+  const {shape, tokens} = info.preprocessing, size = shape.reduce((a, b) => a * b);
+  const number = () => tokens ? Math.floor(tokens * Math.random()) : (4 * Math.random() - 2).toFixed(2);
+  $("shape").textContent = `${size} ${tokens ? `tokens from 0 to ${tokens - 1}` : "numbers"}, ${shape.join(" x ")}`;
+  $("numbers").value = Array.from({length: size}, number).join(" ");
+}
 function sized() {
   const small = document.createElement("canvas");
   small.width = info.preprocessing.width;
@@ -193,13 +200,17 @@ async function ask() {
   if (busy) return;
   busy = true;
   try {
-    const {kind, width, height, channels} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
+    const {kind, width, height, channels, shape, tokens} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
     if ($("deadline").value) parameters.timeout = Math.max(1, Math.round(1000 * $("deadline").value));
     if ($("confidence").value && !$("confidence").disabled) parameters.min_confidence = $("confidence").value / 100;
     const input = {name: "input", datatype: "BYTES", shape: [1]};
     const outputs = [info.task === "regression" ? {name: "numbers"} : {name: "probabilities", parameters: {classification: 5}}];
     let parts = [];  // behind the JSON
     if (kind === "text") input.data = [$("words").value];
+    else if (kind === "array") {
+      const data = $("numbers").value.split(/[\s,]+/).filter(Boolean).map(Number);
+      Object.assign(input, {datatype: tokens ? "INT64" : "FP32", shape: [1, ...shape], data});
+    }
     else if (picture) parts = [new Uint32Array([picture.size]), picture];  // every string of BYTES follows its length
     else {
       parts = [pixels()];
@@ -257,6 +268,7 @@ pad.addEventListener("pointermove", draw);
 pad.addEventListener("pointerup", ask);
 $("clear").addEventListener("click", () => clear());
 $("random").addEventListener("click", () => { random(); ask(); });
+$("noise").addEventListener("click", () => { noise(); ask(); });
 $("file").addEventListener("change", openFile);
 $("budget").addEventListener("input", () => { budget(); ask(); });
 $("go").addEventListener("click", ask);
