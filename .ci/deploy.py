@@ -1,10 +1,10 @@
-"""What can run of docs/deploy without a container engine: the image's steps, its server, the board, the manifests.
+"""What can run of docs/deploy without a container engine: the image's steps, its server, board, alerts and manifests.
 
 python .ci/deploy.py        needs Linux, and what .ci/run installs for it
 
     Dockerfile --RUN, COPY--> a root of its own (chroot) --> /opt/lct --> the last stage's root, read-only
                                                                               |
-    board.json <--compared with-- /metrics <-- serves as user 10001 <---------+
+    board.json, alerts.yaml <--compared with-- /metrics <-- as user 10001 <---+
 """
 
 from __future__ import annotations
@@ -146,24 +146,41 @@ def check_server(root: Root, facts: dict[str, Any], bundles: Path) -> str:
     return metrics
 
 
-def check_board(metrics: str) -> None:
-    """Compare the board's queries with PromQL's grammar, and with the names and labels of the metrics."""
+def queries() -> Iterator[tuple[str, str]]:
+    """Yield the queries of the board and of the alerts, each with the title of its panel or the alert's name."""
+    board = json.loads((KIT / "grafana" / "board.json").read_text(encoding="utf-8"))
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"].replace("$__rate_interval", "1m").replace("$model", ".+")
+    for group in yaml.safe_load((KIT / "alerts.yaml").read_text(encoding="utf-8"))["groups"]:
+        yield from ((rule["alert"], rule["expr"]) for rule in group["rules"])
+
+
+def check_queries(metrics: str) -> None:
+    """Compare the queries with PromQL's grammar, and with the names and labels of the metrics."""
     labels: dict[str, set[str]] = {}
     for name in re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE):
         labels[name] = set()
     for name, inside in re.findall(r"^(\w+)(?:\{(.*)\})? ", metrics, re.MULTILINE):
         labels.setdefault(name, set()).update(re.findall(r'(\w+)="', inside))
-    labels["anytime_lct_reloads_total"] = {"outcome"}  # which has no values before the first one
-    board = json.loads((KIT / "grafana" / "board.json").read_text(encoding="utf-8"))
-    for panel in board["panels"]:
-        for target in panel["targets"]:
-            query = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".+")
-            promql_parser.parse(query)
-            for name, matchers in re.findall(r"\b((?:anytime_lct|process)_\w+)(?:\{(.*?)\})?", query):
-                used = set(re.findall(r"(\w+)=", matchers)) - {"job"}  # which Prometheus adds
-                assert name in labels and used <= labels[name], (panel["title"], name, used)
-            for group in re.findall(r"by \((\w+)\)", query):
-                assert any(group in names for names in labels.values()), (panel["title"], group)
+    every = {"job", "instance"}  # which Prometheus adds
+    for title, query in queries():
+        promql_parser.parse(query)
+        for name, matchers in re.findall(r"\b((?:anytime_lct|process)_\w+)(?:\{(.*?)\})?", query):
+            used = set(re.findall(r"(\w+)=", matchers)) - every
+            assert name in labels and used <= labels[name], (title, name, used)
+        for groups in re.findall(r"(?:by|on) \((.*?)\)", query):
+            for group in filter(None, groups.split(", ")):
+                assert group in every or any(group in names for names in labels.values()), (title, group)
+
+
+def check_alerts() -> None:
+    """Ask promtool, where it is installed, whether the alerts come when they should."""
+    if promtool := shutil.which("promtool"):
+        subprocess.run([promtool, "check", "config", str(KIT / "prometheus.yaml")], check=True)
+        subprocess.run([promtool, "test", "rules", str(HOUSE / ".ci" / "alerts.yaml")], check=True)
+    else:
+        print("skipped: when the alerts come, which promtool tests (Debian's prometheus)")
 
 
 def check_manifests() -> None:
@@ -185,6 +202,7 @@ def main() -> None:
     from bundles import write_image_bundle
 
     check_manifests()
+    check_alerts()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         work.chmod(0o755)
@@ -199,7 +217,7 @@ def main() -> None:
         write_image_bundle(bundles / "digits")
         for path in (bundles, *bundles.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        check_board(check_server(*build(work), bundles))
+        check_queries(check_server(*build(work), bundles))
     print("docs/deploy holds.")
 
 

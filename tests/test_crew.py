@@ -80,7 +80,10 @@ def test_a_load_is_of_that_model_alone(folder):
     metrics = load(repository, "good")
     assert repository.find("good").bundle.manifest.classes == ("a", "b", "c")
     assert repository.find("other").bundle.manifest.classes != ("x", "y", "z")
-    assert ("anytime_lct_reloads_total", (("outcome", "done"),)) in metrics.values()["anytime_lct_reloads"]
+    assert metrics.values()["anytime_lct_reloads"] == {
+        ("anytime_lct_reloads_total", (("outcome", "done"),)): 1.0,
+        ("anytime_lct_reloads_total", (("outcome", "failed"),)): 0.0,
+    }
 
 
 def test_a_load_of_several_versions_is_all_or_none(tmp_path):

@@ -55,6 +55,11 @@ def test_the_pods_can_write_nothing_and_end_in_time(pod):
     assert f"--cores={server['resources']['limits']['cpu']}" in server["args"]
 
 
+@pytest.mark.parametrize("pod", [SERVER, RUNTIME], ids=["kubernetes", "kserve"])
+def test_clients_of_a_cluster_may_call_the_server_by_names_with_dots(pod):
+    assert "--allow-host=*" in pod["containers"][0]["args"]
+
+
 def test_the_volumes_are_those_that_are_mounted():
     mounted = {each["name"]: each["mountPath"] for each in SERVER["containers"][0]["volumeMounts"]}
     assert set(mounted) == {each["name"] for each in SERVER["volumes"]}
@@ -76,7 +81,11 @@ def test_prometheus_and_the_board_know_each_other():
     board = json.loads((KIT / "grafana" / "board.json").read_text(encoding="utf-8"))
     assert {panel["datasource"]["uid"] for panel in board["panels"]} == {source["uid"]}
     assert f"{source['url']}".removeprefix("http://").split(":")[0] in COMPOSE
-    (job,) = manifests("prometheus.yaml")[0]["scrape_configs"]
+    prometheus = manifests("prometheus.yaml")[0]
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+    mounted = {volume.split(":")[1] for volume in COMPOSE["prometheus"]["volumes"]}
+    assert mounted == {f"/etc/prometheus/{name}" for name in ("prometheus.yml", *prometheus["rule_files"])}
+    (job,) = prometheus["scrape_configs"]
     assert job["static_configs"][0]["targets"] == ["lct:8000"] and "lct" in COMPOSE
     boards = manifests("grafana/dashboards.yaml")[0]["providers"][0]["options"]["path"]
     assert any(volume.startswith("./grafana/board.json:" + boards) for volume in COMPOSE["grafana"]["volumes"])

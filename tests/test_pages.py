@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from anytime_lct.cli.main import PANELS, VERBS, app
 
 README = FILES[0].read_text(encoding="utf-8")
-KINDS = {"", "bash", "python", "console", "py", "yaml", "dockerfile", "nginx"}
+KINDS = {"", "bash", "python", "console", "py", "nginx"}
 # The blocks that run, by page and heading; those of serving.md run against a server (test_serving_process), those of
 # tutorials in test_tutorials and .ci/tutorial.py.
 BLOCKS: dict[str, list[Block]] = {}

@@ -71,6 +71,8 @@ class Metrics:
         self._reloads = Counter(
             "anytime_lct_reloads", "Times that bundles were read again, by outcome.", ("outcome",), registry=own
         )
+        for outcome in ("done", "failed"):
+            self._reloads.labels(outcome)  # 0, from which Prometheus sees the first one as a rise
         self._reloaded = Gauge(
             "anytime_lct_last_reload_timestamp_seconds",
             "When bundles were last read again, in Unix time.",
