@@ -25,7 +25,7 @@ from anytime_lct.serving.request import Reply
 
 # Calibrated seconds up to which an exit is short: answered in the thread that brings the request, by one graph.
 SHORT = 0.00025
-# A sample in a batch that pays takes at most this share of the time of one alone.
+# A sample in a batch that pays takes at most this share of its time alone.
 PAYS = 0.75
 
 
@@ -35,7 +35,7 @@ class ServedBundle:
     Timings beside the bundle are used; where there are none of this machine they are measured, which takes some
     seconds, and stored there if the folder is writable and has none for other threads. The graphs of whole exits are
     loaded too where those are short. `sizes` are those of batches that requests may join into, from 1 on; `batches` are
-    those that pay. Raises BundleError.
+    those that pay, the largest of which bounds a batch. Raises BundleError.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ServedBundle:
                     progress("timings are not stored: the folder of the bundle is not writable")
             self.session.use_timings(measured)
         self.batches = paying(self.timing, self.session.served[-1], zip(sizes, counted, strict=True))
-        for size in self.batches:  # no request waits for the buffers of a batch
+        for size in range(2, 1 + max(self.batches, default=1)):  # no request waits for a size that is new
             self.session.warm(size)
         self._whole = {
             exit for exit in self.session.served if exit in self.manifest.exits and self.is_short(exit, samples=1)
@@ -85,10 +85,18 @@ class ServedBundle:
 
 
 def paying(timing: Timing, exit: int, sizes: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the sizes of batches that pay, rising: pairs of a size in samples and as `timing` counts it are tried."""
+    """Return the sizes of batches that pay, rising; pairs of a size in samples and as `timing` counts it are tried.
+
+    A sample takes at most the share PAYS of its time alone, and no longer than at a smaller size that pays.
+    """
     (first, unit), *others = sizes
-    alone = timing.calibrated(exit, unit) / first
-    return tuple(size for size, counted in others if timing.calibrated(exit, counted) / size <= PAYS * alone)
+    least = PAYS * timing.calibrated(exit, unit) / first
+    pay: list[int] = []
+    for size, counted in others:
+        if (seconds := timing.calibrated(exit, counted) / size) <= least:
+            pay.append(size)
+            least = seconds
+    return tuple(pay)
 
 
 @dataclass(eq=False)
@@ -97,7 +105,7 @@ class Job:
 
     Times are of time.monotonic(); `due` is infinite without a timeout. `fallback` is an answer to give if the deeper
     group that runs is late; `answer_at`, while the job runs, is the time at which it could answer without going deeper,
-    and `hangs_at` the time from which it hangs.
+    and `hangs_at` the time from which it hangs. The members of a batch are by deadline; it is due when the first is.
     """
 
     bundle: ServedBundle
@@ -120,6 +128,11 @@ class Job:
     def requests(self) -> tuple[Job, ...]:
         """The requests that run: the members of a batch, or this one."""
         return self.members or (self,)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all its requests."""
+        return sum(len(each.x) for each in self.requests)
 
     @property
     def deepest(self) -> int:

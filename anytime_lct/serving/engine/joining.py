@@ -1,29 +1,31 @@
 """Requests that wait join: those of one model, shape and plan run as one batch, and each gets its rows of the answer.
 
-    waiting, by deadline   [a b c d ..]        b is of another model
-                            |   | |
-    one walk               [a c d]: group 1 | group 2 | ..  -> answers of a, c, d
+    waiting, by deadline   [a b c d ..]  <- e     b is of another model
+                            |   | |       |
+    one walk               [a   c d       e]: group 1 | group 2 | ..  -> answers of a, c, d, e
 
-Sizes of batches are powers of two, those that pay by the timings of this machine. Requests of which samples stop early
-run alone.
+A request joins when it is admitted, or not at all; that is decided by deadlines (`scheduler`). A batch grows up to the
+largest size that pays by the timings of this machine. Requests of which samples stop early run alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from anytime_lct.runtime.answer import Answer
-from anytime_lct.runtime.deadline import MAX_SLACK
 from anytime_lct.serving.engine.job import Job
 
 # Requests join if the time that is left to one is at most so many times that of the other: they get equally deep.
 ALIKE = 2.0
+# A new request tries to join at most so many of the jobs that wait.
+MAX_TRIED = 4
 
 
 def sizes_to(most: int) -> tuple[int, ...]:
-    """Return the sizes of batches up to `most` samples.
+    """Return the sizes of batches up to `most` samples that are measured.
 
     >>> sizes_to(20)
     (1, 2, 4, 8, 16)
@@ -31,35 +33,14 @@ def sizes_to(most: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(most.bit_length()))
 
 
-def joined(job: Job, waiting: Iterable[Job], now: float) -> Iterator[Job]:
-    """Yield the batches that a request which has not started may begin as, the largest first; `waiting` by deadline."""
-    sizes = job.bundle.batches
-    if not sizes or job.walk is not None or job.plan.stopping is not None:
+def joined(job: Job, waiting: Sequence[Job], now: float) -> Iterator[Job]:
+    """Yield batches of a new request and a job of the queue that has room for it, the last of the queue first."""
+    if not job.bundle.batches or job.plan.stopping is not None:
         return
-    others = _alike(job, waiting, sizes[-1], now)
-    for size in reversed(sizes):
-        members, samples = [job], len(job.x)
-        for other in others:
-            if samples + len(other.x) <= size:
-                members.append(other)
-                samples += len(other.x)
-        if samples == size and len(members) > 1:
-            batch = Job(job.bundle, job.x, job.ask, job.arrived, job.plan, job.due, members=tuple(members))
-            if is_as_deep(job, batch, now):
-                yield batch
-
-
-def is_as_deep(job: Job, batch: Job, now: float) -> bool:
-    """Return whether the batch reaches by the request's deadline the exit that the request alone reaches."""
-    if job.due == math.inf:
-        return True
-    timing = job.bundle.timing
-    left = job.due - now - timing.overhead - min(timing.slack, MAX_SLACK * (job.due - job.arrived))
-    exits = [job.deepest] if job.is_fixed else [exit for exit in job.bundle.session.served if exit <= job.deepest]
-    reached = max((exit for exit in exits if timing.to_exit(exit, job.size) <= left), default=None)
-    if reached is None:
-        return job.is_fixed  # late in any case
-    return timing.to_exit(reached, batch.size) <= left
+    room = job.bundle.batches[-1] - job.samples
+    others = (each for each in reversed(waiting) if _is_alike(job, each, now) and each.samples <= room)
+    for other in islice(others, MAX_TRIED):
+        yield _together(job, other)
 
 
 def shares(answer: Answer, members: Sequence[Job]) -> Iterator[Answer]:
@@ -71,20 +52,25 @@ def shares(answer: Answer, members: Sequence[Job]) -> Iterator[Answer]:
         start = rows.stop
 
 
-def _alike(job: Job, waiting: Iterable[Job], most: int, now: float) -> list[Job]:
-    """Return the waiting requests that may run with `job`, as many as a batch of `most` samples can take."""
-    others: list[Job] = []
-    for other in waiting:
-        if len(others) >= most:
-            break
-        is_alike = (
-            other.bundle is job.bundle
-            and other.walk is None
-            and other.plan == job.plan
-            and other.is_fixed == job.is_fixed
-            and other.x.shape[1:] == job.x.shape[1:]
-            and (job.due == math.inf) == (other.due == math.inf)
-        )
-        if is_alike and (job.is_fixed or job.due == math.inf or other.due - now <= ALIKE * (job.due - now)):
-            others.append(other)
-    return others
+def _is_alike(job: Job, other: Job, now: float) -> bool:
+    """Return whether a new request and a job that waits may run as one."""
+    return (
+        other.bundle is job.bundle
+        and other.walk is None
+        and other.is_fixed == job.is_fixed
+        and other.x.shape[1:] == job.x.shape[1:]
+        and other.plan == job.plan
+        and (job.due == math.inf) == (other.due == math.inf)
+        and (job.is_fixed or job.due == math.inf or _is_as_urgent(job, other, now))
+    )
+
+
+def _is_as_urgent(job: Job, other: Job, now: float) -> bool:
+    soonest, latest = min(job.due, other.due), max(job.due, other.requests[-1].due)
+    return latest - now <= ALIKE * (soonest - now)
+
+
+def _together(job: Job, other: Job) -> Job:
+    members = sorted((*other.requests, job), key=lambda each: (each.due, each.arrived))
+    first = members[0]
+    return Job(first.bundle, first.x, first.ask, first.arrived, first.plan, first.due, members=tuple(members))

@@ -7,8 +7,12 @@
 Behind a group a request goes deeper only if its own deadline allows it and if, after that, all waiting requests could
 go as deep and still end in time. So under load exits get shallower for all requests alike, and none is late. A request
 yields to one with an earlier deadline. Requests without a deadline come last, but do not starve: for one that has
-waited longer than `PATIENCE`, those with a deadline get shallower. Requests that may join do so when the first of them
-starts (`joining`). Time is an argument everywhere: tests need no clock.
+waited longer than `PATIENCE`, those with a deadline get shallower. Time is an argument everywhere: tests need no clock.
+
+All of this asks one forecast who would be late: the queue in its order, each job on the worker that is free first, for
+the predicted seconds to one exit. Requests join when they are admitted (`joining`): then a batch is a job of the queue
+as others are, and takes the seconds of its size. So the forecast counts on no batch that `next` does not start, and a
+job that ends before its time makes no other one late.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import heapq
 import itertools
 import math
 from bisect import insort
+from collections.abc import Iterator
 
 from anytime_lct.exits.budget import show_seconds
 from anytime_lct.runtime import deadline
@@ -31,6 +36,8 @@ MIN_SECONDS = 0.001  # the shortest time in a message
 PATIENCE = 1.0  # seconds
 # A request hangs whose next groups take so many times their predicted seconds, and so many seconds more.
 HANG_FACTOR, HANG_SECONDS = 10.0, 10.0
+# A job in the queue: when it is due, when it arrived, its number, its kind, which says how long it takes, and the job.
+Entry = tuple[float, float, int, tuple[int, ...], Job]
 
 
 class Scheduler:
@@ -42,13 +49,14 @@ class Scheduler:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._waiting: list[tuple[float, int, Job]] = []
+        self._waiting: list[Entry] = []
+        self._length = 0
         self._numbers = itertools.count()
         self._running: list[Job] = []
 
     def __len__(self) -> int:
         """Number of requests that wait."""
-        return len(self._waiting)
+        return self._length
 
     @property
     def running(self) -> list[Job]:
@@ -72,42 +80,35 @@ class Scheduler:
     def admit(self, job: Job, now: float) -> None:
         """Put a request into the queue, or raise Overloaded at once where not even its first exit is in time.
 
-        It is also shed where it would make an admitted request late that is in time without it. A request of the
-        mode "fixed" has no guarantee, and is shed only where too many wait.
+        It is also shed where it would make an admitted request late that is in time without it. It joins others where
+        that makes nobody late, and all who wait could go as deep as if it waited alone, or there is no time for it
+        alone. A request of the mode "fixed" has no guarantee, and is shed only where too many wait.
         """
-        if len(self._waiting) >= MAX_WAITING:
+        if self._length >= MAX_WAITING:
             raise Overloaded(f"Expected fewer than {MAX_WAITING} waiting requests; try again later.", 1.0)
-        if not job.is_fixed:
-            late = self._late(now, 0, new_job=job)
-            if job in late:
-                raise self._overloaded(
-                    f"Expected {show_seconds(job.seconds_to(0))} for exit {job.shallowest} behind the requests before "
-                    f"it, got {show_seconds(max(MIN_SECONDS, job.due - now))} until the deadline"
-                )
-            if late and not late <= self._late(now, 0):
-                raise self._overloaded("Expected time for one more request, got others that it would make late")
-        self._wait(job)
+        late = self._late(self._waiting, now)
+        alone = self._queue_with(job)
+        served = job.bundle.session.served if job.bundle.batches else ()
+        exit = next((exit for exit in (*reversed(served), 0) if self._late(alone, now, exit) <= late), None)
+        for batch in joined(job, [entry[-1] for entry in self._waiting], now):
+            queue = self._queue_with(batch)
+            if all(self._late(queue, now, each) <= late for each in {0, exit or 0}):
+                break
+        else:
+            queue = alone
+            if exit is None and not job.is_fixed:
+                raise self._overloaded(job, job in self._late(alone, now), now)
+        self._waiting = queue
+        self._length += 1
 
     def next(self, now: float) -> Job | None:
-        """Start the waiting request with the earliest deadline, and return it, or a batch of it and others.
-
-        None where none waits. Others join where that makes no waiting request late that is in time without it.
-        """
+        """Start the waiting job with the earliest deadline, and return it; None where none waits."""
         if not self._waiting:
             return None
-        job = self._waiting.pop(0)[2]
+        job = self._waiting.pop(0)[-1]
+        self._length -= len(job.requests)
         self._expect(job, 0, now)
         self._running.append(job)
-        late = None
-        for batch in joined(job, (entry[2] for entry in self._waiting), now):
-            late = self._late(now, 0) if late is None else late
-            waiting, members = self._waiting, set(batch.members)
-            self._waiting = [entry for entry in waiting if entry[2] not in members]
-            self._running[-1] = batch
-            self._expect(batch, 0, now)
-            if self._late(now, 0) <= late:
-                return batch
-            self._waiting, self._running[-1] = waiting, job
         return job
 
     def order(self, job: Job, now: float) -> Order | None:
@@ -125,28 +126,51 @@ class Scheduler:
             if order == "answer and deeper":
                 critic_seconds = job.bundle.timing.critic(job.depth, job.size)
         if self._waiting:
-            if self._waiting[0][0] < job.due:
+            if self._waiting[0][0] < job.due and self._may_yield(job, now):
                 return None
             exit = next_exit(job.walk.served, job.depth)
-            if self._late(now + critic_seconds, exit, deeper_job=job):
+            if any(self._forecast(self._waiting, now + critic_seconds, exit, deeper_job=job)):
                 return self._stop(job, "load", now)
         return self._go(job, order, now + critic_seconds)
+
+    def _may_yield(self, job: Job, now: float) -> bool:
+        """Return whether it makes nobody late that a running request goes back into the queue, itself included."""
+        late = self._late(self._waiting, now)
+        self._running.remove(job)
+        late_then = self._late(self._queue_with(job), now)
+        self._running.append(job)
+        return late_then <= late
 
     def put_back(self, job: Job) -> None:
         """Put a request that yielded back into the queue; it keeps its progress."""
         self._running.remove(job)
-        self._wait(job)
+        self._waiting = self._queue_with(job)
+        self._length += len(job.requests)
 
     def done(self, job: Job) -> None:
         """Remove a running request that is answered."""
         self._running.remove(job)
 
     def drop(self, job: Job) -> None:
-        """Remove a request from the queue, if it is there: it is answered or cancelled."""
-        self._waiting = [entry for entry in self._waiting if entry[2] is not job]
+        """Remove a request from the queue, if it is there: it is answered or cancelled. The rest of its batch waits."""
+        for k, entry in enumerate(self._waiting):
+            waiting = entry[-1]
+            if waiting is job:
+                del self._waiting[k]
+                self._length -= len(job.requests)
+                return
+            if job in waiting.members:
+                waiting.members = tuple(each for each in waiting.members if each is not job)
+                self._waiting[k : k + 1] = [(*entry[:3], _kind(waiting), waiting)] if waiting.members else []
+                self._length -= 1
+                return
 
-    def _wait(self, job: Job) -> None:
-        insort(self._waiting, (job.due, next(self._numbers), job))
+    def _queue_with(self, job: Job) -> list[Entry]:
+        """Return the queue with one job more, in the place of those whose requests it takes."""
+        members = set(job.members)
+        queue = [*self._waiting] if not members else [e for e in self._waiting if members.isdisjoint(e[-1].requests)]
+        insort(queue, (job.due, job.arrived, next(self._numbers), _kind(job), job))
+        return queue
 
     def _go(self, job: Job, order: Order, now: float) -> Order:
         self._expect(job, next_exit(job.bundle.session.served, job.depth), now)
@@ -162,46 +186,48 @@ class Scheduler:
         job.answer_at = now + seconds
         job.hangs_at = now + HANG_SECONDS + HANG_FACTOR * seconds
 
-    def _overloaded(self, message: str) -> Overloaded:
-        backlog = sum(each.seconds_to(0) for _, _, each in self._waiting) / self._workers
+    def _overloaded(self, job: Job, is_late: bool, now: float) -> Overloaded:
+        """The error for a request that is not admitted: it would be late itself, or make others late."""
+        message = "Expected time for one more request, got others that it would make late"
+        if is_late:
+            message = (
+                f"Expected {show_seconds(job.seconds_to(0))} for exit {job.shallowest} behind the requests before it, "
+                f"got {show_seconds(max(MIN_SECONDS, job.due - now))} until the deadline"
+            )
+        backlog = sum(entry[-1].seconds_to(0) for entry in self._waiting) / self._workers
         return Overloaded(f"{message}; allow more time, or try again later.", max(backlog, MIN_SECONDS))
 
-    def _late(self, now: float, exit: int, *, new_job: Job | None = None, deeper_job: Job | None = None) -> set[Job]:
-        """Return the waiting requests that would end late, each answered by `exit` or the nearest that it allows.
+    def _late(self, queue: list[Entry], now: float, exit: int = 0) -> set[Job]:
+        """Return the requests of a queue that end late if `exit` or the nearest answers each."""
+        return {request for job in self._forecast(queue, now, exit) for request in job.requests}
 
-        `new_job` waits too. `deeper_job`, which runs, first goes on to `exit`: then only the first late request is
-        returned, and, where `deeper_job` has a deadline, one without that would wait longer than PATIENCE is late too.
+    def _forecast(self, queue: list[Entry], now: float, exit: int, *, deeper_job: Job | None = None) -> Iterator[Job]:
+        """Yield the jobs of a queue that end late if `exit` or the nearest answers each.
+
+        `deeper_job`, which runs, first goes on to `exit`. Where it has a deadline, one without that would wait longer
+        than PATIENCE is late too.
         """
         free = [now] * (self._workers - len(self._running))
         for job in self._running:
-            if job is deeper_job:
-                free.append(now + job.seconds_to(exit))
-            else:
-                free.append(max(now, job.answer_at))
+            free.append(now + job.seconds_to(exit) if job is deeper_job else max(now, job.answer_at))
         heapq.heapify(free)
-        queue = self._waiting
-        if new_job is not None:
-            queue = [*queue]
-            insort(queue, (new_job.due, next(self._numbers), new_job))
-        patience = PATIENCE if deeper_job is not None and deeper_job.due < math.inf else math.inf
-        late: set[Job] = set()
-        cache: dict[tuple[int, int, int, int], float] = {}  # similar requests take equally long
-        for due, _, job in queue:
-            if due == math.inf == patience:
+        is_patience_short = deeper_job is not None and deeper_job.due < math.inf
+        of_kind: dict[tuple[int, ...], tuple[float, float]] = {}  # jobs of a kind take equally long
+        for due, arrived, _, kind, job in queue:
+            if due == math.inf and not is_patience_short:
                 break  # all further requests have no deadline either
-            key = (id(job.bundle), job.size, job.depth, job.deepest * (-1 if job.is_fixed else 1))
-            if (seconds := cache.get(key)) is None:
-                seconds = cache[key] = job.seconds_to(exit)
-            start = heapq.heappop(free)
-            end = start + seconds
-            heapq.heappush(free, end)
+            if (times := of_kind.get(kind)) is None:
+                times = of_kind[kind] = job.seconds_to(exit), job.bundle.timing.slack
+            start = free[0]
+            end = start + times[0]
+            heapq.heapreplace(free, end)
             if due == math.inf:
-                is_late = start > job.arrived + patience
-            else:
-                slack = min(job.bundle.timing.slack, MAX_SLACK * (due - job.arrived))
-                is_late = not job.is_fixed and end + slack > due
-            if is_late:
-                late.add(job)
-                if deeper_job is not None:
-                    break
-        return late
+                if start > arrived + PATIENCE:
+                    yield job
+            elif end + times[1] > due and end + MAX_SLACK * (due - arrived) > due and not job.is_fixed:
+                yield job
+
+
+def _kind(job: Job) -> tuple[int, ...]:
+    """What says how long a job that waits takes to an exit."""
+    return id(job.bundle), job.size, job.depth, job.deepest, job.is_fixed
