@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 from anytime_lct.data import datasets as data
 from anytime_lct.errors import DataError
 from anytime_lct.recipes import reading as recipes
+from anytime_lct.training.prepare import expect_keys_suit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12
 
@@ -213,12 +216,79 @@ def test_image_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(DataError, match="with train/, and perhaps test/"):
         load(data__name="imagefolder", data__root=str(tmp_path))
     root = image_folder(tmp_path / "a", test=("cat", "cow"))
-    with pytest.raises(DataError, match="'cow' is in one of them only"):
+    with pytest.raises(DataError, match=r"the classes of the training part, cat, dog, but 'cow' is not among them"):
         load(data__name="imagefolder", data__root=str(root))
     root = image_folder(tmp_path / "b")
     (root / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0.png' cannot be read"):
         load(data__name="imagefolder", data__root=str(root))
+
+
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        ("nowhere", r"at '.*nowhere', got nothing; name another"),
+        ("photos.zip", r"at '.*photos.zip', got a file; unpack it"),
+        (".", r"beside photos; did you mean --data-root .*photos\?"),
+        ("photos/train", r"beside cat, dog; did you mean --data-root .*photos\?"),
+        ("photos/train/cat", r"beside no other folder"),
+    ],
+)
+def test_a_folder_too_high_or_too_low_is_set_right(tmp_path, root, says):
+    image_folder(tmp_path / "photos", count=1)
+    (tmp_path / "photos.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=says):
+        load(data__name="imagefolder", data__root=str(tmp_path / root))
+
+
+def test_folders_of_classes_alone_are_an_image_folder(tmp_path):
+    parts = image_folder(tmp_path / "parts")
+    (parts / "test").rename(tmp_path / "elsewhere")
+    (parts / "train").rename(parts / "photos")
+    load_flat = partial(load, data__name="imagefolder", data__root=str(parts / "photos"))
+    dataset = load_flat()
+    assert dataset.facts.classes == ("cat", "dog") and dataset.facts.counts == (8, 1, 1)
+    (parts / "photos" / "runs").mkdir()
+    with pytest.raises(DataError, match="move the folders of classes into train/, or runs, which has no images"):
+        load_flat()
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val"])
+def test_the_validation_part_has_its_usual_names(tmp_path, name):
+    root = image_folder(tmp_path)
+    image_folder(tmp_path / "other", count=2)
+    (tmp_path / "other" / "test").rename(root / name)
+    dataset = load(data__name="imagefolder", data__root=str(root))
+    assert dataset.facts.counts == (10, 4, 10)
+
+
+def test_a_test_part_may_lack_classes_and_what_is_left_out_is_said(tmp_path):
+    root = image_folder(tmp_path, train=("ape", "cat", "dog"), test=("cat", "dog"))
+    (root / "test" / "ape").mkdir()
+    (root / "train" / "__MACOSX").mkdir()
+    (root / "train" / "cat" / "6.heic").write_bytes(b"of a telephone")
+    dataset = load(data__name="imagefolder", data__root=str(root))
+    assert sorted(torch.cat([y for _, y in dataset.batches("test")]).tolist()) == [1] * 5 + [2] * 5
+    assert dataset.facts.classes == ("ape", "cat", "dog")
+    assert [note.partition("'")[2].partition("' ")[2] or note for note in dataset.notes] == [
+        "has no images of 1 of the classes: ape.",
+        "Left out files whose extension is not that of an image: 1 .heic.",
+    ]
+    for path in (root / "train" / "ape").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DataError, match=r"none in 'ape', but files of other kinds than .jpg.*: 5 .heic; add some, or"):
+        load(data__name="imagefolder", data__root=str(root))
+
+
+def test_data_that_nothing_can_be_learnt_of_or_that_would_be_ignored_is_refused(tmp_path):
+    root = image_folder(tmp_path, train=("cat",), test=("cat",))
+    recipe = recipes.complete({"data": {"name": "imagefolder", "root": str(root)}})
+    with pytest.raises(DataError, match="at least two classes in 'imagefolder', got cat alone"):
+        expect_keys_suit(recipe, data.from_recipe(recipe).facts)
+    with pytest.raises(DataError, match=f"'digits', which is built in, got '{root}'"):
+        load(data__root=str(root))
+    with pytest.raises(DataError, match=f"did you mean imagefolder, as in --data imagefolder --data-root {root}"):
+        load(data__name=str(root))
 
 
 def test_texts_that_cannot_be_learnt_are_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from anytime_lct.data import cifar, digits, factory, folders, idx, npz, own, pictures, saved, shards, tables, text
 from anytime_lct.data.batches import Dataset
@@ -12,6 +13,7 @@ from anytime_lct.data.images import load_images
 from anytime_lct.data.locations import kind_of, root_of
 from anytime_lct.errors import DataError
 from anytime_lct.models.weights import input_side
+from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import DataRecipe, Recipe
 
 FORM = "path/to/file.py:FACTORY"
@@ -53,6 +55,11 @@ def load(recipe: DataRecipe, seed: int = 0) -> Dataset:
     """
     if recipe.name == saved.NAME:
         return saved.load(recipe)
+    if recipe.name in BUILT_IN and recipe.root is not None:
+        raise DataError(
+            f"Expected no folder for the data set '{recipe.name}', which is built in, got '{recipe.root}'; name the "
+            f"data set that is there, for example --data imagefolder, or leave --data-root out."
+        )
     return DATA_SETS[_row(recipe.name)](recipe, seed)
 
 
@@ -90,5 +97,7 @@ def _row(name: str) -> str:
     row = next((form for form in DATA_SETS if kind_of(form) == kind), None)
     if row is None:
         near = difflib.get_close_matches(name, DATA_SETS, n=3)
+        if Path(name).expanduser().is_dir():
+            near = [f"imagefolder, as in --data imagefolder --data-root {name}"]
         raise DataError(f"There is no data set '{name}'; did you mean {' or '.join(near or DATA_SETS)}?")
     return row

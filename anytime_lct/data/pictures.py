@@ -47,12 +47,13 @@ class PicturePart:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The image files of a data set, and the names of its classes; parts that it does not have are None."""
+    """The image files of a data set, the names of its classes, and notes; parts that it does not have are None."""
 
     classes: tuple[str, ...]
     train: PicturePart
     validation: PicturePart | None = None
     test: PicturePart | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, PicturePart]:
@@ -78,7 +79,7 @@ def read(listed: Lister, recipe: DataRecipe, root: Path) -> ImageSet:
     augment = "crop-flip" if alike and max(size) <= SMALL_SIDE else "imagenet"
     return ImageSet(
         parts["train"], parts.get("test"), pictures.classes, None if in_memory else IMAGENET, augment,
-        parts.get("validation"), notes,
+        parts.get("validation"), pictures.notes + notes,
     )  # fmt: skip
 
 

@@ -74,7 +74,8 @@ def pictures(recipe: DataRecipe, root: Path) -> Pictures:
     names = next(iter(shards)).parent / CLASSES
     classes = names.read_text("utf-8").splitlines() if names.is_file() else []
     classes, numbers = numbered(labels, [line.strip() for line in classes if line.strip()], recipe.name)
-    return Pictures(classes, **{part: PicturePart(TarMembers(each), numbers[part]) for part, each in members.items()})
+    parts = {part: PicturePart(TarMembers(each), numbers[part]) for part, each in members.items()}
+    return Pictures(classes, parts["train"], parts.get("validation"), parts.get("test"))
 
 
 def _shards(recipe: DataRecipe) -> dict[Path, str]:

@@ -65,7 +65,8 @@ def pictures(recipe: DataRecipe, root: Path) -> Pictures:
         columns[part] = Column(_encoded(table, image), image, folder, f"{part} part of '{name}'")
         labels[part] = list(table[label])
     classes, numbers = numbered(labels, classes, name)
-    return Pictures(classes, **{part: PicturePart(column, numbers[part]) for part, column in columns.items()})
+    by_name = {part: PicturePart(column, numbers[part]) for part, column in columns.items()}
+    return Pictures(classes, by_name["train"], by_name.get("validation"), by_name.get("test"))
 
 
 def _splits(name: str, path: Path) -> dict[str, Any]:

@@ -59,7 +59,11 @@ def expect_one_sample_suffices(network: nn.Module, example: Tensor) -> None:
 
 
 def expect_keys_suit(recipe: Recipe, facts: Facts) -> None:
-    """Raise RecipeError for a key that the task has no use for."""
+    """Raise DataError for data of one class, and RecipeError for a key that the task has no use for."""
+    if facts.task == "classification" and len(facts.classes) == 1:
+        raise DataError(
+            f"Expected at least two classes in '{facts.name}', got {facts.classes[0]} alone; add images of another."
+        )
     if facts.row.is_numbers and recipe.train.label_smoothing:
         raise RecipeError(
             f"Expected no train.label_smoothing with targets that are numbers, got {recipe.train.label_smoothing}; "
