@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -86,9 +87,15 @@ def load_factory(name: str, what: str, error: type[LCTError]) -> Callable[..., A
     for a module that the file imports.
     """
     path, attribute = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
-    factory = getattr(_module(path, what, error), attribute, None)
+    module = _module(path, what, error)
+    factory = getattr(module, attribute, None)
     if not callable(factory):
-        raise error(f"Expected a function or class '{attribute}' in '{path}' that builds the {what}, got none.")
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        near = difflib.get_close_matches(attribute, own, n=3) or [key for key in own if key[0] != "_"][:5]
+        remedy = f"did you mean {' or '.join(near)}?" if near else "write one."
+        raise error(
+            f"Expected a function or class '{attribute}' in '{path}' that builds the {what}, got none; {remedy}"
+        )
     return factory
 
 
@@ -100,8 +107,11 @@ def required(factory: Callable[..., Any]) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error, and the last line of the user's own code in its traceback."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """Return the first line of an error, and the last line of the user's own code in its traceback.
+
+    An error without words has the last line of any code.
+    """
+    text = next(iter(str(error).strip().splitlines()), "")
     libraries = (
         str(Path(torch.__file__).parent.parent),
         sysconfig.get_paths()["stdlib"],
@@ -109,8 +119,11 @@ def reason(error: Exception) -> str:
         str(Path(__file__).parent),
         "<",
     )
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
-    return text.rstrip(".") + (f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else "")
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in trace if not f.filename.startswith(libraries)] or ([] if text else trace)
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text.rstrip(".!") + (f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else "")
 
 
 def _module(path: Path, what: str, error: type[LCTError]) -> Any:

@@ -74,6 +74,8 @@ def build(
         )
     if others.has_source(name):
         return others.build(name, input_shape, outputs, options, tokens)
+    if name.endswith(".py"):
+        raise ModelError(f"Expected {name}:FACTORY, got '{name}' alone; name the function or class that makes it.")
     if name not in MODELS:
         matches = others.forms_of(name) or difflib.get_close_matches(name, NAMES, n=3) or (*NAMES, *SOURCE_FORMS)
         raise ModelError(f"There is no network '{name}'; did you mean {' or '.join(matches)}?")

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anytime_lct.errors import ModelError
+from anytime_lct.models.checks import expect_logits, expect_python
 from anytime_lct.models.files import load_factory, reason, required
 from anytime_lct.models.imports import importing_from
 
@@ -33,16 +33,18 @@ def build(
 ) -> nn.Module:
     """Make a network for inputs as `networks.build` has them; `options` are arguments of its factory.
 
-    A factory in a file is a function or a class; it gets `input_shape`, `outputs` and `tokens` if it has parameters of
-    these names. Raises ModelError for an unknown network, or one that does not fit the data.
+    A factory in a file is a function or a class; it gets `input_shape`, `tokens`, and `outputs` or `num_classes`, if it
+    has parameters of these names. Raises ModelError for an unknown network, or one that does not fit the data.
 
     >>> build("torchvision:resnet18", (3, 64, 64), 10, {})(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
     """
-    source = name.rpartition(":")[0]
+    source, _, own = name.rpartition(":")
     if source not in SOURCES and not source.endswith(".py"):
+        module = f"{source.replace('.', '/')}.py"
+        remedy = f"did you mean {module}:{own}?" if Path(module).is_file() else "choose one."
         raise ModelError(
-            f"Expected a network as torchvision:NAME, timm:NAME or path/to/file.py:FACTORY, got '{name}'; choose one."
+            f"Expected a network as torchvision:NAME, timm:NAME or path/to/file.py:FACTORY, got '{name}'; {remedy}"
         )
     if source in SOURCES:
         return _build(name, SOURCES[source], input_shape, outputs, options, tokens)
@@ -76,9 +78,11 @@ def _build(
         raise
     except Exception as error:
         settings = f" with {', '.join(f'{key} = {value!r}' for key, value in options.items())}" if options else ""
-        raise ModelError(f"The network '{name}' cannot be built{settings}: {reason(error)}.") from error
-    _check_kind(name, model)
-    _check_forward(name, model, input_shape, outputs, tokens)
+        side = None if options else made_for(name)
+        size = "" if side is None or side in input_shape else f"; it is made for images of {side}x{side}"
+        raise ModelError(f"The network '{name}' cannot be built{settings}: {reason(error)}{size}.") from error
+    expect_python(name, model)
+    expect_logits(name, model, input_shape, outputs, tokens, made_for(name))
     return model
 
 
@@ -117,12 +121,23 @@ def _timm(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[s
 def _from_file(path: Path, tokens: int | None) -> Builder:
     def build_from_file(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:
         factory = load_factory(f"{path}:{name}", "network", ModelError)
-        facts = {"input_shape": input_shape, "outputs": outputs, "tokens": outputs if tokens is None else tokens}
+        if isinstance(factory, nn.Module):
+            raise ModelError(
+                f"Expected a function or class '{name}' in '{path}' that builds the network, got a network, a "
+                f"{type(factory).__name__}; name the class, or a function that returns a new one."
+            )
+        facts = {
+            "input_shape": input_shape,
+            "outputs": outputs,
+            "num_classes": outputs,
+            "tokens": outputs if tokens is None else tokens,
+        }
         arguments = {key: facts[key] for key in inspect.signature(factory).parameters if key in facts} | options
         if missing := [key for key in required(factory) if key not in arguments]:
             raise ModelError(
-                f"Expected '{path}:{name}' to take `outputs`, the number of classes, and `input_shape`, but it "
-                f"requires {', '.join(missing)} too; rename the parameter, or set it as an option of the model."
+                f"Expected '{path}:{name}' to take `outputs` or `num_classes`, the number of classes, and "
+                f"`input_shape`, but it requires {', '.join(missing)} too; rename the parameter, or set it, as by --set "
+                f"model.{missing[0]}={outputs}."
             )
         model = factory(**arguments)
         if not isinstance(model, nn.Module):
@@ -166,6 +181,37 @@ def expect_known(source: str, name: str) -> None:
         raise ModelError(f"{source} has no network '{name}'; did you mean {' or '.join(matches)}?")
 
 
+def published(name: str) -> Any:
+    """Return what torchvision or timm publish about the inputs of a network's default weights, None for others.
+
+    Raises ModelError for a network that they do not have.
+    """
+    source, _, network = name.partition(":")
+    if source not in SOURCES:
+        return None
+    expect_known(source, network)
+    if source == "timm":
+        import timm
+
+        return timm.get_pretrained_cfg(network, allow_unregistered=True)
+    import torchvision
+
+    return torchvision.models.get_model_weights(network).DEFAULT.transforms()  # type: ignore[attr-defined]
+
+
+def made_for(name: str) -> int | None:
+    """Return the shorter side of the images that a network is made for, or None where none is published.
+
+    Raises ModelError for a network that torchvision or timm do not have.
+
+    >>> made_for("torchvision:efficientnet_b4")
+    380
+    """
+    config = published(name)
+    size = getattr(config, "crop_size", None) or getattr(config, "input_size", None)
+    return min(size[-2:]) if size else None
+
+
 def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(input_shape) != 3:
         raise ModelError(f"The network '{name}' reads images (C, H, W), but the data has inputs {tuple(input_shape)}.")
@@ -181,47 +227,3 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, convolution)
-
-
-def _check_kind(name: str, model: nn.Module) -> None:
-    """Raise ModelError for a network without its Python code, which can be neither cut nor exported."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            f"Expected the network '{name}' as written in Python, got one of torch.jit, which cannot be cut; return "
-            f"the network from before torch.jit.script or torch.jit.trace."
-        )
-    if hasattr(model, "_orig_mod"):
-        raise ModelError(
-            f"Expected the network '{name}' uncompiled, got the result of torch.compile; return the network itself, "
-            f"and set train.compile=true to compile it in training."
-        )
-
-
-def _check_forward(name: str, model: nn.Module, input_shape: tuple[int, ...], outputs: int, tokens: int | None) -> None:
-    """Run the model once; raises ModelError if it cannot read the inputs or does not return logits (B, outputs)."""
-    is_text = tokens is None and len(input_shape) == 1
-    dtype = torch.int64 if is_text or tokens else torch.float32
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            Z = model.eval()(torch.zeros(2, *input_shape, dtype=dtype))
-    except Exception as error:
-        raise ModelError(
-            f"The network '{name}' cannot read inputs {tuple(input_shape)}: {reason(error)}; change the network's "
-            f"options or the size of the inputs (of images in a folder: --set data.image_size=N)."
-        ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if not isinstance(Z, Tensor):
-        raise ModelError(
-            f"Expected one tensor of logits from the network '{name}', got a {type(Z).__name__}; let its factory "
-            f"return a module whose forward pass returns the logits alone."
-        )
-    expected = (2, *input_shape, outputs) if is_text else (2, outputs)
-    if Z.shape != expected:
-        remedy = "let its factory take `outputs`" if Z.shape[-1] != outputs else "reshape its output"
-        raise ModelError(
-            f"Expected logits of {outputs} classes from the network '{name}', {expected} for a batch of 2, got an "
-            f"output of shape {tuple(Z.shape)}; {remedy}."
-        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anytime_lct.errors import ModelError
-from anytime_lct.models.others import SOURCES, expect_known
+from anytime_lct.models.others import SOURCES, expect_known, published
 
 
 def default_weights(name: str, input_shape: tuple[int, ...], download: bool = False) -> dict[str, Tensor]:
@@ -31,36 +31,8 @@ def input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] |
     >>> input_statistics("timm:vit_tiny_patch16_224")
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
-    config = _published(name)
+    config = published(name)
     return (tuple(config.mean), tuple(config.std)) if getattr(config, "mean", None) else None
-
-
-def input_side(name: str) -> int | None:
-    """Return the shorter side of the images that a network is made for, or None where none is published.
-
-    Raises ModelError for a network unknown to torchvision or timm.
-
-    >>> input_side("torchvision:efficientnet_b4")
-    380
-    """
-    config = _published(name)
-    size = getattr(config, "crop_size", None) or getattr(config, "input_size", None)
-    return min(size[-2:]) if size else None
-
-
-def _published(name: str) -> Any:
-    """Return what torchvision or timm publish about the inputs of a network's default weights, None for others."""
-    source, _, network = name.partition(":")
-    if source not in SOURCES:
-        return None
-    expect_known(source, network)
-    if source == "timm":
-        import timm
-
-        return timm.get_pretrained_cfg(network, allow_unregistered=True)
-    import torchvision
-
-    return torchvision.models.get_model_weights(network).DEFAULT.transforms()  # type: ignore[attr-defined]
 
 
 def _torchvision_weights(name: str, network: str, input_shape: tuple[int, ...], download: bool) -> dict[str, Tensor]:

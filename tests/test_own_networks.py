@@ -138,7 +138,10 @@ def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
         ("timm:resnet19", {}, "did you mean resnet18"),
         ("torchvision:resnet18", {"wide": 3}, "cannot be built with wide = 3.*'wide'"),
         ("torchvision:vgg11", {}, r"cannot read inputs \(1, 8, 8\).*too small"),
+        ("torchvision:vit_b_16", {}, "cannot be built: .*; it is made for images of 224x224"),
         ("elsewhere:resnet18", {}, "torchvision:NAME, timm:NAME or path"),
+        ("models.mlp:mlp", {}, "got 'models.mlp:mlp'; did you mean models/mlp.py:mlp"),
+        ("{file}", {}, "Expected .*own.py:FACTORY, got"),
         ("none.py:make", {}, "which is not there"),
         ("{file}:make", {}, "function or class 'make'"),
         ("{file}:nothing", {}, "got a NoneType"),
@@ -146,7 +149,8 @@ def test_a_factory_of_a_file_gets_the_facts_and_its_options(file):
         ("{file}:wrong", {}, "cannot read inputs"),
     ],
 )
-def test_networks_that_do_not_suit_say_so(name, options, says, file):
+def test_networks_that_do_not_suit_say_so(name, options, says, file, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
     with pytest.raises(ModelError, match=says):
         networks.build(name.format(file=file), (1, 8, 8), 7, **options)
 
@@ -171,7 +175,10 @@ def relatively(outputs):
 def missing(outputs):
     import a_package_that_is_not_installed
 
-def other_name(num_classes):
+def other_name(classes):
+    return lazily(classes)
+
+def usual_name(num_classes=1000):
     return lazily(num_classes)
 """
 
@@ -188,9 +195,10 @@ def test_a_factory_imports_the_files_beside_it_when_it_is_called(tmp_path):
     for name in ("own.py:missing", "none.py:make"):
         with pytest.raises(ModelError, match=r"imports 'a_package_that_is_not_installed'.*install it with pip"):
             networks.build(f"{tmp_path}/{name}", (1, 8, 8), 7)
-    with pytest.raises(ModelError, match=r"`outputs`, the number of classes.*requires num_classes too"):
+    with pytest.raises(ModelError, match=r"the number of classes.*requires classes too.* by --set model.classes=7"):
         networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7)
-    assert networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7, num_classes=7)[7].weight.shape == (7, 8)
+    assert networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7, classes=7)[7].weight.shape == (7, 8)
+    assert networks.build(f"{tmp_path}/own.py:usual_name", (1, 8, 8), 7)[7].weight.shape == (7, 8)
     assert sys.path == path
 
 
@@ -208,7 +216,27 @@ class Odd(nn.Module):
 
     def forward(self, x):
         y = self.net(x)
-        return {"row": y.unsqueeze(1), "flat": y.flatten(), "pair": (y, y), "dict": {"logits": y}}[self.way]
+        if self.way == "wordless":
+            assert False
+        if self.way == "missing":
+            import a_package_that_is_not_installed
+        odd = {
+            "row": y.unsqueeze(1), "flat": y.flatten(), "pair": (y, y), "dict": {"logits": y}, "half": y,
+            "map": y[:, :, None, None].expand(-1, -1, 4, 4), "shares": y.softmax(dim=1),
+        }
+        return odd[self.way]
+
+class Two(Odd):
+    def forward(self, image, age):
+        return image
+
+def halved(outputs):
+    return Odd(outputs, "half").half()
+
+def keyless(outputs):
+    return {}["width"]
+
+network = plain(7)
 
 def scripted(outputs):
     return torch.jit.script(plain(outputs))
@@ -228,6 +256,15 @@ def compiled(outputs):
         ("Odd", {"way": "flat"}, r"got an output of shape \(14,\)"),
         ("Odd", {"way": "pair"}, "one tensor of logits.*got a tuple.*logits alone"),
         ("Odd", {"way": "dict"}, "one tensor of logits.*got a dict.*logits alone"),
+        ("Odd", {"way": "map"}, "let it pool its map, so that it answers once for an image"),
+        ("Odd", {"way": "shares"}, "got probabilities, whose sum is 1; leave its softmax out"),
+        ("Odd", {"way": "wordless"}, r"AssertionError \(at .*odd.py:\d+: assert False\)"),
+        ("Odd", {"way": "missing"}, "imports 'a_package_that_is_not_installed'.*install it with pip"),
+        ("Two", {"way": "row"}, "'age'.*; let its forward pass take one input"),
+        ("halved", {}, "with weights of float32, not torch.float16"),
+        ("keyless", {}, "KeyError 'width'"),
+        ("network", {}, "got a network, a Sequential; name the class, or a function"),
+        ("halve", {}, "got none; did you mean halved"),
         ("scripted", {}, "before torch.jit.script"),
         ("traced", {}, "before torch.jit.script"),
         ("compiled", {}, "uncompiled.*train.compile=true"),

@@ -12,7 +12,7 @@ from anytime_lct.data.batches import Dataset
 from anytime_lct.data.images import load_images
 from anytime_lct.data.locations import kind_of, root_of
 from anytime_lct.errors import DataError
-from anytime_lct.models.weights import input_side
+from anytime_lct.models.others import made_for
 from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import DataRecipe, Recipe
 
@@ -75,7 +75,7 @@ def sized(recipe: Recipe) -> Recipe:
     """
     if not has_sizes(recipe.data.name) or recipe.data.image_size is not None:
         return recipe
-    listed, largest = LISTED[_row(recipe.data.name)], input_side(recipe.model.name)
+    listed, largest = LISTED[_row(recipe.data.name)], made_for(recipe.model.name)
     height, width = pictures.network_size(listed, recipe.data, root_of(recipe.data), largest)
     size = height if height == width else (height, width)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": size})})
