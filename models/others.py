@@ -136,8 +136,8 @@ def _from_file(path: Path, tokens: int | None) -> Builder:
         if missing := [key for key in required(factory) if key not in arguments]:
             raise ModelError(
                 f"Expected '{path}:{name}' to take `outputs` or `num_classes`, the number of classes, and "
-                f"`input_shape`, but it requires {', '.join(missing)} too; rename the parameter, or set it, as by --set "
-                f"model.{missing[0]}={outputs}."
+                f"`input_shape`, but it requires {', '.join(missing)} too; rename the parameter, or set it, as by "
+                f"--set model.{missing[0]}={outputs}."
             )
         model = factory(**arguments)
         if not isinstance(model, nn.Module):
