@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from anytime_lct.run_folder.paths import Changes
 
 DATA = (
-    "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text, hf:PATH, wds:SHARDS, or "
-    "path/to/file.py:FACTORY."
+    "Data set: digits, pydoc, mnist, fashion-mnist, cifar10, cifar100, imagefolder, text, hf:PATH, wds:SHARDS, "
+    "npz:FILE, or path/to/file.py:FACTORY."
 )
 MODEL = (
     "Network: mlp, resnet, resnet20/32/56, resnet50/101/152/182, earlywide, msdnet, msdnet-imagenet, "
-    "fractalnet, lstm, torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY."
+    "fractalnet, lstm, lstm-classifier, torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY."
 )
 BUDGETS = (
     "One exit for each of these budgets of multiply-adds, as deep as fits with its critic: e.g. 20M,40M, or "
@@ -187,8 +187,10 @@ def run(
 def default_folder(recipe: Recipe) -> Path:
     """Return the default run folder of a recipe."""
     from anytime_lct.data.locations import shown
+    from anytime_lct.models.networks import AUTO
 
-    names = (re.sub(r"[^\w.]+", "-", name).strip("-") for name in (shown(recipe.data.name), recipe.model.name))
+    parts = [shown(recipe.data.name), *([recipe.model.name] if recipe.model.name != AUTO else [])]
+    names = (re.sub(r"[^\w.]+", "-", name).strip("-") for name in parts)
     return Path("runs") / "-".join([*names, str(recipe.train.seed)])
 
 

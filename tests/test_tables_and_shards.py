@@ -206,7 +206,7 @@ def test_a_run_keeps_the_place_of_its_data(tmp_path):
     table = locations.located(DataRecipe(name="hf:../birds", root="x/y"), tmp_path)
     assert (table.name, table.root) == ("hf:birds", str(tmp_path / "x"))
     name = default_folder(reading.complete({"data": {"name": "hf:/home/me/birds"}})).name
-    assert name == "hf-birds-resnet20-0" and locations.shown("wds:/a/b-{0..3}.tar") == "wds:b-{0..3}.tar"
+    assert name == "hf-birds-0" and locations.shown("wds:/a/b-{0..3}.tar") == "wds:b-{0..3}.tar"
     with pytest.raises(
         DataError, match=r"^Expected data on this machine, but '.*http:/a/b.tar' is not there, and noth"
     ):

@@ -114,7 +114,7 @@ def load(given: Given, recipe: DataRecipe, seed: int) -> ArrayBatches:
         "validation": _whole_or(parts.get("validation"), train, held_out.validation),
         "test": _whole_or(parts.get("test"), train, held_out.test),
     }
-    notes = (drawn_note(len(held_out.test), count, "samples"),) if missing["test"] else ()
+    notes = given.notes + ((drawn_note(len(held_out.test), count, "samples"),) if missing["test"] else ())
     mean, std = ((), ()) if tokens else _mean_and_std(train, held_out.train)
     facts = Facts(
         shown(recipe.name), task, tuple(first.shape[1:]), len(classes), classes, mean, std,

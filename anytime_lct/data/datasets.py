@@ -7,7 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from anytime_lct.data import cifar, digits, factory, folders, idx, npz, own, pictures, saved, shards, tables, text
+from anytime_lct.data import (
+    arrays,
+    cifar,
+    digits,
+    factory,
+    folders,
+    idx,
+    npz,
+    own,
+    pictures,
+    rows,
+    saved,
+    shards,
+    tables,
+    text,
+)
 from anytime_lct.data.batches import Dataset
 from anytime_lct.data.images import load_images
 from anytime_lct.data.locations import kind_of, root_of
@@ -23,6 +38,15 @@ LISTED: dict[str, pictures.Lister] = {
     "hf:PATH": tables.pictures,
     "wds:SHARDS": shards.pictures,
 }
+
+
+def _table(recipe: DataRecipe, seed: int) -> Dataset:
+    """Load a table, of images or of arrays; raises DataError."""
+    if rows.has_images(recipe, root_of(recipe)):
+        return load_images(partial(pictures.read, tables.pictures), recipe, seed)
+    return arrays.load(rows.give(recipe, root_of(recipe)), recipe, seed)
+
+
 # Any other data set is a file beside this one and a line here; one on text is named in `recipes.recipe.TEXT` too.
 DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
     "digits": partial(load_images, digits.read),
@@ -31,6 +55,7 @@ DATA_SETS: dict[str, Callable[[DataRecipe, int], Dataset]] = {
     "cifar10": partial(load_images, cifar.read_cifar10),
     "cifar100": partial(load_images, cifar.read_cifar100),
     **{name: partial(load_images, partial(pictures.read, listed)) for name, listed in LISTED.items()},
+    "hf:PATH": _table,
     FORM: partial(own.load, factory.call),
     "npz:FILE": partial(own.load, npz.give),
     "pydoc": text.load_pydoc,
@@ -74,6 +99,8 @@ def sized(recipe: Recipe) -> Recipe:
     It is the size that the recipe names, or one that suits images and network, and never enlarges them.
     """
     if not has_sizes(recipe.data.name) or recipe.data.image_size is not None:
+        return recipe
+    if kind_of(recipe.data.name) == "hf:" and not rows.has_images(recipe.data, root_of(recipe.data)):
         return recipe
     listed, largest = LISTED[_row(recipe.data.name)], made_for(recipe.model.name)
     height, width = pictures.network_size(listed, recipe.data, root_of(recipe.data), largest)

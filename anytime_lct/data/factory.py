@@ -29,12 +29,13 @@ PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Given:
-    """The data called `name`: data sets of its parts, names of classes or targets, if any, and the number of tokens."""
+    """The data called `name`: data sets of its parts, names of classes or targets, how many tokens, and notes."""
 
     name: str
     parts: dict[str, Any]
     classes: tuple[str, ...] = ()
     tokens: int = 0
+    notes: tuple[str, ...] = ()
 
     def title(self, part: str) -> str:
         """Return what a part is called in messages."""

@@ -56,10 +56,10 @@ class Column:
 
 def pictures(recipe: DataRecipe, root: Path) -> Pictures:
     """List the images of a table and their classes; raises DataError, and ModuleNotFoundError without the library."""
-    name, path = recipe.name, root / Path(path_of(recipe.name)).expanduser()
+    name, path = recipe.name, _path(recipe, root)
     folder = path if path.is_dir() else path.parent
     columns, labels, classes = dict[str, Column](), dict[str, list[Any]](), ()
-    for part, table in _splits(name, path).items():
+    for part, table in splits(recipe, root).items():
         image, label, names = _columns(recipe, table)
         classes = names if part == "train" else classes
         columns[part] = Column(_encoded(table, image), image, folder, f"{part} part of '{name}'")
@@ -69,10 +69,15 @@ def pictures(recipe: DataRecipe, root: Path) -> Pictures:
     return Pictures(classes, by_name["train"], by_name.get("validation"), by_name.get("test"))
 
 
-def _splits(name: str, path: Path) -> dict[str, Any]:
-    """Open the tables at `path`, of each part that is there; raises DataError."""
+def _path(recipe: DataRecipe, root: Path) -> Path:
+    return root / Path(path_of(recipe.name)).expanduser()
+
+
+def splits(recipe: DataRecipe, root: Path) -> dict[str, Any]:
+    """Open the tables of hf:PATH, of each part that is there; raises DataError."""
     import datasets
 
+    name, path = recipe.name, _path(recipe, root)
     if not path.exists():
         raise missing(path.absolute(), GET)
     card = path / "README.md"
@@ -110,23 +115,35 @@ def _columns(recipe: DataRecipe, table: Any) -> tuple[str, str, tuple[str, ...]]
     """Return the names of the columns of images and of labels, and those of the classes, () where it has none."""
     import datasets
 
-    kinds: dict[str, Any] = dict(table.features)
-    values = {column: kind.dtype for column, kind in kinds.items() if isinstance(kind, datasets.Value)}
-    pictured = [column for column, kind in kinds.items() if isinstance(kind, datasets.Image)]
-    pictured = pictured or [
-        column
-        for column, kind in kinds.items()
-        if values.get(column, "").endswith("binary") or (isinstance(kind, dict) and {"bytes", "path"} <= kind.keys())
+    kinds = kinds_of(table)
+    values = [column for column, kind in kinds.items() if kind not in ("image", "classes", "list")]
+    pictured = [column for column, kind in kinds.items() if kind == "image"]
+    pictured = [column for column in pictured if isinstance(table.features[column], datasets.Image)] or pictured
+    image = chosen(recipe.name, "image", recipe.image_column, [pictured, values], IMAGES, table)
+    classed = [column for column, kind in kinds.items() if kind == "classes"]
+    simple = [
+        column for column in values if kinds[column] == "bool" or "int" in kinds[column] or "string" in kinds[column]
     ]
-    image = _chosen(recipe.name, "image", recipe.image_column, [pictured, list(values)], IMAGES, table)
-    classed = [column for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
-    simple = [column for column, kind in values.items() if kind.endswith("string") or "int" in kind or kind == "bool"]
     rest = [column for column in simple if column != image]
-    label = _chosen(recipe.name, "label", recipe.label_column, [classed, rest], LABELS, table)
-    return image, label, tuple(kinds[label].names) if label in classed else ()
+    label = chosen(recipe.name, "label", recipe.label_column, [classed, rest], LABELS, table)
+    return image, label, tuple(table.features[label].names) if label in classed else ()
 
 
-def _chosen(
+def kinds_of(table: Any) -> dict[str, str]:
+    """Return the kind of every column: image, classes, list, or the type of its values, as int64 and string."""
+    import datasets
+
+    def kind(feature: Any) -> str:
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()):
+            return "image"
+        if isinstance(feature, datasets.Value):
+            return "image" if feature.dtype.endswith("binary") else feature.dtype
+        return "classes" if isinstance(feature, datasets.ClassLabel) else "list"
+
+    return {column: kind(feature) for column, feature in table.features.items()}
+
+
+def chosen(
     name: str, what: str, column: str | None, candidates: list[list[str]], usual: Sequence[str], table: Any
 ) -> str:
     """Return the recipe's column, or of the likelier candidates the only one, or one with a usual name."""

@@ -34,7 +34,7 @@ def complete(tables: dict[str, Any]) -> Recipe:
     name = str(_table(tables, "data").get("name", "digits"))
     empty: dict[str, Any] = {key: {} for key in Recipe.model_fields}
     layers = [empty, TEXTS if name in TEXT else IMAGES, BUILT_IN.get(name, {})]
-    if name.startswith("npz:") or ".py:" in name:
+    if name.startswith(("npz:", "hf:")) or ".py:" in name:
         layers.append(ANY)
     if name in TEXT and _table(tables, "model").get("name", "lstm") == "lstm":
         layers.append(LSTM)

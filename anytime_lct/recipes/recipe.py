@@ -48,7 +48,7 @@ class DataRecipe(Section):
     root: str | None = None
     """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data, or that of a factory's file."""
     image_column: str | None = None
-    """Column of the images of hf:PATH, or extension of those of wds:SHARDS; by default the one that holds images."""
+    """Column of the images or lists of hf:PATH, or extension of the images of wds:SHARDS; by default a usual one."""
     label_column: str | None = None
     """Column of the labels of hf:PATH, or extension or JSON key of those of wds:SHARDS; by default a usual one."""
     inputs: Literal["auto", "images", "arrays"] = "auto"
@@ -277,8 +277,7 @@ class TrainRecipe(Section):
 class Recipe(Section):
     """A whole run. `groups` and `critics` are the two optimizers, each with its schedule.
 
-    Any other table holds the options of a training method; `training.methods.table.checked` checks it, `section` reads
-    it.
+    Any other table holds the options of a training method, which `training.methods.table` checks and `section` reads.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -295,8 +294,7 @@ class Recipe(Section):
 
     def section(self, name: str, kind: type[SectionT]) -> SectionT:
         """Return the table of a training method, completed; raises RecipeError naming the first wrong key."""
-        table = (self.model_extra or {}).get(name, {})
         try:
-            return kind.model_validate(table)
+            return kind.model_validate((self.model_extra or {}).get(name, {}))
         except ValidationError as error:
             raise RecipeError(sentence(error, kind, name)) from None
