@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +17,13 @@ from test_scheduler import CRITICS, FULL, GROUPS, Machine, job, poisson, share_o
 
 from anytime_lct.exits.budget import Ask, Budget
 from anytime_lct.runtime.chain import Chain
+from anytime_lct.runtime.confidence import confidence
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.runtime.timings import Times, Timings
 from anytime_lct.serving.engine import job as jobs
 from anytime_lct.serving.engine.engine import Engine
-from anytime_lct.serving.engine.job import ServedBundle
+from anytime_lct.serving.engine.job import Job, ServedBundle
 from anytime_lct.serving.engine.joining import sizes_to
 from anytime_lct.serving.engine.scheduler import Scheduler
 from anytime_lct.serving.request import Overloaded
@@ -83,6 +85,30 @@ def test_nobody_is_late_among_models_and_deadlines_of_all_kinds(workers: int):
         timeout = luck.choice((0.004, 0.01, 0.02, 0.02, 0.1, None))
         arrivals.append(job(now, timeout, most=luck.choice((2, 3, 3)), served=luck.choice(models)))
     machine = Machine(workers).run(arrivals)
+    assert share_on_time(machine) == 1.0 and len(machine.shed) < 0.15 * len(arrivals)
+
+
+class Confident(Machine):
+    """Half of the samples stop at every exit before the last."""
+
+    luck = random.Random(0)
+
+    def behind(self, job: Job, now: float) -> None:
+        walk = job.walk
+        if job.depth == job.deepest or walk.is_answered_here:
+            super().behind(job, now)
+            return
+        now += job.bundle.timing.critic(job.depth, job.size)
+        walk.is_answered = walk.is_answered_here = True
+        walk.size = sum(self.luck.random() < 0.5 for _ in range(walk.size))
+        self.at(now, "judged" if walk.size else "answer", job)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nobody_is_late_where_samples_stop_early(workers: int):
+    models = [model(), model(grows=0.4), model(batches=())]
+    luck, arrivals = random.Random(1), list(poisson(6 * workers / FULL, 1, timeout=0.02, seed=1))
+    machine = Confident(workers).run([job(each.arrived, 0.02, served=luck.choice(models)) for each in arrivals])
     assert share_on_time(machine) == 1.0 and len(machine.shed) < 0.15 * len(arrivals)
 
 
@@ -196,12 +222,16 @@ def held(served: ServedBundle, monkeypatch: pytest.MonkeyPatch):
     engine, gate, sizes, advance = Engine(1), threading.Event(), [], Chain.advance
     start = Chain.start
 
+    def is_worker() -> bool:
+        return threading.current_thread().name == "_run_worker"
+
     def waiting(chain: Chain) -> bool:
-        gate.wait(10)
+        if is_worker():
+            gate.wait(10)
         return advance(chain)
 
     def started(chain: Chain, x: np.ndarray, depth: int = 0) -> None:
-        if threading.current_thread().name == "_run_worker":
+        if is_worker():
             sizes.append(len(x))
         start(chain, x, depth)
 
@@ -229,6 +259,37 @@ def test_each_gets_its_own_answer(served: ServedBundle, held):
         assert (reply.answer.flops, reply.answer.stopped) == (expected.flops, expected.stopped)
         assert reply.computed > 0 and reply.queued > 0
     assert sizes == [1, 7, 1]  # 1 + 2 + 1 + 1 + 1 + 1, and the one to exit 2
+
+
+def test_each_stops_by_its_own_confidence_and_is_answered_then(served: ServedBundle, held, monkeypatch):
+    """Requests of 1 and 2 images in one batch; the last group waits until all that stop before it are answered."""
+    engine, gate, sizes = held
+    inputs = [images(1 + (k == 1), seed=k) for k in range(7)]
+    x = np.concatenate(inputs)
+    sure = [confidence(answer.logits, temperature=1.0) for answer in served.session.stream(x)]
+    ask = Ask(min_confidence=float(np.median(sure[:2])), timeout=60.0)
+    futures = [engine.submit(served, each, ask, time.monotonic()) for each in inputs]
+    whole, alone = served.session.run(x, ask), [served.session.run(each, ask) for each in inputs]
+    early = [future for future, answer in zip(futures, alone, strict=True) if answer.exit < 3]
+    assert 0 < len(early) < 7 and {1, 2, 3} == set(whole.exits)
+    advance = Chain.advance
+
+    def last(chain: Chain) -> bool:
+        if chain.depth == 2 and threading.current_thread().name == "_run_worker":
+            wait(early, 10)
+        return advance(chain)
+
+    monkeypatch.setattr(Chain, "advance", last)
+    gate.set()
+    rows = iter(whole.logits)
+    for future, each in zip(futures, alone, strict=True):
+        answer = future.result(5).answer
+        np.testing.assert_array_equal(answer.logits, [next(rows) for _ in answer.logits])
+        np.testing.assert_array_equal(answer.exits, each.exits)
+        facts = (answer.exit, answer.exits_run, answer.flops, answer.stopped)
+        assert facts == (each.exit, each.exits_run, each.flops, each.stopped)
+        np.testing.assert_allclose(answer.probabilities, each.probabilities, rtol=1e-5)
+    assert sizes[:2] == [1, 8] and len(sizes) == 4
 
 
 def test_one_that_is_cancelled_leaves_the_others(served: ServedBundle, held):

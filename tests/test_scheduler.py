@@ -79,9 +79,10 @@ class Machine:
                 except Overloaded as refused:
                     assert refused.retry_after > 0
                     self.shed.append(job)
-            elif what == "group":
-                job.walk.depth += 1
-                job.walk.is_answered_here = False
+            elif what in ("group", "judged"):
+                if what == "group":
+                    job.walk.depth += 1
+                    job.walk.is_answered_here = False
                 self.behind(job, now)
             else:
                 self.scheduler.done(job)

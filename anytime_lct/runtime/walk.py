@@ -76,23 +76,22 @@ class Walk:
     """A batch on its way; a context manager, which gives its buffers back.
 
     `rows` are the indices of the samples that are still on the way. `logits` (B, K) or (B, T, K) and `exits` (B,) hold
-    the latest answer of each sample and the exit that gave it; `flops` counts the multiply-adds of all samples
-    together, `seconds` the time of groups and critics. Chains come from `pool`, costs from `profile`; `timing` learns
-    from the times of the parts.
+    the latest answer of each sample and the exit that gave it; `flops` (B,) counts the multiply-adds of each,
+    `seconds` the time of groups and critics; `visited` are the exits that were computed. Chains come from `pool`, costs
+    from `profile`; `timing` learns from the times of the parts.
     """
 
     def __init__(self, x: NDArray[Any], pool: Lender, profile: Profile, timing: Timing | None = None) -> None:
         self.rows = np.arange(len(x))
         self.exits = np.zeros(len(x), np.int64)
         self.logits: NDArray[np.float32] | None = None
-        self.exits_run = 0
-        self.flops = 0
+        self.visited: list[int] = []
+        self.flops = np.zeros(len(x), np.int64)
         self.seconds = 0.0
         self.served = pool.manifest.served
         self._pool, self._profile, self._timing = pool, profile, timing
         self._shape = x.shape
         self._answered = False
-        self._deepest = 0  # exit that has answered
         self._chain: Chained | None = pool.take(x.shape)
         self._chain.start(x)
 
@@ -126,7 +125,7 @@ class Walk:
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self._answered = False
-        self.flops += len(self.rows) * self._profile.groups[chain.depth - 1].flops
+        self.flops[self.rows] += self._profile.groups[chain.depth - 1].flops
         if self._timing is not None and was_bound:
             self._timing.observe_group(chain.depth, size, seconds)
 
@@ -146,12 +145,11 @@ class Walk:
                 assert self.logits is not None  # the samples that stopped have answers
                 self.logits[self.rows] = logits
                 self.exits[self.rows] = depth
-            self._deepest = depth
-            self.exits_run += 1
+            self.visited.append(depth)
             self._answered = True
             critics = self._profile.critics
             if depth <= len(critics):
-                self.flops += len(self.rows) * critics[depth - 1].flops
+                self.flops[self.rows] += critics[depth - 1].flops
                 if self._timing is not None and was_bound:
                     self._timing.observe_critic(depth, self.size, seconds)
         assert self.logits is not None
@@ -168,22 +166,31 @@ class Walk:
         self._pool.give_back((len(self.rows), *self._shape[1:]), self._chain)
         self._chain, self.rows = chain, self.rows[mask]
 
-    def answer_so_far(self, stopped: StopReason) -> Answer:
-        """Return the latest answers, one for every sample; `stopped` is why no deeper exit answered."""
+    def is_final(self, samples: slice) -> bool:
+        """Return whether none of these samples is on the way any more."""
+        return not np.any((self.rows >= samples.start) & (self.rows < samples.stop))
+
+    def answer_so_far(self, stopped: StopReason, samples: slice | None = None) -> Answer:
+        """Return the latest answers, one for every sample, or for those of a slice.
+
+        `stopped` is why no deeper exit answered those on the way; where none is, all were confident.
+        """
         assert self.logits is not None
-        flops = self.flops / len(self.exits)
-        exits = self._profile.exits
-        temperatures: float | NDArray[np.floating] = exits[self._deepest - 1].temperature
-        if len(self.rows) < len(self.exits):
-            temperatures = np.array([exit.temperature for exit in exits])[self.exits - 1]
+        part, profile = samples or slice(0, len(self.exits)), self._profile.exits
+        exits, logits = self.exits[part].copy(), self.logits[part]
+        if len(self.rows) == len(self.exits):  # all samples are alike
+            deepest = self.visited[-1]
+            temperature = profile[deepest - 1].temperature
+            return Answer(deepest, logits, int(self.flops[0]), exits, len(self.visited), stopped, temperature)
+        deepest, flops = int(exits.max()), int(self.flops[part].sum()) / len(exits)
         return Answer(
-            self._deepest,
-            self.logits,
+            deepest,
+            logits,
             int(flops) if flops.is_integer() else flops,
-            self.exits.copy(),
-            self.exits_run,
-            stopped,
-            temperatures,
+            exits,
+            sum(exit <= deepest for exit in self.visited),
+            "confident" if self.is_final(part) else stopped,
+            np.array([exit.temperature for exit in profile])[exits - 1],
         )
 
     def close(self) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anytime_lct.errors import LCTError
-from anytime_lct.exits.budget import Ask
+from anytime_lct.exits.budget import Ask, StopReason
 from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.timing import DECAY
-from anytime_lct.runtime.walk import steps
+from anytime_lct.runtime.walk import Walk, steps
 from anytime_lct.serving.engine.job import Job, ServedBundle, batch_size
-from anytime_lct.serving.engine.joining import shares
+from anytime_lct.serving.engine.joining import parts
 from anytime_lct.serving.engine.scheduler import Scheduler
 from anytime_lct.serving.request import Overloaded, Reply
 
@@ -132,7 +132,9 @@ class Engine:
             self._work.notify_all()
             self._watch.notify_all()
         for job in waiting:
-            if not job.future.cancel():  # it has started, and yielded
+            if job.walk is None:
+                job.future.cancel()
+            else:  # it has yielded
                 error = Overloaded("The server shut down before it could answer; use another server.", 1.0)
                 _settle(job, job.fallback or error)
         for thread in self._threads:
@@ -156,14 +158,14 @@ class Engine:
 
     def _run(self, job: Job) -> None:
         """Run a request as far as the scheduler orders, and answer it, unless it has to yield."""
-        resumed = time.monotonic()
+        job.resumed = time.monotonic()
         try:
-            answer = self._advance(job)
+            answers = self._advance(job)
         except Exception as error:  # a graph that fails, or no memory: the request fails, the worker goes on
-            answer = error
-        job.computed += time.monotonic() - resumed
+            answers = error
+        job.computed += time.monotonic() - job.resumed
         with self._lock:
-            if answer is None:
+            if answers is None:
                 self._scheduler.put_back(job)
                 self._work.notify()
                 return
@@ -173,9 +175,9 @@ class Engine:
                 self._idle.notify_all()
         if job.walk is not None:
             job.walk.close()
-        _settle(job, answer)
+        _settle(job, answers)
 
-    def _advance(self, job: Job) -> Answer | None:
+    def _advance(self, job: Job) -> tuple[Answer, ...] | None:
         """Run groups and follow the order behind each; None where another request goes first."""
         is_new = job.steps is None
         if job.steps is None:
@@ -194,6 +196,8 @@ class Engine:
             while True:
                 if job.future.done():  # the watchdog has answered
                     return job.fallback
+                if job.members and job.plan.stopping is not None:
+                    _settle_final(job, job.walk)
                 with self._lock:
                     order = self._scheduler.order(job, time.monotonic())
                     if order is None:
@@ -203,15 +207,15 @@ class Engine:
                     self._store_fallback(job)
                 job.steps.send("deeper" if order == "answer and deeper" else order)
         except StopIteration as end:
-            return job.walk.answer_so_far(end.value)
+            return _answers(job, job.walk, end.value)
 
     def _store_fallback(self, job: Job) -> None:
         """Give the watchdog the answers so far, if every sample has one."""
         assert job.walk is not None
         if job.walk.is_answered:
-            answer = job.walk.answer_so_far("deadline")
+            answers = _answers(job, job.walk, "deadline")
             with self._lock:
-                job.fallback = replace(answer, logits=answer.logits.copy())
+                job.fallback = tuple(replace(answer, logits=answer.logits.copy()) for answer in answers)
                 self._with_fallback.add(job)
                 self._watch.notify()
 
@@ -236,28 +240,43 @@ class Engine:
                 self._watch.wait(min(soonest, threading.TIMEOUT_MAX))
 
 
-def _settle(job: Job, answer: Answer | Exception | None) -> None:
-    """Set the result of a job's future, once; of a batch, those of its members too, each its share."""
-    if job.members and not job.future.done():
-        parts = shares(answer, job.members) if isinstance(answer, Answer) else [answer] * len(job.members)
-        for member, part in zip(job.members, parts, strict=True):
-            member.started, member.computed = job.started, job.computed
-            _settle(member, part)
+def _answers(job: Job, walk: Walk, stopped: StopReason) -> tuple[Answer, ...]:
+    """Return the answer of each of the job's requests: its rows."""
+    return tuple(walk.answer_so_far(stopped, samples) for _, samples in parts(job))
+
+
+def _settle_final(job: Job, walk: Walk) -> None:
+    """Answer the requests of a batch that has not ended of which no sample is on the way any more."""
+    for request, samples in parts(job):
+        if not request.future.done() and walk.is_final(samples):
+            computed = job.computed + time.monotonic() - job.resumed
+            _set(request, job.started, computed, walk.answer_so_far("confident", samples))
+
+
+def _settle(job: Job, outcome: tuple[Answer, ...] | Exception) -> None:
+    """Set the results of the futures of a job's requests, each once; of a batch, its own shows that it is answered."""
+    for k, request in enumerate(job.requests):
+        _set(request, job.started, job.computed, outcome if isinstance(outcome, Exception) else outcome[k])
+    if job.members:
+        job.future.cancel()
+
+
+def _set(request: Job, started: float, computed: float, outcome: Answer | Exception) -> None:
     try:
-        if not isinstance(answer, Answer):
-            if answer is not None and not job.future.cancelled():
-                job.future.set_exception(answer)
+        if isinstance(outcome, Exception):
+            if not request.future.cancelled():
+                request.future.set_exception(outcome)
             return
         finished = time.monotonic()
-        due = None if job.ask.timeout is None else job.arrived + job.ask.timeout
-        job.future.set_result(
+        due = None if request.ask.timeout is None else request.arrived + request.ask.timeout
+        request.future.set_result(
             Reply(
-                answer,
-                queued=max(0.0, job.started - job.arrived),
-                computed=job.computed,
+                outcome,
+                queued=max(0.0, started - request.arrived),
+                computed=computed,
                 on_time=None if due is None else finished <= due,
                 finished=finished,
             )
         )
-    except InvalidStateError:  # the watchdog and the worker finished at the same time
+    except InvalidStateError:  # the watchdog and the worker finished at the same time, or the batch before its end
         pass

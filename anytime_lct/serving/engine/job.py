@@ -103,9 +103,10 @@ def paying(timing: Timing, exit: int, sizes: Iterable[tuple[int, int]]) -> tuple
 class Job:
     """A request, or `members` that run as one batch: its Ask and plan, when it is due, and how far it is.
 
-    Times are of time.monotonic(); `due` is infinite without a timeout. `fallback` is an answer to give if the deeper
-    group that runs is late; `answer_at`, while the job runs, is the time at which it could answer without going deeper,
-    and `hangs_at` the time from which it hangs. The members of a batch are by deadline; it is due when the first is.
+    Times are of time.monotonic(); `due` is infinite without a timeout. `fallback` are answers to give, one for each
+    request, if the deeper group that runs is late; `answer_at`, while the job runs, is the time at which it could
+    answer without going deeper, and `hangs_at` the time from which it hangs. The members of a batch are by deadline; it
+    is due when the first is.
     """
 
     bundle: ServedBundle
@@ -117,8 +118,9 @@ class Job:
     future: Future[Reply] = field(default_factory=Future[Reply])
     walk: Walk | None = None
     steps: Generator[int, Order, StopReason] | None = None
-    fallback: Answer | None = None
+    fallback: tuple[Answer, ...] = ()
     started: float = 0.0
+    resumed: float = 0.0
     answer_at: float = 0.0
     hangs_at: float = math.inf
     computed: float = 0.0

@@ -5,17 +5,16 @@
     one walk               [a   c d       e]: group 1 | group 2 | ..  -> answers of a, c, d, e
 
 A request joins when it is admitted, or not at all; that is decided by deadlines (`scheduler`). A batch grows up to the
-largest size that pays by the timings of this machine. Requests of which samples stop early run alone.
+largest size that pays by the timings of this machine. Where samples stop by their confidence, the rest of the batch
+goes on, and a request is answered when its last sample stops.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
-from anytime_lct.runtime.answer import Answer
 from anytime_lct.serving.engine.job import Job
 
 # Requests join if the time that is left to one is at most so many times that of the other: they get equally deep.
@@ -35,7 +34,7 @@ def sizes_to(most: int) -> tuple[int, ...]:
 
 def joined(job: Job, waiting: Sequence[Job], now: float) -> Iterator[Job]:
     """Yield batches of a new request and a job of the queue that has room for it, the last of the queue first."""
-    if not job.bundle.batches or job.plan.stopping is not None:
+    if not job.bundle.batches:
         return
     room = job.bundle.batches[-1] - job.samples
     others = (each for each in reversed(waiting) if _is_alike(job, each, now) and each.samples <= room)
@@ -43,13 +42,12 @@ def joined(job: Job, waiting: Sequence[Job], now: float) -> Iterator[Job]:
         yield _together(job, other)
 
 
-def shares(answer: Answer, members: Sequence[Job]) -> Iterator[Answer]:
-    """Yield the answer of every request of a batch: its rows."""
+def parts(job: Job) -> Iterator[tuple[Job, slice]]:
+    """Yield the requests of a job, and the samples of its walk that are theirs."""
     start = 0
-    for member in members:
-        rows = slice(start, start + len(member.x))
-        yield replace(answer, logits=answer.logits[rows], exits=answer.exits[rows])
-        start = rows.stop
+    for request in job.requests:
+        yield request, slice(start, start + len(request.x))
+        start += len(request.x)
 
 
 def _is_alike(job: Job, other: Job, now: float) -> bool:
