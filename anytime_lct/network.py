@@ -80,7 +80,7 @@ class LCTNetwork(nn.Module):
         _expect_answers(model)
         outputs = outputs_of(model, example)
         places = cut.places or choose_places(model, example, cut, critic, task)
-        groups, hints = _groups(model, places)
+        groups, hints = _groups(model, example, places)
         depths = kinds.depths(critic, len(places))
         modules, shapes, crossing = [], [], _crossing(groups, example)
         if places and compare:
@@ -134,14 +134,16 @@ class LCTNetwork(nn.Module):
         _copy("critics", self.critics_state(), critics)
 
 
-def _groups(model: nn.Module, places: Sequence[str]) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
+def _groups(
+    model: nn.Module, example: Tensor, places: Sequence[str]
+) -> tuple[Sequence[nn.Module], list[dict[str, bool]]]:
     """Return the groups between the cuts, and hints about the tensor that crosses each cut (`kinds.layout`)."""
     if odd := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
         raise PartitionError(f"The state '{odd}' of the network is no tensor and belongs to no group.")
     if not places:
         return [model], []
     try:
-        trace = Trace.of(model)
+        trace = Trace.of(model, example)
     except PartitionError:
         return cut_children(model, places), [{} for _ in places]
     return cut_groups(trace, places), [trace.hints(place) for place in places]

@@ -107,7 +107,7 @@ def _remedies(
         for flag, cheaper in list(kinds.items())[1:]:
             yield flag, multiply_adds(LCTNetwork.cut(model, example, cut, cheaper, task, compare=False), example)
     try:
-        trace = Trace.of(model)
+        trace = Trace.of(model, example)
     except PartitionError:  # it is cut by the names of its children
         return
     makers = {flag: CriticMakers(trace, example, kind, task) for flag, kind in kinds.items()}

@@ -77,7 +77,7 @@ def inspect(
     """
     network = LCTNetwork.cut(model, example, cut, critic, task)
     try:
-        trace = Trace.of(model)
+        trace = Trace.of(model, example)
     except PartitionError as error:  # it is cut by the names of its children
         trace, whole = None, {type(model).__name__: str(error)}
     else:

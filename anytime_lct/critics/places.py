@@ -54,7 +54,7 @@ def choose_places(
     default = cut.by == "shares" and not cut.shares and cut.groups in (None, len(own) + 1)
     if default and kind_of(model, critic) == "own":
         return own
-    trace = Trace.of(model)
+    trace = Trace.of(model, example)
     most = len(trace.candidates) + 1
     groups = cut.groups or (min(DEFAULT_GROUPS, most) if most > 1 else DEFAULT_GROUPS)
     expect_places(trace, groups)

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from anytime_lct.cutting.sizes import expect_shape
 from anytime_lct.cutting.trace import Trace
 from anytime_lct.errors import PartitionError
 
@@ -69,6 +70,8 @@ def segments(trace: Trace, positions: Sequence[int]) -> list[Steps]:
 def _steps(trace: Trace, start: int, stop: int, entry: fx.Node, result: fx.Node, used: set[int]) -> Steps:
     graph, attributes = fx.Graph(), {}
     copies = {entry: graph.placeholder("input")}
+    if start == 0 and trace.recording.shape is not None:
+        graph.call_function(expect_shape, (copies[entry], trace.recording.shape))
 
     def copy_of(node: fx.Node) -> fx.Node:
         if node in trace.recording.batch_size and node not in copies:

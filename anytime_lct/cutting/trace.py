@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from anytime_lct.cutting.blocks import NORMS, ends_of_blocks
+from anytime_lct.cutting.constants import with_constants
 from anytime_lct.cutting.steps import IN_PLACE, calls, is_tensor
 from anytime_lct.cutting.tracing import Recording, record
 from anytime_lct.errors import PartitionError
@@ -54,16 +55,25 @@ class Trace:
     candidates: tuple[Cut, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> Trace:
+    def of(cls, model: nn.Module, example: Tensor | None = None) -> Trace:
         """Record a network's steps and find where it can be cut; raises PartitionError where fx cannot follow it.
+
+        With an example of a batch, unless it is of a text, whose length varies, the recording may be for inputs of
+        its shape alone (`Recording.shape`).
 
         >>> [cut.name for cut in Trace.of(torchvision.models.resnet18()).candidates][:3]
         ['maxpool', 'layer1.0', 'layer1']
         """
-        recording = record(model)
+        if example is not None and not example.is_floating_point():
+            example = None
+        recording = record(model, example)
+        values = _live(recording)
+        if example is not None and (numbers := _numbers_beside_one(model, recording, values)):
+            recording = with_constants(recording, numbers, example)
+            values = _live(recording)
         crossing = {
             position: live[0]
-            for position, live in enumerate(_live(recording), start=1)
+            for position, live in enumerate(values, start=1)
             if position < len(recording.steps)
             and len(live) == 1
             and live[0] is not recording.input
@@ -182,6 +192,13 @@ def _live(recording: Recording) -> list[list[fx.Node]]:
             needed.append(step)
         after.append(needed)
     return after
+
+
+def _numbers_beside_one(model: nn.Module, recording: Recording, values: list[list[fx.Node]]) -> set[fx.Node]:
+    """Return the numbers that cross beside one tensor where a block ends."""
+    beside = [p for p, live in enumerate(values, 1) if len(live) > 1 and sum(map(is_tensor, live)) == 1]
+    ends = ends_of_blocks(model, recording, [p for p in beside if p < len(recording.steps)])
+    return {value for position in ends for value in values[position - 1] if not is_tensor(value)}
 
 
 def _overwritten(value: fx.Node, recording: Recording, position: int) -> bool:

@@ -9,22 +9,23 @@ follow it (control flow that depends on shapes, another path in training than in
 its operations say: its `train()` is its own, or its forward pass changes the gradient or autocast mode, draws random
 numbers that do not depend on its input, assigns to a tensor or buffer, or changes a part's mode. The batch size, as in
 x.view(x.size(0), -1), is read again from the input of each group.
+
+Where fx cannot follow the network itself, and the shape of its inputs is known, control flow that depends on sizes
+takes the way that it takes for that shape and any size of the batch (`sizes`).
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytime_lct.cutting.joining import ByMode, join_modes
-from anytime_lct.cutting.snapshot import Snapshot, random_positions
+from anytime_lct.cutting.snapshot import Snapshot
 from anytime_lct.cutting.steps import (
     RETURN_TUPLES,
     UnfollowedError,
@@ -38,6 +39,7 @@ from anytime_lct.cutting.steps import (
     kind,
     target,
 )
+from anytime_lct.cutting.tracer import OneInput, StepTracer, fetched_from, recorded_factories, where
 from anytime_lct.errors import PartitionError
 
 
@@ -47,7 +49,8 @@ class Recording:
 
     `fetched` holds the nodes that are not steps: weights, constants, and what is computed of these alone. `whole` maps
     the paths of modules that are one step each, because fx cannot follow them, to the reason. `batch_size` holds the
-    nodes of the input's batch size, the first size of every tensor between two groups.
+    nodes of the input's batch size, the first size of every tensor between two groups. `shape` is that of an input,
+    where the steps are those for inputs of this shape alone.
     """
 
     input: fx.Node
@@ -57,91 +60,26 @@ class Recording:
     fetched: frozenset[fx.Node]
     whole: dict[str, str]
     batch_size: frozenset[fx.Node]
+    shape: tuple[int, ...] | None = None
 
 
-class _OneInput(nn.Module):
-    """Calls a network with one input: its other inputs take their defaults, and fx leaves it unchanged."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input: Tensor) -> Any:
-        return self.model(input)
-
-
-class _Proxy(fx.Proxy):
-    """A recorded value that cannot be assigned to, as in `self.weight.data = ..`: fx would drop the assignment."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node"):
-            raise AttributeError(f"it assigns to {name} of a tensor")
-        super().__setattr__(name, value)
-
-
-class _Tracer(fx.Tracer):
-    """Recurrent layers are leaves, as torch's own modules are, wherever their class is defined; buffers stay names."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, root: nn.Module, whole: dict[Any, str]) -> None:
-        super().__init__()
-        self._roots, self._whole = (root, root.get_submodule("model")), whole
-        self._context = _context()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m in self._roots:
-            return False
-        return kind(m) in self._whole or isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _context() != self._context:
-            raise RuntimeError("it changes the gradient or autocast mode")
-        return super().create_node(*args, **kwargs)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.is_leaf_module(m, ""):
-            return super().call_module(m, forward, args, kwargs)
-        positions, parts = random_positions(), _parts(m)
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-            if random_positions() != positions:
-                raise RuntimeError("it draws random numbers that do not depend on its input")
-            if _parts(m) != parts:
-                raise RuntimeError("it changes the mode, or replaces the weights or buffers, of its parts")
-            return result
-        except UnfollowedError:
-            raise
-        except Exception as error:
-            if m in self._roots:
-                raise
-            raise UnfollowedError(m, _where(error)) from error
-
-
-def _parts(m: nn.Module) -> list[Any]:
-    """Return the modes of a module and its parts, and which weights and buffers they hold."""
-    return [
-        (part.training, [*map(id, part._parameters.values()), *map(id, part._buffers.values())]) for part in m.modules()
-    ]
-
-
-def _context() -> tuple[Any, ...]:
-    """Return the gradient mode, and in how many blocks of autocast this code runs."""
-    depth = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth
-
-
-def record(model: nn.Module) -> Recording:
+def record(model: nn.Module, example: Tensor | None = None) -> Recording:
     """Record a network in train and in eval mode; the network is unchanged.
 
-    Raises PartitionError where fx cannot follow the forward pass, where the two modes take different paths,
-    and where the network has not one input and one tensor as its result.
+    `example` is a batch whose shape inputs have, if it is known. Raises PartitionError where fx cannot follow the
+    forward pass, where the two modes take different paths, and where the network has not one input and one tensor as
+    its result.
     """
     _check_signature(model)
+    try:
+        return _record(model, None)
+    except PartitionError:
+        if example is None:
+            raise
+    return replace(_record(model, example), shape=tuple(example.shape[1:]))
+
+
+def _record(model: nn.Module, example: Tensor | None) -> Recording:
     whole: dict[Any, str] = {
         kind(module): "its train() is its own"
         for module in model.modules()
@@ -150,7 +88,7 @@ def record(model: nn.Module) -> Recording:
     while True:
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                in_training, attributes, twins = _record_both(model, whole)
+                in_training, attributes, twins = _record_both(model, whole, example)
             break
         except UnfollowedError as unfollowed:  # again, with that kind of module as one step
             whole[unfollowed.kind] = str(unfollowed)
@@ -202,10 +140,12 @@ def _deferred(steps: list[fx.Node], others: set[fx.Node]) -> tuple[fx.Node, ...]
     return tuple(order)
 
 
-def _record_both(model: nn.Module, whole: dict[Any, str]) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
+def _record_both(
+    model: nn.Module, whole: dict[Any, str], example: Tensor | None
+) -> tuple[fx.Graph, dict[str, Any], dict[str, Any]]:
     """Record in train and in eval mode and join the two; raises UnfollowedError for a module that is not in `whole`."""
-    in_training, attributes = _record_mode(model, whole, training=True)
-    in_evaluation, twins = _record_mode(model, whole, training=False)
+    in_training, attributes = _record_mode(model, whole, example, training=True)
+    in_evaluation, twins = _record_mode(model, whole, example, training=False)
     attributes |= join_modes(model, in_training, in_evaluation)
     return in_training, attributes, twins
 
@@ -226,19 +166,23 @@ def _check_signature(model: nn.Module) -> None:
         ) from error
 
 
-def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> tuple[fx.Graph, dict[str, Any]]:
-    root = _OneInput(model)
+def _record_mode(
+    model: nn.Module, whole: dict[Any, str], example: Tensor | None, *, training: bool
+) -> tuple[fx.Graph, dict[str, Any]]:
+    root = OneInput(model)
     try:
         with Snapshot(model, values=False):
             for module in model.modules():
                 module.training = training
-            graph = _Tracer(root, whole).trace(root)
+            tracer = StepTracer(root, whole, example)
+            with recorded_factories(tracer) if example is not None else nullcontext():
+                graph = tracer.trace(root)
     except UnfollowedError:
         raise
     except Exception as error:
         raise PartitionError(
-            f"The network cannot be traced by torch.fx: {_where(error)}; take this, like control flow that depends on "
-            f"the data or on its shape, out of {type(model).__name__}.forward, into a submodule, which runs as it is, "
+            f"The network cannot be traced by torch.fx: {where(error)}; take this, like control flow that depends on "
+            f"the data or its batch, out of {type(model).__name__}.forward, into a submodule, which runs as it is, "
             f"or name places to cut after where its children simply follow one another."
         ) from error
     attributes: dict[str, Any] = {}
@@ -248,20 +192,12 @@ def _record_mode(model: nn.Module, whole: dict[Any, str], *, training: bool) -> 
         node.meta.clear()
         node.meta["calls"] = tuple((path[len("model.") :], n) for path, n in numbered if path != "model")
         if node.op in ("call_module", "get_attr"):
-            value: Any = root
-            for part in node.target.split("."):
-                value = getattr(value, part)
+            value = fetched_from(root, node.target)
             of_model = node.target.startswith("model.")  # else a constant that fx stores on the root
             node.target = node.target.removeprefix("model.") if of_model else f"_recorded{node.target}"
             node.meta["returns_tuple"] = getattr(type(value), "forward", None) in RETURN_TUPLES
             attributes[node.target] = value
+    for node in reversed(list(graph.nodes) if example is not None else []):
+        if not node.users and node.op in ("call_function", "call_method") and not is_tensor(node):
+            graph.erase_node(node)  # a size that control flow has gone by
     return graph, attributes
-
-
-def _where(error: Exception) -> str:
-    """Return the reason of an error, and the line of the user's code where it occurs."""
-    foreign = (f"{Path(torch.__file__).parent}{os.sep}", __file__, "<")
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(foreign)]
-    where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"{reason}{where}"
