@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from anytime_lct.exits.bundle import Bundle, File, Manifest, Preprocessing, describe_file, write_manifest
 from anytime_lct.exits.profile import Cost, Exit, Latency, Profile, Quality
+from anytime_lct.exits.tasks import InputKind
 from anytime_lct.runtime.session import AnytimeSession
 
 GROUP_COSTS, CRITIC_COSTS = (30, 20, 100), (5, 50)
@@ -131,8 +132,12 @@ def write_image_bundle(
     profile: Profile | None = None,
     size: int = 6,
     channels: int = 1,
+    kind: InputKind = "image",
 ) -> Bundle:
-    """Write a bundle of the image network, with `only` "exits" or "groups", or with both kinds of graphs."""
+    """Write a bundle of the image network, with `only` "exits" or "groups", or with both kinds of graphs.
+
+    Of the `kind` array, it reads arrays of the images' shape.
+    """
     groups, critics = image_parts(size=size, channels=channels)
     manifest = {
         "task": "classification",
@@ -147,7 +152,9 @@ def write_image_bundle(
             width=size,
             mean=(0.5,) * channels,
             std=(0.25,) * channels,
-        ),
+        )
+        if kind == "image"
+        else Preprocessing(kind=kind, shape=(channels, size, size)),
     }
     return _write(folder, groups, critics, manifest, profile or make_profile(), only, served)
 

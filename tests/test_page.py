@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     exits = tuple(each.model_copy(update={"temperature": 2.0 * each.index}) for each in profile.exits)
     write_image_bundle(folder / "tiny", size=8, profile=profile.model_copy(update={"exits": exits}))
     write_text_bundle(folder / "words")
+    write_image_bundle(folder / "numbers", size=2, kind="array")
     return folder
 
 
@@ -81,7 +82,8 @@ class Page:
         from selenium.webdriver.support.ui import Select
 
         Select(self.find("model")).select_by_visible_text(model)
-        self.wait(lambda page: page.find("image" if model == "tiny" else "text").is_displayed())
+        shown = {"tiny": "image", "words": "text", "numbers": "array"}[model]
+        self.wait(lambda page: page.find(shown).is_displayed())
 
     def ask(self, press, words="exit "):
         self.browser.execute_script("document.getElementById('answer').textContent = ''")
@@ -149,6 +151,20 @@ def test_one_may_draw(page):
     page.find("clear").click()
     drawn = page.browser.execute_script("return arguments[0].toDataURL()", pad).partition(",")[2]
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn))).convert("L")).max() == 0
+
+
+def test_numbers_are_answered_as_they_stand_there(page, folder):
+    page.choose("numbers")
+    assert (
+        page.text("shape") == "4 numbers, 1 x 2 x 2" and len(page.find("numbers").get_attribute("value").split()) == 4
+    )
+    write = "document.getElementById('numbers').value = '1, 2\\n-3 4.5'"
+    page.browser.execute_script(write)
+    output = page.ask(page.find("go").click)
+    x = np.array([[[[1, 2], [-3, 4.5]]]], np.float32)
+    odds = AnytimeSession(folder / "numbers").run_to(3, x).probabilities[0]
+    assert f"{100 * odds.max():.1f}%" in output and "exit 3, because" in output
+    assert "exit 3, because" in page.ask(page.find("noise").click) and page.errors() == []
 
 
 def test_text_is_gone_on_from(page, folder):
