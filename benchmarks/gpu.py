@@ -1,4 +1,4 @@
-"""All that a GPU settles, in one command: tests, waits, workers, memory, data, steps, accuracy, compiled steps.
+"""All that a GPU settles, in one command: tests, waits, workers, memory, data, answers, steps, accuracy.
 
     python benchmarks/gpu.py [--minutes 8] [--out gpu.json] [--data FOLDER]
     python benchmarks/gpu.py --device cpu --minutes 2                # a dry run of every section, on small minibatches
@@ -6,7 +6,8 @@
 It needs one GPU of CUDA, and 16 cores for the images. To carry to a machine that reaches no index: this checkout; what
 `pip install '.[test]'` brings beside torch and torchvision, as wheels (fvcore, iopath, onnx, onnx-ir, onnxscript,
 onnxruntime, pydantic, typer, rich, matplotlib, safetensors, scikit-learn, tomli-w, pytest, filelock: less than 64 MB);
-and the folder cifar10-jpeg. There, `pip install --no-deps --no-build-isolation .` is enough.
+and the folder cifar10-jpeg. There, `pip install --no-deps --no-build-isolation .` is enough; answers by the GPU need
+onnxruntime-gpu.
 
 Each section runs in a process of its own and has its share of the minutes; the last one has all that are left. --out is
 written after every section, so that a run cut short keeps what it has. A section that lacks something, fails or takes
@@ -36,12 +37,15 @@ import gpu_steps
 import torch
 from measuring import SavedBytes
 from PIL import Image
+from providers import compare
+from runtime import bundle_of
 
 from anytime_lct.data import datasets
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
+from anytime_lct.runtime.providers import PROVIDERS
 from anytime_lct.training.loop import Loop
 from anytime_lct.training.methods.table import METHODS
 from anytime_lct.training.minibatch import Minibatch
@@ -229,12 +233,29 @@ def accuracy(job: Job) -> Figures:
 
 
 Section = Callable[[Job], Figures]
+
+
+def providers(job: Job) -> Figures:
+    """Every exit answered by onnxruntime on the GPU, beside the CPU: one image, and 64 at once."""
+    names = ["cpu", "openvino"] if job.dry else ["cpu", "cuda", "tensorrt"]
+    names = [name for name in names if PROVIDERS[name].is_there]
+    if not job.dry and len(names) == 1:
+        raise SkipError("onnxruntime has no provider for a GPU; install onnxruntime-gpu instead of onnxruntime")
+    networks = {"resnet20": 32} if job.dry else {"resnet20": 32, "resnet50": 224}
+    for network, side in networks.items():
+        bundle = bundle_of(network, side, job.scratch / network)
+        for batch in (1, 2 if job.dry else 64):
+            for row in compare(bundle, 2 if job.dry else 30, names, batch):
+                yield {"network": network, "side": side, "batch": batch, **row}
+
+
 SECTIONS: dict[str, tuple[Section, float]] = {  # with the share of the minutes that it may take
     "tests": (tests, 0.25),
     "waits": (waits, 0.1),
     "workers": (workers, 0.3),
     "memory": (memory, 0.15),
     "data": (data, 0.15),
+    "providers": (providers, 0.15),
     "steps": (steps, 0.3),
     "accuracy": (accuracy, 0.4),
     "compiled": (compiled, 1.0),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,13 @@ from anytime_lct.runtime.session import AnytimeSession
 NETWORKS = {"resnet20": ("resnet20", 32), "resnet50": ("resnet50", 32)}
 
 
-def compare(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for every provider and exit."""
-    names = [name for name, provider in PROVIDERS.items() if provider.is_there]
+def compare(bundle: Bundle, rounds: int, names: Sequence[str], batch: int = 1) -> list[dict[str, Any]]:
+    """Return a row for every provider by name, the first of which is that of ratio 1, and for every exit."""
     sessions = [AnytimeSession(bundle, provider=name) for name in names]
     differences = [session.check_parity() for session in sessions]
     _, expected = parity.stored(bundle)
     rows = []
-    x = np.random.default_rng(1).standard_normal((1, *map(int, bundle.manifest.input_shape[1:])), dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal((batch, *map(int, bundle.manifest.input_shape[1:])), dtype=np.float32)
     for exit in bundle.manifest.served:
         times = ratios([partial(session.run_to, exit, x) for session in sessions], rounds, warmup=10)
         for name, of_exits, row in zip(names, differences, times, strict=True):
@@ -50,14 +50,14 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, help="where to keep the exported networks; default: nowhere")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    rows = []
+    rows, names = [], [name for name, provider in PROVIDERS.items() if provider.is_there]
     with tempfile.TemporaryDirectory() as folder:
         for name, (model, side) in NETWORKS.items():
             for precision in ("float32", "int8"):
                 place = (arguments.bundles or Path(folder)) / f"{name}-{precision}"
                 if not place.exists():
                     bundle_of(model, side, place, int8=precision == "int8")
-                for row in compare(Bundle.open(place / "bundle"), arguments.rounds):
+                for row in compare(Bundle.open(place / "bundle"), arguments.rounds, names):
                     rows.append({"network": name, "precision": precision, **row})
                     print(
                         f"{name} {precision} exit {row['exit']} {row['provider']}: "
