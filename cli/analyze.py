@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -40,7 +42,7 @@ def analyze(
     changes = Changes(data_root=data_root, model=model)
     profile = analyze_run(run, changes=changes, html=html)
     if as_json:
-        typer.echo(profile.model_dump_json())
+        print_json(profile.model_dump_json())
         return
     console = screen()
     console.print(table(profile))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -73,7 +75,7 @@ def write_csv(rows: Iterable[Row]) -> None:
 def write_jsonl(rows: Iterable[Row]) -> None:
     """Print every row as a JSON object in a line of its own."""
     for row in rows:
-        typer.echo(json.dumps(row))
+        print_json(json.dumps(row))
 
 
 def write_lines(rows: Iterable[Row]) -> None:

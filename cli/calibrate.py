@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.screen import print_json
 from anytime_lct.cli.serve import PROVIDER
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def calibrate(
         timings = measure(session, read_sizes(sizes), seconds, status.update)
     path = save(timings, session.bundle)
     if as_json:
-        typer.echo(timings.model_dump_json())
+        print_json(timings.model_dump_json())
     else:
         show(timings, session.served)
         typer.echo(f"Wrote {path}, on {session.provider}, with {best} thread{'s' * (best > 1)} per request.")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 # What a verb needs beside the base installation, and what some of its options do.
 NEEDS = {
     "train": ("quickstart", "inspect", "recipe", "train", "analyze", "thresholds", "export", "reproduce"),
@@ -41,7 +43,7 @@ def doctor(
 
     report = examine()
     if as_json:
-        typer.echo(json.dumps(report))
+        print_json(json.dumps(report))
         return
     console, machine = screen(), report["machine"]
     gpus = machine["gpus"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anytime_lct.cli.analyze import MODEL
+from anytime_lct.cli.screen import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def export(
             report=report,
         )
     if as_json:
-        typer.echo(bundle.manifest.model_dump_json())
+        print_json(bundle.manifest.model_dump_json())
         return
     manifest = bundle.manifest
     kinds = [f"{len(manifest.exits)} exits", f"{len(manifest.groups)} groups", f"{len(manifest.critics)} critics"]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.runtime.generation import Character
 
@@ -38,7 +40,7 @@ def write_rows(characters: Iterable[Character], output: str) -> None:
     lines = csv.writer(sys.stdout, lineterminator="\n")
     for number, row in enumerate(map(asdict, characters)):
         if output == "jsonl":
-            typer.echo(json.dumps(row))
+            print_json(json.dumps(row))
         else:
             lines.writerows([row, row.values()] if number == 0 else [row.values()])
             sys.stdout.flush()
@@ -54,4 +56,4 @@ def write_json(bundle: str, prompt: str, characters: Iterable[Character]) -> Non
         "exits": [character.exit for character in text],
         "flops": sum(character.flops for character in text) / len(text),
     }
-    typer.echo(json.dumps(values))
+    print_json(json.dumps(values))

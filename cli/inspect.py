@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
 from anytime_lct.cli.train import BUDGETS
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def inspect(
             "export_difference": difference,
             "notes": notes,
         }
-        typer.echo(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
+        print_json(json.dumps(arguments | dataclasses.asdict(inspection), default=lambda cost: cost.model_dump()))
         return
     console = screen()
     say(console, _summary(model, input_, inspection))

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from itertools import chain
 from typing import Any
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from anytime_lct import __version__
 from anytime_lct.cli.extras import EXTRAS
+from anytime_lct.cli.screen import OnlyResults
 from anytime_lct.cli.verb import Verb, Verbs
 from anytime_lct.errors import LCTError
 
@@ -66,8 +68,11 @@ def run(arguments: list[str] | None = None) -> None:
     """
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of code that warns
+    only_results: Any = OnlyResults(sys.stdout)
     try:
-        sys.exit(app(args=arguments, prog_name="anytime-lct", standalone_mode=False))
+        with redirect_stdout(only_results) if as_json else nullcontext():
+            code = app(args=arguments, prog_name="anytime-lct", standalone_mode=False)
+        sys.exit(code)
     except UsageError as error:
         from typer.rich_utils import rich_format_error
 

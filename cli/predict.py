@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
 from anytime_lct.cli.select import FLOPS, LATENCY, PARAMS, read_budget
 from anytime_lct.cli.serve import PROVIDER
 
@@ -123,7 +124,7 @@ def predict(
     with answers.bar_of(len(sources), shown=is_shown and not stream) as bar:
         rows = answer_all(session, sources, reply, num_classes, failed, bar)
         if as_json:
-            typer.echo(json.dumps({"bundle": str(bundle), "answers": list(rows), "failed": failed}))
+            print_json(json.dumps({"bundle": str(bundle), "answers": list(rows), "failed": failed}))
         elif output == "csv":
             answers.write_csv(rows)
         elif output == "jsonl":

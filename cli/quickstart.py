@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.exits.bundle import Bundle
 
@@ -64,7 +66,7 @@ def quickstart(
         bundle = export(run_dir, bundle_dir, report=report)
     answers = answer(bundle, recipe)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answers}))
+        print_json(json.dumps({"folder": str(folder), "profile": profile.model_dump(mode="json"), "answers": answers}))
         return
     console.print(table(profile))
     say(console, NOTE + SPLIT_NOTES[profile.split], "dim")

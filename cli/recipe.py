@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from anytime_lct.cli.screen import print_json
 from anytime_lct.cli.train import DATA, MODEL, SET
 
 KEY = "A key (groups.lr), a table (groups), or an entry of any table (lr); default: all."
@@ -47,7 +48,7 @@ def recipe(
     all_keys = reference(fitted(run_recipe))
     shown = all_keys if key is None else keys.matching(all_keys, key)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(each) for each in shown]))
+        print_json(json.dumps([dataclasses.asdict(each) for each in shown]))
     else:
         width = min(100, shutil.get_terminal_size().columns)
         typer.echo(keys.as_toml(shown, explain=explain or key is not None, width=width))

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 
 def reproduce(
     name: Annotated[str, typer.Argument(help="Table or figure, such as table3; `list` names them all.")],
@@ -44,7 +46,7 @@ def reproduce(
 
     if name.lower() == "list":
         if as_json:
-            typer.echo(json.dumps(catalogue.TITLES))
+            print_json(json.dumps(catalogue.TITLES))
             return
         for key, title in catalogue.TITLES.items():
             typer.echo(f"{key:8}  {title}")
@@ -85,7 +87,7 @@ def reproduce(
     page = pages.write(out / f"{stem}.html", experiment, size, filled, seeds, picture)
     paths = [*reports.write(out, stem, text, summary), picture, page]
     if as_json:
-        typer.echo(json.dumps(summary))
+        print_json(json.dumps(summary))
     else:
         typer.echo(text)
         typer.echo(f"Wrote {', '.join(str(path) for path in paths)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,21 @@ def screen(*, quiet: bool = False, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
     return Console(quiet=quiet, stderr=stderr, width=width)
+
+
+class OnlyResults:
+    """Standard output of a command with --json: what a user's code prints goes to stderr, results to `results`."""
+
+    def __init__(self, results: TextIO) -> None:
+        self.results = results
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def print_json(text: str) -> None:
+    """Print a line of JSON on standard output, which has nothing else."""
+    print(text, file=getattr(sys.stdout, "results", sys.stdout), flush=True)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.exits.budget import Budget
     from anytime_lct.exits.profile import Profile
@@ -61,7 +63,7 @@ def select(
     if as_json:
         import json
 
-        typer.echo(json.dumps(as_dict(profile, selection)))
+        print_json(json.dumps(as_dict(profile, selection)))
     else:
         show(profile, selection)
 

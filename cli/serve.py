@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.exits.budget import Ask
     from anytime_lct.serving.certificate import Certificate
@@ -95,7 +97,10 @@ def serve(
 
         def started() -> None:
             url = address(listener, "http" if access.certificate is None else "https")
-            print(json.dumps({"address": url}) if as_json else f"Serving {bundle} at {url}, Ctrl-C ends.", flush=True)
+            if as_json:
+                print_json(json.dumps({"address": url}))
+            else:
+                print(f"Serving {bundle} at {url}, Ctrl-C ends.", flush=True)
 
         try:
             if workers == 1:

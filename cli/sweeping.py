@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.recipes.recipe import Recipe
     from anytime_lct.training.events import Event
@@ -49,7 +51,7 @@ def sweep_runs(
             typer.echo(f"Stopped; the same command goes on with the sweep in {folder}.", err=True)
             raise
     if as_json:
-        typer.echo(written(result))
+        print_json(written(result))
         return
     _show(result, objective)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anytime_lct.cli.analyze import MODEL
+from anytime_lct.cli.screen import print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,7 @@ def thresholds(
     changes = Changes(data_root=data_root, model=model)
     rules = search_thresholds(run, budgets, measures, changes=changes)  # type: ignore[arg-type]
     if as_json:
-        typer.echo(rules.model_dump_json())
+        print_json(rules.model_dump_json())
         return
     console = screen()
     console.print(table(rules.rules))

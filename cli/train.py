@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anytime_lct.cli.screen import print_json
+
 if TYPE_CHECKING:
     from anytime_lct.recipes.recipe import Recipe
     from anytime_lct.run_folder.paths import Changes
@@ -145,7 +147,7 @@ def train(
         import json
 
         summary = None if last is None else last.as_json(run_folder.read(folder)[1].metric)
-        typer.echo(json.dumps({"run": str(folder), "last_epoch": summary, "descent": descent(folder)}))
+        print_json(json.dumps({"run": str(folder), "last_epoch": summary, "descent": descent(folder)}))
     else:
         if tracked := descent(folder):
             typer.echo(descent_line(tracked))

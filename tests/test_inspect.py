@@ -119,3 +119,27 @@ def test_the_command_says_what_it_would_cut_and_why_it_cannot(capfd, tmp_path, m
     ):
         code, _, err = call(capfd, "inspect", *words)
         assert code == 2 and says in " ".join(err.split())
+
+
+LOUD = """
+from torch import nn
+
+class Loud(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+    def forward(self, x):
+        print("I am here")
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize("classes", ["3", "two"])
+def test_what_a_network_prints_stays_out_of_json(classes, tmp_path, capfd):
+    (tmp_path / "loud.py").write_text(LOUD)
+    with pytest.raises(SystemExit):
+        program(
+            ["inspect", f"{tmp_path}/loud.py:Loud", "--input", "3x4x4", "--classes", classes, "--groups", "2", "--json"]
+        )
+    out, err = capfd.readouterr()
+    assert json.loads(out).keys() & {"parts", "error"} and ("I am here" in err) == (classes == "3")

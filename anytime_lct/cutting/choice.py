@@ -62,6 +62,11 @@ def best_cuts(
 
 def expect_places(trace: Trace, num_groups: int) -> None:
     """Raise PartitionError where a network has fewer places to cut after than `num_groups` groups need."""
+    if num_groups > 1 and not trace.candidates:
+        raise PartitionError(
+            f"Expected from 1 to 1 layer groups, got {num_groups}; the network cannot be cut, as nowhere between "
+            f"layers with weights does one tensor cross alone{_obstacles(trace)}; train it whole, by method bp."
+        )
     if not 1 <= num_groups <= len(trace.candidates) + 1:
         raise PartitionError(
             f"Expected from 1 to {len(trace.candidates) + 1} layer groups, got {num_groups}; the network "
