@@ -286,7 +286,8 @@ def main() -> None:
                 write("serving", result, arguments.out)
                 print(
                     f"seed {seed} load {load} of {full:.0f}/s {mode:8s} on time {100 * row['on_time_share']:.3f}%  "
-                    f"shed {100 * row['refused_share']:.2f}%  accuracy {100 * row['accuracy']:.2f}%  exits {row['exits']}  "
+                    f"shed {100 * row['refused_share']:.2f}%  accuracy {100 * row['accuracy']:.2f}%  "
+                    f"exits {row['exits']}  "
                     f"p99 {1e3 * row['latency_p99']:.1f} ms  wrong {row['not_the_sub_models']}",
                     flush=True,
                 )
