@@ -278,3 +278,20 @@ def test_who_is_dropped_waits_no_longer():
     scheduler.drop(jobs[1])
     scheduler.drop(jobs[1])
     assert [scheduler.next(0.0) for _ in range(3)] == [jobs[2], jobs[0], None]
+
+
+def test_of_requests_without_a_deadline_no_more_start_than_there_are_workers():
+    """One that yielded goes on before another starts, so that few hold the tensors between their groups."""
+    scheduler, patient = Scheduler(workers=1), [job(at, None) for at in (0.0, 0.1, 0.2)]
+    for each in patient:
+        scheduler.admit(each, 0.2)
+    assert scheduler.next(0.3) is patient[0]
+    for at in (0.4, 0.5):
+        patient[0].walk = patient[0].walk or Stand(1)
+        urgent = job(at, 1.0)
+        scheduler.admit(urgent, at)
+        assert scheduler.order(patient[0], at) is None
+        scheduler.put_back(patient[0])
+        assert scheduler.next(at) is urgent
+        scheduler.done(urgent)
+        assert scheduler.next(at) is patient[0]
