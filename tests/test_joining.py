@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ from anytime_lct.serving.engine.engine import Engine
 from anytime_lct.serving.engine.job import Job, ServedBundle
 from anytime_lct.serving.engine.joining import sizes_to
 from anytime_lct.serving.engine.scheduler import Scheduler
-from anytime_lct.serving.request import Overloaded
+from anytime_lct.serving.request import Overloaded, Reply
 
 SIZES = (1, 2, 4, 8)
 
@@ -302,6 +302,31 @@ def test_one_that_is_cancelled_leaves_the_others(served: ServedBundle, held):
         expected = served.session.run(inputs[k]).logits
         np.testing.assert_allclose(futures[k].result(10).answer.logits, expected, rtol=1e-5, atol=1e-5)
     assert engine.drain(10) and sizes == [1, 3]
+
+
+def test_a_batch_that_has_yielded_is_refused_when_the_engine_closes(served: ServedBundle, monkeypatch):
+    engine, groups, advance = Engine(1), threading.Semaphore(0), Chain.advance
+    monkeypatch.setattr(Chain, "advance", lambda chain: groups.acquire(timeout=10) and advance(chain))
+
+    def begin(future: Future[Reply]) -> None:
+        while not future.running():
+            time.sleep(0.001)
+
+    begin(first := engine.submit(served, images(1), Ask(), time.monotonic()))
+    pair = [engine.submit(served, images(1), Ask(), time.monotonic()) for _ in range(2)]
+    groups.release(3)
+    first.result(10)
+    begin(pair[0])
+    urgent = engine.submit(served, images(1), Ask(timeout=60.0), time.monotonic())
+    groups.release()
+    begin(urgent)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    for future in pair:
+        assert isinstance(future.exception(10), Overloaded)
+    groups.release(3)
+    closing.join(10)
+    assert urgent.result(10).answer.exit == 3
 
 
 def test_a_graph_that_fails_fails_all_of_the_batch_and_no_other(served: ServedBundle, held, monkeypatch):
