@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 import anytime_lct
 from anytime_lct.errors import LCTError
+from anytime_lct.models.imports import module_name
 
 
 def file_of(name: str) -> Path | None:
@@ -83,7 +85,7 @@ def _is_guarded(file: Path) -> bool:
 def load_factory(name: str, what: str, error: type[LCTError]) -> Callable[..., Any]:
     """Import the file of path/to/file.py:FACTORY and return the factory, a function or a class that makes a `what`.
 
-    Call it within `imports.importing_from` its folder. Raises an `error` where there is none, and ModuleNotFoundError
+    Call it within `imports.importing_from`. Raises an `error` where there is none, and ModuleNotFoundError
     for a module that the file imports.
     """
     path, attribute = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
@@ -127,8 +129,19 @@ def reason(error: Exception) -> str:
 
 
 def _module(path: Path, what: str, error: type[LCTError]) -> Any:
-    """Import a file, once per process, as a package of its own: `from .layers import ..` finds the file beside it."""
-    key = f"anytime_lct_file_{path.resolve()}"
+    """Import a file, once per process: as the module of its package, or as a package of its own.
+
+    So `from .layers import ..` finds the file beside it.
+    """
+    name = module_name(path)
+    key = name or f"anytime_lct_file_{path.resolve()}".replace(".", "_")
+    if name is not None:
+        try:
+            return import_module(name)
+        except ModuleNotFoundError:
+            raise
+        except Exception as failure:
+            raise error(f"The {what}'s file '{path}' cannot be read: {reason(failure)}.") from failure
     if key not in sys.modules:
         folder = str(path.resolve().parent)
         spec = importlib.util.spec_from_file_location(key, path, submodule_search_locations=[folder])

@@ -54,14 +54,23 @@ def build(
             f"Expected the network's file at '{path.absolute()}', which is not there; name it with --model "
             f"path/to/file.py:FACTORY."
         )
-    with importing_from(path.resolve().parent):
+    with importing_from(path):
         try:
             return _build(name, _from_file(path, tokens), input_shape, outputs, options, tokens)
         except ModuleNotFoundError as error:
             raise ModelError(
-                f"The network '{name}' imports '{error.name}', which is neither installed nor beside its file; install "
-                f"it with pip."
+                f"The network '{name}' imports '{error.name}', which is neither installed nor beside its file; "
+                f"{_remedy(path.resolve(), str(error.name))}."
             ) from error
+
+
+def _remedy(path: Path, module: str) -> str:
+    """Return how a file finds a module that it imports: in a folder above it, by packages, or by pip."""
+    top = module.partition(".")[0]
+    above = next((f for f in path.parents if (f / top).is_dir() or (f / f"{top}.py").is_file()), None)
+    if above is None or above == path.parent:
+        return "install it with pip"
+    return f"put an empty __init__.py into each folder from '{above / path.relative_to(above).parts[0]}' to its own"
 
 
 def _build(

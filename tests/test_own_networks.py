@@ -26,6 +26,7 @@ from anytime_lct.recipes.recipe import CutRecipe
 from anytime_lct.run_folder import checkpoint, start
 from anytime_lct.run_folder import folder as run_folder
 from anytime_lct.run_folder.build import build_network
+from anytime_lct.run_folder.paths import store
 from anytime_lct.training.events import Note
 from anytime_lct.training.methods.posthoc import PostHocRecipe
 from anytime_lct.training.run import train
@@ -200,6 +201,41 @@ def test_a_factory_imports_the_files_beside_it_when_it_is_called(tmp_path):
     assert networks.build(f"{tmp_path}/own.py:other_name", (1, 8, 8), 7, classes=7)[7].weight.shape == (7, 8)
     assert networks.build(f"{tmp_path}/own.py:usual_name", (1, 8, 8), 7)[7].weight.shape == (7, 8)
     assert sys.path == path
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "nets/__init__.py": "from .net import make",
+    "nets/net.py": "from ..layers import layer\nfrom {name}.nets.parts.head import head\nfrom torch import nn\n\n"
+    "def make(num_classes):\n    return nn.Sequential(nn.Flatten(), layer(), nn.ReLU(), head(num_classes))",
+    "nets/parts/__init__.py": "",
+    "nets/parts/head.py": "from ...layers import nn\n\ndef head(outputs):\n    return nn.Linear(8, outputs)",
+    "layers.py": "from torch import nn\n\ndef layer():\n    return nn.Linear(64, 8)",
+}
+
+
+def test_a_file_of_a_package_imports_as_the_package_does_and_is_copied_with_it(tmp_path):
+    name, path = f"package_{abs(hash(tmp_path))}", list(sys.path)
+    for file, text in PACKAGE.items():
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_text(text.replace("{name}", name))
+    for file in ("nets/net.py", "nets/__init__.py"):
+        assert networks.build(f"{tmp_path}/{name}/{file}:make", (1, 8, 8), 7)[3].weight.shape == (7, 8)
+    assert sys.path == path
+    recipe = reading.complete({"data": DIGITS, "model": {"name": f"{tmp_path}/{name}/nets/net.py:make"}})
+    (tmp_path / "run").mkdir()
+    stored = store(recipe, tmp_path / "run").model.name
+    assert stored == f"network/{name}/nets/net.py:make"
+    copies = {str(file.relative_to(tmp_path / "run" / "network" / name)) for file in tmp_path.glob("run/**/*.py")}
+    assert copies == set(PACKAGE)
+    (tmp_path / name).rename(tmp_path / "gone")
+    assert networks.build(f"{tmp_path}/run/{stored}", (1, 8, 8), 7)[3].weight.shape == (7, 8)
+    (tmp_path / "gone" / "nets" / "__init__.py").unlink()
+    (tmp_path / "gone" / "nets" / "net.py").write_text("import layers")
+    with pytest.raises(
+        ModelError, match=r"imports 'layers'.*an empty __init__.py into each folder from '.*nets' to its"
+    ):
+        networks.build(f"{tmp_path}/gone/nets/net.py:make", (1, 8, 8), 7)
 
 
 ODD = """

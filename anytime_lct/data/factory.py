@@ -75,7 +75,7 @@ def call(name: str, root: Path) -> Given:
             f"Expected the data set's file at '{path.absolute()}', which is not there; name it with --data "
             f"path/to/file.py:FACTORY."
         )
-    with importing_from(path.resolve().parent), seeded(0):  # a split at random is the same in every process
+    with importing_from(path), seeded(0):  # a split at random is the same in every process
         try:
             factory = load_factory(name, "data set", DataError)
             arguments = {"root": root} if "root" in inspect.signature(factory).parameters else {}

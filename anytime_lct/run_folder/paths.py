@@ -24,7 +24,7 @@ from anytime_lct.data.saved import NAME as SAVED
 from anytime_lct.errors import CheckpointError, RecipeError
 from anytime_lct.exits.profile import WEIGHTS
 from anytime_lct.models.files import file_of, with_file
-from anytime_lct.models.imports import local_files
+from anytime_lct.models.imports import import_root, local_files
 from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import Recipe
 
@@ -125,14 +125,14 @@ def _copied(name: str, run: Path, folder: str) -> tuple[str, dict[str, str]]:
     file = file_of(name)
     if file is None:
         return name, {}
-    file, sums = file.resolve(), dict[str, str]()
-    contents = {source.relative_to(file.parent): source.read_bytes() for source in local_files(file)}
+    file, root, sums = file.resolve(), import_root(file), dict[str, str]()
+    contents = {source.relative_to(root): source.read_bytes() for source in local_files(file)}
     shutil.rmtree(run / folder, ignore_errors=True)
     for path, content in contents.items():
         copy = run / folder / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         sums[f"{folder}/{path.as_posix()}"] = disk.write(copy, content, CheckpointError)
-    return with_file(name, Path(folder, file.name)), sums
+    return with_file(name, Path(folder, file.relative_to(root))), sums
 
 
 def read_sources(run: Path) -> Sources:
