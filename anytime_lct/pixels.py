@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 # Bytes a pixel while an image is decoded, turned and copied: of these modes, and of others, which have more copies.
 PLAIN_MODES, PLAIN, OTHER = ("1", "L", "P", "RGB"), 14, 20
+# Of the names of image files, in training and where networks answer.
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".avif",
+)  # fmt: skip
 LONGEST = 16  # of an image, in times of its shorter side: what is longer is cropped before it is enlarged
 
 

@@ -37,6 +37,7 @@ def recipe(
     import shutil
 
     from anytime_lct.cli.train import with_settings
+    from anytime_lct.data.datasets import expect_known
     from anytime_lct.recipes import keys, reading
     from anytime_lct.training.methods.table import row_of
     from anytime_lct.verbs.reference import fitted, reference
@@ -44,6 +45,7 @@ def recipe(
     flags = {"data.name": data, "model.name": model, "train.method": method}
     overrides = with_settings({name: value for name, value in flags.items() if value is not None}, settings)
     run_recipe = reading.read(source, overrides)
+    expect_known(run_recipe.data.name)
     row_of(run_recipe.train.method)  # raises for an unknown method
     all_keys = reference(fitted(run_recipe))
     shown = all_keys if key is None else keys.matching(all_keys, key)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from anytime_lct.data import datasets as data
+from anytime_lct.data import folders
 from anytime_lct.errors import DataError
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.training.prepare import expect_keys_suit
@@ -289,6 +290,16 @@ def test_data_that_nothing_can_be_learnt_of_or_that_would_be_ignored_is_refused(
         load(data__root=str(root))
     with pytest.raises(DataError, match=f"did you mean imagefolder, as in --data imagefolder --data-root {root}"):
         load(data__name=str(root))
+
+
+@pytest.mark.parametrize(
+    ("path", "train", "expected"),
+    [("photos", 1, True), ("photos/train/run", 1, True), ("photos/runs/run", 1, False), ("runs/run", 1, False),
+     ("photos/runs/run", 0, True), ("photos2", 0, False)],
+)  # fmt: skip
+def test_a_run_folder_is_apart_from_the_images(tmp_path, path, train, expected):
+    (tmp_path / "photos" / ("train" if train else "cat")).mkdir(parents=True)
+    assert folders.among_images(tmp_path / path, tmp_path / "photos") is expected
 
 
 def test_texts_that_cannot_be_learnt_are_refused(tmp_path):

@@ -222,7 +222,7 @@ def test_hidden_folders_and_files_and_pipes_are_no_images(tmp_path):
 
 
 def test_predict_reads_of_a_folder_what_training_reads():
-    assert set(inputs.PICTURES) == set(IMG_EXTENSIONS)
+    assert inputs.SUFFIXES["image"] == (*folders.EXTENSIONS, ".npy") and set(IMG_EXTENSIONS) <= set(folders.EXTENSIONS)
 
 
 def test_files_are_listed_in_torchvisions_order(tmp_path):

@@ -7,13 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from anytime_lct.data.pictures import PART_NAMES, PicturePart, Pictures
 from anytime_lct.errors import DataError
+from anytime_lct.pixels import EXTENSIONS
 from anytime_lct.recipes.recipe import DataRecipe
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
 FORM = "with train/, and perhaps test/ (or val/), each with one folder per class,"
 HIDDEN = (".", "__MACOSX", "@eaDir")  # the beginnings of what people do not see, or what archives and disks add
 
@@ -48,6 +46,14 @@ def pictures(recipe: DataRecipe, root: Path) -> Pictures:
     if others := sum((folder.others for folder in folders.values()), Counter[str]()):
         notes += (f"Left out files whose extension is not that of an image: {_counts(others)}.",)
     return Pictures(classes, parts["train"], parts.get("validation"), parts.get("test"), notes)
+
+
+def among_images(path: Path, root: Path) -> bool:
+    """Return whether a folder would be listed with the images of a data set: it is `root`, or in one of its parts."""
+    path, root = path.resolve(), root.resolve()
+    first = path.relative_to(root).parts[:1] if path.is_relative_to(root) else ("..",)
+    parts = {name for names in PART_NAMES.values() for name in names}
+    return not first or first[0] in parts or (first[0] != ".." and not (root / "train").is_dir())
 
 
 def list_images(root: Path, classes: tuple[str, ...] | None = None) -> ClassFolders:

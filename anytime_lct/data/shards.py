@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from anytime_lct.data.batches import ImageSource
-from anytime_lct.data.folders import EXTENSIONS
 from anytime_lct.data.labels import numbered
 from anytime_lct.data.locations import located, missing, path_of
 from anytime_lct.data.pictures import PART_NAMES, PicturePart, Pictures
 from anytime_lct.errors import DataError
+from anytime_lct.pixels import EXTENSIONS
 from anytime_lct.recipes.recipe import DataRecipe
 
 PARTS = {name: part for part, names in PART_NAMES.items() for name in names}

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from anytime_lct.errors import InputError
 from anytime_lct.exits.bundle import Manifest
+from anytime_lct.pixels import EXTENSIONS
 from anytime_lct.runtime import preprocess
 
 STANDARD_INPUT = "-"
 LARGEST = 16  # samples of a portion: more are hardly faster, and take more memory
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SUFFIXES = {"image": (*PICTURES, preprocess.ARRAY), "text": (".txt",), "array": (preprocess.ARRAY,)}
+SUFFIXES = {"image": (*EXTENSIONS, preprocess.ARRAY), "text": (".txt",), "array": (preprocess.ARRAY,)}
 
 
 @dataclass(frozen=True)

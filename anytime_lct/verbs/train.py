@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anytime_lct.data import datasets
+from anytime_lct.data.folders import among_images
+from anytime_lct.data.locations import root_of
 from anytime_lct.errors import CheckpointError, PartitionError
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import DEFAULT_GROUPS, Recipe
@@ -61,7 +63,7 @@ def train(
     if workers * replicas > 1:
         team = join_team(workers, replicas, device_of(recipe.train.device), recipe.train.wire)
     if team is None or (team.leads and not team.restarted):
-        _expect_no_run(path, resume)
+        _expect_no_run(recipe, path, resume)
     last_epoch: Epoch | None = None
     events = run.train(recipe, datasets.from_recipe(recipe), path, resume=resume, changes=changes, team=team)
     for event in events if resume or team is not None else with_trial(events, recipe):
@@ -104,7 +106,7 @@ def launch_workers(
             f"Expected at most as many workers as layer groups, {groups}, got {workers}; lower --workers or "
             f"raise --groups."
         )
-    _expect_no_run(path, resume)
+    _expect_no_run(recipe, path, resume)
     with tempfile.TemporaryDirectory() as scratch:
         recipe_file = Path(scratch) / "recipe.toml"
         reading.write(recipe, recipe_file)
@@ -116,7 +118,12 @@ def launch_workers(
         launch(["train", *arguments, *options], workers, replicas, max_restarts)
 
 
-def _expect_no_run(path: Path, resume: bool) -> None:
+def _expect_no_run(recipe: Recipe, path: Path, resume: bool) -> None:
+    if not resume and recipe.data.name == "imagefolder" and among_images(path, root_of(recipe.data)):
+        raise CheckpointError(
+            f"Expected a run folder apart from the images, got '{path}' among those of '{root_of(recipe.data)}'; "
+            f"choose another --run-dir."
+        )
     if not resume and (path / run_folder.RECIPE).exists():
         raise CheckpointError(
             f"The folder '{path}' holds a run already; continue it with --resume --run-dir {path}, or choose another "
