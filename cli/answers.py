@@ -88,7 +88,7 @@ def write_lines(rows: Iterable[Row]) -> None:
 
 def write_table(rows: Iterable[Row], bar: Progress) -> None:
     """Print rows as a table, of many rows as several; meanwhile the bar is not on the screen."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from anytime_lct.cli.screen import screen
@@ -96,7 +96,7 @@ def write_table(rows: Iterable[Row], bar: Progress) -> None:
 
     remaining = iter(rows)
     while page := list(islice(remaining, PAGE)):
-        table = Table("input", _heading(page[0]), "exit", "FLOPs")
+        table = Table(Column("input", overflow="fold"), _heading(page[0]), "exit", "FLOPs")
         for row in page:
             table.add_row(Text(_title(row)), Text(_likely(row)), str(row["exit"]), show_count(row["flops"]))
         bar.stop()

@@ -250,6 +250,15 @@ def test_an_array_that_gets_shorter_while_it_is_read_is_named(
             assert len(list(portions)) == 3000 // 16 - 1
 
 
+def test_a_narrow_terminal_shows_whole_names_of_inputs(
+    program: Program, images: tuple[Path, Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = program("predict", images[0], images[1])[1].splitlines()
+    first = "".join(line.split("│")[1].strip() for line in lines if line.count("│") > 3)
+    assert first.startswith(str(images[1])[:30]) and "…" not in first
+
+
 def test_predict_by_a_fixed_exit(program: Program, images: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
     write_image_bundle(tmp_path / "some", served=(1, 3), profile=make_profile((0.9, 0.8, 0.7)))
     for named, exit in (("--fixed", "1"), ("--fixed", "3"), ("--fixed", "main"), ("--exit", "main"), ("--exit", "2")):
