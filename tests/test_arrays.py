@@ -69,7 +69,7 @@ def recipe_of(folder, name, model=None, **keys):
 @pytest.fixture(scope="module")
 def bundles(folder, tmp_path_factory):
     """Bundles of all three kinds, in a folder for a server."""
-    out = tmp_path_factory.mktemp("bundles")
+    out = tmp_path_factory.mktemp("made") / "bundles"
     for name in ("vectors", "signals", "tokens"):
         run = out.parent / f"run-{name}"
         train(recipe_of(folder, name), run)

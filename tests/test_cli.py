@@ -39,7 +39,7 @@ OPTIONS = {
         "--recipe --replicas --resume --run-dir --seed --set --sweep --trials --weights --workers"
     ),
     "recipe": "--data --explain --json --method --model --recipe --set",
-    "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set",
+    "inspect": "--budget-flops --classes --critic --export --groups --input --json --places --set --tokens",
     "analyze": "--data-root --html --json --model",
     "thresholds": "--data-root --json --mean-flops --measure --model",
     "export": "--calibration-samples --data-root --exits --force --int8 --json --model --only --out --single-file",

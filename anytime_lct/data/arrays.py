@@ -142,17 +142,17 @@ def _read(given: Given, name: str) -> dict[str, Arrays]:
     """Read every part, into memory where it is not random and all is small; raises DataError."""
     parts: dict[str, Arrays] = {}
     items = {part: Items(dataset, given.title(part), numbers_of) for part, dataset in given.parts.items()}
-    first = items["train"].item(0)[0]
+    first = replace(items["train"], random=True).item(0)[0]
     small = sum(map(len, items.values())) * first.nbytes <= IN_MEMORY_BYTES
     for part, each in items.items():
         numbers, examples, draws = each.sample()
+        each = replace(each, convert=_like(first), random=draws)
         if draws or not small:
-            labels = each.labels(numbers, [label for _, label in examples])
-            parts[part] = Arrays(labels, None, replace(each, convert=_like(first), random=draws))
+            parts[part] = Arrays(each.labels(numbers, [label for _, label in examples]), None, each)
             continue
         x, labels = torch.empty(len(each), *first.shape, dtype=first.dtype), list[Label]()
         for number in range(len(each)):
-            x[number], label = replace(each, convert=_like(first)).item(number)
+            x[number], label = each.item(number)
             labels.append(label)
         parts[part] = Arrays(stacked(labels, each.name), x, each)
     return parts

@@ -65,8 +65,14 @@ class LoadedBatches:
         if x is None or y is None:
             raise DataError(f"Expected at least one minibatch in the data, got none; pass {FORM}.")
         shape = tuple(x.shape[1:])
-        with probing(network):
-            outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
+        try:
+            with probing(network):
+                outputs = network(x[:2].to(next(network.parameters()).device))[-1].shape[-1]
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), "").rstrip(".")
+            raise DataError(
+                f"Expected minibatches that the network reads, got one of shape {tuple(x.shape)}: {reason}; correct it."
+            ) from None
         facts = dataclasses.replace(self.facts, **_kind(self.facts, x, outputs, network))
         if self.typical != "train" and y.is_floating_point():  # in training labels may be shares of classes
             facts = dataclasses.replace(facts, task="regression")

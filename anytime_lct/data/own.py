@@ -67,8 +67,9 @@ def read(given: Given, recipe: DataRecipe, root: Path) -> ImageSet:
         if small and not draws:
             images[part] = _in_memory(items, shape)
         else:
+            items = replace(items, random=draws)
             labels = items.labels(numbers, [label for _, label in examples])
-            images[part] = Images(labels, shape, None, replace(items, random=draws), resize)
+            images[part] = Images(labels, shape, None, items, resize)
     classes = given.names_of({part: each.labels for part, each in images.items()})
     train, on_demand = images["train"], images["train"].pixels is None
     statistics = IMAGENET if on_demand and channels == 3 else None

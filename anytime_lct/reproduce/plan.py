@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from anytime_lct.recipes import reading
+from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import Recipe
 
 Scale = Literal["small", "paper"]
@@ -31,7 +32,8 @@ class Run:
         """Return the completed recipe; a `root` in the data table is a subfolder of `data_root`."""
         tables = {table: dict(keys) for table, keys in self.tables.items()}
         subfolder = tables["data"].get("root")
-        tables["data"]["root"] = f"{data_root}/{subfolder}" if subfolder else data_root
+        if tables["data"]["name"] not in BUILT_IN:
+            tables["data"]["root"] = f"{data_root}/{subfolder}" if subfolder else data_root
         train = tables.setdefault("train", {})
         train["seed"] = seed
         if weights is not None:
