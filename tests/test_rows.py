@@ -40,6 +40,13 @@ def test_a_column_of_floats_that_is_named_is_the_target(flowers):
     assert data.facts.task == "regression" and data.facts.input_shape == (1,)
 
 
+def test_whole_numbers_that_differ_in_most_rows_are_amounts(tmp_path):
+    rows = {"rooms": [float(k % 5) for k in range(60)], "price": [1000 + 7 * k for k in range(60)]}
+    library.Dataset.from_dict(rows).to_parquet(tmp_path / "houses.parquet")
+    facts = load(tmp_path / "houses.parquet", label_column="price").facts
+    assert (facts.task, facts.classes) == ("regression", ("price",))
+
+
 def test_lists_of_whole_numbers_are_tokens(tmp_path):
     columns = {"text": ["a"] * 20, "input_ids": [[k, 5, 7] for k in range(20)], "label": [0, 1] * 10}
     library.Dataset.from_dict(columns).save_to_disk(tmp_path / "tokens")

@@ -3,7 +3,8 @@
     input_ids, attention_mask, label              -> numbers of tokens (T,), the classes of `label`
     id, length, width, colour, species            -> floats (2,), the classes of `species`; id and colour are left out
 
-Labels are the `ClassLabel`, or the column with a usual name, or the only one of words; floats make it regression.
+Labels are the `ClassLabel`, or the column with a usual name, or the only one of words; floats make it regression, and
+so do whole numbers that differ in most rows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from anytime_lct.errors import DataError
 from anytime_lct.recipes.recipe import DataRecipe
 
 SEQUENCES = ("input_ids", "tokens", "x", "features", "values", "signal", "input", "inputs")
+FEW = 20  # whole numbers that may be classes in any case
 NUMBERS_OF_ROWS = ("id", "index", "idx", "unnamed: 0", "", "__index_level_0__")  # not what a network learns from
 
 
@@ -48,6 +50,8 @@ def give(recipe: DataRecipe, root: Path) -> Given:
     labels = {part: table[label] for part, table in tables.items()}
     if isinstance(labels["train"][0], str):
         names, labels = numbered({part: list(each) for part, each in labels.items()}, names, recipe.name)
+    elif not names and _are_amounts(np.asarray(list(labels["train"]))):
+        labels = {part: np.asarray(list(each), np.float64) for part, each in labels.items()}
     given = {
         part: Pairs(_samples(table, columns, part, recipe.name), np.asarray(list(labels[part])))
         for part, table in tables.items()
@@ -55,7 +59,13 @@ def give(recipe: DataRecipe, root: Path) -> Given:
     left_out = [column for column in kinds if column not in (*columns, label)]
     read = f"Samples are the column{'s' * (len(columns) > 1)} {', '.join(columns)}, labels {label}"
     notes = (f"{read}{'; left out: ' * bool(left_out)}{', '.join(left_out)}.",)
-    return Given(recipe.name, dict(given), names, notes=notes)
+    is_numbers = given["train"].targets.dtype.kind == "f" and given["train"].targets.ndim == 1
+    return Given(recipe.name, dict(given), (label,) if is_numbers else names, notes=notes)
+
+
+def _are_amounts(labels: NDArray[Any]) -> bool:
+    """Return whether whole numbers are amounts, such as prices, not classes: most rows have one of their own."""
+    return labels.dtype.kind in "iu" and len(np.unique(labels)) > max(FEW, len(labels) // 2)
 
 
 def _columns(recipe: DataRecipe, lists: list[str], numbers: list[str]) -> list[str]:
