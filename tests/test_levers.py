@@ -110,7 +110,7 @@ def test_the_page_of_exits_says_what_was_measured():
     reproduced = (house / "benchmarks" / "results" / "exits_small.md").read_text(encoding="utf-8").splitlines()
     for line in page:
         if "(JPEG) |" in line:
-            assert line in reproduced
+            assert any(row.startswith(line) for row in reproduced), line
     steps = json.loads((house / "benchmarks" / "results" / "training_cost.json").read_text(encoding="utf-8"))["steps"]
     text = " ".join(page)
     for method, where in (("lct", "a step of LCT takes"), ("bp", "without exits, takes")):

@@ -214,7 +214,7 @@ PACKAGE = {
 }
 
 
-def test_a_file_of_a_package_imports_as_the_package_does_and_is_copied_with_it(tmp_path):
+def test_a_file_of_a_package_imports_as_the_package_does_and_is_copied_with_it(tmp_path, monkeypatch):
     name, path = f"package_{abs(hash(tmp_path))}", list(sys.path)
     for file, text in PACKAGE.items():
         (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
@@ -232,6 +232,7 @@ def test_a_file_of_a_package_imports_as_the_package_does_and_is_copied_with_it(t
     assert networks.build(f"{tmp_path}/run/{stored}", (1, 8, 8), 7)[3].weight.shape == (7, 8)
     (tmp_path / "gone" / "nets" / "__init__.py").unlink()
     (tmp_path / "gone" / "nets" / "net.py").write_text("import layers")
+    monkeypatch.delitem(sys.modules, "layers", raising=False)  # of another network
     with pytest.raises(
         ModelError, match=r"imports 'layers'.*an empty __init__.py into each folder from '.*nets' to its"
     ):
