@@ -9,15 +9,10 @@ from anytime_lct.errors import ModelError
 from anytime_lct.models.options import expect_dropout
 
 
-class CarriedLSTM(nn.LSTM):
-    """One LSTM layer, (B, T, F) to (B, T, units), that can continue from the last state of the previous minibatch.
+class LSTMLayer(nn.LSTM):
+    """One LSTM layer that hands over its outputs alone, (B, T, F) to (B, T, units), with dropout on them.
 
-    Training does this for every module with the attributes `carry` and `state`. While `carry` is True, forward starts
-    from `state` and stores its last state there, detached; the trainer sets `carry`, and sets `state` to None at the
-    start of a text. While `carry` is False, forward is a pure function that starts from zero. A changed batch size
-    also starts from zero. `state` is (h, c), each (1, B, units), and is not in the state dict.
-
-    Dropout acts on the output only and is part of the layer, so that parameters have the same names without it.
+    Dropout is part of the layer, so that parameters have the same names without it.
     """
 
     def __init__(self, features: int, units: int, output_dropout: float = 0.0) -> None:
@@ -25,15 +20,34 @@ class CarriedLSTM(nn.LSTM):
         second_bias: Tensor = self.bias_hh_l0  # type: ignore[assignment]
         nn.init.zeros_(second_bias)  # it is added to the first bias, which is initialised at random
         self.output_dropout = output_dropout
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.dropped(super().forward(x)[0])
+
+    def dropped(self, output: Tensor) -> Tensor:
+        return F.dropout(output, self.output_dropout, self.training) if self.output_dropout else output
+
+
+class CarriedLSTM(LSTMLayer):
+    """One LSTM layer, (B, T, F) to (B, T, units), that can continue from the last state of the previous minibatch.
+
+    Training does this for every module with the attributes `carry` and `state`. While `carry` is True, forward starts
+    from `state` and stores its last state there, detached; the trainer sets `carry`, and sets `state` to None at the
+    start of a text. While `carry` is False, forward is a pure function that starts from zero. A changed batch size
+    also starts from zero. `state` is (h, c), each (1, B, units), and is not in the state dict.
+    """
+
+    def __init__(self, features: int, units: int, output_dropout: float = 0.0) -> None:
+        super().__init__(features, units, output_dropout)
         self.carry = False
         self.state: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         continues = self.carry and self.state is not None and self.state[0].shape[1] == x.shape[0]
-        output, state = super().forward(x, self.state if continues else None)
+        output, state = nn.LSTM.forward(self, x, self.state if continues else None)
         if self.carry:
             self.state = (state[0].detach(), state[1].detach())
-        return F.dropout(output, self.output_dropout, self.training) if self.output_dropout else output
+        return self.dropped(output)
 
 
 class CharacterLSTM(nn.Module):

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anytime_lct.errors import ModelError
+from anytime_lct.models.lstm import LSTMLayer
 from anytime_lct.models.options import expect_dropout, expect_whole
 
 NAME = "lstm-classifier"
-
-
-class LSTMLayer(nn.LSTM):
-    """One LSTM layer that hands over its outputs alone, (B, T, F) to (B, T, units), with dropout on them."""
-
-    def __init__(self, features: int, units: int, output_dropout: float = 0.0) -> None:
-        super().__init__(features, units, batch_first=True)
-        second_bias: Tensor = self.bias_hh_l0  # type: ignore[assignment]
-        nn.init.zeros_(second_bias)  # it is added to the first bias, which is initialised at random
-        self.output_dropout = output_dropout
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        output, _ = super().forward(x)
-        return F.dropout(output, self.output_dropout, self.training) if self.output_dropout else output
 
 
 class SequenceClassifier(nn.Module):
