@@ -122,6 +122,16 @@ def test_items_that_draw_at_random_are_read_anew_and_follow_from_seed_epoch_and_
     assert not torch.equal(next(first.batches("train", 0))[0].sum(), next(first.batches("train", 1))[0].sum())
 
 
+def test_tokens_that_are_read_on_demand_are_compared_with_their_number(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\nclass Drawn:\n    def __len__(self): return 20\n"
+        "    def __getitem__(self, k): return torch.randint(0, 9, (60,)), k % 2\n\n"
+        "def make(): return {'train': Drawn(), 'test': Drawn(), 'tokens': 5}\n"
+    )
+    with pytest.raises(DataError, match="tokens from 0 to 4, got"):
+        list(datasets.load(DataRecipe(name=f"{tmp_path}/mine.py:make", validation=0.0)).batches("train"))
+
+
 @pytest.mark.parametrize(
     ("items", "keys", "expected"),
     [
@@ -129,6 +139,8 @@ def test_items_that_draw_at_random_are_read_anew_and_follow_from_seed_epoch_and_
         ("[([float('nan')], 0)]", {}, "finite numbers, got NaN"),
         ("[([1, 7], 0)] * 9, 'tokens': 5", {}, "tokens from 0 to 4, got 7"),
         ("[([-1, 7], 0)] * 9", {}, "tokens from 0 to 7, got -1"),
+        ("[([1, 2000000], 0)] * 9", {}, "tokens from 0 to 1048575, got 2000000.*floats for amounts"),
+        ("[([1.0], 1700000000)] * 9", {}, "numbers of classes .* got 1700000000 among 9 samples"),
         ("[([1.0], 0)] * 9", {"mixup": 0.1}, "data.mixup for images only"),
         ("[([1.0], 0)] * 9", {"augment": "flip"}, "data.augment for images only"),
         ("[('word', 0)] * 9", {"inputs": "arrays"}, "an array of numbers, got str"),

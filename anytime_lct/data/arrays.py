@@ -6,7 +6,8 @@ floats standardised: every number of (F,) by itself, those of another shape toge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,8 @@ from anytime_lct.recipes.recipe import Augment, DataRecipe
 from anytime_lct.task import Facts, TaskName
 
 IN_MEMORY_BYTES = 4 * 2**30
-MOST_MEASURED = 100_000  # samples whose mean and deviation are taken
+MOST_MEASURED = 2**25  # numbers whose mean and deviation are taken
+MOST_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def load(given: Given, recipe: DataRecipe, seed: int) -> ArrayBatches:
         raise DataError(
             f"Expected data.{key or 'augment'} for images only, got it for the arrays of '{given.name}'; leave it out."
         )
-    parts = _read(given, recipe.name)
+    parts = _read(given)
     train = parts["train"]
     count = len(train.labels)
     missing = {"validation": "validation" not in parts, "test": "test" not in parts}
@@ -114,7 +116,9 @@ def load(given: Given, recipe: DataRecipe, seed: int) -> ArrayBatches:
         "validation": _whole_or(parts.get("validation"), train, held_out.validation),
         "test": _whole_or(parts.get("test"), train, held_out.test),
     }
-    notes = given.notes + ((drawn_note(len(held_out.test), count, "samples"),) if missing["test"] else ())
+    read = f"Whole numbers are read as tokens, of which there are {tokens:,}; amounts have to be floats."
+    notes = (read,) if tokens and not given.tokens else ()
+    notes += given.notes + ((drawn_note(len(held_out.test), count, "samples"),) if missing["test"] else ())
     mean, std = ((), ()) if tokens else _mean_and_std(train, held_out.train)
     facts = Facts(
         shown(recipe.name), task, tuple(first.shape[1:]), len(classes), classes, mean, std,
@@ -138,7 +142,7 @@ def numbers_of(sample: Any) -> Tensor:
     return floats
 
 
-def _read(given: Given, name: str) -> dict[str, Arrays]:
+def _read(given: Given) -> dict[str, Arrays]:
     """Read every part, into memory where it is not random and all is small; raises DataError."""
     parts: dict[str, Arrays] = {}
     items = {part: Items(dataset, given.title(part), numbers_of) for part, dataset in given.parts.items()}
@@ -146,7 +150,7 @@ def _read(given: Given, name: str) -> dict[str, Arrays]:
     small = sum(map(len, items.values())) * first.nbytes <= IN_MEMORY_BYTES
     for part, each in items.items():
         numbers, examples, draws = each.sample()
-        each = replace(each, convert=_like(first), random=draws)
+        each = replace(each, convert=_like(first, given.tokens), random=draws)
         if draws or not small:
             parts[part] = Arrays(each.labels(numbers, [label for _, label in examples]), None, each)
             continue
@@ -158,8 +162,11 @@ def _read(given: Given, name: str) -> dict[str, Arrays]:
     return parts
 
 
-def _like(first: Tensor) -> Any:
-    """Return what converts a sample and compares it with the first; it raises ValueError where they are not alike."""
+def _like(first: Tensor, tokens: int) -> Callable[[Any], Tensor]:
+    """Return what converts a sample and compares it with the first, and with the number of tokens, 0 where unknown.
+
+    It raises ValueError where they do not agree.
+    """
 
     def convert(sample: Any) -> Tensor:
         x = numbers_of(sample)
@@ -168,6 +175,9 @@ def _like(first: Tensor) -> Any:
                 f"expected {_show(first)} as the first sample is, got {_show(x)}; give all one shape, for example by "
                 f"padding them"
             )
+        if tokens and not x.is_floating_point() and not 0 <= x.min() <= x.max() < tokens:
+            odd = int(x.min()) if x.min() < 0 else int(x.max())
+            raise ValueError(f"expected tokens from 0 to {tokens - 1}, got {odd}; correct them, or their number")
         return x
 
     return convert
@@ -187,10 +197,10 @@ def _tokens(given: Given, parts: dict[str, Arrays]) -> int:
             f"Expected the number of tokens beside samples that are read on demand, got none from '{given.name}'; "
             f'return it too, as "tokens".'
         )
-    if least < 0 or most >= tokens:
+    if least < 0 or tokens > MOST_TOKENS:
         raise DataError(
-            f"Expected tokens from 0 to {tokens - 1}, got {least if least < 0 else most} in '{given.name}'; correct "
-            f"them, or their number."
+            f"Expected tokens from 0 to {min(tokens, MOST_TOKENS) - 1}, got {least if least < 0 else tokens - 1} in "
+            f"'{given.name}'; number the tokens from 0 on, or give floats for amounts."
         )
     return tokens
 
@@ -201,7 +211,7 @@ def _whole_or(part: Arrays | None, other: Arrays, indices: Tensor) -> tuple[Arra
 
 def _mean_and_std(train: Arrays, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of every number of (F,), or of all numbers; what never varies keeps its unit."""
-    every = -(-len(indices) // MOST_MEASURED)
+    every = -(-len(indices) * math.prod(train.take(indices[:1], 0).shape) // MOST_MEASURED)
     x = train.take(indices[::every], 0).double()
     x = x if x.dim() == 2 else x.reshape(-1, 1)
     deviations = x.std(dim=0, correction=0)

@@ -24,6 +24,7 @@ from anytime_lct.models.files import load_factory, reason, required
 from anytime_lct.models.imports import importing_from
 
 FORM = '{"train": .., "test": .., "classes": [..]}, perhaps with "validation"'
+MANY = 1000  # the number of a class from which it must be below that of samples
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -48,7 +49,13 @@ class Given:
         """
         if labels["train"].is_floating_point():
             return self._target_names(labels)
-        names = self.classes or tuple(map(str, range(1 + max(int(part.max()) for part in labels.values()))))
+        most, count = (max(map(each, labels.values())) for each in (lambda part: int(part.max()), len))
+        if not self.classes and most >= max(MANY, count):
+            raise DataError(
+                f"Expected numbers of classes from 0 on as the labels of '{self.name}', got {most} among {count} "
+                f"samples; number the classes, or give floats for amounts."
+            )
+        names = self.classes or tuple(map(str, range(1 + most)))
         for part, values in labels.items():
             expect_labels(values, names, self.title(part))
         return names

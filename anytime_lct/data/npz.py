@@ -3,7 +3,7 @@
 x_train  y_train  x_test  y_test                 or X_..; with x_val, x_valid or x_validation too
 train_images  train_labels  test_images ..       or train_data, train_x ..
 x  y                                             without parts
-classes  targets                                 names, where there are any; tokens is the number of tokens
+classes  class_names                             names, where there are any; tokens is the number of tokens
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def give(name: str, root: Path) -> Given:
             f"Expected arrays x_train and y_train, or x and y, and perhaps x_test and y_test, in '{path}', got "
             f"{', '.join(arrays) or 'none'}; rename them."
         )
-    names = next((arrays[key] for key in ("classes", "class_names", "targets_names") if key in arrays), None)
+    names = next((arrays[key] for key in ("classes", "class_names") if key in arrays), None)
     classes = () if names is None else tuple(map(str, names.ravel().tolist()))
     labels = {part: _labels(name, part, *pair) for part, pair in parts.items()}
     if labels["train"].dtype.kind == "U":
