@@ -1,20 +1,19 @@
-"""LCT's sub-models against other ways to a smaller network, on the same data and with the same number of epochs.
+"""LCT's sub-models against other ways to a smaller network, from the runs of `anytime-lct reproduce exits`.
 
-    LCT, slim critics        one run, four sub-models; critics that pool first and cost little
-    LCT, residual critics    the same with a budget of 1, which cost more
-    shallower, alone         each sub-model of the slim cut trained alone, by backprop
-    narrower, alone          the network with width 8 instead of 16, by backprop
-    pruned                   backprop for 3/5 of the epochs, channels removed by Torch-Pruning, then fine-tuning
-    the network              backprop
+    LCT             one training, four sub-models, cut for 25, 50 and 75% of the network
+    alone           each sub-model trained by itself
+    narrower        the network with fewer channels, by backprop
+    pruned          the trained network without the channels of least norm, by Torch-Pruning, trained 8 epochs more
+    the network     by backprop
 
-Each in float32 and, by `export --int8`, in int8. ResNet of 14 layers on CIFAR-10 (JPEG). Every run uses the shipped
-command and the same number of epochs; only those of LCT give several networks. Accuracy is on test; the latency of one
-image on one thread by onnxruntime is measured on all networks in alternation.
+Each in float32 and, by `export --int8`, in int8. ResNet-14 on CIFAR-10 (JPEG), 20 epochs. Only LCT gives several
+networks by one training. Accuracy is on test; the latency of one image on one thread by onnxruntime is measured on all
+networks in alternation.
 
     pip install torch-pruning
-    python benchmarks/compression.py [--seeds 2] [--jobs 2] [--data-root .data] [--runs runs/compression]
+    python benchmarks/compression.py [--seeds 2] [--jobs 2] [--data-root .data] [--runs reproduced/runs]
 
-Complete runs are not repeated; interrupted runs are resumed.
+Complete runs are not repeated, also those that `reproduce exits` has made; interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -36,37 +35,22 @@ from anytime_lct.analysis import picture
 from anytime_lct.exits.bundle import Bundle, Contents
 from anytime_lct.exits.profile import Profile
 from anytime_lct.reproduce import runner
-from anytime_lct.reproduce.plan import Run, Tables, merged
+from anytime_lct.reproduce.exits import NARROW, exits
+from anytime_lct.reproduce.plan import Run, merged
 from anytime_lct.reproduce.runner import SeededRun
 from anytime_lct.run_folder.paths import Changes
 from anytime_lct.runtime.session import AnytimeSession
 from anytime_lct.verbs import export
 
-DEPTH, WIDTH, EPOCHS, EPOCHS_BEFORE_PRUNING, TUNING_RATE = 14, 16, 5, 3, 0.05
-NARROWER, SHARES = (8,), (0.5, 0.25)
+SETTING = "exits-cifar10-jpeg-resnet14-"  # its runs of `reproduce exits`, as their names begin
+SHARES, TUNING_EPOCHS, TUNING_RATE = (0.25, 0.5, 0.75), 8, 0.2  # half the rate of the training before
 PRUNED = f"{Path(__file__).with_name('pruned.py')}:pruned"
 CALIBRATION_SAMPLES = 512
-
-COMMON: Tables = {
-    "data": {"name": "imagefolder", "root": "cifar10-jpeg", "augment": "crop-flip"},
-    "model": {"name": "resnet", "depth": DEPTH, "width": WIDTH},
-    "train": {"epochs": EPOCHS, "channels_last": True},
-    "groups": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
-    "groups_schedule": {"name": "one-cycle"},
-    "critics_schedule": {"name": "one-cycle"},
-}
-CUT: Tables = {"cut": {"by": "layers", "groups": 4}, "rule": {"critic_loss": "cross-entropy"}}
-SLIM: Tables = merged(CUT, {
-    "critic": {"kind": "slim", "depth": 2},
-    "critics": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
-    "critics_schedule": {"name": "cosine"},
-})  # fmt: skip
-RESIDUAL: Tables = merged(CUT, {"critic": {"kind": "residual", "depth": [3, 2, 1], "budget": 1.0}})
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to smaller networks; `points` are its runs and exits, from the smallest."""
+    """One way to smaller networks; `points` are its runs, without SETTING, and exits, from the smallest."""
 
     name: str
     colour: str
@@ -74,46 +58,29 @@ class Way:
 
 
 WAYS = (
-    Way("LCT, slim critics", picture.BLUE, tuple(("lct-slim", i) for i in (1, 2, 3, 4))),
-    Way("LCT, residual critics", "#5aa9e6", tuple(("lct-residual", i) for i in (1, 2, 3, 4))),
-    Way("shallower, alone", "#c0662b", tuple((f"alone-{i}", 1) for i in (1, 2, 3))),
-    Way("narrower, alone", "#7a9e3a", tuple((f"width-{width}", 1) for width in sorted(NARROWER))),
-    Way("pruned", "#9b4f96", tuple((f"pruned-{share}", 1) for share in sorted(SHARES))),
+    Way("LCT", picture.BLUE, tuple(("lct-n3", i) for i in (1, 2, 3, 4))),
+    Way("alone", "#c0662b", tuple((f"alone-n3-exit{i}", 1) for i in (1, 2, 3))),
+    Way("narrower", "#7a9e3a", tuple((f"bp-width{width}", 1) for width in NARROW)),
+    Way("pruned", "#9b4f96", tuple((f"pruned-{share}", 1) for share in SHARES)),
     Way("the network", picture.INK, (("bp", 1),)),
 )
 
 
-def runs() -> dict[str, Tables]:
-    """Return the recipe entries of each run by its name, without the seed and without the pruned runs."""
-    backprop: Tables = {"train": {"method": "bp"}}
-    settings: dict[str, Tables] = {
-        "lct-slim": merged(COMMON, SLIM),
-        "lct-residual": merged(COMMON, RESIDUAL),
-        "bp": merged(COMMON, backprop),
-        "before-pruning": merged(COMMON, backprop, {"train": {"epochs": EPOCHS_BEFORE_PRUNING}}),
-    }
-    for i in (1, 2, 3):
-        settings[f"alone-{i}"] = merged(COMMON, SLIM, {"train": {"method": "alone", "exit": i}})
-    for width in NARROWER:
-        settings[f"width-{width}"] = merged(COMMON, backprop, {"model": {"width": width}})
-    return settings
-
-
 def jobs(seeds: int, folder: Path, data_root: str) -> list[SeededRun]:
     """Return the jobs of every run and seed; a pruned run comes after the run that it is pruned from."""
-    settings = runs()
-    planned = runner.jobs([Run(name, entries) for name, entries in settings.items()], seeds, folder, data_root)
-    for before in [job for job in planned if job.run.name == "before-pruning"]:
+    names = {SETTING + name for way in WAYS for name, _ in way.points}
+    planned = runner.jobs([run for run in exits("small").runs if run.name in names], seeds, folder, data_root)
+    for whole in [job for job in planned if job.run.name == f"{SETTING}bp"]:
         for share in SHARES:
-            entries = merged(before.run.tables, {
-                "model": {"name": PRUNED, "base": str(before.folder.resolve()), "share": share},
-                "train": {"epochs": EPOCHS - EPOCHS_BEFORE_PRUNING},
+            entries = merged(whole.run.tables, {
+                "model": {"name": PRUNED, "base": str(whole.folder.resolve()), "share": share},
+                "train": {"epochs": TUNING_EPOCHS},
                 "groups": {"lr": TUNING_RATE},
             })  # fmt: skip
             del entries["model"]["depth"], entries["model"]["width"]
-            run = Run(f"pruned-{share}", entries)
-            run_dir, recipe = folder / f"{run.name}-seed{before.seed}", run.recipe(before.seed, data_root)
-            planned.append(SeededRun(run, before.seed, run_dir, recipe, before))
+            run = Run(f"{SETTING}pruned-{share}", entries)
+            run_dir, recipe = folder / f"{run.name}-seed{whole.seed}", run.recipe(whole.seed, data_root)
+            planned.append(SeededRun(run, whole.seed, run_dir, recipe, whole))
     return planned
 
 
@@ -147,7 +114,7 @@ def measure(planned: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
 
     Runs that are not done are skipped.
     """
-    by_name = {job.name: job for job in planned if job.run.name != "before-pruning" and job.state() == "done"}
+    by_name = {job.name.removeprefix(SETTING): job for job in planned if job.state() == "done"}
     exported = {name: bundles(job) for name, job in by_name.items() if job.seed == 0}
     points = [(way.name, name, exit_) for way in WAYS for name, exit_ in way.points if f"{name}-seed0" in by_name]
     first = ("bp-seed0", "float32", 1)
@@ -161,7 +128,7 @@ def measure(planned: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
     latency_of = dict(zip(keys, latencies(sessions, rounds), strict=True))
     rows = []
     for way, name, exit_ in points:
-        seeds = [job.seed for job in by_name.values() if job.run.name == name]
+        seeds = [job.seed for job in by_name.values() if job.run.name == SETTING + name]
         profiles = [Profile.load(by_name[f"{name}-seed{seed}"].folder) for seed in seeds]
         int8_profile = exported[f"{name}-seed0"]["int8"].profile
         rows.append(
@@ -185,9 +152,9 @@ def measure(planned: Sequence[SeededRun], rounds: int) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as Markdown, a line per network."""
     lines = [
-        f"ResNet of {DEPTH} layers on CIFAR-10 (JPEG), {EPOCHS} epochs each; test accuracy in percent, mean ± "
-        "standard deviation where there are several seeds; of seed 0 int8, and latency of one image on one thread as a "
-        "share of the network's.",
+        f"ResNet-14 on CIFAR-10 (JPEG), 20 epochs each, {TUNING_EPOCHS} more for pruned networks; test accuracy in "
+        "percent, mean ± standard deviation where there are several seeds; of seed 0 int8, and latency of one image on "
+        "one thread as a share of the network's.",
         "",
         "| | multiply-adds | parameters | float32 | latency | int8 | latency in int8 |",
         "|---|---|---|---|---|---|---|",
@@ -210,14 +177,14 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def label(row: dict[str, Any]) -> str:
-    """Name a network: an LCT sub-model by its exit, the others by what distinguishes them."""
-    formats = {"alone": "exit {}", "width": "{} wide", "pruned": "to {:.0%}"}
-    kind, _, value = row["run"].partition("-")
-    if kind == "lct":
-        return f"{row['way']}, " + ("main" if row["exit"] == 4 else f"exit {row['exit']}")
-    if kind not in formats:
-        return row["way"]
-    return f"{row['way']}, {formats[kind].format(float(value) if kind == 'pruned' else value)}"
+    """Name a network: a sub-model by its exit, the others by what distinguishes them."""
+    if row["way"] == "LCT":
+        return "LCT, " + ("main" if row["exit"] == 4 else f"exit {row['exit']}")
+    for mark, form in (("exit", "exit {}"), ("width", "{} wide"), ("pruned-", "to {:.0%}")):
+        _, found, value = row["run"].rpartition(mark)
+        if found:
+            return f"{row['way']}, {form.format(float(value) if mark == 'pruned-' else value)}"
+    return row["way"]
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -261,7 +228,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs in parallel, one thread each")
     parser.add_argument("--data-root", default=".data")
-    parser.add_argument("--runs", type=Path, default=Path("runs/compression"))
+    parser.add_argument("--runs", type=Path, default=Path("reproduced/runs"))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--report", action="store_true", help="only measure the runs that are done")
     arguments = parser.parse_args()
@@ -273,7 +240,7 @@ def main() -> None:
     rows = measure(planned, arguments.rounds)
     (RESULTS / "compression.md").write_text(table(rows), encoding="utf-8")
     draw(rows, RESULTS / "compression.png")
-    result = {"epochs": EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}
+    result = {"tuning_epochs": TUNING_EPOCHS, "calibration_samples": CALIBRATION_SAMPLES, "rows": rows}
     print(f"{table(rows)}\nwrote {write('compression', result)}")
 
 
