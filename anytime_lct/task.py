@@ -28,6 +28,8 @@ class Facts:
 
     In regression `classes` names the K targets, and the network answers in a unit in which the training targets have a
     mean of 0 and a mean variance of 1: times `scale`, plus `centers`, one a target, its outputs are those of the data.
+
+    `tokenizer` is the JSON of what makes tokens of texts, "" where the data has numbers.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Facts:
     scale: float = 1.0
     inputs: InputKind = "image"
     tokens: int = 0
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         """Say that a language model reads the symbols that it answers."""

@@ -1,10 +1,23 @@
-"""Texts in files, the same in training and where networks answer: decoded as a whole, without a byte-order mark."""
+"""Texts, the same in training and where networks answer: files decoded without a byte-order mark, texts as tokens."""
 
 from __future__ import annotations
 
 import codecs
+import os
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from anytime_lct.errors import UnreadableError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PADDING = "[PAD]"  # token 0 of a tokenizer that is made here
+MOST_TOKENS, VOCABULARY, LEARNT = 256, 30_000, 20_000  # of a text; of a tokenizer; texts that one is made from
 
 # A UTF-32 mark begins with that of UTF-16, so it is looked for first.
 MARKS = {
@@ -48,3 +61,73 @@ def decode(content: bytes, name: str, encoding: str | None, remedy: str) -> str:
     if encoding is None and "\0" in text:
         raise UnreadableError(f"Expected text in '{name}', got zero bytes, as UTF-16 without a mark has; {remedy}.")
     return text.removeprefix("\ufeff")
+
+
+def make_tokenizer(texts: Sequence[str]) -> str:
+    """Return a tokenizer of the library `tokenizers`, as its JSON, made from texts: equal texts give equal ones.
+
+    It is a byte-level BPE of small letters (Sennrich et al., ACL 2016), which no symbol is unknown to. Raises
+    ModuleNotFoundError without the library (extra `text`).
+    """
+    _library()
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, min_frequency=2, special_tokens=[PADDING], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts[:: -(-len(texts) // LEARNT)], trainer)
+    return tokenizer.to_str()
+
+
+def fit_tokenizer(content: str, texts: Sequence[str], length: int | None = None) -> str:
+    """Return a tokenizer, as its JSON, that cuts texts to `length` tokens and fills shorter ones up to it.
+
+    By default as many as 95 of 100 texts have, and at most 256. Raises ValueError for what is no tokenizer, and
+    ModuleNotFoundError without the library.
+    """
+    tokenizer = _parsed(content)
+    if length is None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        some = tokenizer.encode_batch_fast(list(texts[:: -(-len(texts) // LEARNT)]))
+        length = max(1, min(MOST_TOKENS, int(np.quantile([len(each.ids) for each in some], 0.95, method="higher"))))
+    padding: dict[str, Any] = tokenizer.padding or {}
+    names = [padding["pad_token"]] if padding else [PADDING, "<pad>", "<|endoftext|>"]
+    known = [name for name in names if tokenizer.token_to_id(name) is not None]
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(
+        length=length, pad_id=tokenizer.token_to_id(known[0]) if known else 0, pad_token=known[0] if known else PADDING
+    )
+    return tokenizer.to_str()
+
+
+def vocabulary_size(tokenizer: str) -> int:
+    """Return how many tokens a tokenizer, as its JSON, has; raises ValueError for what is none."""
+    numbers = _parsed(tokenizer).get_vocab(with_added_tokens=True).values()
+    return 1 + max(numbers, default=0)
+
+
+def as_tokens(texts: Iterable[str], tokenizer: str) -> NDArray[np.int64]:
+    """Return texts as numbers of tokens (B, T) by a tokenizer, as its JSON; raises ValueError for what is none."""
+    encode = _parsed(tokenizer).encode
+    return np.array([encode(text).ids for text in texts], np.int64)
+
+
+@lru_cache(maxsize=8)
+def _parsed(content: str) -> Tokenizer:
+    _library()
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # the library raises no other kind
+        raise ValueError(f"it is no tokenizer of the library tokenizers: {error}") from None
+
+
+def _library() -> None:
+    """Keep the library to one thread: its pool does not survive the processes that are started from this one."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 INPUTS = "Image files, .npy arrays or text files, folders of them, patterns such as 'photos/**/*.jpg', or - for stdin."
+TEXT = "A text, instead of files: it gets a class or, by a language model, its next character."
 TIMEOUT = "Answer by the deepest exit that this machine reaches within this time, such as 5ms; needs `calibrate` first."
 CONFIDENCE = "Let every sample stop at the first exit with at least this confidence, from 0 to 1."
 MEAN = "Let samples stop by the bundle's rule for this mean of multiply-adds, such as 20M or 70%; see `thresholds`."
@@ -46,7 +47,9 @@ STREAM = "Show the answer of every exit on the way, up to the one that the budge
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     inputs: Annotated[list[str] | None, typer.Argument(help=INPUTS)] = None,
-    text: Annotated[str | None, typer.Option(help="Text to continue by a character, instead of files.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="A text, instead of files, that gets a class, or is continued by a character.")
+    ] = None,
     budget_flops: Annotated[str | None, typer.Option(help=FLOPS)] = None,
     budget_params: Annotated[str | None, typer.Option(help=PARAMS)] = None,
     budget_latency: Annotated[str | None, typer.Option(help=LATENCY)] = None,
@@ -70,7 +73,7 @@ def predict(
     output: Annotated[str | None, typer.Option("--format", metavar="FORMAT", help=FORMAT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Answer files by a bundle: the class or the numbers of every image, or the next characters of a text.
+    """Answer files by a bundle: the class or the numbers of every image or text, or the next characters of a text.
 
     Every answer comes from the most accurate exit that the budget allows. Files are read one after another; an array
     of many samples is answered 16 at a time. Inputs that cannot be read are named on stderr, the others are answered,
@@ -112,7 +115,7 @@ def predict(
     if extra := [name for name, value in {"prompt": prompt, **drawing}.items() if value is not None]:
         raise InputError(f"Expected --generate with --{extra[0]}, got none; add --generate 200, or leave it out.")
     if not inputs and text is None:
-        raise InputError("Expected an input, got none; name files or folders, or give --text for a text network.")
+        raise InputError("Expected an input, got none; name files or folders, or give --text for a network on text.")
     num_classes = top_of(session, top)
 
     def reply(x: Any) -> Iterator[Answer]:

@@ -12,13 +12,15 @@ from anytime_lct.models.options import expect_dropout
 class LSTMLayer(nn.LSTM):
     """One LSTM layer that hands over its outputs alone, (B, T, F) to (B, T, units), with dropout on them.
 
-    Dropout is part of the layer, so that parameters have the same names without it.
+    With `both` directions one half of the units reads forward, the other backward. Dropout is part of the layer, so
+    that parameters have the same names without it.
     """
 
-    def __init__(self, features: int, units: int, output_dropout: float = 0.0) -> None:
-        super().__init__(features, units, batch_first=True)
-        second_bias: Tensor = self.bias_hh_l0  # type: ignore[assignment]
-        nn.init.zeros_(second_bias)  # it is added to the first bias, which is initialised at random
+    def __init__(self, features: int, units: int, output_dropout: float = 0.0, *, both: bool = False) -> None:
+        super().__init__(features, units // 2 if both else units, batch_first=True, bidirectional=both)
+        for name, bias in self.named_parameters():
+            if name.startswith("bias_hh"):
+                nn.init.zeros_(bias)  # it is added to the first bias, which is initialised at random
         self.output_dropout = output_dropout
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]

@@ -23,17 +23,23 @@ class SequenceClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(tokens, embedding) if tokens else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=0.1)  # small ones are soon outgrown by what is learnt
+        self.dropout = nn.Dropout(dropout)
         self.is_flat = not tokens and features == 0
         first = embedding if tokens else max(1, features)
         self.lstm = nn.Sequential(
-            *(LSTMLayer(units if k else first, units, dropout if k < layers - 1 else 0.0) for k in range(layers))
+            *(
+                LSTMLayer(units if k else first, units, dropout if k < layers - 1 else 0.0, both=True)
+                for k in range(layers)
+            )
         )
         self.norm = nn.LayerNorm(units)
         self.output = nn.Linear(units, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
-            x = self.embedding(x)
+            x = self.dropout(self.embedding(x))
         elif self.is_flat:
             x = x.unsqueeze(-1)
         return self.output(self.norm(self.lstm(x)).mean(dim=1))
@@ -45,8 +51,8 @@ def lstm_classifier(
     tokens: int | None = None,
     layers: int = 4,
     units: int = 128,
-    embedding: int = 64,
-    dropout: float = 0.0,
+    embedding: int = 128,
+    dropout: float = 0.3,
 ) -> SequenceClassifier:
     """Make a classifier of tokens (T,), or of series (T,) or (T, F), of T steps; raises ModelError.
 

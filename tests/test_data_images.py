@@ -26,7 +26,7 @@ from anytime_lct.data import folders, idx, pictures
 from anytime_lct.data.augment import mirror, mix, move, zoom
 from anytime_lct.data.images import IMAGENET
 from anytime_lct.errors import DataError, RecipeError
-from anytime_lct.export.write import preprocessing
+from anytime_lct.export.raw import preprocessing
 from anytime_lct.recipes import reading as recipes
 from anytime_lct.recipes.recipe import TEXT, DataRecipe
 from anytime_lct.runtime import inputs
@@ -186,7 +186,7 @@ def test_what_a_device_reads_is_what_evaluation_saw(tmp_path):
     """Or else accuracy, temperatures and thresholds hold for other inputs than those that are answered."""
     root = write_folder(tmp_path, size=(70, 90), count=2, parts=("train", "val"))
     dataset = load("imagefolder", root=root, image_size=32)
-    rules = preprocessing(dataset.facts)
+    rules = preprocessing(dataset.facts, tmp_path)
     path = root / "val" / "dog" / "1.png"
     evaluated = next(iter(dataset.batches("test")))[0][3].numpy()
     np.testing.assert_allclose(from_array(np.array(Image.open(path)), rules)[0], evaluated, atol=1e-5)

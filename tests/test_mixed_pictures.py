@@ -12,7 +12,7 @@ from PIL import Image
 
 from anytime_lct.data import datasets
 from anytime_lct.errors import DataError, InputError
-from anytime_lct.export.write import preprocessing
+from anytime_lct.export.raw import preprocessing
 from anytime_lct.recipes.recipe import DataRecipe
 from anytime_lct.runtime.preprocess import read_input
 
@@ -78,7 +78,7 @@ def test_training_and_prediction_see_the_same_pixels(tmp_path, manifest, recwarn
             count = write_pictures(tmp_path / part / name, *size)
     data = load(tmp_path, image_size=image_size)
     assert data.facts.resize == resize and data.facts.counts[2] == 2 * count
-    rules = preprocessing(data.facts)
+    rules = preprocessing(data.facts, tmp_path)
     assert rules.ground == "white"
     answering = manifest.model_copy(update={"preprocessing": rules})
     files = sorted((tmp_path / "test" / "a").iterdir())

@@ -61,8 +61,8 @@ def test_lists_of_whole_numbers_are_tokens(tmp_path):
     ("columns", "expected"),
     [
         (
-            {"text": ["a", "b"], "label": [0, 1]},
-            "one of lists of numbers, or columns.*Text needs a tokenizer",
+            {"first": ["a", "b"], "second": ["c", "d"], "label": [0, 1]},
+            "one column of images, of texts|of lists of numbers, or columns.*got first, second; name one",
         ),
         ({"input_ids": [[1, 2], [3]], "label": [0, 1]}, "one shape in every row of the train part.*pad sequences"),
         ({"width": [1.0, None], "label": [0, 1]}, "finite numbers, got NaN"),

@@ -146,9 +146,9 @@ def test_columns_are_found_or_named(tmp_path, library, folder):
     with pytest.raises(DataError, match=r"^Expected one column of images in .*, got scan, label, note, mask; name it"):
         load(f"hf:{path}")
     with pytest.raises(DataError, match=r"label of every image, got None for item 0 of the train part"):
-        load(f"hf:{path}", image_column="scan")
+        load(f"hf:{path}", input_column="scan")
     with pytest.raises(DataError, match=r"^Expected the column 'kind' in .*; name it with --set data.label_column="):
-        load(f"hf:{path}", image_column="scan", label_column="kind")
+        load(f"hf:{path}", input_column="scan", label_column="kind")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def load(given: Given, recipe: DataRecipe, seed: int) -> ArrayBatches:
     facts = Facts(
         shown(recipe.name), task, tuple(first.shape[1:]), len(classes), classes, mean, std,
         counts=tuple(len(indices) for _, indices in divided.values()), centers=centers, scale=scale,
-        inputs="array", tokens=tokens,
+        inputs="array", tokens=tokens, tokenizer=given.tokenizer,
     )  # fmt: skip
     rows = recipe.batch_size or batch_size(len(held_out.train))
     return ArrayBatches(facts, divided, rows, seed, notes=notes)

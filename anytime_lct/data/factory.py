@@ -30,13 +30,17 @@ PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Given:
-    """The data called `name`: data sets of its parts, names of classes or targets, how many tokens, and notes."""
+    """The data called `name`: data sets of its parts, names of classes or targets, how many tokens, and notes.
+
+    The numbers of tokens are those of a `tokenizer`, as its JSON, where the data is texts.
+    """
 
     name: str
     parts: dict[str, Any]
     classes: tuple[str, ...] = ()
     tokens: int = 0
     notes: tuple[str, ...] = ()
+    tokenizer: str = ""
 
     def title(self, part: str) -> str:
         """Return what a part is called in messages."""

@@ -46,7 +46,8 @@ def located(recipe: DataRecipe, folder: Path) -> DataRecipe:
     Of hf:PATH, wds:SHARDS and npz:FILE the name keeps the last part, and patterns: `root`, which --data-root replaces,
     is the rest.
     """
-    name, root, path = recipe.name, recipe.root, recipe.path
+    name, root, path, tokenizer = recipe.name, recipe.root, recipe.path, recipe.tokenizer
+    tokenizer = None if tokenizer is None else absolute(tokenizer, folder)
     root = None if root is None else absolute(root, folder)
     if kind_of(name) in KINDS:
         whole = Path(os.path.normpath(Path(root or folder, Path(path_of(name)).expanduser())))
@@ -58,7 +59,7 @@ def located(recipe: DataRecipe, folder: Path) -> DataRecipe:
         root, path = str(file.parent), file.name
     if (own := file_of(name)) is not None:
         name = with_file(name, Path(absolute(str(own), folder)))
-    return recipe.model_copy(update={"name": name, "root": root, "path": path})
+    return recipe.model_copy(update={"name": name, "root": root, "path": path, "tokenizer": tokenizer})
 
 
 def shown(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The user's own data: parts whose items are read by number, images or arrays, as `factory` or a file gives them.
+"""The user's own data: parts whose items are read by number, as `factory` or a file gives them.
 
-Images are Pillow's, or uint8 arrays, or floats (C, H, W) in [0, 1]; anything else is an array (`arrays`). A loader
-stands for its data set, as minibatches and their order follow from the seed. What items draw from the random states of
-torch, Python and numpy follows from seed, epoch and number.
+Images are Pillow's, or uint8 arrays, or floats (C, H, W) in [0, 1]; strings are texts, which become tokens (`words`);
+anything else is an array (`arrays`). A loader stands for its data set, as minibatches and their order follow from the
+seed. What items draw from the random states of torch, Python and numpy follows from seed, epoch and number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anytime_lct.data import arrays
+from anytime_lct.data import arrays, words
 from anytime_lct.data.batches import Dataset, Images, fitted
 from anytime_lct.data.factory import Given
 from anytime_lct.data.images import IMAGENET, ImageSet, load_images, mean_and_std
@@ -30,19 +30,21 @@ from anytime_lct.recipes.recipe import DataRecipe
 
 
 def load(give: Callable[[str, Path], Given], recipe: DataRecipe, seed: int) -> Dataset:
-    """Load what `give` gives for the recipe's name and folder, images or arrays; raises DataError."""
+    """Load what `give` gives for the recipe's name and folder, images, texts or arrays; raises DataError."""
     given = give(recipe.name, root_of(recipe))
+    sample = Items(given.parts["train"], given.title("train"), _as_is, random=True).item(0)[0]
     kind = recipe.inputs
+    if isinstance(sample, str):
+        given, kind = words.of_texts(given, recipe), "arrays"
     if kind == "auto":
-        kind = "images" if are_images(given) else "arrays"
+        kind = "images" if is_image(sample) else "arrays"
     if kind == "arrays":
         return arrays.load(given, recipe, seed)
     return load_images(partial(read, given), recipe, seed)
 
 
-def are_images(given: Given) -> bool:
-    """Return whether the first training sample is an image; raises DataError where it cannot be read."""
-    sample = Items(given.parts["train"], given.title("train"), _as_is, random=True).item(0)[0]
+def is_image(sample: Any) -> bool:
+    """Return whether a sample is an image."""
     if isinstance(sample, np.ndarray | Tensor):
         is_pixels = sample.dtype in (torch.uint8, np.uint8)
         is_floats = sample.is_floating_point() if isinstance(sample, Tensor) else sample.dtype.kind == "f"

@@ -65,7 +65,7 @@ def pictures(recipe: DataRecipe, root: Path) -> Pictures:
     shards = _shards(located(recipe, root.absolute()))
     members, labels = dict[str, list[TarMember]](), dict[str, list[Any]]()
     for path, part in shards.items():
-        for member, label in _samples(path, recipe.image_column, recipe.label_column, path.stat().st_mtime_ns):
+        for member, label in _samples(path, recipe.input_column, recipe.label_column, path.stat().st_mtime_ns):
             members.setdefault(part, []).append(member)
             labels.setdefault(part, []).append(label)
     if "train" not in members:
@@ -139,7 +139,7 @@ def _sample(
         expected = f"an image '{image}'" if image else "one image"
         raise DataError(
             f"Expected {expected} in the sample '{name}', got {', '.join(images) or 'none'}; name its extension with "
-            f"--set data.image_column=NAME."
+            f"--set data.input_column=NAME."
         )
     values = dict[str, Any]()
     if "json" in texts:

@@ -119,7 +119,7 @@ def _columns(recipe: DataRecipe, table: Any) -> tuple[str, str, tuple[str, ...]]
     values = [column for column, kind in kinds.items() if kind not in ("image", "classes", "list")]
     pictured = [column for column, kind in kinds.items() if kind == "image"]
     pictured = [column for column in pictured if isinstance(table.features[column], datasets.Image)] or pictured
-    image = chosen(recipe.name, "image", recipe.image_column, [pictured, values], IMAGES, table)
+    image = chosen(recipe.name, "image", recipe.input_column, [pictured, values], IMAGES, table)
     classed = [column for column, kind in kinds.items() if kind == "classes"]
     simple = [
         column for column in values if kinds[column] == "bool" or "int" in kinds[column] or "string" in kinds[column]
@@ -152,9 +152,10 @@ def chosen(
     for likely in [] if column else candidates:
         if len(likely) == 1 or (named := [each for each in usual if each in likely]):
             return likely[0] if len(likely) == 1 else named[0]
+    key = "label_column" if what == "label" else "input_column"
     expected = f"the column '{column}'" if column else f"one column of {what}s"
     raise DataError(
-        f"Expected {expected} in '{name}', got {', '.join(table.features)}; name it with --set data.{what}_column=NAME."
+        f"Expected {expected} in '{name}', got {', '.join(table.features)}; name it with --set data.{key}=NAME."
     )
 
 

@@ -1,6 +1,7 @@
 """The exported folder: everything a device needs to answer, with checksums of every file.
 
 BUNDLE/manifest.json  profile.json  thresholds.json (where searched)
+BUNDLE/tokenizer.json                   of a network on texts: the library tokenizers makes tokens of them by it
 BUNDLE/parity.npz                       a few inputs, "input", and the logits of every exit, "exit_1" .. "exit_N"
 BUNDLE/exit_1.onnx .. exit_N.onnx       whole sub-models, "input" -> "logits", for any ONNX runtime
 BUNDLE/group_1.onnx .. group_N.onnx     "input" -> "hidden" (the last: "logits"), for resumable execution
@@ -43,7 +44,8 @@ class Preprocessing(Record):
     their centre is cropped; without it they are stretched. Transparent parts lie on a white `ground`. Pixels x of
     [0, 1] become (x - mean) / std, per channel. Character k of `symbols` is number k of a text, whose file is decoded
     by `encoding` or, without one, by its byte-order mark or as UTF-8. Arrays are network
-    inputs as they are: floats of a `shape`, or numbers of `tokens`, from 0 on.
+    inputs as they are: floats of a `shape`, or numbers of `tokens`, from 0 on. With a `tokenizer` these are of texts;
+    `tokenizer_json` is what its file holds, "" where there is none.
     """
 
     kind: InputKind
@@ -58,6 +60,13 @@ class Preprocessing(Record):
     encoding: str | None = None
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
     tokens: Annotated[int, Field(ge=1)] | None = None
+    tokenizer: File | None = None
+    tokenizer_json: Annotated[str, Field(exclude=True)] = ""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether inputs can be texts."""
+        return self.kind == "text" or self.tokenizer is not None
 
     @model_validator(mode="after")
     def _complete(self) -> Preprocessing:
@@ -143,7 +152,7 @@ class Manifest(Record):
 
     def files(self) -> list[File]:
         """Return every file the manifest names."""
-        others = [self.single, self.profile, self.thresholds, self.parity]
+        others = [self.single, self.profile, self.thresholds, self.parity, self.preprocessing.tokenizer]
         graphs = [*self.exits.values(), *self.groups, *self.critics.values()]
         return [*graphs, *(file for file in others if file is not None)]
 
@@ -185,7 +194,7 @@ class Bundle:
             raise BundleError(f"The profile in the bundle '{folder}' is of another network; export the bundle again.")
         if rules and rules.of_exits(manifest.served) != rules:
             raise BundleError(f"The thresholds in the bundle '{folder}' visit exits it lacks; export the bundle again.")
-        return cls(folder, manifest, profile, rules)
+        return cls(folder, _with_tokenizer(manifest, folder), profile, rules)
 
     def group(self, i: int) -> Path:
         """Return the file of layer group i, from 1."""
@@ -229,6 +238,15 @@ def describe_file(path: Path) -> File:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, whole or not at all."""
     write(folder / MANIFEST, manifest.as_json(), BundleError)
+
+
+def _with_tokenizer(manifest: Manifest, folder: Path) -> Manifest:
+    file = manifest.preprocessing.tokenizer
+    if file is None:
+        return manifest
+    content = read_text(folder / file.name, BundleError, "export the bundle again")
+    rules = manifest.preprocessing.model_copy(update={"tokenizer_json": content})
+    return manifest.model_copy(update={"preprocessing": rules})
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anytime_lct import __version__
 from anytime_lct.errors import ExportError
 from anytime_lct.evaluation import Predictor
-from anytime_lct.exits.bundle import ALL, Bundle, Contents, Manifest, Preprocessing, describe_file, write_manifest
+from anytime_lct.exits.bundle import ALL, Bundle, Contents, Manifest, describe_file, write_manifest
 from anytime_lct.exits.profile import NAME as PROFILE
 from anytime_lct.exits.profile import Latency, Profile
 from anytime_lct.exits.thresholds import NAME as THRESHOLDS
@@ -24,6 +24,7 @@ from anytime_lct.export import parity
 from anytime_lct.export.folder import new_folder, save
 from anytime_lct.export.graphs import OPSET, Sheet, export_sheet
 from anytime_lct.export.quantise import Int8, check, quantise
+from anytime_lct.export.raw import preprocessing
 from anytime_lct.export.single import NAME as SINGLE
 from anytime_lct.export.single import single_file
 from anytime_lct.export.unit import FromUnit, InUnit
@@ -241,7 +242,7 @@ def _write_records(
         input_dtype="int64" if facts.tokens else "float32",
         outputs=facts.outputs,
         classes=facts.classes,
-        preprocessing=preprocessing(facts),
+        preprocessing=preprocessing(facts, folder),
         opset=OPSET,
         exits={i: describe_file(folder / f"exit_{i}.onnx") for i in scope.served if scope.with_exits},
         groups=tuple(describe_file(folder / f"group_{i}.onnx") for i in groups),
@@ -256,19 +257,6 @@ def _write_records(
         parity=describe_file(folder / PARITY),
     )
     write_manifest(folder, manifest)
-
-
-def preprocessing(facts: Facts) -> Preprocessing:
-    """Return the preprocessing of raw inputs that the network was measured with."""
-    if facts.row.is_text:
-        return Preprocessing(kind="text", symbols="".join(facts.classes), encoding=facts.encoding)
-    if facts.inputs == "array":
-        return Preprocessing(kind="array", shape=facts.input_shape, tokens=facts.tokens or None)
-    channels, height, width = facts.input_shape
-    return Preprocessing(
-        kind="image", channels=channels, height=height, width=width, mean=facts.mean, std=facts.std,
-        resize=facts.resize, ground="white",
-    )  # fmt: skip
 
 
 def _timed(folder: Path, facts: Facts, profile: Profile, scope: _Scope) -> Profile:

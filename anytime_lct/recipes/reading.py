@@ -85,7 +85,7 @@ def read(
 
 # Keys whose values are words, or a list of words, even where they look like numbers.
 WORD_KEYS = (
-    "cut.places", "data.name", "data.root", "data.path", "data.image_column", "data.label_column", "model.name",
+    "cut.places", "data.name", "data.root", "data.path", "data.input_column", "data.label_column", "model.name",
     "train.log", "train.weights", "train.device",
 )  # fmt: skip
 

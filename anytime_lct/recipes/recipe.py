@@ -47,8 +47,8 @@ class DataRecipe(Section):
     """The data set."""
     root: str | None = None
     """Folder that holds the data set; by default that of ANYTIME_LCT_DATA, or ./.data, or that of a factory's file."""
-    image_column: str | None = None
-    """Column of the images or lists of hf:PATH, or extension of the images of wds:SHARDS; by default a usual one."""
+    input_column: str | None = None
+    """Column of the samples of hf:PATH, or extension of the images of wds:SHARDS; by default a usual one."""
     label_column: str | None = None
     """Column of the labels of hf:PATH, or extension or JSON key of those of wds:SHARDS; by default a usual one."""
     inputs: Literal["auto", "images", "arrays"] = "auto"
@@ -85,6 +85,10 @@ class DataRecipe(Section):
     """Samples of a minibatch; by default 128, or 64 or 32 where an epoch would have fewer than 50 steps."""
     sequence_length: Count = 150
     """Characters of a training sequence of a text."""
+    tokens: Count | None = None
+    """Tokens of a text that has a label; by default as many as 95 of 100 texts have, and at most 256."""
+    tokenizer: str | None = None
+    """File tokenizer.json of the library tokenizers for such texts; by default one is made from them."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read image files; 0 reads them in the training process. By default 0, for a GPU up to 8."""
 
@@ -110,8 +114,7 @@ class CutRecipe(Section):
     """Where a network is cut: for exits at `shares` of its cost, after named `places`, or by a strategy.
 
     A share is a number below 1, of the main network's multiply-adds; a larger number is multiply-adds. Shares beside
-    places size the critics there. Places and shares determine the number of groups; without them it is 4 by default, or
-    as many as the network can be cut into where that is less.
+    places size the critics there.
 
     >>> CutRecipe(shares=(0.4, 0.7)).groups
     3
@@ -144,11 +147,9 @@ class CutRecipe(Section):
         if not isinstance(value, dict):
             return value
         table = cast("dict[str, Any]", value)
-        if table.get("groups") is not None:
-            return table
         cuts = table.get("places") or table.get("shares") or ()
         num_cuts = len(cast("list[Any]", cuts)) if isinstance(cuts, list | tuple) else 0
-        return {**table, "groups": num_cuts + 1} if num_cuts else table
+        return {**table, "groups": num_cuts + 1} if num_cuts and table.get("groups") is None else table
 
     @model_validator(mode="after")
     def _check_cuts(self) -> CutRecipe:
@@ -224,8 +225,7 @@ class ScheduleRecipe(Section):
 class TrainRecipe(Section):
     """The run: its method by name, its length, its precision, device and checkpoints.
 
-    A `clip_norm` of 0 does not clip; None follows from the network (`fitting.fit`). A `precision` and a `channels_last`
-    of None follow from the device (`training.prepare.suit_device`); the run folder has those of its run.
+    What is None follows from the network (`fitting.fit`) or the device (`training.prepare.suit_device`).
     """
 
     method: str = "lct"

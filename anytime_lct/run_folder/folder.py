@@ -158,6 +158,7 @@ def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
             (f"{facts.row.output} {number}", repr(ours), repr(theirs))
             for number, (ours, theirs) in enumerate(zip(facts.classes, current.classes, strict=False), start=1)
         ),
+        ("a tokenizer", _sum(facts.tokenizer), _sum(current.tokenizer)),
         ("training, validation and test samples", facts.counts, current.counts if facts.counts else ()),
     ]
     for what, ours, theirs in pairs:
@@ -166,6 +167,10 @@ def expect_same_data(path: Path, facts: Facts, current: Facts) -> None:
                 f"Expected the data of the run '{path}', with {what} {ours}, got {what} {theirs}; restore the data "
                 f"as it was, or train a new run."
             )
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _resized(facts: Facts) -> str:

@@ -36,13 +36,14 @@ def files_of(name: str, manifest: Manifest) -> list[str]:
     """Return the files that a name stands for: a file, a folder's files, those that match a pattern, or "-" itself.
 
     Of a folder, and of those in it, all image files and .npy arrays count, for a network on arrays the latter, for text
-    the .txt files, sorted, hidden ones left out. `**` in a pattern stands for any folders. A file that is missing is
-    returned too. Raises InputError for a folder or a pattern without files.
+    and texts the .txt files, sorted, hidden ones left out. `**` in a pattern stands for any folders. A file that is
+    missing is returned too. Raises InputError for a folder or a pattern without files.
 
     >>> files_of("photos/*.jpg", session.manifest)                                     # doctest: +SKIP
     ['photos/a.jpg', 'photos/b.jpg']
     """
-    suffixes = SUFFIXES[manifest.preprocessing.kind]
+    rules = manifest.preprocessing
+    suffixes = (*SUFFIXES[rules.kind], *(SUFFIXES["text"] if rules.tokenizer is not None else ()))
     if Path(name).is_dir():
         if files := _files_in(name, suffixes):
             return files

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anytime_lct.errors import InputError
 from anytime_lct.exits.bundle import Manifest, Preprocessing
 from anytime_lct.pixels import fit, read_picture
-from anytime_lct.texts import decode
+from anytime_lct.texts import as_tokens, decode
 
 PICTURE_CHANNELS = (1, 3)  # of image files: grey, RGB
 ARRAY = ".npy"
@@ -25,9 +25,9 @@ NPY = b"\x93NUMPY"  # with which every .npy file begins, one that comes through 
 def read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
     """Read a file into a batch: (B, C, H, W) float32 for images, (1, T) int64 for text, (B, ..) for arrays.
 
-    A .npy file holds an array as `from_array` takes it; any other is an image file or, for a network on text, a
-    text, decoded as in training. A pipe is read to its end. Raises InputError for a file that is missing, damaged or of
-    the wrong kind.
+    A .npy file holds an array as `from_array` takes it; any other is an image file or, for a network on text or texts,
+    a text, decoded as in training. A pipe is read to its end. Raises InputError for a file that is missing, damaged or
+    of the wrong kind.
 
     >>> read_input(Path("digit.png"), session.manifest).shape  # doctest: +SKIP
     (1, 1, 28, 28)
@@ -51,6 +51,8 @@ def from_bytes(content: bytes, name: str, manifest: Manifest) -> NDArray[Any]:
             return from_text(_read_text(content, name, rules), rules)
         if name.lower().endswith(ARRAY) or content.startswith(NPY):
             return from_array(load_array(BytesIO(content), name), rules)
+        if rules.takes_text:
+            return from_text(_read_text(content, name, rules), rules)
         if rules.kind == "array":
             raise InputError(f"Expected a .npy file for this network, got '{name}'; save the array with numpy.save.")
         return from_picture(content, name, rules)
@@ -67,13 +69,18 @@ def naming(name: str) -> Generator[None]:
 
 
 def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
-    """Turn a text into numbers of symbols, (1, T); raises InputError for an unknown symbol or an empty text.
+    """Turn a text into numbers of symbols or tokens, (1, T); raises InputError for an unknown symbol or an empty text.
 
     >>> from_text("abba", Preprocessing(kind="text", symbols="ab"))
     array([[0, 1, 1, 0]])
     """
-    if rules.kind != "text":
-        raise InputError("Expected images for this network, got text; name image files or .npy arrays.")
+    if not rules.takes_text:
+        raise InputError(
+            f"Expected {'numbers' if rules.kind == 'array' else 'images'} for this network, got text; name "
+            f"{'' if rules.kind == 'array' else 'image files or '}.npy arrays."
+        )
+    if rules.tokenizer is not None:
+        return _as_ids(as_tokens([text], rules.tokenizer_json), rules.tokens or 0)
     if not text:
         raise InputError("Expected at least one character of text, got none; give some text to continue.")
     number = {symbol: k for k, symbol in enumerate(rules.symbols)}

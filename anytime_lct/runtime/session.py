@@ -20,7 +20,7 @@ from anytime_lct.runtime.answer import Answer
 from anytime_lct.runtime.chain import ChainPool
 from anytime_lct.runtime.graphs import Graphs
 from anytime_lct.runtime.planning import Plan, Planner
-from anytime_lct.runtime.preprocess import check_batch, show_shape
+from anytime_lct.runtime.preprocess import check_batch, from_text, show_shape
 from anytime_lct.runtime.timing import Timing
 from anytime_lct.runtime.timings import Timings
 from anytime_lct.runtime.walk import Order, Walk, steps
@@ -106,7 +106,12 @@ class AnytimeSession:
         return largest
 
     def warm(self, size: int = 1) -> None:
-        """Load all graphs, by running every exit once on a batch of this size: no later answer waits for one."""
+        """Load all graphs, by running every exit once on a batch of this size: no later answer waits for one.
+
+        A tokenizer is loaded too; raises ModuleNotFoundError without its library (extra `text`).
+        """
+        if self.manifest.preprocessing.tokenizer is not None:
+            from_text("", self.manifest.preprocessing)
         shape = [size, *(side if isinstance(side, int) else 1 for side in self.manifest.input_shape[1:])]
         for exit in self.served:
             self.run_to(exit, np.zeros(shape, self.manifest.input_dtype))

@@ -141,7 +141,7 @@ def _read_tensor(
 
 def _datatypes(manifest: Manifest) -> tuple[str, ...]:
     if manifest.input_dtype == "int64":
-        return "INT64", "INT32", *((tensors.TEXT,) if manifest.row.is_text else ())
+        return "INT64", "INT32", *((tensors.TEXT,) if manifest.preprocessing.takes_text else ())
     if manifest.preprocessing.kind == "array":
         return "FP32", "FP64", "FP16"
     return "FP32", "FP64", "FP16", "UINT8", *((tensors.TEXT,) if takes_pictures(manifest) else ())
@@ -189,7 +189,7 @@ def _read_text(element: str | bytes | memoryview) -> str:
 
 def _encode(texts: list[str], manifest: Manifest, limits: Limits) -> NDArray[np.int64]:
     lengths = {len(text) for text in texts}
-    if len(lengths) > 1:
+    if len(lengths) > 1 and manifest.row.is_text:
         raise Refusal(f"Expected texts of one length in a batch, got {len(lengths)} lengths; send them one by one.")
     if sum(map(len, texts)) > limits.characters:
         raise Refusal(f"Expected at most {limits.characters} characters in a request, got more; shorten the text.")

@@ -190,5 +190,8 @@ def _uneven(shape: tuple[int, ...]) -> Refusal:
 
 
 def _type_name(type_: type) -> str:
-    names = {bool: "truth value", str: "string", type(None): "null", list: "list", dict: "object", float: "fraction"}
+    names = {
+        bool: "truth value", int: "whole number", float: "fraction", str: "string", list: "list", dict: "object",
+        type(None): "null",
+    }  # fmt: skip
     return names.get(type_, type_.__name__)

@@ -61,15 +61,15 @@ async function chooseModel() {
     make("span", "–", bar);
     return row;
   }));
-  const {kind} = info.preprocessing;
+  const {symbols, tokenizer} = info.preprocessing, kind = tokenizer ? "text" : info.preprocessing.kind;
   for (const each of ["image", "text", "array"]) $(each).hidden = each !== kind;
+  $("text").firstElementChild.textContent = tokenizer ? "Text" : "Text to continue";
   $("budget").max = info.exits.length;
   $("budget").value = info.exits.length;
   budget();
   if (kind === "image") clear();
   else if (kind === "array") noise();
-  else if ([...$("words").value].some(each => !info.preprocessing.symbols.includes(each)))
-    $("words").value = info.preprocessing.symbols.slice(0, 4);
+  else if (!tokenizer && [...$("words").value].some(each => !symbols.includes(each))) $("words").value = symbols.slice(0, 4);
   $("answer").replaceChildren(make("p", "No answer yet."));
 }
 
@@ -200,13 +200,13 @@ async function ask() {
   if (busy) return;
   busy = true;
   try {
-    const {kind, width, height, channels, shape, tokens} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
+    const {kind, width, height, channels, shape, tokens, tokenizer} = info.preprocessing, parameters = {max_flops: costs()[$("budget").value - 1]};
     if ($("deadline").value) parameters.timeout = Math.max(1, Math.round(1000 * $("deadline").value));
     if ($("confidence").value && !$("confidence").disabled) parameters.min_confidence = $("confidence").value / 100;
     const input = {name: "input", datatype: "BYTES", shape: [1]};
     const outputs = [info.task === "regression" ? {name: "numbers"} : {name: "probabilities", parameters: {classification: 5}}];
     let parts = [];  // behind the JSON
-    if (kind === "text") input.data = [$("words").value];
+    if (kind === "text" || tokenizer) input.data = [$("words").value];
     else if (kind === "array") {
       const data = $("numbers").value.split(/[\s,]+/).filter(Boolean).map(Number);
       Object.assign(input, {datatype: tokens ? "INT64" : "FP32", shape: [1, ...shape], data});
