@@ -15,7 +15,7 @@ NEEDS = {
 }
 OPTIONS = {
     "timm": "train --model timm:NAME",
-    "text": "predict --text, of texts with a class",
+    "text": "predict --text",
     "datasets": "train --data hf:PATH",
     "webdataset": "train --data wds:SHARDS",
     "sweep": "train --sweep",

@@ -143,7 +143,8 @@ def test_tokens_that_are_read_on_demand_are_compared_with_their_number(tmp_path)
         ("[([1.0], 1700000000)] * 9", {}, "numbers of classes .* got 1700000000 among 9 samples"),
         ("[([1.0], 0)] * 9", {"mixup": 0.1}, "data.mixup for images only"),
         ("[([1.0], 0)] * 9", {"augment": "flip"}, "data.augment for images only"),
-        ("[('word', 0)] * 9", {"inputs": "arrays"}, "an array of numbers, got str"),
+        ("[(['word'], 0)] * 9", {"inputs": "arrays"}, "an array of numbers, got list"),
+        ("[('a word', 0), (7, 1)] * 9", {}, "a text in row 1 of the train part .* got 7"),
         ("[(torch.full((3, 4, 4), 2.0), 0)] * 9", {}, "set data.inputs=arrays for numbers that are no pixels"),
     ],
 )
