@@ -11,6 +11,17 @@ from anytime_lct.errors import ModelError
 from anytime_lct.models.files import reason
 
 
+class LogitsOf(nn.Module):
+    """Answers with the logits of what a network returns, an object that has them; reads what the network reads."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).logits
+
+
 def expect_python(name: str, model: nn.Module) -> None:
     """Raise ModelError for a network without its Python code, which can be neither cut nor exported."""
     if isinstance(model, torch.jit.ScriptModule):
@@ -32,10 +43,12 @@ def expect_logits(
     outputs: int,
     tokens: int | None = None,
     side: int | None = None,
-) -> None:
-    """Run the model once; raises ModelError if it cannot read the inputs or does not return logits (B, outputs).
+) -> nn.Module:
+    """Run the model once and return it; raises ModelError if it cannot read the inputs or gives no logits (B, outputs).
 
-    `tokens` are as `networks.build` has them, `side` is that of the images that it is made for, if it is known.
+    A model that answers with an object with `logits`, as those of the library transformers do, is put into one that
+    answers with these alone. `tokens` are as `networks.build` has them, `side` is that of the images that it is made
+    for, if it is known.
     """
     is_text = tokens is None and len(input_shape) == 1
     dtype = torch.int64 if is_text or tokens else torch.float32
@@ -53,6 +66,8 @@ def expect_logits(
     finally:
         for module, mode in modes:
             module.training = mode
+    if isinstance(getattr(Z, "logits", None), Tensor):
+        model, Z = LogitsOf(model), Z.logits
     if not isinstance(Z, Tensor):
         raise ModelError(
             f"Expected one tensor of logits from the network '{name}', got a {type(Z).__name__}; let its factory "
@@ -69,6 +84,7 @@ def expect_logits(
             f"Expected logits from the network '{name}', got probabilities, whose sum is 1; leave its softmax out, "
             f"which the loss and every exit take themselves."
         )
+    return model
 
 
 def _remedy(model: nn.Module, input_shape: tuple[int, ...], side: int | None) -> str:

@@ -91,8 +91,7 @@ def _build(
         size = "" if side is None or side in input_shape else f"; it is made for images of {side}x{side}"
         raise ModelError(f"The network '{name}' cannot be built{settings}: {reason(error)}{size}.") from error
     expect_python(name, model)
-    expect_logits(name, model, input_shape, outputs, tokens, made_for(name))
-    return model
+    return expect_logits(name, model, input_shape, outputs, tokens, made_for(name))
 
 
 def _torchvision(name: str, input_shape: tuple[int, ...], outputs: int, options: dict[str, Any]) -> nn.Module:

@@ -1,7 +1,7 @@
 """Which legal cuts lie at the ends of blocks, and which steps count as layers.
 
-A block is an outermost composite module that holds less than half of the network's weights and is not a plain
-nn.Sequential: layer1.0 of a ResNet is one; layer1, a sequence of blocks, and the network itself are not.
+A block is an outermost composite module that holds less than half of the network's weights, embeddings left out, and is
+not a plain nn.Sequential: layer1.0 of a ResNet is one; layer1, a sequence of blocks, and the network itself are not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def ends_of_blocks(model: nn.Module, recording: Recording, legal: Iterable[int])
     A block or a layer begins behind a candidate; cuts between two uses of the same weights are left out.
     """
     modules = dict(model.named_modules())
-    sizes = {path: sum(p.numel() for p in module.parameters()) for path, module in modules.items()}
+    tables = {id(p) for module in modules.values() if isinstance(module, EMBEDDINGS) for p in module.parameters()}
+    sizes = {
+        path: sum(p.numel() for p in module.parameters() if id(p) not in tables) for path, module in modules.items()
+    }
     blocks = {
         path
         for path, module in modules.items()

@@ -23,7 +23,7 @@ from anytime_lct.errors import PartitionError
 
 # The multiply-adds per sample of the critic of a candidate: from its index, the tensor that crosses it, and the budget.
 CriticCost = Callable[[int, Tensor, float], int]
-OVERSPENT = 10.0
+OVERSPENT, SLACK, SLIGHTLY_OVERSPENT = 10.0, 1.05, 0.1
 UNSPENT = 2.0  # what a share that is not spent weighs beside a critic's distance from its part
 
 
@@ -93,11 +93,15 @@ def choose(
 
 
 def badness(choice: ExitChoice, limit: float, aim: float) -> float:
-    """Return 0 for an exit that spends its share, with a critic that takes `aim` of it; over its share more than 1."""
-    if choice.cost > limit:
+    """Return 0 for an exit that spends its share, with a critic that takes `aim` of it.
+
+    It is little more for an exit that is over its share by up to 5%, and more than 10 for any beyond.
+    """
+    if choice.cost > SLACK * limit:
         return OVERSPENT * choice.cost / limit
     part = choice.critic / max(1, choice.cost)
-    return UNSPENT * (1 - choice.cost / limit) + abs(part - aim)
+    unspent = UNSPENT * abs(1 - choice.cost / limit)
+    return unspent + abs(part - aim) + (SLIGHTLY_OVERSPENT if choice.cost > limit else 0.0)
 
 
 def _no_room(trunks: Trunks, number: int, share: float, exits: Sequence[ExitChoice]) -> PartitionError:

@@ -130,8 +130,13 @@ class StepTracer(fx.Tracer):
             raise RuntimeError("it changes the gradient or autocast mode")
         return super().create_node(*args, **kwargs)
 
+    def _is_made_here(self, m: nn.Module) -> bool:
+        """Whether a module is made in the forward pass, as in nn.ReLU()(x), and has no weights: it is followed."""
+        is_part = any(m is part for part in self.root.modules())
+        return not is_part and next(iter((*m.parameters(), *m.buffers())), None) is None
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._running:
+        if self._running or self._is_made_here(m):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)
@@ -194,5 +199,5 @@ def where(error: Exception) -> str:
     foreign = (f"{Path(torch.__file__).parent}{os.sep}", __file__, "<")
     own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(foreign)]
     where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(". ")[0]
     return f"{reason}{where}"

@@ -66,24 +66,37 @@ class Recording:
 def record(model: nn.Module, example: Tensor | None = None) -> Recording:
     """Record a network in train and in eval mode; the network is unchanged.
 
-    `example` is a batch whose shape inputs have, if it is known. Raises PartitionError where fx cannot follow the
-    forward pass, where the two modes take different paths, and where the network has not one input and one tensor as
-    its result.
+    `example` is a batch whose shape inputs have, if it is known: it is used where fx cannot follow the forward pass, or
+    most of the network, without. Raises PartitionError where fx cannot follow it, where the two modes take different
+    paths, and where the network has not one input and one tensor as its result.
     """
     _check_signature(model)
+    recording = None
     try:
-        return _record(model, None)
+        recording = _record(model, None)
+        if example is None or not _is_mostly_whole(model, recording):
+            return recording
+        of_shape = _record(model, example)
     except PartitionError:
+        if recording is not None:
+            return recording
         if example is None:
             raise
-    return replace(_record(model, example), shape=tuple(example.shape[1:]))
+        of_shape = _record(model, example)
+    return replace(of_shape, shape=tuple(example.shape[1:]))
+
+
+def _is_mostly_whole(model: nn.Module, recording: Recording) -> bool:
+    """Return whether a module that is one step, as fx cannot follow it, has most of the weights."""
+    sizes = [sum(p.numel() for p in model.get_submodule(path).parameters()) for path in recording.whole]
+    return 2 * max(sizes, default=0) > sum(p.numel() for p in model.parameters())
 
 
 def _record(model: nn.Module, example: Tensor | None) -> Recording:
     whole: dict[Any, str] = {
         kind(module): "its train() is its own"
         for module in model.modules()
-        if module is not model and type(module).train is not nn.Module.train
+        if module is not model and type(module).train is not nn.Module.train and not _sets_modes_alone(module)
     }
     while True:
         try:
@@ -121,6 +134,29 @@ def _record(model: nn.Module, example: Tensor | None) -> Recording:
     modules = {str(node.target): attributes[str(node.target)] for node in steps if node.op == "call_module"}
     reasons = {path: whole[kind(module)] for path, module in modules.items() if kind(module) in whole}
     return Recording(placeholder, steps, result, attributes, frozenset(fetched), reasons, frozenset(batch_size))
+
+
+def _sets_modes_alone(module: nn.Module) -> bool:
+    """Return whether a module's own train() sets the modes of all its parts, as torch's does, and nothing else."""
+    same = True
+    with Snapshot(module, values=False):
+        for mode in (True, False):
+            before = [{**vars(part), "training": mode} for part in module.modules()]
+            try:
+                module.train(mode)
+            except Exception:  # of the user's code
+                return False
+            after = [vars(part) for part in module.modules()]
+            same = same and len(before) == len(after) and all(map(_same_fields, before, after))
+    return same
+
+
+def _same_fields(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Return whether a module holds the very same values, and in its dicts of weights and parts the same entries."""
+    return before.keys() == after.keys() and all(
+        value is after[key] or (type(value) in (bool, int, float, str) and value == after[key])
+        for key, value in before.items()
+    )
 
 
 def _deferred(steps: list[fx.Node], others: set[fx.Node]) -> tuple[fx.Node, ...]:
