@@ -101,3 +101,9 @@ class WorkerLostError(LCTError, RuntimeError):
     def __init__(self, message: str = "", peer: int | None = None) -> None:
         super().__init__(message)
         self.peer = peer
+
+
+class StoppedError(LCTError, RuntimeError):
+    """A long command was interrupted and kept what it had done."""
+
+    exit_code = 130

@@ -19,7 +19,7 @@ from anytime_lct import __version__
 from anytime_lct.cli.extras import EXTRAS
 from anytime_lct.cli.screen import OnlyResults
 from anytime_lct.cli.verb import Verb, Verbs
-from anytime_lct.errors import LCTError
+from anytime_lct.errors import LCTError, StoppedError
 
 app = typer.Typer(
     name="anytime-lct",
@@ -72,6 +72,8 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         with redirect_stdout(only_results) if as_json else nullcontext():
             code = app(args=arguments, prog_name="anytime-lct", standalone_mode=False)
+        if code == StoppedError.exit_code:  # by typer, without a word
+            raise KeyboardInterrupt
         sys.exit(code)
     except UsageError as error:
         from typer.rich_utils import rich_format_error
@@ -95,7 +97,7 @@ def run(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", "0")) == 0:
             _print_error("Interrupted.")
-        sys.exit(130)
+        sys.exit(StoppedError.exit_code)
 
 
 def _exit(code: int) -> None:

@@ -40,7 +40,7 @@ def reproduce(
     """
     import json
 
-    from anytime_lct.errors import LCTError, RecipeError
+    from anytime_lct.errors import LCTError, RecipeError, StoppedError
     from anytime_lct.reproduce import catalogue, figures, pages, pictures, runner
     from anytime_lct.reproduce import report as reports
 
@@ -61,6 +61,7 @@ def reproduce(
     if only and not any(_matches(job.name, only) for job in all_jobs):
         names = ", ".join(dict.fromkeys(job.run.name for job in all_jobs))
         raise RecipeError(f"Expected in --only a pattern of runs of {name}, got none that matches; they are {names}.")
+    out.mkdir(parents=True, exist_ok=True)
     stem = f"{experiment.name}_{size}"
     known, complete, earlier = reports.read_earlier(out / f"{stem}.json", experiment, all_jobs)
     failed: dict[str, str] = {}
@@ -76,10 +77,9 @@ def reproduce(
         try:
             failed = runner.run_jobs(todo, jobs, threads, lambda line: typer.echo(line, err=True))
         except KeyboardInterrupt:
-            typer.echo(
-                "Stopped; unfinished runs have checkpoints. Continue with the same command and --resume.", err=True
-            )
-            raise
+            raise StoppedError(
+                "Stopped; unfinished runs have checkpoints. Continue with the same command and --resume."
+            ) from None
     filled = figures.figures(experiment, all_jobs, failed, known)
     text = reports.markdown(experiment, size, filled, seeds)
     summary = reports.as_json(experiment, size, filled, all_jobs, seeds, earlier)

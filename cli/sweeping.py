@@ -24,6 +24,7 @@ def sweep_runs(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from anytime_lct.cli.screen import screen
+    from anytime_lct.errors import StoppedError
     from anytime_lct.training.events import Progress as Within
     from anytime_lct.training.memory import keep_freed_memory
     from anytime_lct.verbs import sweep
@@ -48,8 +49,7 @@ def sweep_runs(
         try:
             result = sweep(recipe, spaces, folder, trials=trials, objective=objective, report=report)
         except KeyboardInterrupt:
-            typer.echo(f"Stopped; the same command goes on with the sweep in {folder}.", err=True)
-            raise
+            raise StoppedError(f"Stopped; the same command goes on with the sweep in {folder}.") from None
     if as_json:
         print_json(written(result))
         return

@@ -165,6 +165,7 @@ def run(
 ) -> Any:
     """Train and show the progress; return the last epoch, or None where the run was complete."""
     from anytime_lct.cli.progress import progress
+    from anytime_lct.errors import StoppedError
     from anytime_lct.run_folder.paths import Changes
     from anytime_lct.training.memory import keep_freed_memory
     from anytime_lct.verbs.train import train as training
@@ -178,12 +179,11 @@ def run(
                 recipe, folder, resume=resume, changes=changes, workers=workers, replicas=replicas, report=report
             )
     except KeyboardInterrupt:
-        if _leads():
-            typer.echo(
-                f"Stopped; a checkpoint is written. Continue with: anytime-lct train --resume --run-dir {folder}",
-                err=True,
-            )
-        raise
+        if not _leads() or not any(folder.glob("checkpoints/*")):
+            raise
+        raise StoppedError(
+            f"Stopped; a checkpoint is written. Continue with: anytime-lct train --resume --run-dir {folder}"
+        ) from None
 
 
 def default_folder(recipe: Recipe) -> Path:

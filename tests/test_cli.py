@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -179,3 +180,23 @@ def test_compiled_training_runs(tmp_path):
     program = call_anew("train", *options.split(), tmp_path / "run")
     assert program.returncode == 0, program.stderr
     assert json.loads(program.stdout)["last_epoch"]["epoch"] == 1
+
+
+def test_an_interrupt_waits_until_an_import_is_over(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsum(range(1000))\nprint('imported')\n"
+    )
+    program = textwrap.dedent(f"""
+        import sys
+        from anytime_lct.cli import entry
+
+        sys.path.insert(0, {str(tmp_path)!r})
+        entry.let_imports_end()
+        try:
+            import slow
+            print("too far")
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["imported", "interrupted"]
