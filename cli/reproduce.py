@@ -61,7 +61,6 @@ def reproduce(
     if only and not any(_matches(job.name, only) for job in all_jobs):
         names = ", ".join(dict.fromkeys(job.run.name for job in all_jobs))
         raise RecipeError(f"Expected in --only a pattern of runs of {name}, got none that matches; they are {names}.")
-    out.mkdir(parents=True, exist_ok=True)
     stem = f"{experiment.name}_{size}"
     known, complete, earlier = reports.read_earlier(out / f"{stem}.json", experiment, all_jobs)
     failed: dict[str, str] = {}
@@ -83,9 +82,10 @@ def reproduce(
     filled = figures.figures(experiment, all_jobs, failed, known)
     text = reports.markdown(experiment, size, filled, seeds)
     summary = reports.as_json(experiment, size, filled, all_jobs, seeds, earlier)
+    paths = reports.write(out, stem, text, summary)  # which makes the folder
     picture = pictures.draw(experiment, filled, out / f"{stem}.png")
     page = pages.write(out / f"{stem}.html", experiment, size, filled, seeds, picture)
-    paths = [*reports.write(out, stem, text, summary), picture, page]
+    paths = [*paths, picture, page]
     if as_json:
         print_json(json.dumps(summary))
     else:
