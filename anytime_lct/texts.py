@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PADDING = "[PAD]"  # token 0 of a tokenizer that is made here
-MOST_TOKENS, VOCABULARY, LEARNT = 256, 30_000, 20_000  # of a text; of a tokenizer; texts that one is made from
+MOST_TOKENS, VOCABULARY = 256, 30_000  # of a text; of a tokenizer
+LEARNT, MEASURED, AT_ONCE = 20_000, 2_000, 1_000  # texts that give a tokenizer, or a length, or are encoded together
 
 # A UTF-32 mark begins with that of UTF-16, so it is looked for first.
 MARKS = {
@@ -93,7 +94,7 @@ def fit_tokenizer(content: str, texts: Sequence[str], length: int | None = None)
     if length is None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        some = tokenizer.encode_batch_fast(list(texts[:: -(-len(texts) // LEARNT)]))
+        some = tokenizer.encode_batch_fast(list(texts[:: -(-len(texts) // MEASURED)]))
         length = max(1, min(MOST_TOKENS, int(np.quantile([len(each.ids) for each in some], 0.95, method="higher"))))
     padding: dict[str, Any] = tokenizer.padding or {}
     names = [padding["pad_token"]] if padding else [PADDING, "<pad>", "<|endoftext|>"]
@@ -111,10 +112,11 @@ def vocabulary_size(tokenizer: str) -> int:
     return 1 + max(numbers, default=0)
 
 
-def as_tokens(texts: Iterable[str], tokenizer: str) -> NDArray[np.int64]:
+def as_tokens(texts: Sequence[str], tokenizer: str) -> NDArray[np.int64]:
     """Return texts as numbers of tokens (B, T) by a tokenizer, as its JSON; raises ValueError for what is none."""
-    encode = _parsed(tokenizer).encode
-    return np.array([encode(text).ids for text in texts], np.int64)
+    encode = _parsed(tokenizer).encode_batch_fast
+    batches = [list(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
+    return np.concatenate([np.array([each.ids for each in encode(batch)], np.int64) for batch in batches])
 
 
 @lru_cache(maxsize=8)
