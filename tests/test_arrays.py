@@ -12,10 +12,11 @@ import torch
 from serving_process import Server
 from torch import nn
 
+from anytime_lct.counting import count
 from anytime_lct.critics import kinds
 from anytime_lct.critics.residual import plan
 from anytime_lct.data import datasets
-from anytime_lct.errors import DataError, ExportError, InputError, ModelError
+from anytime_lct.errors import CriticError, DataError, ExportError, InputError, ModelError
 from anytime_lct.models import networks
 from anytime_lct.network import LCTNetwork
 from anytime_lct.recipes import reading
@@ -275,6 +276,24 @@ def test_a_signal_has_a_critic_of_convolutions_along_it():
             [m for m in sizes.build().modules() if isinstance(m, nn.Conv2d | nn.Linear)],
             [128, 128, 128, 64, 64, 64, 64, 64, 1], strict=True)
     )  # fmt: skip
+
+
+def test_a_volume_has_a_critic_of_3d_convolutions_within_its_budget():
+    x = torch.zeros(2, 8, 32, 16, 16)
+    assert kinds.layout(x) == "volume"
+    for budget in (1e5, 3e6, 3e7):
+        sizes = plan((8, 32, 16, 16), outputs=3, budget=budget)
+        assert sizes.multiply_adds == count(sizes.build().eval(), x[:1]).flops <= budget
+        assert sizes.build()(x).shape == (2, 3)
+    assert sizes.strides[:2] == (2, 2) and {type(part) for part in sizes.build().modules()} >= {nn.Conv3d}
+    with pytest.raises(CriticError, match="'slim' critic cannot read a volume"):
+        kinds.build("slim", x, 3)
+    network = LCTNetwork.cut(
+        nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU(),
+                      nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 3)),
+        torch.zeros(2, 1, 12, 12, 12), CutRecipe(places=("2",), shares=(0.9,)),
+    )  # fmt: skip
+    assert network.critics[0](torch.zeros(2, 8, 12, 12, 12)).shape == (2, 3)
 
 
 def test_a_loop_of_ones_own_takes_arrays_to_a_bundle(tmp_path):

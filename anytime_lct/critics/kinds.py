@@ -12,7 +12,8 @@
 
 Maps with channels last (B, H, W, C), as in Swin, are permuted to (B, C, H, W) first. Of tokens (B, T, C) a critic reads
 the mean and, where the network has one, the class token: slim and residual critics by layer norm and linear layers, the
-paper's by linear layers. A signal (B, C, T), of a network of 1-d convolutions, is a map of width 1.
+paper's by linear layers. A signal (B, C, T), of a network of 1-d convolutions, is a map of width 1. Volumes
+(B, C, D, H, W), of 3-d convolutions, have residual critics alone.
 
 The paper's critics work at the full resolution of the map, so that on 32x32 images the three critics of ResNet-50 take
 42% of the multiply-adds of the main network. The slim critic pools first: 0.9%. The residual critic is a short
@@ -34,8 +35,10 @@ from anytime_lct.exits.tasks import TASKS
 from anytime_lct.recipes.recipe import CriticKind, CriticRecipe
 from anytime_lct.task import TaskName
 
-Layout = Literal["map", "channels-last map", "signal", "tokens", "tokens with a class token", "vector", "sequence"]
-MAPS: tuple[Layout, ...] = ("map", "channels-last map", "signal")
+Layout = Literal[
+    "map", "channels-last map", "signal", "volume", "tokens", "tokens with a class token", "vector", "sequence"
+]
+MAPS: tuple[Layout, ...] = ("map", "channels-last map", "signal", "volume")
 PAPER_WIDTH = 128
 PAPER_IMAGENET_WIDTH = 64
 SLIM_MIN_WIDTH, SLIM_MAX_WIDTH = 32, 48
@@ -86,6 +89,8 @@ def layout(
     'channels-last map'
     """
     is_text = TASKS[task].is_text
+    if not is_text and hidden.dim() == 5:
+        return "volume"
     if not is_text and hidden.dim() == 4:
         first, second, third = hidden.shape[1:]
         decisive = square and (first == second) != (second == third)
@@ -101,8 +106,8 @@ def layout(
         return "sequence"
     raise CriticError(
         f"A critic for {task} cannot read a tensor of shape {tuple(hidden.shape)}; expected a map (B, C, H, W) or "
-        f"(B, H, W, C), a signal (B, C, T), tokens (B, T, C) or a vector (B, F), for a language model a sequence "
-        f"(B, T, F); cut elsewhere."
+        f"(B, H, W, C), a volume (B, C, D, H, W), a signal (B, C, T), tokens (B, T, C) or a vector (B, F), for a "
+        f"language model a sequence (B, T, F); cut elsewhere."
     )
 
 
@@ -134,12 +139,15 @@ def build(
         raise CriticError(f"Expected a critic depth of at least 1, got {depth}.")
     if kind == "residual" and read_as in MAPS:
         critic = _plan(hidden, outputs, depth, read_as, budget).build()
-        return critic if read_as == "map" else nn.Sequential(_as_map(read_as), *critic)
+        return critic if read_as in ("map", "volume") else nn.Sequential(_as_map(read_as), *critic)
+    if read_as == "volume":
+        raise CriticError(f"A '{kind}' critic cannot read a volume, of shape {tuple(hidden.shape)}; choose residual.")
     depth = depth or (SEQUENCE_LAYERS if kind == "residual" and read_as == "sequence" else 1)
     if read_as == "map":
-        return MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)
+        return MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)  # type: ignore[call-arg]
     if read_as in MAPS:
-        return nn.Sequential(_as_map(read_as), *MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth))
+        critic = MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)  # type: ignore[call-arg]
+        return nn.Sequential(_as_map(read_as), *critic)
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "
@@ -163,9 +171,11 @@ def _plan(hidden: Tensor, outputs: int, depth: int | None, read_as: Layout, budg
     return plan(_map_shape(hidden, read_as), outputs, depth, budget)
 
 
-def _map_shape(hidden: Tensor, read_as: Layout) -> tuple[int, int, int]:
-    """Return (C, H, W) of a map, whichever axes it has where; a signal is one of width 1."""
+def _map_shape(hidden: Tensor, read_as: Layout) -> tuple[int, ...]:
+    """Return (C, H, W) of a map, whichever axes it has where; a signal is one of width 1, a volume (C, D, H, W)."""
     first, second, *rest = hidden.shape[1:]
+    if read_as == "volume":
+        return tuple(hidden.shape[1:])
     if read_as == "signal":
         return first, second, 1
     return (first, second, rest[0]) if read_as == "map" else (rest[0], first, second)

@@ -7,7 +7,7 @@ The widths shrink together until the critic is within its budget; the last block
 Where the first block would be narrow, the critic has fewer blocks, or pools the map first. Where a budget leaves more
 than the widths can use, it gets more blocks. A critic so built is a short imitation of the groups behind it (as in
 Nokland and Eidnes 2019; Belilovsky et al. 2020). Signals are maps of width 1, whose kernels are 3x1, down to a height
-of 64, as many positions as 8x8 has.
+of 64, as many positions as 8x8 has, and volumes (C, D, H, W) have 3-d kernels, down to 4x4x4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import product
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-SIDE = 8  # of the last map
+SIDE, SIGNAL_SIDE, VOLUME_SIDE = 8, 64, 4  # of the last map: 64 positions
 BLOCKS, MOST_BLOCKS = 3, 6  # measured: benchmarks/results/levers.md
 SMALLEST_CAP, LARGEST_CAP = 32, 256  # of a block's width, where the budget allows it
 NARROW, STEP = 16, 8  # channels: pool first where the first block is narrower; widths are multiples of STEP
@@ -28,11 +28,10 @@ SCALES = 64
 
 @dataclass(frozen=True)
 class ResidualPlan:
-    """The sizes of a critic that reads maps (B, channels, height, width); without blocks it pools and is linear."""
+    """The sizes of a critic that reads maps (B, channels, *sides); without blocks it pools and is linear."""
 
     channels: int
-    height: int
-    width: int
+    sides: tuple[int, ...]
     outputs: int
     pool: int
     widths: tuple[int, ...]
@@ -41,53 +40,65 @@ class ResidualPlan:
     @property
     def is_signal(self) -> bool:
         """Whether the map is a signal, of width 1."""
-        return self.width == 1 < self.height
+        return len(self.sides) == 2 and self.sides[1] == 1 < self.sides[0]
 
     @property
     def side(self) -> int:
-        """The side that decides how often blocks stride: the shorter one; of a signal its height."""
-        return self.height if self.is_signal else min(self.height, self.width)
+        """The side that decides how often blocks stride: the shortest one; of a signal its height."""
+        return self.sides[0] if self.is_signal else min(self.sides)
 
     @property
     def last_side(self) -> int:
         """The largest side of the last map."""
-        return SIDE * SIDE if self.is_signal else SIDE
+        return SIGNAL_SIDE if self.is_signal else VOLUME_SIDE if len(self.sides) == 3 else SIDE
 
     @property
     def multiply_adds(self) -> int:
         """The multiply-adds per sample, as `counting` counts them."""
         total, channels = 0, self.channels
-        height, width = self.height // self.pool, max(1, self.width // self.pool)
-        taps = 3 if self.is_signal else 9
+        sides = [max(1, side // self.pool) for side in self.sides]
+        taps = 3 if self.is_signal else 3 ** len(sides)
         for inner, stride in zip(self.widths, self.strides, strict=True):
-            height, width = math.ceil(height / stride), math.ceil(width / stride)
+            sides = [math.ceil(side / stride) for side in sides]
             shortcut = channels * inner if _projects(channels, inner, stride) else 0
-            total += height * width * (taps * inner * (channels + inner) + shortcut)
+            total += math.prod(sides) * (taps * inner * (channels + inner) + shortcut)
             channels = inner
         return total + channels * self.outputs
 
     def build(self) -> nn.Sequential:
         """Make the critic."""
-        pool = (self.pool, 1) if self.is_signal else self.pool
-        layers: list[nn.Module] = [nn.AvgPool2d(pool)] if self.pool > 1 else []
+        is_volume = len(self.sides) == 3
+        layers: list[nn.Module] = []
+        if self.pool > 1 and is_volume:
+            layers.append(nn.AvgPool3d(self.pool))
+        elif self.pool > 1:
+            layers.append(nn.AvgPool2d((self.pool, 1) if self.is_signal else self.pool))
         channels = self.channels
         for inner, stride in zip(self.widths, self.strides, strict=True):
-            shortcut = None
-            if _projects(channels, inner, stride):
-                shortcut = nn.Sequential(nn.Conv2d(channels, inner, 1, stride, bias=False), nn.BatchNorm2d(inner))
-            block = BasicBlock(channels, inner, stride, shortcut)
-            if self.is_signal:
-                block.conv1 = nn.Conv2d(channels, inner, (3, 1), (stride, 1), (1, 0), bias=False)
-                block.conv2 = nn.Conv2d(inner, inner, (3, 1), padding=(1, 0), bias=False)
-            layers.append(block)
+            layers.append(self._block(channels, inner, stride))
             channels = inner
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.outputs))
+        average = nn.AdaptiveAvgPool3d(1) if is_volume else nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*layers, average, nn.Flatten(), nn.Linear(channels, self.outputs))
+
+    def _block(self, channels: int, inner: int, stride: int) -> BasicBlock:
+        is_volume = len(self.sides) == 3
+        convolution, norm = (nn.Conv3d, nn.BatchNorm3d) if is_volume else (nn.Conv2d, nn.BatchNorm2d)
+        shortcut = None
+        if _projects(channels, inner, stride):
+            shortcut = nn.Sequential(convolution(channels, inner, 1, stride, bias=False), norm(inner))
+        block = BasicBlock(channels, inner, stride, shortcut)
+        if self.is_signal:
+            block.conv1 = nn.Conv2d(channels, inner, (3, 1), (stride, 1), (1, 0), bias=False)
+            block.conv2 = nn.Conv2d(inner, inner, (3, 1), padding=(1, 0), bias=False)
+        if is_volume:
+            block.conv1 = nn.Conv3d(channels, inner, 3, stride, 1, bias=False)  # type: ignore[assignment]
+            block.conv2 = nn.Conv3d(inner, inner, 3, 1, 1, bias=False)  # type: ignore[assignment]
+            block.bn1, block.bn2 = nn.BatchNorm3d(inner), nn.BatchNorm3d(inner)
+        return block
 
 
-def plan(
-    shape: tuple[int, int, int], outputs: int, depth: int | None = None, budget: float | None = None
-) -> ResidualPlan:
-    """Size the critic of maps of a `shape` (C, H, W) to a `budget` of multiply-adds per sample.
+def plan(shape: tuple[int, ...], outputs: int, depth: int | None = None, budget: float | None = None) -> ResidualPlan:
+    """Size the critic of maps (C, H, W) or volumes (C, D, H, W) to a `budget` of multiply-adds per sample.
 
     It has `depth` blocks, by default 3 and up to 6 where the budget allows, and more where 8x8 needs more strides.
     Without a budget its widths are the largest. Where nothing else is cheap enough it averages the map and is linear.
@@ -95,8 +106,8 @@ def plan(
     >>> plan((16, 32, 32), outputs=10, budget=6e6).widths
     (24, 64)
     """
-    channels, height, width = shape
-    linear = ResidualPlan(channels, height, width, outputs, 1, (), ())
+    channels, *sides = shape
+    linear = ResidualPlan(channels, tuple(sides), outputs, 1, (), ())
     narrow = linear
     for pool, blocks in product((1, 2, 4, 8), (depth,) if depth else range(BLOCKS, 0, -1)):
         if pool > 1 and linear.side < pool * linear.last_side:
