@@ -90,13 +90,13 @@ def fit_tokenizer(content: str, texts: Sequence[str], length: int | None = None)
     By default as many as 95 of 100 texts have, and at most 256. Raises ValueError for what is no tokenizer, and
     ModuleNotFoundError without the library.
     """
-    tokenizer = _parsed(content)
+    tokenizer = _parse(content)
+    padding: dict[str, Any] = tokenizer.padding or {}
     if length is None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         some = tokenizer.encode_batch_fast(list(texts[:: -(-len(texts) // MEASURED)]))
         length = max(1, min(MOST_TOKENS, int(np.quantile([len(each.ids) for each in some], 0.95, method="higher"))))
-    padding: dict[str, Any] = tokenizer.padding or {}
     names = [padding["pad_token"]] if padding else [PADDING, "<pad>", "<|endoftext|>"]
     known = [name for name in names if tokenizer.token_to_id(name) is not None]
     tokenizer.enable_truncation(length)
@@ -121,6 +121,11 @@ def as_tokens(texts: Sequence[str], tokenizer: str) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def _parsed(content: str) -> Tokenizer:
+    """Return a tokenizer that nobody changes."""
+    return _parse(content)
+
+
+def _parse(content: str) -> Tokenizer:
     _library()
     from tokenizers import Tokenizer
 

@@ -62,7 +62,7 @@ def test_a_column_of_texts_becomes_tokens_of_one_length(reviews):
     assert (facts.classes, facts.inputs, len(facts.input_shape)) == (("down", "up"), "array", 1)
     assert facts.tokens == texts.vocabulary_size(facts.tokenizer) > 256
     assert data.notes[0] == "Samples are the column review, labels sentiment; left out: id, letters."
-    assert f"as {facts.input_shape[0]} of {facts.tokens} tokens" in data.notes[1]
+    assert f"to {facts.input_shape[0]} tokens, of {facts.tokens} different ones" in data.notes[1]
     assert load(reviews).facts == facts  # equal texts give an equal tokenizer
     x, _ = next(data.batches("test"))
     assert x.dtype == torch.int64 and bool((x == 0).any())  # shorter ones are filled up
@@ -105,6 +105,10 @@ def test_a_tokenizer_of_ones_own_counts(reviews, tmp_path):
     content = texts.make_tokenizer(["a film of its own"] * 4)
     (tmp_path / "mine.json").write_text(content)
     facts = load(reviews, tokenizer=str(tmp_path / "mine.json"), tokens=6).facts
+    padded = json.loads(content) | {"padding": json.loads(facts.tokenizer)["padding"] | {"pad_token": "Ġfilm"}}
+    assert '"pad_token":"Ġfilm"' in texts.fit_tokenizer(json.dumps(padded, ensure_ascii=False), ["a"]).replace(
+        ": ", ":"
+    )
     assert facts.tokens == texts.vocabulary_size(content) and facts.input_shape == (6,)
     tokens = texts.as_tokens(["film", "a film of its own, and of others"], facts.tokenizer)
     assert tokens.shape == (2, 6) and tokens[0, -1] == 0 != tokens[1, -1]

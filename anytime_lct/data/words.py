@@ -54,8 +54,9 @@ def tokenised(parts: Mapping[str, Sequence[Any]], recipe: DataRecipe) -> Tokenis
             f"Expected a tokenizer.json of the library tokenizers as data.tokenizer, got '{recipe.tokenizer}': {error}."
         ) from None
     count, length = texts.vocabulary_size(tokenizer), numbers["train"].shape[1]
-    source = "the tokenizer is made from the training texts" if recipe.tokenizer is None else recipe.tokenizer
-    notes.insert(0, f"Texts are read as {length} of {count:,} tokens, cut or filled up; {source}.")
+    made = "the tokenizer is made from the training texts"
+    source = made if recipe.tokenizer is None else f"the tokenizer is {Path(recipe.tokenizer).name}"
+    notes.insert(0, f"Texts are cut or filled up to {length} tokens, of {count:,} different ones; {source}.")
     return Tokenised(numbers, count, tokenizer, tuple(notes))
 
 
