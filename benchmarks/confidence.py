@@ -4,8 +4,8 @@ For every run (seeds of one recipe, trained and analyzed before) rules are searc
 that of exit 2, exit 3, .., and compared with the exit on the same test samples by McNemar's exact test; the picture has
 rules for more budgets. Nothing is written into the run folders.
 
-    anytime-lct train --recipe benchmarks/serving.toml --run-dir runs/serving && anytime-lct analyze runs/serving
-    python benchmarks/confidence.py runs/serving [RUN ..] [--data-root DIR]
+    anytime-lct reproduce exits --only 'exits-cifar10-jpeg-resnet14-lct-n3-*'
+    python benchmarks/confidence.py reproduced/runs/exits-cifar10-jpeg-resnet14-lct-n3-seed0 [RUN ..] [--data-root DIR]
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from anytime_lct.exits.budget import show_count
 from anytime_lct.exits.profile import Profile
 from anytime_lct.exits.thresholds import MEASURES
 from anytime_lct.run_folder import folder as run_folder
+from anytime_lct.run_folder.paths import Changes
 
 POINTS = 16
 
 
 def one_run(path: Path, data_root: str | None) -> dict[str, Any]:
     """Search rules for one trained network; return them with its exits."""
-    run = run_folder.open_run(path)
-    data = datasets.from_recipe(run.recipe, data_root)
+    run = run_folder.open_run(path, Changes(data_root=data_root))
+    data = datasets.from_recipe(run.recipe)
     profile = Profile.load(path)
     exits, temperatures = range(1, profile.num_groups + 1), [exit.temperature for exit in profile.exits]
     evaluator = measure.network_evaluator(run.network, data)

@@ -29,8 +29,12 @@ def test_the_tables_of_exits_worth_choosing_are_those_of_the_committed_result():
     figures = {(figure["row"], figure["column"]): figure for figure in result("exits_small")["figures"]}
     for page, data in (("README.md", ""), ("docs/exits.md", ", CIFAR-10 (JPEG)")):
         text = (HOUSE / page).read_text(encoding="utf-8")
-        rows = re.findall(rf"^\| ((?:LCT|joint losses).*?){re.escape(data)} \|", text, re.MULTILINE)
+        rows = re.findall(rf"^\| ((?:LCT|joint|alone|post-hoc).*?){re.escape(data)} \|", text, re.MULTILINE)
         assert len(rows) >= 3
+        for share in (40, 60):
+            rule = figures["LCT, confidence rules, ResNet-14, CIFAR-10 (JPEG)", f"Mean {share}%"]
+            words = f"{rule['mean']:.2f}% at a mean of {rule['detail'][0]['flops'] / 1e6:.1f}M"
+            assert words in " ".join(text.split())
         for row in rows:
             of_exits = [figures[f"{row}, CIFAR-10 (JPEG)", column] for column in ("Exit 1", "Exit 2", "Exit 3", "Main")]
             shown = [f"{figure['mean']:.2f} at {figure['detail'][0]['flops'] / 1e6:.1f}M" for figure in of_exits]
@@ -112,14 +116,15 @@ def test_the_tables_of_rules_and_of_int8_are_those_of_the_committed_results():
 def test_the_table_of_compression_is_that_of_the_committed_result():
     names, moments = [], (statistics.fmean, statistics.stdev)
     for row in result("compression")["rows"]:
-        kind, _, rest = row["run"].partition("-")
+        number = re.search(r"[\d.]+$", row["run"])
+        rest = number.group() if number else ""
         which = {
-            "lct": "main" if row["exit"] == 4 else f"exit {row['exit']}",
+            "LCT": "main" if row["exit"] == 4 else f"exit {row['exit']}",
             "alone": f"exit {rest}",
-            "width": f"{rest} wide",
-            "pruned": f"to {float(rest):.0%}" if kind == "pruned" else "",
+            "narrower": f"{rest} wide",
+            "pruned": f"to {float(rest or 0):.0%}",
         }
-        name = f"{row['way']}, {which[kind]}" if kind in which else row["way"]
+        name = f"{row['way']}, {which[row['way']]}" if row["way"] in which else row["way"]
         names.append(name)
         assert cells(f"{name} |") == [
             f"{statistics.fmean(row['flops']) / 1e6:.1f}M",

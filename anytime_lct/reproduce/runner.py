@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from anytime_lct.errors import CheckpointError, LCTError
 from anytime_lct.exits import thresholds
+from anytime_lct.models.files import without_folder
 from anytime_lct.recipes import reading
 from anytime_lct.recipes.recipe import Recipe
 from anytime_lct.reproduce.plan import Run
@@ -189,6 +190,8 @@ def comparable(recipe: Recipe) -> dict[str, dict[str, Any]]:
             has_steps = not table.endswith("_schedule") or keys["name"] == "step"
             ignored = {*IGNORED_KEYS.get(table, ()), *(() if has_steps else ("milestones", "gamma"))}
             tables[table] = {key: v for key, v in keys.items() if key not in ignored and v is not None}
+        if "name" in tables.get(table, {}):  # the run has a copy of the file of a network of the user's own
+            tables[table]["name"] = without_folder(tables[table]["name"])
     return tables
 
 
