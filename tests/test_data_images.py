@@ -200,7 +200,7 @@ def test_image_files_are_read_in_training_as_a_device_reads_them(tmp_path):
         picture.putalpha(Image.linear_gradient("L").resize(picture.size))
         picture.save(path, exif=exif)
     dataset = load("imagefolder", root=root, image_size=32)
-    rules = preprocessing(dataset.facts)
+    rules = preprocessing(dataset.facts, tmp_path)
     manifest = write_image_bundle(tmp_path / "bundle", channels=3).manifest.model_copy(update={"preprocessing": rules})
     evaluated = torch.cat([x for x, _ in dataset.batches("test")]).numpy()
     files = sorted((root / "val").rglob("*.png"))

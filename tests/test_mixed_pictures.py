@@ -126,7 +126,7 @@ def test_a_thousand_pictures_are_the_same_in_training_and_prediction_file_by_fil
     left_out = [truncated, *deep]
     assert data.notes[0] == f"Skipped files that cannot be read, 3: {', '.join(map(str, left_out))}."
     images = data.parts["train"][0]
-    rules = preprocessing(data.facts)
+    rules = preprocessing(data.facts, tmp_path)
     answering = manifest.model_copy(update={"preprocessing": rules})
     seen = iter(images.view(torch.arange(len(images.labels))).float())
     mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (data.facts.mean, data.facts.std))
