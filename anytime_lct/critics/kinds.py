@@ -143,11 +143,10 @@ def build(
     if read_as == "volume":
         raise CriticError(f"A '{kind}' critic cannot read a volume, of shape {tuple(hidden.shape)}; choose residual.")
     depth = depth or (SEQUENCE_LAYERS if kind == "residual" and read_as == "sequence" else 1)
-    if read_as == "map":
-        return MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)  # type: ignore[call-arg]
     if read_as in MAPS:
-        critic = MAP_CRITICS[kind](*_map_shape(hidden, read_as), outputs, depth)  # type: ignore[call-arg]
-        return nn.Sequential(_as_map(read_as), *critic)
+        channels, height, width = _map_shape(hidden, read_as)
+        critic = MAP_CRITICS[kind](channels, height, width, outputs, depth)
+        return critic if read_as == "map" else nn.Sequential(_as_map(read_as), *critic)
     if kind == "paper-imagenet":
         raise CriticError(
             f"A 'paper-imagenet' critic cannot read a tensor of shape {tuple(hidden.shape)} ({read_as}); choose slim, "

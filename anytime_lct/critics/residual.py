@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock
@@ -86,14 +87,13 @@ class ResidualPlan:
         shortcut = None
         if _projects(channels, inner, stride):
             shortcut = nn.Sequential(convolution(channels, inner, 1, stride, bias=False), norm(inner))
-        block = BasicBlock(channels, inner, stride, shortcut)
+        block: Any = BasicBlock(channels, inner, stride, shortcut, norm_layer=norm)
         if self.is_signal:
             block.conv1 = nn.Conv2d(channels, inner, (3, 1), (stride, 1), (1, 0), bias=False)
             block.conv2 = nn.Conv2d(inner, inner, (3, 1), padding=(1, 0), bias=False)
         if is_volume:
-            block.conv1 = nn.Conv3d(channels, inner, 3, stride, 1, bias=False)  # type: ignore[assignment]
-            block.conv2 = nn.Conv3d(inner, inner, 3, 1, 1, bias=False)  # type: ignore[assignment]
-            block.bn1, block.bn2 = nn.BatchNorm3d(inner), nn.BatchNorm3d(inner)
+            block.conv1 = nn.Conv3d(channels, inner, 3, stride, 1, bias=False)
+            block.conv2 = nn.Conv3d(inner, inner, 3, 1, 1, bias=False)
         return block
 
 
