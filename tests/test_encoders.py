@@ -46,6 +46,10 @@ class Body(nn.Module):
             self.blocks[0].eval()
         if self.way == "notes":
             self.is_learning = mode
+        if self.way == "merges":
+            self.blocks[0].inner.weight.data += 1.0 if mode else -1.0
+        if self.way == "replaces":
+            self.blocks[0].inner.weight = nn.Parameter(self.blocks[0].inner.weight.detach().clone())
         if self.way == "fails" and mode:
             raise RuntimeError("not now")
         return self
@@ -77,12 +81,15 @@ def test_an_object_with_logits_is_an_answer():
 
 
 @pytest.mark.parametrize(
-    ("way", "is_cut"), [("as torch", True), ("freezes", False), ("notes", False), ("fails", False)]
+    ("way", "is_cut"),
+    [("as torch", True), *((way, False) for way in ("freezes", "notes", "merges", "replaces", "fails"))],
 )
 def test_a_train_that_sets_modes_alone_is_followed(way, is_cut):
     model = LogitsOf(Encoder(TOKENS, 3, way))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
     assert ("model.body.blocks.1" in places_of(model)) == is_cut
     assert "is_learning" not in vars(model.model.body) and all(part.training for part in model.modules())
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_table_of_embeddings_is_no_part_of_the_body():

@@ -137,26 +137,36 @@ def _record(model: nn.Module, example: Tensor | None) -> Recording:
 
 
 def _sets_modes_alone(module: nn.Module) -> bool:
-    """Return whether a module's own train() sets the modes of all its parts, as torch's does, and nothing else."""
-    same = True
-    with Snapshot(module, values=False):
-        for mode in (True, False):
-            before = [{**vars(part), "training": mode} for part in module.modules()]
+    """Return whether a module's own train() sets the modes of all its parts, as torch's does, and nothing else.
+
+    One that freezes norms, or merges weights as adapters do, is no such train().
+    """
+    snapshot = Snapshot(module)
+    for mode in (True, False):
+        with snapshot:
+            before = [_fields(part) | {"training": mode} for part in module.modules()]
             try:
                 module.train(mode)
             except Exception:  # of the user's code
                 return False
-            after = [vars(part) for part in module.modules()]
-            same = same and len(before) == len(after) and all(map(_same_fields, before, after))
-    return same
+            if list(map(_fields, module.modules())) != before:
+                return False
+            values = (*module.parameters(), *module.buffers())
+            if not all(each.is_meta or torch.equal(each, snapshot.values[id(each)]) for each in values):
+                return False
+    return True
 
 
-def _same_fields(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Return whether a module holds the very same values, and in its dicts of weights and parts the same entries."""
-    return before.keys() == after.keys() and all(
-        value is after[key] or (type(value) in (bool, int, float, str) and value == after[key])
-        for key, value in before.items()
-    )
+def _fields(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module, to be compared: plain values, which others it has, and entries of dicts."""
+
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, bool | int | float | str) else id(value)
+
+    return {
+        key: [(name, shown(entry)) for name, entry in value.items()] if isinstance(value, dict) else shown(value)
+        for key, value in vars(module).items()
+    }
 
 
 def _deferred(steps: list[fx.Node], others: set[fx.Node]) -> tuple[fx.Node, ...]:
