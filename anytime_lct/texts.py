@@ -64,6 +64,19 @@ def decode(content: bytes, name: str, encoding: str | None, remedy: str) -> str:
     return text.removeprefix("\ufeff")
 
 
+def is_whole(text: str) -> bool:
+    """Return whether a text has no half of a character, as one read from other bytes than UTF-8 has.
+
+    >>> is_whole("caf\\udcff")
+    False
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def make_tokenizer(texts: Sequence[str]) -> str:
     """Return a tokenizer of the library `tokenizers`, as its JSON, made from texts: equal texts give equal ones.
 

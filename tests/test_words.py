@@ -164,6 +164,20 @@ def test_a_server_answers_texts_of_any_length(bundle):
             ask(7)
 
 
+def test_a_run_keeps_its_tokenizer(bundle):
+    run = open_run(bundle.parents[1] / "run")
+    assert run.recipe.data.tokenizer == str((run.path / "data" / "tokenizer.json").resolve())
+    assert datasets.from_recipe(run.recipe).facts == run.facts
+
+
+def test_half_a_character_is_no_text(bundle, tmp_path):
+    with pytest.raises(InputError, match="a text in UTF-8, got other bytes"):
+        from_text("caf\udcff", AnytimeSession(bundle).manifest.preprocessing)
+    (tmp_path / "mine.py").write_text("def make(): return {'train': [('caf' + chr(0xDCFF), 0), ('tea', 1)] * 9}\n")
+    with pytest.raises(DataError, match="a text in row 0 of the train part"):
+        datasets.load(DataRecipe(name=f"{tmp_path}/mine.py:make"))
+
+
 def test_another_tokenizer_is_refused_by_run_and_bundle(bundle, reviews, tmp_path):
     run = open_run(bundle.parents[1] / "run")
     other = load(reviews, tokens=run.facts.input_shape[0])

@@ -35,7 +35,7 @@ def tokenised(parts: Mapping[str, Sequence[Any]], recipe: DataRecipe) -> Tokenis
     """Turn the texts of every part into tokens; raises DataError, and ModuleNotFoundError without the library."""
     name, lines, notes = recipe.name, dict[str, list[str]](), list[str]()
     for part, values in parts.items():
-        odd = next((k for k, text in enumerate(values) if not isinstance(text, str | None)), None)
+        odd = next((k for k, text in enumerate(values) if not _is_text(text)), None)
         if odd is not None:
             raise DataError(
                 f"Expected a text in row {odd} of the {part} part of '{name}', got {values[odd]!r}; fix it."
@@ -69,6 +69,10 @@ def of_texts(given: Given, recipe: DataRecipe) -> Given:
     parts = {part: Pairs(x, labels[part].numpy()) for part, x in read.parts.items()}
     notes, tokens, tokenizer = given.notes + read.notes, read.tokens, read.tokenizer
     return replace(given, parts=dict(parts), tokens=tokens, notes=notes, tokenizer=tokenizer)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and texts.is_whole(value))
 
 
 def _read(path: str) -> str:

@@ -82,6 +82,8 @@ def create(path: Path, recipe: Recipe, facts: Facts) -> None:
             f"Expected a folder that can be written, got '{path}': {error.strerror or error}; choose another --run-dir."
         ) from None
     recipe = paths.store(recipe, path)
+    if facts.tokenizer:
+        recipe = paths.store_tokenizer(recipe, facts.tokenizer, facts.input_shape[0], path)
     for name, record in ((FACTS, dataclasses.asdict(facts)), (ENVIRONMENT, environment())):
         disk.write(path / name, json.dumps(record, indent=1) + "\n", CheckpointError, "choose another --run-dir")
     reading.write(recipe, path / RECIPE)  # last: a folder with a recipe is a run

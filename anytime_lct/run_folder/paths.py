@@ -5,6 +5,7 @@ and of the user's data set, with the modules beside them that they import, are c
 from are not, but their sums are stored.
 
 RUN/network/  data/  sources.json    the copies; where they were, and sha256 sums by path
+RUN/data/tokenizer.json              what makes tokens of texts
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from anytime_lct.models.imports import import_root, local_files
 from anytime_lct.recipes.defaults import BUILT_IN
 from anytime_lct.recipes.recipe import Recipe
 
-NETWORK, DATA, SOURCES, DEFAULT_ROOT, DEFAULT_WEIGHTS = "network", "data", "sources.json", ".data", "default"
+NETWORK, DATA, TOKENIZER, SOURCES, DEFAULT_ROOT, DEFAULT_WEIGHTS = (
+    "network",
+    "data",
+    "tokenizer.json",
+    "sources.json",
+    ".data",
+    "default",
+)
 
 
 class Sources(disk.Record):
@@ -107,6 +115,17 @@ def store(recipe: Recipe, run: Path) -> Recipe:
     if sums or data_sums:
         _write(run, Sources(data=recipe.data.name if data_sums else None, sums=sums | data_sums))
     return copy_network(recipe.model_copy(update={"data": data}), run)
+
+
+def store_tokenizer(recipe: Recipe, tokenizer: str, length: int, run: Path) -> Recipe:
+    """Write the tokenizer of a run's texts, as its JSON, into the run, and return the recipe that names it.
+
+    So the run makes the same tokens of its texts, `length` of each, wherever it came from. Raises CheckpointError.
+    """
+    (run / DATA).mkdir(exist_ok=True)
+    disk.write(run / DATA / TOKENIZER, tokenizer, CheckpointError)
+    update = {"tokenizer": f"{DATA}/{TOKENIZER}", "tokens": length}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
 
 
 def copy_network(recipe: Recipe, run: Path) -> Recipe:

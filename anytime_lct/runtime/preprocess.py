@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anytime_lct.errors import InputError
 from anytime_lct.exits.bundle import Manifest, Preprocessing
 from anytime_lct.pixels import fit, read_picture
-from anytime_lct.texts import as_tokens, decode
+from anytime_lct.texts import as_tokens, decode, is_whole
 
 PICTURE_CHANNELS = (1, 3)  # of image files: grey, RGB
 ARRAY = ".npy"
@@ -80,6 +80,8 @@ def from_text(text: str, rules: Preprocessing) -> NDArray[np.int64]:
             f"{'' if rules.kind == 'array' else 'image files or '}.npy arrays."
         )
     if rules.tokenizer is not None:
+        if not is_whole(text):
+            raise InputError("Expected a text in UTF-8, got other bytes; encode it as UTF-8.")
         return _as_ids(as_tokens([text], rules.tokenizer_json), rules.tokens or 0)
     if not text:
         raise InputError("Expected at least one character of text, got none; give some text to continue.")
